@@ -6,11 +6,26 @@ are the only place where defaults live; the files in ``conf/`` name just what di
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says which key and what to do."""
+
+
+def _within(default: Any, low: float, high: float = float("inf")) -> Any:
+    """A field whose value must lie in [low, high]; None stays allowed where the type says so."""
+    return field(default=default, metadata={"range": (low, high)})
 
 
 class Stage(Enum):
@@ -113,7 +128,8 @@ class ModelConfig:
     path: str = MISSING  # a folder, or an id on the Hugging Face hub
     revision: str | None = None
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
-    max_length: int = 2048  # longest prompt + response, in tokens
+    max_length: int = _within(2048, 8)  # longest prompt + response, in tokens
+    max_new_tokens: int | None = _within(None, 1)  # a cap on the task's
     attention: AttentionKernel = AttentionKernel.auto
     recipes: dict[str, Recipe] = field(default_factory=dict)  # tuning name -> table 3
 
@@ -127,7 +143,7 @@ class SourceConfig:
     subset: str | None = None  # its configuration name
     split: str = "train"
     revision: str | None = None
-    limit: int | None = None  # the first n rows, in file order
+    limit: int | None = _within(None, 1)  # the first n rows, in file order
     ids: str | None = None  # JSON file with a list of ids, or an object keyed by id: keep only these rows
     exclude_ids: str | None = None  # the same, to leave rows out
 
@@ -177,10 +193,10 @@ class TaskConfig:
     turns: Turns = Turns.last
     grader: str = MISSING  # number, math, exact, contains, choice, code, decision, judge, or python:module.function
     choices: list[str] = field(default_factory=list)
-    max_new_tokens: int = 512
-    samples: int = 1  # completions per evaluation prompt
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0
+    max_new_tokens: int = _within(512, 1)
+    samples: int = _within(1, 1)  # completions per evaluation prompt
+    temperature: float = _within(0.0, 0)  # 0: greedy
+    top_p: float = _within(1.0, 0, 1)
     pass_at: list[int] = field(default_factory=lambda: [1])
     domain_words: list[str] = field(default_factory=list)  # for scorer.tr.variant=released
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
@@ -213,10 +229,10 @@ class RIThreshold:
     """Low if score < Q1 - c (Q3 - Q1) over the response tokens of one example (eq. 5)."""
 
     rule: RIRule = RIRule.iqr
-    c: float = 1.0
-    q: float = 0.05  # rule=quantile: share of the dataset's response tokens to drop
-    cap: float | None = None  # drop at most this share of a response, lowest scores first
-    shift: float = 0.0  # move the threshold so that this much more (or less) of all response tokens is dropped
+    c: float = _within(1.0, 0)
+    q: float = _within(0.05, 0, 1)  # rule=quantile: share of the dataset's response tokens to drop
+    cap: float | None = _within(None, 0, 1)  # drop at most this share of a response, lowest scores first
+    shift: float = _within(0.0, -1, 1)  # move the threshold so that this much more (or less) of all response tokens is dropped
 
 
 @dataclass(frozen=True)
@@ -224,10 +240,10 @@ class KNThreshold:
     """Low if p > pcp (eq. 6: 1 - p < 0.05)."""
 
     rule: KNRule = KNRule.cutoff
-    pcp: float = 0.95
-    q: float = 0.15
-    cap: float | None = None
-    shift: float = 0.0
+    pcp: float = _within(0.95, 0, 1)
+    q: float = _within(0.15, 0, 1)
+    cap: float | None = _within(None, 0, 1)
+    shift: float = _within(0.0, -1, 1)
 
 
 @dataclass(frozen=True)
@@ -235,12 +251,12 @@ class TRThreshold:
     """Low if in the cluster with the `cluster`-th smallest mean of a Multi-Otsu split (eq. 7)."""
 
     rule: TRRule = TRRule.multi_otsu
-    classes: int = 5
-    cluster: int = 2  # 1: the smallest; 2: the second smallest, as in the paper
-    bins: int = 1024
-    q: float = 0.2
-    cap: float | None = None
-    shift: float = 0.0
+    classes: int = _within(5, 2, 10)
+    cluster: int = _within(2, 1, 10)  # 1: the smallest; 2: the second smallest, as in the paper
+    bins: int = _within(1024, 16)
+    q: float = _within(0.2, 0, 1)
+    cap: float | None = _within(None, 0, 1)
+    shift: float = _within(0.0, -1, 1)
 
 
 @dataclass(frozen=True)
@@ -253,7 +269,7 @@ class ThresholdConfig:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    r: int = 8
+    r: int = _within(8, 1)
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=list)  # empty: PEFT's default for the architecture
@@ -262,19 +278,19 @@ class LoraSettings:
 @dataclass(frozen=True)
 class TuningConfig:
     name: Tuning = MISSING
-    examples: int | None = None  # None: from the model's recipe (table 3)
-    epochs: int | None = None  # None: from the recipe
-    learning_rate: float | None = None  # None: from the recipe
-    batch_size: int | None = None  # examples per optimizer step; None: from the recipe
-    max_steps: int | None = None  # stop after so many optimizer steps
+    examples: int | None = _within(None, 1)  # None: from the model's recipe (table 3)
+    epochs: int | None = _within(None, 1)  # None: from the recipe
+    learning_rate: float | None = _within(None, 0)  # None: from the recipe
+    batch_size: int | None = _within(None, 1)  # examples per optimizer step; None: from the recipe
+    max_steps: int | None = _within(None, 1)  # stop after so many optimizer steps
     schedule: Schedule = Schedule.constant
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
+    warmup_ratio: float = _within(0.0, 0, 1)
+    weight_decay: float = _within(0.0, 0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = _within(1.0, 0)
     divisor: Divisor = Divisor.kept
     gradient_checkpointing: bool = False
-    validation_fraction: float = 0.0  # split off the training rows, never the evaluation set
+    validation_fraction: float = _within(0.0, 0, 0.5)  # split off the training rows, never the evaluation set
     checkpoint: CheckpointChoice = CheckpointChoice.last
     lora: LoraSettings = field(default_factory=LoraSettings)
 
@@ -283,15 +299,14 @@ class TuningConfig:
 class TrainerConfig:
     name: str = MISSING
     accelerator: str = "cpu"
-    devices: int = 1
-    num_nodes: int = 1
+    devices: int = _within(1, 1)
     strategy: str = "auto"
     precision: str = "auto"  # auto: bf16-mixed where the device has it, else 32-true
-    tokens_per_microbatch: int = 8192  # packing budget of one forward and backward pass
-    tokens_per_score_batch: int = 16384
-    tokens_per_eval_batch: int = 32768
-    checkpoint_every: int = 200  # optimizer steps between checkpoints that a killed run resumes from
-    shard_examples: int = 512  # rows per score shard, the unit of resuming a scoring pass
+    tokens_per_microbatch: int = _within(8192, 1)  # packing budget of one forward and backward pass
+    tokens_per_score_batch: int = _within(16384, 1)
+    tokens_per_eval_batch: int = _within(32768, 1)
+    checkpoint_every: int = _within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
+    shard_examples: int = _within(512, 1)  # rows per score shard, the unit of resuming a scoring pass
     compile: bool = False
 
 
@@ -302,7 +317,7 @@ class LoggerConfig:
     entity: str | None = None
     mode: str | None = None  # wandb: online, offline or disabled; None: online if a key is configured, else offline
     tags: list[str] = field(default_factory=list)
-    every: int = 1  # optimizer steps between logged training values
+    every: int = _within(1, 1)  # optimizer steps between logged training values
 
 
 @dataclass(frozen=True)
@@ -314,7 +329,7 @@ class EvaluateConfig:
 @dataclass(frozen=True)
 class PreviewConfig:
     format: str = "html"  # html or text
-    examples: int = 2000
+    examples: int = _within(2000, 1)
 
 
 @dataclass(frozen=True)
@@ -335,3 +350,198 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     experiment: str | None = None  # set by the files in experiments/
+
+
+# --- composing, checking, resolving ----------------------------------------------------------------------------------
+
+
+def _schema(cls: type) -> DictConfig:
+    """A structured node that Hydra may still merge into (OmegaConf makes frozen dataclasses read-only)."""
+    node = OmegaConf.structured(cls)
+
+    def thaw(part: Any) -> None:
+        if isinstance(part, DictConfig):
+            OmegaConf.set_readonly(part, False)
+            for key in part:
+                if not OmegaConf.is_missing(part, key):
+                    thaw(part._get_node(key))
+
+    thaw(node)
+    return node
+
+
+def register() -> None:
+    """Put the schema into Hydra's store, one node per group; conf/*/*.yaml start from these."""
+    from hydra.core.config_store import ConfigStore
+
+    from xtf.methods import METHODS
+
+    store = ConfigStore.instance()
+    store.store(name="run", group="schema", node=_schema(Config))
+    groups = {
+        "model": ModelConfig, "task": TaskConfig, "scorer": ScorerConfig, "threshold": ThresholdConfig,
+        "tuning": TuningConfig, "trainer": TrainerConfig, "logger": LoggerConfig,
+    }  # fmt: skip
+    for group, cls in groups.items():
+        store.store(name=group, group="schema", node=_schema(cls))
+    for name, method in METHODS.items():
+        store.store(name=name, group="schema/method", node=_schema(method))
+
+
+def to_config(node: DictConfig) -> Config:
+    """The composed node as typed, frozen dataclasses. Raises ConfigError on a missing or ill-typed value."""
+    missing = sorted(OmegaConf.missing_keys(node))
+    if missing:
+        raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line as {missing[0]}=...")
+    config = OmegaConf.to_object(node)
+    assert isinstance(config, Config), type(config)
+    return config
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and enums as plain containers, for YAML, JSON and hashing."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a plain configuration; lists count as leaves."""
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            yield from leaves(part, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """A short, stable hash of anything that `plain` can express."""
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
+    """', did you mean X?' or the empty string."""
+    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _check_ranges(part: Any, prefix: str) -> None:
+    for item in dataclasses.fields(part):
+        value, key = getattr(part, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{key}.")
+        elif "range" in item.metadata and value is not None:
+            low, high = item.metadata["range"]
+            if not low <= value <= high:  # also refuses NaN
+                bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+                raise ConfigError(f"{key}={value} is out of range: it must be {bounds}")
+
+
+def resolve(config: Config) -> Config:
+    """Fill in what depends on several groups: table 3's hyper-parameters, and which rows the task reads.
+
+    Checks ranges and combinations on the way; raises ConfigError naming the key and the remedy.
+    """
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{item.name}.")
+    model, task, tuning = config.model, config.task, config.tuning
+
+    recipe = model.recipes.get(tuning.name.value)
+    wanted = ("epochs", "learning_rate", "batch_size")
+    if recipe is None and any(getattr(tuning, key) is None for key in wanted):
+        have = ", ".join(sorted(model.recipes)) or "none"
+        raise ConfigError(
+            f"model {model.name} has no recipe for tuning={tuning.name.value} (it has: {have}); "
+            "give tuning.epochs, tuning.learning_rate and tuning.batch_size"
+        )
+    if recipe is not None:
+        rate = recipe.learning_rate_by_task.get(task.name, recipe.learning_rate)
+        filled = {"examples": recipe.examples, "epochs": recipe.epochs, "learning_rate": rate,
+                  "batch_size": recipe.batch_size}  # fmt: skip
+        tuning = dataclasses.replace(
+            tuning, **{key: value for key, value in filled.items() if getattr(tuning, key) is None}
+        )
+    if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
+        raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
+
+    train = _source(task, "train", model)
+    if train.limit is None and tuning.examples is not None:
+        train = dataclasses.replace(train, limit=tuning.examples)
+    max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
+    task = dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
+
+    if task.samples > 1 and task.temperature == 0:
+        raise ConfigError(
+            f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
+            "set task.temperature, e.g. 0.8, or task.samples=1"
+        )
+    if max(task.pass_at, default=1) > task.samples:
+        raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
+    if config.threshold.tr.cluster > config.threshold.tr.classes:
+        raise ConfigError(
+            f"threshold.tr.cluster={config.threshold.tr.cluster} is more than threshold.tr.classes="
+            f"{config.threshold.tr.classes}"
+        )
+    if config.trainer.strategy == "auto" and config.trainer.devices > 1:
+        raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
+    return dataclasses.replace(config, task=task, tuning=tuning)
+
+
+def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
+    """The rows for `which` ("train" or "eval"): a given path, else the tiny model's bundled sample, else the hub."""
+    source: SourceConfig = getattr(task, which)
+    if source.path is not None:
+        if not Path(source.path).exists():
+            raise ConfigError(f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})")
+        return source
+    if model.bundled_data:
+        if task.bundled is None:
+            raise ConfigError(
+                f"there is no bundled sample for task={task.name}, so model={model.name} needs task.{which}.path"
+            )
+        from xtf.tiny import DATA_DIR
+
+        return dataclasses.replace(source, path=str(DATA_DIR / f"{task.bundled}_{which}.jsonl"))
+    if source.hub is None:
+        raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
+    return source
+
+
+# Keys that change neither what is learnt nor what is measured, so they do not name a run folder.
+_NEUTRAL = (
+    "stage", "seed", "output_dir", "experiment", "logger.", "preview.", "evaluate.", "scorer.compute",
+    "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.tokens_per_",
+    "trainer.checkpoint_every", "trainer.shard_examples", "task.grader", "task.judge.", "task.sandbox.",
+)  # fmt: skip
+
+
+def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:
+    """The result-determining keys in which `node` differs from `default`, the same choices with nothing overridden."""
+
+    def flat(part: DictConfig) -> dict[str, Any]:
+        return dict(leaves(OmegaConf.to_container(part, resolve=True, enum_to_str=True)))
+
+    base = flat(default)
+    return {
+        key: value
+        for key, value in flat(node).items()
+        if not key.startswith(_NEUTRAL) and (key not in base or base[key] != value)
+    }
+
+
+def run_folder(config: Config, changed: Mapping[str, Any]) -> Path:
+    """runs/<task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<hash of other overrides>]/seed<k>, relative."""
+    last = f"{config.scorer.name}-{config.threshold.name}"
+    if changed:
+        last += f"-{digest(changed, 8)}"
+    parts = ("runs", config.task.name, config.model.name, config.tuning.name.value, config.method.name, last)
+    return Path(*parts, f"seed{config.seed}")

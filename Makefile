@@ -1,0 +1,38 @@
+# Each target does all of its own set-up: a fresh clone needs Python 3.11 and make, nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: quickstart test lint tiny clean
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/.base  ## install, then the whole pipeline on the tiny model and the bundled math data
+	$(BIN)/python run.py
+
+test: $(VENV)/.test lint  ## install with the test extra, lint, types, then the whole suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base model again
+	$(BIN)/python -m xtf.tiny.generate
+	$(BIN)/python -m xtf.tiny.pretrain
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q torch -c constraints.txt
+	$(BIN)/python -m pip install -q -e . -c constraints.txt
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e '.[test,judge]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs

@@ -1,0 +1,208 @@
+"""The command line: help, checks before anything heavy is imported, and one Hydra job per composed configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "experiments")
+
+USAGE = """\
+XTF finds which label tokens of a fine-tuning set teach a language model, trains without the rest,
+and shows whether that helped.
+
+usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+  python run.py                                       tiny bundled model, bundled math data: the whole pipeline
+  python run.py model=qwen task=math                  a model of the paper on GSM8K from the hub
+  python run.py task.train.path=my.jsonl              own rows
+  python run.py -m scorer=none,ri,kn,tr,xtf seed=0,1  a sweep: one run for each combination
+  python run.py -m experiments=table2                 a table of the paper
+  python run.py stage=score                           one stage; earlier artifacts are reused
+"""
+
+
+def choices(root: Path, group: str) -> dict[str, Path]:
+    folder = root / group if group == "experiments" else root / "conf" / group
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def help_text(root: Path) -> str:
+    """Usage, groups with their choices and defaults, experiments, keys. Reads file names; imports nothing heavy."""
+    defaults = {}
+    for line in (root / "conf" / "config.yaml").read_text(encoding="utf-8").splitlines():
+        group, _, choice = line.strip(" -").partition(": ")
+        if group in GROUPS:
+            defaults[group] = choice
+    out = [USAGE, "groups (the default is marked *):"]
+    for group in GROUPS[:-1]:
+        names = (f"*{name}" if name == defaults.get(group) else name for name in choices(root, group))
+        out.append(f"  {group:10} {', '.join(names)}")
+    out.append("\nexperiments (always with -m):")
+    for name, path in choices(root, "experiments").items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header = next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
+        out.append(f"  {name:16} {header}")
+    out.append(
+        "\nother keys: stage=all|score|mask|train|evaluate|report|preview, seed=N, output_dir=FOLDER, and every key of\n"
+        "a group's file. xtf/config.py lists all of them with types, defaults and meaning;\n"
+        "python run.py --cfg job prints the composed configuration without running it."
+    )
+    return "\n".join(out)
+
+
+def known_keys() -> set[str]:
+    """Every dotted key that the schema knows, inner nodes included."""
+    import dataclasses
+    import typing
+
+    from xtf.config import Config
+    from xtf.methods import METHODS
+
+    found: set[str] = set()
+
+    def visit(cls: Any, prefix: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            key = f"{prefix}{item.name}"
+            found.add(key)
+            if dataclasses.is_dataclass(hints[item.name]):
+                visit(hints[item.name], f"{key}.")
+
+    visit(Config, "")
+    for method in METHODS.values():
+        visit(method, "method.")
+    return found
+
+
+def check_overrides(root: Path, arguments: list[str], sweep: bool) -> None:
+    """Refuse an unknown group, choice or key, naming the nearest valid one, and a sweep without -m."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from xtf.config import ConfigError, nearest
+
+    keys = known_keys()
+    for override in OverridesParser.create().parse_overrides(arguments):
+        key, text = override.key_or_group, override.input_line
+        if override.is_sweep_override() and not sweep:
+            raise ConfigError(f"{text} names several runs: put -m before it (python run.py -m {text})")
+        if key.split(".")[0].split("/")[0] == "hydra":
+            continue
+        if key in GROUPS:
+            valid = choices(root, key)
+            for value in _values(override):
+                if value not in valid and not (key == "experiments" and value == "None"):
+                    raise ConfigError(
+                        f"{key}={value}: there is no such choice{nearest(value, list(valid))} "
+                        f"(choices: {', '.join(valid)})"
+                    )
+        elif not any(key == known or (known in _OPEN and key.startswith(f"{known}.")) for known in keys):
+            raise ConfigError(f"{text}: there is no key {key!r}{nearest(key, sorted(keys) + list(GROUPS))}")
+
+
+_OPEN = {"model.recipes"}  # keys whose children are free names
+
+
+def _values(override: Any) -> Iterator[str]:
+    if override.is_sweep_override():
+        yield from (str(value) for value in override.sweep_iterator())
+    else:
+        yield str(override.value())
+
+
+def shared_attributes(root: Path, arguments: list[str]) -> list[str]:
+    """An extra override that makes the jobs of a sweep over scorers share one scoring pass; [] when there is none."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(arguments)}
+    scorer = parsed.get("scorer")
+    if scorer is None or not scorer.is_sweep_override() or "scorer.compute" in parsed:
+        return []
+    files = choices(root, "scorer")
+    union = {a for name in _values(scorer) for a in OmegaConf.load(files[name]).get("attributes", [])}
+    return [f"scorer.compute=[{','.join(sorted(union))}]"] if union else []
+
+
+def main(root: Path, argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(flag in arguments for flag in ("-h", "--help")):
+        print(help_text(root))
+        return 0
+
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from xtf.config import ConfigError, register
+
+    failed: list[str] = []
+
+    @hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")
+    def job(node: Any) -> None:
+        _run_job(node, failed)
+
+    try:
+        register()
+        sweep = any(flag in arguments for flag in ("-m", "--multirun"))
+        plain = [a for a in arguments if not a.startswith("-") and "=" in a]
+        check_overrides(root, plain, sweep)
+        if sweep:
+            arguments += shared_attributes(root, plain)
+        sys.argv = [str(root / "run.py"), *arguments]
+        job()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}\n(python run.py --help lists groups and keys)", file=sys.stderr)
+        return 2
+    except JobError:
+        pass
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"\n{len(failed)} of the runs failed:" if len(failed) > 1 else "", file=sys.stderr)
+        for line in failed:
+            print(f"error: {line}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class JobError(Exception):
+    """A job failed for a reason that its message states in full; the sweep goes on."""
+
+
+def _run_job(node: Any, failed: list[str]) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from xtf.config import ConfigError, overrides, resolve, run_folder, to_config
+
+    hydra_node = HydraConfig.get()
+    if hydra_node.mode == RunMode.RUN and hydra_node.sweeper.get("params"):
+        name = hydra_node.runtime.choices["experiments"]
+        raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")
+    changed = overrides(node, _default(hydra_node.runtime.choices))
+    name = str(run_folder(to_config(node), changed)).removeprefix("runs/")
+    try:
+        config = resolve(to_config(node))
+        from xtf.pipeline import run
+
+        run(config, changed)
+    except (ValueError, OSError) as error:
+        # What users can mend: a wrong value, a missing or broken file. Anything else is ours, and shows its traceback.
+        failed.append(f"{name}: {error}" if hydra_node.mode == RunMode.MULTIRUN else str(error))
+        raise JobError(str(error)) from error
+
+
+def _default(chosen: Any) -> Any:
+    """The configuration of the same choices with nothing overridden, against which a run's overrides are named."""
+    import hydra
+
+    groups = [g for g in GROUPS if g != "experiments" and chosen.get(g)]
+    return hydra.compose("config", overrides=[f"{group}={chosen[group]}" for group in groups])
