@@ -1,0 +1,121 @@
+"""Small finished runs written by hand, for the tests of reports and explorers: what a run leaves, with made-up scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORDS = ["Let", " me", " think", ":", " two", " plus", " four", " is", " six", ".", "\n", "So", " the", " answer"]
+LISTS = {"ri": pa.float32(), "kn": pa.float32(), "tr": pa.float32(), "logp": pa.float32()}
+
+
+def scored_table(examples: int, seed: int = 0, tokens: int = 40, vocabulary: int = len(WORDS)) -> pa.Table:
+    """A scored table with skewed scores: most p near 1, TR in five clumps by token id, RI near normal in log space."""
+    generator = np.random.default_rng(seed)
+    clump = generator.integers(5, size=vocabulary) / 4 * 0.8 + generator.random(vocabulary) * 0.1
+    rows: dict[str, list[Any]] = {name: [] for name in ("example_id", "input_ids", "prompt_length", *LISTS)}
+    for number in range(examples):
+        length = int(generator.integers(1, 2 * tokens))
+        prompt = int(generator.integers(1, 12))
+        ids = generator.integers(vocabulary, size=prompt + length)
+        logp = np.log(generator.beta(2, 0.4, size=length)).astype(np.float32)
+        rows["example_id"].append(f"row-{number}")
+        rows["input_ids"].append(ids.tolist())
+        rows["prompt_length"].append(prompt)
+        rows["ri"].append(generator.normal(-5, 0.7, size=length).astype(np.float32))
+        rows["kn"].append((-np.expm1(logp.astype(np.float64))).astype(np.float32))
+        rows["tr"].append(clump[ids[prompt:]].astype(np.float32))
+        rows["logp"].append(logp)
+    types = {"example_id": pa.string(), "input_ids": pa.list_(pa.int32()), "prompt_length": pa.int32()}
+    types |= {name: pa.list_(kind) for name, kind in LISTS.items()}
+    return pa.table({name: pa.array(values, types[name]) for name, values in rows.items()})
+
+
+def generations(correct: list[bool | None], completion: str = "the answer is {}") -> list[dict[str, Any]]:
+    return [
+        {
+            "example_id": f"item-{number}",
+            "sample": 0,
+            "prompt": f"What is {number} + 1?",
+            "completion": completion.format(number + (1 if right else 5)),
+            "extracted": str(number + (1 if right else 5)),
+            "reference": str(number + 1),
+            "correct": right,
+            "reason": "equal numbers" if right else "other number",
+        }
+        for number, right in enumerate(correct)
+    ]
+
+
+def metric(correct: list[bool | None]) -> dict[str, Any]:
+    from xtf.tasks.base import wilson
+
+    graded = [right for right in correct if right is not None]
+    return vars(wilson(sum(graded), len(graded)))
+
+
+def write_run(
+    root: Path,
+    masked: pa.Table,
+    stats: dict[str, Any],
+    *,
+    correct: list[bool | None],
+    base: list[bool | None] | None,
+    **identity: Any,
+) -> Path:
+    """Writes a run's folder under `root`/runs and, with `base`, the base model's completions; returns the folder."""
+    who = {
+        "task": "math",
+        "model": "tiny",
+        "tuning": "full",
+        "method": "xtf",
+        "scorer": "xtf",
+        "threshold": "paper",
+        "seed": 0,
+        "overrides": {},
+        "experiment": None,
+    } | identity
+    folder = root.joinpath(
+        "runs",
+        *(who[key] for key in ("task", "model", "tuning", "method")),
+        f"{who['scorer']}-{who['threshold']}",
+        f"seed{who['seed']}",
+    )
+    folder.mkdir(parents=True)
+    pq.write_table(masked, folder / "mask.parquet")
+    _write_lines(folder / "generations.jsonl", generations(correct))
+    artifacts = {"run": str(folder), "metrics": str(folder / "metrics.json")}
+    if base is not None:
+        artifacts["base_generations"] = str(root / "base" / "generations.jsonl")
+        (root / "base").mkdir(exist_ok=True)
+        _write_lines(root / "base" / "generations.jsonl", generations(base))
+    log = "step,loss,kept_tokens\n" + "".join(f"{step},{2 / (step + 1):.4f},{100 + step}\n" for step in range(30))
+    (folder / "train_log.csv").write_text(log)
+    (folder / "config.yaml").write_text("stage: all\nseed: 0\n")
+    record = who | {
+        "schema": 1,
+        "metrics": {"accuracy": metric(correct)},
+        "base_metrics": None if base is None else {"accuracy": metric(base)},
+        "mask": stats,
+        "training": {"steps": 30, "epochs": 3, "learning_rate": 1e-3, "final_loss": 0.0667},
+        "timing": {"score": 1.25, "mask": 0.1, "train": 130.0, "evaluate_base": 3.0, "evaluate": 3.5},
+        "versions": {"python": "3.11.2", "torch": "2.13.0"},
+        "git_commit": None,
+        "data": {
+            name: {"source": f"bundled {name}", "sha256": "ab" * 32, "rows": 10} for name in ("train", "eval")
+        },
+        "encoding": {"rows": masked.num_rows},
+        "artifacts": artifacts,
+        "device": "cpu",
+    }
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
+def _write_lines(path: Path, items: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))

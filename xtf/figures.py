@@ -1,0 +1,130 @@
+"""The report's figures, drawn with matplotlib and written as PNG and SVG.
+
+One hue per attribute, here and in the explorer, from the palette of Okabe and Ito, which readers with any of the
+common kinds of colour blindness can tell apart. Each figure is a function of plain arrays, so that it can be drawn
+from a run's files without loading a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = {"ri": "#0072B2", "kn": "#D55E00", "tr": "#009E73", "other": "#7A7A7A"}
+NAMES = {"ri": "reasoning importance (RI)", "kn": "knowledge novelty (KN)", "tr": "task relevance (TR)"}
+SCORES = {"ri": "attention received, log", "kn": "1 - p", "tr": "nearness to the task's centre"}
+KEPT = "#BDBDBD"
+HISTOGRAM_BINS = 60
+
+
+def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
+    """Writes `name`.png and `name`.svg; the same figure gives the same bytes."""
+    FigureCanvasAgg(figure)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("png", "svg")}
+    with matplotlib.rc_context({"svg.hashsalt": "xtf"}):
+        figure.savefig(paths["png"], dpi=150)
+        figure.savefig(paths["svg"], metadata={"Date": None})
+    return paths
+
+
+def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
+    """Dots with 95 % intervals; a row is (label, value, low, high) as shares, drawn from the top."""
+    figure, axes = _panels(1, height=0.9 + 0.45 * len(rows))
+    (axis,) = axes
+    for place, (_, value, low, high) in enumerate(reversed(rows)):
+        axis.errorbar(
+            100 * value, place, xerr=[[100 * (value - low)], [100 * (high - value)]], fmt="o", color="black", capsize=4
+        )
+    axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xlabel("% of items, with the 95 % interval")
+    return figure
+
+
+def distributions(
+    scores: Mapping[str, np.ndarray], dropped: Mapping[str, np.ndarray], cuts: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Each attribute's scores, kept and dropped by it (figure 3 of the paper), with its thresholds as lines.
+
+    `scores[a]` and `dropped[a]` hold one value per response token; `cuts[a]` has a line for each threshold that holds
+    for all examples (none for RI, whose threshold is each example's own).
+    """
+    figure, axes = _panels(len(scores))
+    for axis, (attribute, values) in zip(axes, scores.items(), strict=True):
+        drop = dropped[attribute]
+        edges = np.histogram_bin_edges(values, HISTOGRAM_BINS)
+        axis.hist(
+            [values[~drop], values[drop]],
+            bins=list(edges),
+            stacked=True,
+            color=[KEPT, COLOURS[attribute]],
+            label=["kept by this attribute", f"dropped: {100 * drop.mean():.2f} %"],
+        )
+        for cut in cuts[attribute]:
+            axis.axvline(cut, color="black", linestyle="--", linewidth=1)
+        axis.set_yscale("log")
+        axis.set_xlabel(f"{attribute.upper()}: {SCORES[attribute]}")
+        axis.legend(frameon=False, fontsize=7.5, loc="best")
+    axes[0].set_ylabel("response tokens")
+    return figure
+
+
+def overlap(shares: Mapping[tuple[str, ...], float]) -> Figure:
+    """Exclusive shares of response tokens by the set of attributes that dropped them, as an UpSet plot."""
+    attributes = sorted({name for group in shares for name in group}, key=list(NAMES).index)
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    bars, dots = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    for place, (group, share) in enumerate(shares.items()):
+        colour = COLOURS[group[0]] if len(group) == 1 else "#444444"
+        bars.bar(place, 100 * share, color=colour, width=0.6)
+        bars.annotate(f"{100 * share:.2f}", (place, 100 * share), ha="center", va="bottom", fontsize=8)
+        for row, attribute in enumerate(attributes):
+            inside = attribute in group
+            dots.plot(place, -row, "o", markersize=9, color=COLOURS[attribute] if inside else "#E0E0E0")
+    bars.set_ylabel("% of response tokens")
+    bars.margins(y=0.15)
+    dots.set_yticks([-row for row in range(len(attributes))], [name.upper() for name in attributes])
+    dots.set_xticks([])
+    dots.margins(y=0.4)
+    for axis in (bars, dots):
+        axis.spines[["top", "right"]].set_visible(False)
+    dots.spines[["bottom", "left"]].set_visible(False)
+    return figure
+
+
+def sensitivity(curves: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]]) -> Figure:
+    """Share of response tokens that an attribute drops against its threshold (figure 6 of the paper).
+
+    `curves[a]` is (setting's name, its values, shares, the value in use).
+    """
+    figure, axes = _panels(len(curves))
+    for axis, (attribute, (setting, values, shares, chosen)) in zip(axes, curves.items(), strict=True):
+        axis.plot(values, 100 * shares, color=COLOURS[attribute])
+        axis.axvline(chosen, color="black", linestyle="--", linewidth=1, label=f"in use: {chosen:g}")
+        axis.set_xlabel(setting)
+        axis.legend(frameon=False, fontsize=7.5)
+    axes[0].set_ylabel("% of response tokens dropped")
+    return figure
+
+
+def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
+    figure, (axis,) = _panels(1)
+    axis.plot(steps, losses, color="black", linewidth=1)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel("loss per kept token (nats)")
+    return figure
+
+
+def _panels(count: int, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(max(6.4, 3.4 * count), height), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(1, count)))
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,159 @@
+"""Finished runs read back from their files, and what can be said about the difference between two of them.
+
+A figure over several seeds has two sources of chance: which items the evaluation set happens to hold, and the seed of
+the training run. Intervals here are 95 % percentile bootstraps over both: seeds are drawn with replacement, and
+independently of them items, which all seeds share. A difference is taken item by item and seed by seed first, so what
+two runs have in common (hard items, lucky seeds) cancels. With one seed only the items are resampled, and whoever
+prints the interval has to say so; with few seeds, the spread between them is estimated roughly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xtf.artifacts import read_json
+
+RESAMPLES = 4000
+CHUNK = 250  # resamples drawn at once: bounds memory at CHUNK x items
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its folder and the content of its metrics.json."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seed"])
+
+    @property
+    def headline(self) -> str:
+        """The metric that answers "how good is it?": accuracy, else pass@1, else the first one recorded."""
+        names = list(self.record["metrics"])
+        return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
+
+    def artifact(self, name: str) -> Path:
+        """The path of an artifact that the record names, as is or relative to the run's folder."""
+        return self.folder / self.record["artifacts"][name]
+
+    def verdicts(self, metric: str) -> dict[str, float | None]:
+        return item_values(read_lines(self.folder / "generations.jsonl"), metric)
+
+    def base_generations(self) -> list[dict[str, Any]] | None:
+        """Completions of the untouched base model; None if the run did not grade it."""
+        if "base_generations" not in self.record["artifacts"]:
+            return None
+        return read_lines(self.artifact("base_generations"))
+
+
+def load_run(folder: Path) -> Run:
+    """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
+    return Run(folder, read_json(file))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; ValueError with file and line for one that is not JSON."""
+    items = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                items.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    return items
+
+
+def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
+    """Each item's contribution to a metric: its share of right samples, or its unbiased pass@k; None without verdict.
+
+    ValueError for a metric that is not a mean over items.
+    """
+    samples: dict[str, list[bool | None]] = defaultdict(list)
+    for line in generations:
+        samples[line["example_id"]].append(line["correct"])
+    if metric == "accuracy":
+        return {key: _mean([value for value in found if value is not None]) for key, found in samples.items()}
+    if metric.startswith("pass@"):
+        k = int(metric.removeprefix("pass@"))
+        return {key: _pass_at(k, [value is True for value in found]) for key, found in samples.items()}
+    raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _pass_at(k: int, values: Sequence[bool]) -> float:
+    """1 - C(n - c, k) / C(n, k), the unbiased estimate from n samples of which c are right."""
+    n, c = len(values), sum(values)
+    if n < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {n}")
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and items with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    items: int
+
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+Values = Mapping[str, float | None]
+
+
+def mean(seeds: Sequence[Values]) -> Estimate:
+    """The mean over runs that differ in nothing but the seed; `seeds[i]` maps item ids to values."""
+    return _estimate(_matrix(seeds))
+
+
+def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
+    """treated - control; entry i of both is the same seed (a base model, which has none, is repeated by the caller)."""
+    if len(treated) != len(control):
+        raise ValueError(f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}")
+    values = _matrix([*treated, *control])
+    return _estimate(values[: len(treated)] - values[len(treated) :])
+
+
+def _matrix(runs: Sequence[Values]) -> np.ndarray:
+    """float64 [runs, items] over the items that have a verdict in every run; ValueError if the runs' items differ."""
+    for run in runs[1:]:
+        if run.keys() != runs[0].keys():
+            odd = sorted(run.keys() ^ runs[0].keys())
+            raise ValueError(f"the runs were graded on different items, {len(odd)} are not shared: {odd[:5]}")
+    keys = [key for key in runs[0] if all(run[key] is not None for run in runs)]
+    if not keys:
+        raise ValueError("no item has a verdict in every run, so there is nothing to compare")
+    return np.array([[run[key] for key in keys] for run in runs], dtype=np.float64)
+
+
+def _estimate(values_SI: np.ndarray) -> Estimate:
+    seeds, items = values_SI.shape
+    generator = np.random.default_rng(0)
+    draws = []
+    for _ in range(RESAMPLES // CHUNK):
+        chosen = generator.integers(seeds, size=(CHUNK, seeds))
+        weights = np.stack([np.bincount(row, minlength=seeds) for row in chosen]) / seeds
+        picked = generator.integers(items, size=(CHUNK, items))
+        draws.append(np.take_along_axis(weights @ values_SI, picked, axis=1).mean(axis=1))
+    low, high = np.quantile(np.concatenate(draws), [0.025, 0.975])
+    return Estimate(float(values_SI.mean()), float(low), float(high), seeds, items)
