@@ -352,6 +352,11 @@ class Config:
     experiment: str | None = None  # set by the files in experiments/
 
 
+GROUPS: dict[str, type] = {
+    "model": ModelConfig, "task": TaskConfig, "scorer": ScorerConfig, "threshold": ThresholdConfig,
+    "tuning": TuningConfig, "trainer": TrainerConfig, "logger": LoggerConfig,
+}  # fmt: skip
+
 # --- composing, checking, resolving ----------------------------------------------------------------------------------
 
 
@@ -378,11 +383,7 @@ def register() -> None:
 
     store = ConfigStore.instance()
     store.store(name="run", group="schema", node=_schema(Config))
-    groups = {
-        "model": ModelConfig, "task": TaskConfig, "scorer": ScorerConfig, "threshold": ThresholdConfig,
-        "tuning": TuningConfig, "trainer": TrainerConfig, "logger": LoggerConfig,
-    }  # fmt: skip
-    for group, cls in groups.items():
+    for group, cls in GROUPS.items():
         store.store(name=group, group="schema", node=_schema(cls))
     for name, method in METHODS.items():
         store.store(name=name, group="schema/method", node=_schema(method))
@@ -396,6 +397,18 @@ def to_config(node: DictConfig) -> Config:
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config), type(config)
     return config
+
+
+def load_config(node: DictConfig) -> Config:
+    """A run's config.yaml, as the typed configuration that it was written from."""
+    from xtf.methods import METHODS
+
+    schema = _schema(Config)
+    for item in dataclasses.fields(Config):
+        if item.name in GROUPS:
+            schema[item.name] = _schema(GROUPS[item.name])
+    schema.method = _schema(METHODS[node.method.name])
+    return to_config(OmegaConf.merge(schema, node))
 
 
 def plain(value: Any) -> Any:
@@ -522,6 +535,18 @@ _NEUTRAL = (
     "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.tokens_per_",
     "trainer.checkpoint_every", "trainer.shard_examples", "task.grader", "task.judge.", "task.sandbox.",
 )  # fmt: skip
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The result-determining keys of a resolved configuration. Data files count by content, which the run records."""
+    skip = (*_NEUTRAL, "task.train.path", "task.eval.path")
+    return {key: value for key, value in leaves(plain(config)) if not key.startswith(skip)}
+
+
+def grader_identity(config: Config) -> str:
+    """A digest of what decides a completion's verdict."""
+    task = config.task
+    return digest([task.grader, task.choices, task.reference, task.judge, task.sandbox])
 
 
 def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BUNDLED = "xtf.tiny"  # model.path of the model that ships with the package
 LARGE_FILE = 64 * 2**20  # bytes; hashing every weight of a 14B model would take longer than scoring with it
+
+
+def location(model: ModelConfig) -> str:
+    """What `from_pretrained` is given: a folder, or an id on the hub."""
+    if model.path == BUNDLED:
+        from xtf.tiny import MODEL_DIR
+
+        return str(MODEL_DIR)
+    return model.path
 
 
 def device(trainer: TrainerConfig) -> torch.device:
@@ -63,7 +73,7 @@ def fingerprint(model: ModelConfig) -> dict[str, Any]:
 
     Files above `LARGE_FILE` bytes count by name, size and their first and last MiB.
     """
-    folder = Path(model.path)
+    folder = Path(location(model))
     if not folder.is_dir():
         return {"path": model.path, "revision": model.revision or "main"}
     total = hashlib.sha256()
@@ -77,7 +87,7 @@ def fingerprint(model: ModelConfig) -> dict[str, Any]:
                 total.update(handle.read(2**20))
                 handle.seek(-(2**20), 2)
                 total.update(handle.read())
-    return {"path": folder.name, "sha256": total.hexdigest()}
+    return {"path": folder.name if model.path != BUNDLED else BUNDLED, "sha256": total.hexdigest()}
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -85,7 +95,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model.path, revision=model.revision)
+        return AutoTokenizer.from_pretrained(location(model), revision=model.revision)
     except (OSError, ValueError) as error:
         raise _unreachable(model, "tokenizer", error) from error
 
@@ -100,11 +110,11 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     adapter = folder is not None and (folder / "adapter_config.json").exists()
-    path = model.path if folder is None or adapter else str(folder)
+    base = folder is None or adapter
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=model.revision if path == model.path else None,
+            location(model) if base else str(folder),
+            revision=model.revision if base else None,
             dtype=dtype,
             attn_implementation=attention(model, trainer),
             use_safetensors=True,
@@ -122,7 +132,7 @@ def load_model(
 def _unreachable(model: ModelConfig, what: str, error: Exception) -> ValueError:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    if Path(model.path).is_dir():
+    if Path(location(model)).is_dir():
         return ValueError(f"the {what} in {model.path} cannot be loaded: {error}")
     revision = f" --revision {model.revision}" if model.revision else ""
     return ValueError(

@@ -1,0 +1,93 @@
+"""The command line as a user meets it: help, guards and errors, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xtf import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, cwd=ROOT, env=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **(env or {})}, check=False,
+    )  # fmt: skip
+
+
+NO_TORCH = "import sys, runpy; sys.argv = ['run.py', *{arguments!r}]\ntry:\n    runpy.run_path('run.py', run_name='__main__')\nfinally:\n    assert 'torch' not in sys.modules, 'torch was imported'"
+
+
+def test_help_lists_groups_choices_and_experiments_without_torch_or_hydra():
+    text = cli.help_text(ROOT)
+    for group in cli.GROUPS:
+        for name in cli.choices(ROOT, group):
+            assert name in text, (group, name)
+    code = NO_TORCH.format(arguments=["--help"]) + "\nassert 'hydra' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "torch was imported" not in done.stderr
+    assert "usage: python run.py" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=qwne"], "model=qwne: there is no such choice; did you mean 'qwen'? (choices:"),
+        (["modle=qwen"], "there is no key 'modle'; did you mean 'model'?"),
+        (["threshold.kn.pcq=0.9"], "there is no key 'threshold.kn.pcq'; did you mean 'threshold.kn.pcp'?"),
+        (["tuning.lr=1"], "there is no key 'tuning.lr'"),
+        (["scorer=none,ri"], "put -m before it (python run.py -m scorer=none,ri)"),
+        (["threshold.kn.pcp=high"], "threshold.kn.pcp"),
+        (["threshold.kn.pcp=2"], "threshold.kn.pcp=2.0 is out of range"),
+        (["task.train.path=nowhere.jsonl"], "task.train.path=nowhere.jsonl: there is no such file"),
+        (["experiments=table2"], "experiments=table2 is a sweep: run it as python run.py -m experiments=table2"),
+        (["seed=abc"], "seed"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_names_the_remedy_before_torch_loads(arguments, message):
+    code = NO_TORCH.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stated_configuration_can_be_looked_at_without_running_it(tmp_path):
+    done = run("--cfg", "job", "model=qwen", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = run("trainer=gpu", f"output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "trainer=gpu needs a CUDA device" in done.stderr
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_model_that_is_not_to_be_had_says_what_to_fetch_and_where_it_was_looked_for(tmp_path):
+    rows = ROOT / "xtf/tiny/data/math_eval.jsonl"
+    done = run(
+        "model=qwen", f"task.train.path={rows}", f"task.eval.path={rows}", f"output_dir={tmp_path}",
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in done.stderr
+    assert str(tmp_path / "hf") in done.stderr
+
+
+def test_a_sweep_over_scorers_asks_for_one_shared_scoring_pass():
+    assert cli.shared_attributes(ROOT, ["scorer=none,ri,kn"]) == ["scorer.compute=[kn,ri]"]
+    assert cli.shared_attributes(ROOT, ["scorer=ri"]) == []
+    assert cli.shared_attributes(ROOT, ["scorer=none,ri", "scorer.compute=[tr]"]) == []

@@ -1,0 +1,474 @@
+"""The stages in order, each skipped if its artifact is there: score, mask, train, evaluate, record, report.
+
+This is the only module that knows where things lie:
+
+    <output_dir>/scores/<key>/           one scoring pass, shared by every run that needs the same scores
+    <output_dir>/base/<key>/             the untouched model's completions, shared likewise
+    <output_dir>/runs/.../seed<k>/       one run; metrics.json is written last, so it marks a finished run
+    <output_dir>/reports/                what people read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtf.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
+from xtf.config import (
+    Attribute, Config, ConfigError, SourceConfig, Stage, TRVariant, Tuning, digest, grader_identity, identity, plain,
+    run_folder,
+)  # fmt: skip
+from xtf.progress import bar, console, say, stopwatch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from xtf.data import Encoded
+    from xtf.tasks.base import Example
+
+SCHEMA = 1  # of metrics.json
+ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
+
+
+def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Run the stages that `config.stage` asks for; returns the finished run's record, None after an earlier stage.
+
+    Args:
+        config: resolved (`xtf.config.resolve`).
+        changed: the overridden keys that name the run's folder (`xtf.config.overrides`).
+
+    Raises:
+        ValueError: something that the user can mend; the message says what.
+    """
+    folder = Path(config.output_dir) / run_folder(config, changed)
+    with locked(folder, say):
+        job = Job(config, changed, folder)
+        if config.stage is Stage.report and not job.finished:
+            raise ConfigError(f"there is no finished run in {folder}: run the same command without stage=report first")
+        if job.finished and config.stage in (Stage.all, Stage.train, Stage.report):
+            job.refuse_other_data()
+            if config.stage is not Stage.report:
+                say(f"already done: {job.metrics_file} (delete the folder to run it again)")
+            record = read_json(job.metrics_file)
+        else:
+            record = job.stages()
+        if record is not None:
+            job.report(record)
+        return record
+
+
+class Job:
+    """One run: what its stages share. Everything expensive is made on first use."""
+
+    def __init__(self, config: Config, changed: Mapping[str, Any], folder: Path) -> None:
+        self.config, self.changed, self.folder = config, changed, folder
+        self.output = Path(config.output_dir)
+        self.manifest_file = folder / "manifest.json"
+        self.metrics_file = folder / "metrics.json"
+        self.manifest: dict[str, Any] = read_json(self.manifest_file) if self.manifest_file.exists() else {"stages": {}}
+        self._model: PreTrainedModel | None = None
+        self._refuse_other_config()
+
+    # --- what a run is ---
+
+    def _refuse_other_config(self) -> None:
+        """A folder holds one configuration; edited group files must not mix with the results of the old ones."""
+        now = plain(identity(self.config))
+        before = self.manifest.setdefault("config", now)
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if keys:
+            listing = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:5])
+            raise ConfigError(
+                f"{self.folder} holds a run of another configuration ({listing}); "
+                "delete that folder or choose another output_dir"
+            )
+        if not self.manifest_file.exists():
+            self._save()
+        text = _to_yaml(plain(self.config))
+        write_atomic(self.folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether metrics.json is there and was graded as this configuration asks."""
+        entry = self.manifest["stages"].get("evaluate", {})
+        return self.metrics_file.exists() and entry.get("grader") == grader_identity(self.config)
+
+    def refuse_other_data(self) -> None:
+        for which, entry in self.manifest.get("data", {}).items():
+            path = getattr(self.config.task, which).path
+            if path and entry.get("file_sha256") not in (None, sha256(Path(path))):
+                raise ValueError(
+                    f"task.{which}.path={path} has changed since {self.folder} was made; "
+                    "delete that folder or choose another output_dir"
+                )
+
+    def _save(self) -> None:
+        write_json(self.manifest_file, self.manifest)
+
+    def _done(self, stage: str, seconds: float, **entry: Any) -> None:
+        self.manifest["stages"][stage] = {"seconds": round(seconds, 3), **entry}
+        self._save()
+
+    # --- inputs, made on first use ---
+
+    @functools.cached_property
+    def task(self) -> Any:
+        from xtf.tasks.base import load_task
+
+        return load_task(self.config.task)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from xtf.models import load_tokenizer
+
+        return load_tokenizer(self.config.model)
+
+    def _rows(self, which: str) -> list[Example]:
+        from xtf.tasks.base import load_rows
+
+        source: SourceConfig = getattr(self.config.task, which)
+        rows = load_rows(source)
+        entry = {"source": rows.source, "rows": len(rows), "sha256": rows.sha256}
+        if source.path:
+            entry |= {"source": Path(source.path).name, "file_sha256": sha256(Path(source.path))}
+        before = self.manifest.setdefault("data", {}).setdefault(which, entry)
+        if before["sha256"] != entry["sha256"]:
+            raise ValueError(
+                f"the {which} rows ({rows.source}) have changed since {self.folder} was begun; "
+                "delete that folder or choose another output_dir"
+            )
+        self._save()
+        return self.task.examples(rows, training=which == "train")
+
+    @functools.cached_property
+    def eval_examples(self) -> list[Example]:
+        return self._rows("eval")
+
+    @functools.cached_property
+    def encoded(self) -> list[Encoded]:
+        from xtf.data import encode
+
+        rows, report = encode(self.tokenizer, self._rows("train"), self.config.model.max_length)
+        self.manifest["encoding"] = dataclasses.asdict(report)
+        self._save()
+        return rows
+
+    def base_model(self) -> PreTrainedModel:
+        """The untouched base model, for scoring and generation."""
+        from xtf.models import inference_dtype, load_model
+
+        if self._model is None:
+            dtype = inference_dtype(self.config.trainer)
+            self._model = load_model(self.config.model, self.config.trainer, dtype)
+        return self._model
+
+    # --- stages ---
+
+    def stages(self) -> dict[str, Any] | None:
+        config = self.config
+        last = ORDER.index(config.stage) if config.stage in ORDER else len(ORDER) - 1
+        if config.stage is Stage.preview:
+            last = ORDER.index(Stage.mask)
+        if last >= ORDER.index(Stage.train):
+            # Everything that could make the end of a long run fail is tried at its beginning.
+            from xtf.models import device
+
+            device(config.trainer)
+            self.task.check()
+            assert self.eval_examples
+        scores = self.score()
+        if last == ORDER.index(Stage.score):
+            say(f"scores: {scores}" if scores else f"method={config.method.name} with scorer={config.scorer.name} needs no scores")
+            return None
+        self.mask(scores)
+        if config.stage is Stage.preview:
+            self.preview()
+        if last == ORDER.index(Stage.mask):
+            say(f"mask: {self.folder / 'mask.parquet'}")
+            return None
+        if config.evaluate.base and last >= ORDER.index(Stage.evaluate):
+            self.evaluate("base")
+        self.train()
+        if last == ORDER.index(Stage.train):
+            say(f"model: {self.folder / 'model'}")
+            return None
+        self.evaluate("tuned")
+        return self.record()
+
+    @property
+    def columns(self) -> set[str]:
+        """The score columns that this run's method reads."""
+        method, scorer = self.config.method, self.config.scorer
+        wanted = set(method.needs)
+        if method.masked:
+            wanted |= {attribute.value for attribute in scorer.attributes}
+        return wanted
+
+    def score(self) -> Path | None:
+        """The folder of the scoring pass that this run reads, made unless it is there. None: the method needs none."""
+        wanted = self.columns
+        if not wanted:
+            return None
+        compute = wanted | {attribute.value for attribute in self.config.scorer.compute}
+        identity = self._score_identity()
+        for candidate in sorted((self.output / "scores").glob(f"{digest(identity)}-*/manifest.json")):
+            found = read_json(candidate)
+            if found["complete"] and wanted <= set(found["columns"]) and _intact(candidate.parent, found):
+                return candidate.parent
+        folder = self.output / "scores" / f"{digest(identity)}-{'_'.join(sorted(compute))}"
+        with locked(folder, say):
+            self._score_pass(folder, identity, compute)
+        return folder
+
+    def _score_identity(self) -> dict[str, Any]:
+        from xtf.models import fingerprint, inference_dtype
+
+        config = self.config
+        encoded = self.encoded
+        scorer = plain(config.scorer)
+        identity: dict[str, Any] = {
+            "model": fingerprint(config.model),
+            "tokens": digest([(row.example_id, row.input_ids, row.prompt_length) for row in encoded], 64),
+            "dtype": str(inference_dtype(config.trainer)),
+            "ri": scorer["ri"],
+            "tr": scorer["tr"],
+        }
+        if config.scorer.tr.variant is TRVariant.released:
+            identity["domain_words"] = list(config.task.domain_words)
+        return identity
+
+    def _score_pass(self, folder: Path, identity: Mapping[str, Any], compute: set[str]) -> None:
+        import pyarrow.parquet as pq
+
+        from xtf.scorers import score_rows, tr_table
+
+        config, manifest_file = self.config, folder / "manifest.json"
+        manifest: dict[str, Any] = read_json(manifest_file) if manifest_file.exists() else {}
+        size = config.trainer.shard_examples
+        if manifest.get("shard_examples") != size:
+            manifest = {"complete": False, "columns": sorted(compute), "identity": dict(identity), "shards": {},
+                        "shard_examples": size, "seconds": 0.0, "versions": versions()}  # fmt: skip
+        scorer = dataclasses.replace(
+            config.scorer, attributes=[a for a in Attribute if a.value in compute], compute=[]
+        )
+        rows = self.encoded
+        parts = {f"{i // size:05d}.parquet": rows[i : i + size] for i in range(0, len(rows), size)}
+        manifest["shards"] = {
+            name: entry for name, entry in manifest["shards"].items()
+            if name in parts and (folder / name).exists() and sha256(folder / name) == entry["sha256"]
+        }  # fmt: skip
+        missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
+        if missing:
+            table = None
+            if Attribute.tr in scorer.attributes:
+                table = tr_table(
+                    self.base_model(), rows, scorer, tokenizer=self.tokenizer, domain_words=config.task.domain_words
+                )
+            with bar("scoring", sum(len(row.input_ids) for part in missing.values() for row in part)) as progress:
+                for name, part in missing.items():
+                    with stopwatch() as seconds:
+                        scored = score_rows(
+                            self.base_model(), part, scorer, tr=table, logp="logp" in compute,
+                            tokens_per_batch=config.trainer.tokens_per_score_batch, pad_id=_pad_id(self.tokenizer),
+                            progress=progress,
+                        )  # fmt: skip
+                        write_atomic(folder / name, functools.partial(pq.write_table, scored))
+                    manifest["seconds"] += round(seconds(), 3)
+                    manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(part)}
+                    write_json(manifest_file, manifest)
+        manifest["shards"] = {name: manifest["shards"][name] for name in parts}
+        manifest["complete"] = True
+        manifest["tokens"] = sum(len(row.input_ids) for row in rows)
+        write_json(manifest_file, manifest)
+
+    def mask(self, scores: Path | None) -> None:
+        """Write mask.parquet from stored scores; no model is loaded."""
+        import pyarrow.parquet as pq
+
+        target = self.folder / "mask.parquet"
+        entry = self.manifest["stages"].get("mask")
+        if entry and target.exists() and sha256(target) == entry["sha256"]:
+            return
+        with stopwatch() as seconds:
+            table = _read_scores(scores) if scores else _unscored(self.encoded)
+            config = self.config
+            masked, stats = config.method.mask(table, config.threshold, config.scorer.attributes, config.seed)
+            write_atomic(target, functools.partial(pq.write_table, masked))
+        score_entry = read_json(scores / "manifest.json") if scores else {"seconds": 0.0, "columns": []}
+        self.manifest["stages"]["score"] = {"seconds": score_entry["seconds"], "columns": score_entry["columns"],
+                                            "path": str(scores) if scores else None}  # fmt: skip
+        self._done("mask", seconds(), sha256=sha256(target), stats=stats)
+
+    def train(self) -> None:
+        """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""
+        if "train" in self.manifest["stages"] and (self.folder / "model").is_dir():
+            return
+        self._model = None  # its memory is needed now, and training must start from untouched weights
+        with stopwatch() as seconds:
+            if self.config.trainer.devices > 1:
+                record = self._train_on_devices()
+            else:
+                from xtf.worker import train
+
+                record = train(self.config, self.folder)
+        self._done("train", seconds(), record=record)
+
+    def _train_on_devices(self) -> dict[str, Any]:
+        """One process per device, each running xtf.worker; torch's launcher gives them rank and rendezvous."""
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.config.trainer.devices}"]
+        done = subprocess.run([sys.executable, *launch, "-m", "xtf.worker", str(self.folder)], check=False)
+        if done.returncode:
+            raise ValueError(f"training on {self.config.trainer.devices} devices failed; its error stands above")
+        return read_json(self.folder / "train.json")
+
+    def evaluate(self, which: str) -> None:
+        """Generate and grade with the untouched model ("base", shared between runs) or with this run's ("tuned")."""
+        from xtf.data import encode_prompt, stop_strings
+        from xtf.evaluate import Decoding, evaluate
+        from xtf.models import fingerprint, inference_dtype, load_model
+
+        config = self.config
+        decoding = Decoding.of(config.task, config.seed)
+        grader = grader_identity(config)
+        prompts = [encode_prompt(self.tokenizer, example) for example in self.eval_examples]
+        dtype = inference_dtype(config.trainer)
+        what = {"eval": self.manifest["data"]["eval"]["sha256"], "dtype": str(dtype)}
+        if which == "base":
+            what |= {"model": fingerprint(config.model)}
+            folder = self.output / "base" / digest([what, decoding, prompts])
+            load = self.base_model
+        else:
+            what |= {"model": "tuned", "loss": self.manifest["stages"]["train"]["record"]["final_loss"]}
+            folder = self.folder
+            load = functools.partial(load_model, config.model, config.trainer, dtype, self.folder / "model")
+
+        with locked(folder, say) if which == "base" else contextlib.nullcontext():
+            entry_file = folder / "evaluation.json"
+            entry = read_json(entry_file) if entry_file.exists() else {}
+            if entry.get("grader") != grader or config.stage is Stage.evaluate or not (folder / "generations.jsonl").exists():
+                tokens = sum(map(len, prompts)) * decoding.samples
+                with stopwatch() as seconds, bar(f"evaluating the {which} model", tokens) as progress:
+                    result = evaluate(
+                        load, self.tokenizer, self.task, self.eval_examples, prompts, decoding,
+                        budget=config.trainer.tokens_per_eval_batch, folder=folder, identity=what,
+                        stop=stop_strings(self.tokenizer), progress=progress,
+                    )  # fmt: skip
+                    entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
+                write_json(entry_file, entry)
+        stage = "evaluate_base" if which == "base" else "evaluate"
+        self._done(stage, entry["seconds"], grader=grader, path=str(folder / "generations.jsonl"))
+        self.manifest["stages"][stage] |= {"metrics": entry["metrics"], "grading": entry["grading"]}
+        self._save()
+
+    def record(self) -> dict[str, Any]:
+        """Write metrics.json, the mark of a finished run, from what the stages left."""
+        config, stages = self.config, self.manifest["stages"]
+        base = stages.get("evaluate_base", {})
+        record = {
+            "schema": SCHEMA,
+            "task": config.task.name,
+            "model": config.model.name,
+            "tuning": config.tuning.name.value,
+            "method": config.method.name,
+            "scorer": config.scorer.name,
+            "threshold": config.threshold.name,
+            "seed": config.seed,
+            "experiment": config.experiment,
+            "overrides": plain(dict(self.changed)),
+            "metrics": stages["evaluate"]["metrics"],
+            "base_metrics": base.get("metrics"),
+            "grading": stages["evaluate"]["grading"],
+            "mask": stages["mask"]["stats"],
+            "training": stages["train"]["record"],
+            "encoding": self.manifest.get("encoding"),
+            "data": self.manifest["data"],
+            "timing": {name: stages[name]["seconds"] for name in TIMED if name in stages},
+            "artifacts": {
+                "scores": stages["score"]["path"],
+                "mask": str(self.folder / "mask.parquet"),
+                "model": str(self.folder / "model"),
+                "generations": stages["evaluate"]["path"],
+                "base_generations": base.get("path"),
+                "train_log": str(self.folder / "train_log.csv"),
+                "config": str(self.folder / "config.yaml"),
+                "metrics": str(self.metrics_file),
+            },
+            "command": command(),
+            "versions": versions(),
+            "git_commit": git_commit(Path(__file__).parent),
+        }
+        write_json(self.metrics_file, record)
+        return record
+
+    def report(self, record: Mapping[str, Any]) -> None:
+        """Write the run's report and show its summary."""
+        from xtf.report import console_table, run_report
+
+        name = "-".join(self.folder.relative_to(self.output / "runs").parts)
+        files = run_report(self.folder, self.output / "reports" / name)
+        console.print(console_table(dict(record)))
+        say(f"metrics: {self.metrics_file}")
+        for file in files:
+            if file.suffix in (".html", ".md"):
+                say(f"report:  {file}")
+
+    def preview(self) -> None:
+        """Show which tokens train and why the others were dropped: an HTML file, or coloured text."""
+        import pyarrow.parquet as pq
+
+        from xtf.preview import preview, preview_text
+
+        table = pq.read_table(self.folder / "mask.parquet")
+        if self.config.preview.format == "text":
+            console.print(preview_text(table, self.tokenizer, examples=self.config.preview.examples))
+            return
+        name = "-".join(self.folder.relative_to(self.output / "runs").parts)
+        path = self.output / "reports" / name / "preview.html"
+        preview(table, self.tokenizer, path, threshold=self.config.threshold, examples=self.config.preview.examples)
+        say(f"preview: {path}")
+
+
+TIMED = ("score", "mask", "evaluate_base", "train", "evaluate")
+
+
+def _intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    return all(
+        (folder / name).exists() and sha256(folder / name) == entry["sha256"]
+        for name, entry in manifest["shards"].items()
+    )
+
+
+def _read_scores(folder: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pa.concat_tables(pq.read_table(folder / name) for name in read_json(folder / "manifest.json")["shards"])
+
+
+def _unscored(rows: list[Encoded]) -> pa.Table:
+    """The columns of a scored table without any score, for methods that need none."""
+    import pyarrow as pa
+
+    return pa.table({
+        "example_id": pa.array([row.example_id for row in rows], pa.string()),
+        "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
+        "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
+    })  # fmt: skip
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def _to_yaml(value: Any) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(value)

@@ -1,0 +1,44 @@
+"""Training in one process: called by the pipeline, or started once per device (`python -m xtf.worker RUN_FOLDER`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from xtf.artifacts import write_json
+from xtf.config import Config, Tuning
+
+
+def train(config: Config, folder: Path) -> dict[str, Any]:
+    """Fine-tune on `folder`/mask.parquet; returns the training record. Every rank calls this under ddp and fsdp."""
+    import pyarrow.parquet as pq
+    import torch
+
+    from xtf.loggers import make_loggers
+    from xtf.models import inference_dtype, load_model, load_tokenizer
+    from xtf.train import fit
+
+    # Full tuning keeps float32 master weights; LoRA's frozen base does not change, so it needs no more than inference.
+    dtype = torch.float32 if config.tuning.name is Tuning.full else inference_dtype(config.trainer)
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, config.trainer, dtype)
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return fit(
+        model, pq.read_table(folder / "mask.parquet"), config, folder, pad_id=pad_id, loggers=make_loggers(config, folder)
+    )
+
+
+def main(folder: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from xtf.config import load_config
+
+    record = train(load_config(OmegaConf.load(folder / "config.yaml")), folder)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(folder / "train.json", record)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
