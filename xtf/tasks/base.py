@@ -318,6 +318,14 @@ def turns(prompt: str, response: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
+def instruction_turns(row: Mapping[str, Any]) -> list[Message]:
+    """Alpaca's columns: instruction, an input that may be empty or missing, output."""
+    instruction, extra = text_field(row, "instruction"), row.get("input") or ""
+    if not isinstance(extra, str):
+        raise RowError(f"field 'input' must be text, not {type(extra).__name__}")
+    return turns(f"{instruction}\n\n{extra}" if extra.strip() else instruction, text_field(row, "output"))
+
+
 ROLES = {name: name for name in ("system", "user", "assistant")} | {
     "human": "user",
     "bot": "assistant",
@@ -480,8 +488,11 @@ class Task:
         return {"grader": self.config.grader, **self.grader.system_info()}
 
 
-def load_task(config: TaskConfig) -> Task:
-    """The reader for the task's name (own names read own data) and the grader that the config asks for."""
+def load_task(config: TaskConfig, output_dir: str = "outputs") -> Task:
+    """The reader for the task's name (own names read own data) and the grader that the config asks for.
+
+    `output_dir` is where a judge's verdicts are kept, unless the config says otherwise.
+    """
     from xtf.tasks import code, custom, finance, math, medical
 
     readers = {
@@ -491,7 +502,13 @@ def load_task(config: TaskConfig) -> Task:
         "medical": medical.read,
         "finance": finance.read,
     }
-    return Task(config, readers.get(config.name, custom.read), custom.load_grader(config))
+    return Task(config, readers.get(config.name, custom.read), custom.load_grader(config, Path(output_dir)))
+
+
+def final_part(completion: str) -> str:
+    """What a reasoning model says after its `</think>`; the whole completion for any other model."""
+    tail = completion.rpartition("</think>")[2]
+    return tail if tail.strip() else completion
 
 
 # -- figures with intervals ------------------------------------------------------------------------------------------

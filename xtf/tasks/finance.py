@@ -1,0 +1,24 @@
+"""Finance: FiQA, open questions on money, answered freely; graded by a judge model.
+
+    {"instruction": "Offer your thoughts or opinion on ...", "input": "What is considered a business expense ...?",
+     "output": "The IRS Guidance pertaining to the subject ..."}
+
+Source: https://huggingface.co/datasets/hiyouga/fiqa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xtf.tasks.base import Reading, RowError, chat, instruction_turns, text_field, turns
+
+
+def read(row: Mapping[str, Any]) -> Reading:
+    if "instruction" in row:
+        return Reading(instruction_turns(row))
+    if "question" in row:
+        return Reading(turns(text_field(row, "question"), text_field(row, "answer")))
+    if (conversation := chat(row)) is not None:
+        return Reading(conversation)
+    raise RowError("needs instruction, input and output, or question and answer, or messages")
