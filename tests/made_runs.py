@@ -1,4 +1,4 @@
-"""Small finished runs written by hand, for the tests of reports and explorers: what a run leaves, with made-up scores."""
+"""Small finished runs with made-up scores, for the tests of reports and of the explorer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,46 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from omegaconf import OmegaConf
 
-WORDS = ["Let", " me", " think", ":", " two", " plus", " four", " is", " six", ".", "\n", "So", " the", " answer"]
+from xtf.config import (
+    Attribute,
+    Config,
+    LoggerConfig,
+    ModelConfig,
+    ScorerConfig,
+    TaskConfig,
+    TrainerConfig,
+    Tuning,
+    TuningConfig,
+    plain,
+)
+from xtf.masks import build_mask
+from xtf.methods import METHODS
+from xtf.tasks.base import wilson
+from xtf.thresholds import PRESETS
+
+WORDS = [
+    "Let",
+    " me",
+    " think",
+    ":",
+    " two",
+    " plus",
+    " four",
+    " is",
+    " six",
+    ".",
+    "\n",
+    "So",
+    " the",
+    " answer",
+]
 LISTS = {"ri": pa.float32(), "kn": pa.float32(), "tr": pa.float32(), "logp": pa.float32()}
 
 
 def scored_table(examples: int, seed: int = 0, tokens: int = 40, vocabulary: int = len(WORDS)) -> pa.Table:
-    """A scored table with skewed scores: most p near 1, TR in five clumps by token id, RI near normal in log space."""
+    """A scored table with skewed scores: most p near 1, TR in five clumps by token id, log RI normal."""
     generator = np.random.default_rng(seed)
     clump = generator.integers(5, size=vocabulary) / 4 * 0.8 + generator.random(vocabulary) * 0.1
     rows: dict[str, list[Any]] = {name: [] for name in ("example_id", "input_ids", "prompt_length", *LISTS)}
@@ -53,22 +86,19 @@ def generations(correct: list[bool | None], completion: str = "the answer is {}"
 
 
 def metric(correct: list[bool | None]) -> dict[str, Any]:
-    from xtf.tasks.base import wilson
-
     graded = [right for right in correct if right is not None]
     return vars(wilson(sum(graded), len(graded)))
 
 
 def write_run(
     root: Path,
-    masked: pa.Table,
-    stats: dict[str, Any],
     *,
+    scored: pa.Table | None = None,
     correct: list[bool | None],
     base: list[bool | None] | None,
     **identity: Any,
 ) -> Path:
-    """Writes a run's folder under `root`/runs and, with `base`, the base model's completions; returns the folder."""
+    """Writes a run's folder under `root`/runs and, with `base`, the base model's completions."""
     who = {
         "task": "math",
         "model": "tiny",
@@ -87,21 +117,36 @@ def write_run(
         f"seed{who['seed']}",
     )
     folder.mkdir(parents=True)
-    pq.write_table(masked, folder / "mask.parquet")
+    attributes = [] if who["scorer"] == "none" else list(Attribute)
+    mask = build_mask(scored or scored_table(12), PRESETS[who["threshold"]], attributes)
+    pq.write_table(mask.table, folder / "mask.parquet")
     _write_lines(folder / "generations.jsonl", generations(correct))
-    artifacts = {"run": str(folder), "metrics": str(folder / "metrics.json")}
+    artifacts = {"metrics": str(folder / "metrics.json"), "base_generations": None}
     if base is not None:
-        artifacts["base_generations"] = str(root / "base" / "generations.jsonl")
-        (root / "base").mkdir(exist_ok=True)
-        _write_lines(root / "base" / "generations.jsonl", generations(base))
-    log = "step,loss,kept_tokens\n" + "".join(f"{step},{2 / (step + 1):.4f},{100 + step}\n" for step in range(30))
+        artifacts["base_generations"] = "somewhere/base/key/generations.jsonl"
+        (root / "base" / "key").mkdir(parents=True, exist_ok=True)
+        _write_lines(root / "base" / "key" / "generations.jsonl", generations(base))
+    log = "step,loss,kept_tokens\n" + "".join(
+        f"{step},{2 / (step + 1):.4f},{100 + step}\n" for step in range(30)
+    )
     (folder / "train_log.csv").write_text(log)
-    (folder / "config.yaml").write_text("stage: all\nseed: 0\n")
+    config = Config(
+        seed=who["seed"],
+        model=ModelConfig(name=who["model"], path="models/tiny"),
+        task=TaskConfig(name=who["task"], grader="number"),
+        scorer=ScorerConfig(name=who["scorer"], attributes=attributes),
+        threshold=PRESETS[who["threshold"]],
+        method=METHODS[who["method"]](),
+        tuning=TuningConfig(name=Tuning(who["tuning"])),
+        trainer=TrainerConfig(name="cpu"),
+        logger=LoggerConfig(name="csv"),
+    )
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     record = who | {
         "schema": 1,
         "metrics": {"accuracy": metric(correct)},
         "base_metrics": None if base is None else {"accuracy": metric(base)},
-        "mask": stats,
+        "mask": mask.stats.to_dict(),
         "training": {"steps": 30, "epochs": 3, "learning_rate": 1e-3, "final_loss": 0.0667},
         "timing": {"score": 1.25, "mask": 0.1, "train": 130.0, "evaluate_base": 3.0, "evaluate": 3.5},
         "versions": {"python": "3.11.2", "torch": "2.13.0"},
@@ -109,9 +154,8 @@ def write_run(
         "data": {
             name: {"source": f"bundled {name}", "sha256": "ab" * 32, "rows": 10} for name in ("train", "eval")
         },
-        "encoding": {"rows": masked.num_rows},
+        "command": "python run.py -m scorer=xtf",
         "artifacts": artifacts,
-        "device": "cpu",
     }
     (folder / "metrics.json").write_text(json.dumps(record))
     return folder

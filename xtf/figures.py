@@ -1,8 +1,8 @@
 """The report's figures, drawn with matplotlib and written as PNG and SVG.
 
-One hue per attribute, here and in the explorer, from the palette of Okabe and Ito, which readers with any of the
-common kinds of colour blindness can tell apart. Each figure is a function of plain arrays, so that it can be drawn
-from a run's files without loading a model.
+One hue per attribute, here and in the explorer, from the palette of Okabe and Ito, which readers with any of
+the common kinds of colour blindness can tell apart. Each figure is a function of plain arrays, so that it can
+be drawn from a run's files without loading a model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 COLOURS = {"ri": "#0072B2", "kn": "#D55E00", "tr": "#009E73", "other": "#7A7A7A"}
 NAMES = {"ri": "reasoning importance (RI)", "kn": "knowledge novelty (KN)", "tr": "task relevance (TR)"}
@@ -30,6 +31,7 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("png", "svg")}
     with matplotlib.rc_context({"svg.hashsalt": "xtf"}):
         figure.savefig(paths["png"], dpi=150)
+        figure.set_layout_engine("none")  # the layout stands; the second file need not find it again
         figure.savefig(paths["svg"], metadata={"Date": None})
     return paths
 
@@ -40,7 +42,12 @@ def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
     (axis,) = axes
     for place, (_, value, low, high) in enumerate(reversed(rows)):
         axis.errorbar(
-            100 * value, place, xerr=[[100 * (value - low)], [100 * (high - value)]], fmt="o", color="black", capsize=4
+            100 * value,
+            place,
+            xerr=[[100 * (value - low)], [100 * (high - value)]],
+            fmt="o",
+            color="black",
+            capsize=4,
         )
     axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
     axis.set_ylim(-0.6, len(rows) - 0.4)
@@ -53,25 +60,24 @@ def distributions(
 ) -> Figure:
     """Each attribute's scores, kept and dropped by it (figure 3 of the paper), with its thresholds as lines.
 
-    `scores[a]` and `dropped[a]` hold one value per response token; `cuts[a]` has a line for each threshold that holds
-    for all examples (none for RI, whose threshold is each example's own).
+    Dropped tokens are stacked on the kept ones, on a log scale. `scores[a]` and `dropped[a]` hold one value
+    per response token; `cuts[a]` has a line for each threshold that holds for all examples (none for RI,
+    whose threshold is each example's own).
     """
     figure, axes = _panels(len(scores))
     for axis, (attribute, values) in zip(axes, scores.items(), strict=True):
         drop = dropped[attribute]
         edges = np.histogram_bin_edges(values, HISTOGRAM_BINS)
-        axis.hist(
-            [values[~drop], values[drop]],
-            bins=list(edges),
-            stacked=True,
-            color=[KEPT, COLOURS[attribute]],
-            label=["kept by this attribute", f"dropped: {100 * drop.mean():.2f} %"],
-        )
+        every, low = (np.histogram(part, edges)[0] for part in (values, values[drop]))
+        axis.stairs(every, edges, fill=True, color=KEPT)
+        axis.stairs(every, edges, baseline=every - low, fill=True, color=COLOURS[attribute])
         for cut in cuts[attribute]:
             axis.axvline(cut, color="black", linestyle="--", linewidth=1)
         axis.set_yscale("log")
+        axis.set_ylim(0.7, 2 * max(every))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(f"{attribute.upper()}: {SCORES[attribute]}")
-        axis.legend(frameon=False, fontsize=7.5, loc="best")
+        axis.set_title(f"drops {100 * drop.mean():.2f} %", color=COLOURS[attribute], fontsize=10)
     axes[0].set_ylabel("response tokens")
     return figure
 

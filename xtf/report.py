@@ -1,7 +1,8 @@
 """Reports: a run's files turned into pages that say whether it helped, and by how sure a margin.
 
-Everything is read back from files (metrics.json, mask.parquet, generations.jsonl, train_log.csv, config.yaml), so a
-report can be made again at any time, on any machine, without the model; torch is never imported.
+Everything is read back from files (metrics.json, mask.parquet, generations.jsonl, train_log.csv,
+config.yaml), so a report can be made again at any time, on any machine, without the model; torch is never
+imported.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import csv
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import OmegaConf
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from xtf import figures
 from xtf.artifacts import write_atomic
+from xtf.config import Attribute, load_config
 from xtf.results import Estimate, Run, difference, item_values, load_run, read_lines
+from xtf.sensitivity import sweep
+from xtf.thresholds import SOURCE, Scores
 from xtf.tokens import ResponseTokens, response_tokens, visible
 
 ATTRIBUTES = ("ri", "kn", "tr")
@@ -32,7 +38,7 @@ SHOWN_GENERATIONS = 12
 SHOWN_TOKENS = 15
 
 
-# -- numbers as text -------------------------------------------------------------------------------------------------
+# -- numbers as text -----------------------------------------------------------------------------------------
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -56,11 +62,11 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
-# -- the table that ends a run ---------------------------------------------------------------------------------------
+# -- the table that ends a run -------------------------------------------------------------------------------
 
 
 def console_table(metrics: Mapping[str, Any]) -> Group:
-    """What `python run.py` prints last: figures before and after, shares dropped, times, and where the files are."""
+    """What `python run.py` prints last: figures before and after, shares dropped, times, paths."""
     quality = Table(title="Result, with 95 % intervals", title_justify="left")
     for name in ("metric", "base model", "fine-tuned", "items"):
         quality.add_column(name, justify="left" if name == "metric" else "right")
@@ -81,7 +87,10 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
         times.add_column(name.replace("_", " "), justify="right")
     times.add_row(*(_seconds(value) for value in metrics["timing"].values()))
     warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
-    paths = [Text(f"{name}: {path}", no_wrap=True, overflow="ignore") for name, path in metrics["artifacts"].items()]
+    paths = [
+        Text(f"{name}: {path}", no_wrap=True, overflow="ignore")
+        for name, path in metrics["artifacts"].items()
+    ]
     return Group(quality, dropped, times, *warnings, *paths)
 
 
@@ -89,11 +98,11 @@ def degenerate(stats: Mapping[str, Any]) -> list[str]:
     return [f"{entry['attribute'].upper()}: {entry['reason']}" for entry in stats["degenerate"]]
 
 
-# -- did it help? ----------------------------------------------------------------------------------------------------
+# -- did it help? --------------------------------------------------------------------------------------------
 
 
 def verdict(run: Run) -> list[str]:
-    """Sentences that answer "did it help?": against the base model, then against each control that was run."""
+    """Answers "did it help?": against the base model, then against each control that was run."""
     arm = _seeds(run)
     sentences = [_against_base(run, arm)]
     if run.record["method"] == "normal":
@@ -107,7 +116,9 @@ def verdict(run: Run) -> list[str]:
             sentences.append(_against_control(run, shared, [control[one.seed] for one in shared], words))
         else:
             wanted = command_line(run, method=method)
-            sentences.append(f"Not compared with {words}: no such run with the same settings. To add it: {wanted}")
+            sentences.append(
+                f"Not compared with {words}: no such run with the same settings. To add it: {wanted}"
+            )
     return sentences
 
 
@@ -117,7 +128,7 @@ def _against_base(run: Run, arm: Sequence[Run]) -> str:
     name = f"Fine-tuning with {run.record['method']}"
     base = run.base_generations()
     if base is None:
-        return f"{name} reached {metric} {with_interval(after)}; the base model was not graded (evaluate.base=false)."
+        return f"{name} reached {metric} {with_interval(after)}; the base model was not graded."
     before = run.record["base_metrics"][metric]
     found = difference([one.verdicts(metric) for one in arm], [item_values(base, metric)] * len(arm))
     return (
@@ -142,8 +153,10 @@ def _basis(found: Estimate) -> str:
 def _reading(found: Estimate, other: str) -> str:
     if not found.excludes_zero():
         return f"The interval holds zero: this does not show a difference from {other}."
-    return f"Better than {other}: the interval leaves out zero." if found.value > 0 else (
-        f"Worse than {other}: the interval leaves out zero."
+    return (
+        f"Better than {other}: the interval leaves out zero."
+        if found.value > 0
+        else (f"Worse than {other}: the interval leaves out zero.")
     )
 
 
@@ -153,8 +166,8 @@ def _seeds(run: Run) -> list[Run]:
 
 
 def _control_runs(run: Run, method: str) -> list[Run]:
-    """Finished runs of another method that share model, data, tuning and overrides; a random mask its scorer too."""
-    found = {}
+    """Finished runs of another method with the same settings; for a random mask, the same scorer too."""
+    found: dict[int, Run] = {}
     for file in sorted(run.folder.parents[2].glob(f"{method}/*/seed*/metrics.json")):
         other = load_run(file.parent)
         same_mask = all(other.record[key] == run.record[key] for key in ("scorer", "threshold"))
@@ -173,7 +186,9 @@ def _common(run: Run) -> Any:
 
 def command_line(run: Run, **changes: Any) -> str:
     """The command that makes this run, or with `changes` one like it; quoted for a shell."""
-    groups = {key: run.record[key] for key in ("model", "task", "tuning", "method", "scorer", "threshold", "seed")}
+    groups = {
+        key: run.record[key] for key in ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
+    }
     settings = groups | dict(run.record["overrides"]) | changes
     return shlex.join(["python", "run.py", *(f"{key}={_hydra(value)}" for key, value in settings.items())])
 
@@ -185,17 +200,22 @@ def _hydra(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(_hydra(item) for item in value) + "]"
     text = str(value)
-    return text if re.fullmatch(r"[\w./:@+-]*", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return (
+        text
+        if re.fullmatch(r"[\w./:@+-]*", text)
+        else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    )
 
 
-# -- one run ---------------------------------------------------------------------------------------------------------
+# -- one run -------------------------------------------------------------------------------------------------
 
 
 def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     """Writes report.html, report.md and figures/*.png, *.svg for one finished run; returns their paths.
 
-    ValueError if the run has not finished. The report compares with runs of `normal` and `random` that lie beside it
-    in the same tree and share its settings; what is not there is named, with the command that adds it.
+    ValueError if the run has not finished. The report compares with runs of `normal` and `random` that lie
+    beside it in the same tree and share its settings; what is not there is named, with the command that adds
+    it.
     """
     run = load_run(Path(run_dir))
     masked = pq.read_table(run.folder / "mask.parquet")
@@ -204,20 +224,29 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     decode, unnamed = _decoder(run)
     context = {
         "run": run.record,
-        "title": " · ".join(str(run.record[key]) for key in ("task", "model", "tuning", "method", "scorer", "threshold"))
+        "title": " · ".join(
+            str(run.record[key]) for key in ("task", "model", "tuning", "method", "scorer", "threshold")
+        )
         + f" · seed {run.seed}",
         "verdict": verdict(run),
         "degenerate": degenerate(run.record["mask"]),
         "quality": _quality(run),
         "mask": _mask_rows(run.record["mask"]),
         "figures": [
-            {"title": title, "png": paths["png"].relative_to(out_dir).as_posix(), "data": _data_url(paths["svg"])}
+            {
+                "title": title,
+                "png": paths["png"].relative_to(out_dir).as_posix(),
+                "data": _data_url(paths["svg"]),
+            }
             for title, paths in drawn
         ],
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,
-        "generations": paired_generations(run.base_generations(), read_lines(run.folder / "generations.jsonl")),
+        "generations": paired_generations(
+            run.base_generations(), read_lines(run.folder / "generations.jsonl")
+        ),
         "command": command_line(run),
+        "settings": [(key.replace("_", " "), value) for key, value in run.record["training"].items()],
         "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
@@ -245,7 +274,7 @@ def _render(name: str, context: Mapping[str, Any], out_dir: Path) -> list[Path]:
     for suffix in ("html", "md"):
         text = environment.get_template(f"{name}.{suffix}.j2").render(context)
         path = out_dir / f"{name}.{suffix}"
-        write_atomic(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
         written.append(path)
     return written
 
@@ -272,23 +301,33 @@ def _data_url(svg: Path) -> str:
 def _quality(run: Run) -> list[dict[str, Any]]:
     base = run.record["base_metrics"] or {}
     return [
-        {"name": name, "base": base.get(name), "tuned": metric} for name, metric in run.record["metrics"].items()
+        {"name": name, "base": base.get(name), "tuned": metric}
+        for name, metric in run.record["metrics"].items()
     ]
 
 
 def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     shares = [(f"dropped by {name.upper()}", stats["dropped_share"].get(name)) for name in ATTRIBUTES]
     overlaps = [
-        (f"dropped by {' and '.join(name.upper().split('_'))}", share) for name, share in stats["overlap"].items()
+        (f"dropped by {' and '.join(name.upper().split('_'))}", share)
+        for name, share in stats["overlap"].items()
     ]
-    rows = [*shares, *overlaps, ("dropped in all", stats["dropped_share"].get("union")), ("kept", stats["kept_share"])]
+    rows = [
+        *shares,
+        *overlaps,
+        ("dropped in all", stats["dropped_share"].get("union")),
+        ("kept", stats["kept_share"]),
+    ]
     return [(name, percent(share, 2)) for name, share in rows if share is not None]
 
 
 def exclusive_shares(tokens: ResponseTokens) -> dict[tuple[str, ...], float]:
     """Share of response tokens dropped by exactly this set of attributes, for every set that occurs."""
     names = list(tokens.dropped)
-    codes = sum((tokens.dropped[name].astype(np.int64) << bit for bit, name in enumerate(names)), np.zeros(1, np.int64))
+    codes = sum(
+        (tokens.dropped[name].astype(np.int64) << bit for bit, name in enumerate(names)),
+        np.zeros(1, np.int64),
+    )
     counts = np.bincount(codes, minlength=1)
     return {
         tuple(name for bit, name in enumerate(names) if code >> bit & 1): count / len(codes)
@@ -299,17 +338,43 @@ def exclusive_shares(tokens: ResponseTokens) -> dict[tuple[str, ...], float]:
 
 def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, dict[str, Path]]]:
     drawn = [("Before and after", figures.save(figures.accuracy(_accuracy_rows(run)), folder, "accuracy"))]
-    scored = {name: tokens.scores[name] for name in ATTRIBUTES if name in tokens.scores and name in tokens.dropped}
+    scored = {
+        name: tokens.scores[name] for name in ATTRIBUTES if name in tokens.scores and name in tokens.dropped
+    }
     if scored:
-        cuts: dict[str, list[float]] = {name: [] for name in scored}
+        cuts = {name: _cuts(name, run.record["mask"]["thresholds"][name]) for name in scored}
         figure = figures.distributions(scored, tokens.dropped, cuts)
         drawn.append(("Scores and thresholds", figures.save(figure, folder, "distributions")))
+        figure = figures.sensitivity(_curves(run, tokens))
+        drawn.append(("Share dropped against the threshold", figures.save(figure, folder, "sensitivity")))
     shares = exclusive_shares(tokens)
     if shares:
-        drawn.append(("Which attributes dropped the tokens", figures.save(figures.overlap(shares), folder, "overlap")))
+        drawn.append(
+            ("Which attributes dropped the tokens", figures.save(figures.overlap(shares), folder, "overlap"))
+        )
     steps, losses = read_losses(run.folder / "train_log.csv")
     drawn.append(("Training loss", figures.save(figures.loss_curve(steps, losses), folder, "loss")))
     return drawn
+
+
+def _cuts(attribute: str, found: Mapping[str, Any]) -> list[float]:
+    """The thresholds that hold for every example, as scores; RI's fences are each example's own."""
+    if attribute == "kn":
+        return [1 - found["p_above"]] if found["p_above"] is not None else []
+    return [found[key] for key in ("low", "high", "below") if found.get(key) is not None]
+
+
+def _curves(run: Run, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
+    """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
+    config = load_config(OmegaConf.load(run.folder / "config.yaml")).threshold
+    curves = {}
+    for name in tokens.dropped:
+        column = SOURCE[Attribute(name)]
+        block = Scores(np.diff(tokens.offsets), {column: tokens.scores[column]})
+        found = sweep(Attribute(name), config, block, block)
+        values = np.array(found.values)
+        curves[name] = (found.setting, values, found.shares(), values[found.chosen])
+    return curves
 
 
 def _accuracy_rows(run: Run) -> list[tuple[str, float, float, float]]:
@@ -356,7 +421,10 @@ def _decoder(run: Run) -> tuple[Callable[[int], str], str | None]:
     """Token id -> text, from the tokenizer saved with the run; else the bare id, and the reason."""
     file = run.folder / "model" / "tokenizer.json"
     if not file.is_file():
-        return str, f"Tokens are shown by their ids: there is no {file.relative_to(run.folder)} beside this run."
+        return (
+            str,
+            f"Tokens are shown by their ids: there is no {file.relative_to(run.folder)} beside this run.",
+        )
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
@@ -380,7 +448,10 @@ def paired_generations(
         kinds.setdefault(kind, []).append({"kind": kind, "before": old, "after": line})
     turns = max((len(items) for items in kinds.values()), default=0)
     chosen = [items[turn] for turn in range(turns) for items in kinds.values() if turn < len(items)]
-    return {"counts": {kind: len(items) for kind, items in kinds.items()}, "items": chosen[:SHOWN_GENERATIONS]}
+    return {
+        "counts": {kind: len(items) for kind, items in kinds.items()},
+        "items": chosen[:SHOWN_GENERATIONS],
+    }
 
 
 def _word(correct: bool | None) -> str:

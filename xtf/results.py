@@ -1,10 +1,11 @@
 """Finished runs read back from their files, and what can be said about the difference between two of them.
 
-A figure over several seeds has two sources of chance: which items the evaluation set happens to hold, and the seed of
-the training run. Intervals here are 95 % percentile bootstraps over both: seeds are drawn with replacement, and
-independently of them items, which all seeds share. A difference is taken item by item and seed by seed first, so what
-two runs have in common (hard items, lucky seeds) cancels. With one seed only the items are resampled, and whoever
-prints the interval has to say so; with few seeds, the spread between them is estimated roughly.
+A figure over several seeds has two sources of chance: which items the evaluation set happens to hold, and the
+seed of the training run. Intervals here are 95 % percentile bootstraps over both: seeds are drawn with
+replacement, and independently of them items, which all seeds share. A difference is taken item by item and
+seed by seed first, so what two runs have in common (hard items, lucky seeds) cancels. With one seed only the
+items are resampled, and whoever prints the interval has to say so; with few seeds, the spread between them is
+estimated roughly.
 """
 
 from __future__ import annotations
@@ -42,25 +43,29 @@ class Run:
         names = list(self.record["metrics"])
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
 
-    def artifact(self, name: str) -> Path:
-        """The path of an artifact that the record names, as is or relative to the run's folder."""
-        return self.folder / self.record["artifacts"][name]
-
     def verdicts(self, metric: str) -> dict[str, float | None]:
         return item_values(read_lines(self.folder / "generations.jsonl"), metric)
 
     def base_generations(self) -> list[dict[str, Any]] | None:
-        """Completions of the untouched base model; None if the run did not grade it."""
-        if "base_generations" not in self.record["artifacts"]:
+        """Completions of the untouched base model; None if the run did not grade it.
+
+        The record names them as seen from where the run was started; they are read from <output_dir>/base
+        beside this run's <output_dir>/runs, so that a copied or moved output folder can be reported on.
+        """
+        recorded = self.record["artifacts"]["base_generations"]
+        if recorded is None:
             return None
-        return read_lines(self.artifact("base_generations"))
+        output = self.folder.resolve().parents[6]
+        return read_lines(output / "base" / Path(recorded).parent.name / Path(recorded).name)
 
 
 def load_run(folder: Path) -> Run:
     """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
     file = folder / "metrics.json"
     if not file.is_file():
-        raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
+        raise ValueError(
+            f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it."
+        )
     return Run(folder, read_json(file))
 
 
@@ -77,7 +82,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
-    """Each item's contribution to a metric: its share of right samples, or its unbiased pass@k; None without verdict.
+    """Each item's share of right samples, or its unbiased pass@k; None without a verdict.
 
     ValueError for a metric that is not a mean over items.
     """
@@ -127,15 +132,17 @@ def mean(seeds: Sequence[Values]) -> Estimate:
 
 
 def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
-    """treated - control; entry i of both is the same seed (a base model, which has none, is repeated by the caller)."""
+    """treated - control; entry i of both is the same seed. A base model has none: repeat it."""
     if len(treated) != len(control):
-        raise ValueError(f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}")
+        raise ValueError(
+            f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}"
+        )
     values = _matrix([*treated, *control])
     return _estimate(values[: len(treated)] - values[len(treated) :])
 
 
 def _matrix(runs: Sequence[Values]) -> np.ndarray:
-    """float64 [runs, items] over the items that have a verdict in every run; ValueError if the runs' items differ."""
+    """float64 [runs, items] over items with a verdict in every run; ValueError if the items differ."""
     for run in runs[1:]:
         if run.keys() != runs[0].keys():
             odd = sorted(run.keys() ^ runs[0].keys())
