@@ -1,4 +1,5 @@
-"""From drop decisions to labels: the union of the attributes (eq. 1), -100 where no loss falls, and the statistics.
+"""From drop decisions to labels: the union of the attributes (eq. 1), -100 where no loss falls, and the
+statistics.
 
 Only this module writes -100. It works on Arrow buffers, one record batch (one score shard) at a time.
 """
@@ -30,8 +31,8 @@ class MaskStats:
     """What a mask keeps and drops. Shares are of response tokens.
 
     `overlap` is keyed by the attributes that agree: "ri_kn" is dropped by both, whatever TR says.
-    `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing or
-    more than half. `examples_without_loss` counts those whose every response token is dropped.
+    `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing
+    or more than half. `examples_without_loss` counts those whose every response token is dropped.
     """
 
     examples: int
@@ -50,8 +51,8 @@ class MaskStats:
 
 @dataclass(frozen=True)
 class Mask:
-    """`table`: the scored table with `drop_*` list<bool>, as long as the response, of the attributes in use, and
-    `labels` list<int32>, as long as input_ids."""
+    """`table`: the scored table with `drop_*` list<bool>, as long as the response, of the attributes in use,
+    and `labels` list<int32>, as long as input_ids."""
 
     table: pa.Table
     stats: MaskStats
@@ -60,8 +61,8 @@ class Mask:
 def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute]) -> Mask:
     """Drops the response tokens that lack any of `attributes`; without attributes all are kept.
 
-    ValueError: a missing column, a score list that is not as long as its response, a score that is not a finite
-    number, a threshold out of range, a mask that keeps nothing.
+    ValueError: a missing column, a score list that is not as long as its response, a score that is not a
+    finite number, a threshold out of range, a mask that keeps nothing.
     """
     attributes = [attribute for attribute in Attribute if attribute in attributes]
     batches = _batches(scored)
@@ -81,7 +82,8 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
 
 
 def weights_to_labels(scored: pa.Table, weights: Iterable[np.ndarray]) -> Mask:
-    """Labels from a static method's weights: one float array per example, in order, each as long as the response.
+    """Labels from a static method's weights: one float array per example, in order, each as long as the
+    response.
 
     A token of weight 0 gets -100. Weights other than 0 and 1 are kept in a column `weights`, list<float32>.
     ValueError: lengths that do not fit, a weight that is not finite, weights that are all 0.
@@ -104,7 +106,7 @@ def weights_to_labels(scored: pa.Table, weights: Iterable[np.ndarray]) -> Mask:
     return Mask(pa.Table.from_batches(masked), tally.stats({}, []))
 
 
-# -- Arrow buffers ---------------------------------------------------------------------------------------------------
+# --- Arrow buffers ------------------------------------------------------------------------------------------
 
 
 class _Batch:
@@ -187,12 +189,13 @@ def _as_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-# -- statistics ------------------------------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Tally:
-    """Counts over batches. `dropped` is keyed by every set of attributes ("ri", "ri_kn", ...): dropped by all of it."""
+    """Counts over batches. `dropped` is keyed by every set of attributes ("ri", "ri_kn", ...): dropped by all
+    of it."""
 
     examples: int = 0
     tokens: int = 0

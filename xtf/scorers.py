@@ -2,16 +2,16 @@
 
 All three come from one forward pass of the base model over length-sorted batches:
 
-- RI: attention that the token receives in one layer. The pass runs PyTorch's fused attention everywhere; in the scored
-  layer alone the attention weights are formed a second time, a chunk of queries at a time, and only their sums kept.
-- KN: 1 - p of the token. The LM head runs only where a response token is predicted, a chunk of positions at a time.
-- TR: a table from token id to score. It needs the embedding matrix and the token counts, and no forward pass.
+- RI: attention that the token receives in one layer. PyTorch's fused attention runs everywhere; in the scored
+  layer the weights are formed once more, a chunk of queries at a time, and only their column sums are kept.
+- KN: 1 - p of the token. The LM head runs only where a response token is predicted, a chunk at a time.
+- TR: a table from token id to score. It needs the embedding matrix and token counts, and no forward pass.
 
-Batches are padded on the *right*. With causal attention a token never sees what stands right of it, so no padding mask
-is needed, every row's positions start at 0, and the fused kernels run at full speed with memory linear in length.
+Batches are padded on the *right*. With causal attention no token sees what stands right of it, so no padding
+mask is needed, positions start at 0 in every row, and memory stays linear in length.
 
-Shapes: B rows of a batch, T padded length, H query heads, K key heads, G = H / K, D head width, C queries of a chunk,
-E width of the model, V vocabulary, N response tokens.
+Shapes: B rows of a batch, T padded length, H query heads, K key heads, D head width, E model width,
+V vocabulary, N response tokens, R rows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,11 @@ from xtf.config import Attribute, RIVariant, Scale, ScorerConfig, TRVariant
 
 ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
 TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attention that rounds to 0
-HEAD_TOLERANCE = 1e-2  # nats; see _check_head
+HEAD_TOLERANCE = 1e-2  # nats
+CPU_ELEMENTS = (
+    7 * 2**20
+)  # float32 of a temporary; above 32 MiB the allocator maps fresh pages each time, 4x slower
+GPU_ELEMENTS = 2**26
 
 
 class Row(Protocol):
@@ -47,7 +52,7 @@ class Row(Protocol):
     def prompt_length(self) -> int: ...
 
 
-# -- what a scorer asks for ------------------------------------------------------------------------------------------
+# --- what a scorer asks for ---------------------------------------------------------------------------------
 
 
 def computed(scorer: ScorerConfig) -> set[Attribute]:
@@ -61,63 +66,68 @@ def needs_forward(scorer: ScorerConfig) -> bool:
 
 
 def scored_layer(scorer: ScorerConfig, layers: int) -> int:
-    """The layer whose attention is RI, counted from 0; ValueError if the model does not have it."""
+    """The layer whose attention is RI, from 0; ValueError if a model of so many layers does not have it."""
     layer = scorer.ri.layer
     if scorer.ri.variant is RIVariant.released:
         if layer not in (-1, 0):
-            raise ValueError(
-                f"scorer.ri.variant=released is defined on layer 0; scorer.ri.layer={layer} contradicts it"
-            )
+            raise ValueError(f"scorer.ri.layer={layer}: scorer.ri.variant=released is defined on layer 0")
         return 0
     if not -layers <= layer < layers:
         raise ValueError(
-            f"scorer.ri.layer={layer}: the model has layers 0 to {layers - 1} (or -1 to -{layers})"
+            f"scorer.ri.layer={layer}: the model has layers 0 to {layers - 1}, or -{layers} to -1"
         )
     return layer % layers
 
 
-# -- rows as flat arrays ---------------------------------------------------------------------------------------------
+# --- rows as flat arrays ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Flat:
-    """Ragged rows end to end; `response` marks the response tokens among `ids`."""
+    """Rows end to end. ids int32 (all tokens), lengths and prompts int64 (R,)."""
 
-    ids: np.ndarray  # int32, all tokens
-    lengths: np.ndarray  # int64, per row
-    prompts: np.ndarray  # int64, per row
+    ids: np.ndarray
+    lengths: np.ndarray
+    prompts: np.ndarray
 
     @property
     def responses(self) -> np.ndarray:
         return self.lengths - self.prompts
 
     @property
-    def response(self) -> np.ndarray:
-        return ragged_arange(self.lengths) >= np.repeat(self.prompts, self.lengths)
-
-
-def ragged_arange(lengths: np.ndarray) -> np.ndarray:
-    """0 .. n-1 for each n, end to end: [2, 3] -> [0, 1, 0, 1, 2]."""
-    starts = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    def response_ids(self) -> np.ndarray:
+        """The ids of all response tokens, (N,)."""
+        return self.ids[_ragged_arange(self.lengths) >= np.repeat(self.prompts, self.lengths)]
 
 
 def _flatten(rows: Sequence[Row]) -> _Flat:
+    if not rows:
+        raise ValueError("there are no rows to score")
     lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
     prompts = np.array([row.prompt_length for row in rows], dtype=np.int64)
-    bad = np.flatnonzero((prompts < 1) | (prompts >= lengths))
-    if len(bad):
+    bad = (prompts < 1) | (prompts >= lengths)
+    if bad.any():
         raise ValueError(
-            "a row needs at least one prompt token, which predicts the first response token, and one response token; "
-            f"wrong are {_names(rows, bad)}"
+            "a row needs a prompt token, which predicts the first response token, and a response token; "
+            f"these have none: {_names(rows, bad)}"
         )
     ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), np.int32, int(lengths.sum()))
     return _Flat(ids, lengths, prompts)
 
 
-def _names(rows: Sequence[Row], places: np.ndarray) -> str:
-    listed = ", ".join(repr(rows[place].example_id) for place in places[:10])
-    return listed + (f" and {len(places) - 10} more" if len(places) > 10 else "")
+def _ragged_arange(lengths: np.ndarray) -> np.ndarray:
+    """0 .. n-1 for each n, end to end: [2, 3] -> [0, 1, 0, 1, 2]."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start .. start+n-1 for each row, end to end."""
+    return np.repeat(starts, lengths) + _ragged_arange(lengths)
+
+
+def _names(rows: Sequence[Row], which: np.ndarray) -> str:
+    ids = [row.example_id for row, named in zip(rows, which, strict=True) if named]
+    return ", ".join(map(repr, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 
 def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
@@ -126,13 +136,14 @@ def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of like length, longest first, at most `tokens_per_batch` tokens with padding.
+def batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Row numbers in batches of like length, longest first, of at most `tokens_per_batch` tokens with
+    padding.
 
-    A row that is longer than that is a batch of its own. Longest first: if memory runs out, it does so at once.
+    A row longer than that is a batch of its own. Longest first: if memory runs out, it does so at once.
     """
     if tokens_per_batch < 1:
-        raise ValueError(f"tokens_per_batch must be at least 1, not {tokens_per_batch}")
+        raise ValueError(f"tokens_per_batch={tokens_per_batch}: it must be at least 1")
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
@@ -141,7 +152,7 @@ def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]
         start += count
 
 
-# -- the scoring pass ------------------------------------------------------------------------------------------------
+# --- the scoring pass ---------------------------------------------------------------------------------------
 
 
 def score_rows(
@@ -157,236 +168,239 @@ def score_rows(
 ) -> pa.Table:
     """Scores the response tokens of `rows`, in their order.
 
-    Columns: `example_id` string, `input_ids` list<int32>, `prompt_length` int32, then, each list<float32> and as long
-    as the response: `ri` (attention received, its logarithm by default), `kn` = 1 - p and `logp` = log p (natural),
-    `tr` in [0, 1]; those that `scorer` asks for. `logp=True` adds `logp` without `kn`.
+    Columns: `example_id` string, `input_ids` list<int32>, `prompt_length` int32, then those that `scorer`
+    asks for, list<float32> as long as the response: `ri` (attention received, its logarithm by default; eq.
+    2), `kn` = 1 - p (eq. 3) with `logp` = log p in nats, `tr` in [0, 1] (eq. 4). `logp=True` adds `logp`
+    without `kn`.
 
-    `tr` is the table from `tr_table`, needed if TR is asked for. `progress` is called after each batch with its number
-    of real tokens. `pad_id` fills positions that nothing attends to: any valid id does.
-    The model is put in eval mode and on the scoring attention for the duration, and put back afterwards.
+    `tr` is the table from `tr_table`, needed if TR is asked for. `progress` is called after each batch with
+    its number of real tokens. `pad_id` fills places that nothing attends to: any id of the vocabulary does.
+    During the pass the model is in eval mode and on the scoring attention; both are put back afterwards.
 
-    ValueError: a row without prompt or response; a layer that is not there; a class of model whose attention or
-    head cannot be scored; scores that are not finite, with the ids of their examples.
+    ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
+    scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
     """
-    if not rows:
-        raise ValueError("no rows to score")
-    wanted = computed(scorer)
-    want_logp = logp or Attribute.kn in wanted
-    flat = _flatten(rows)
+    flat, wanted = _flatten(rows), computed(scorer)
+    want_ri, want_logp = Attribute.ri in wanted, logp or Attribute.kn in wanted
     scores: dict[str, np.ndarray] = {}
-    if want_logp or Attribute.ri in wanted:
-        scores = _forward_scores(
-            model,
-            rows,
-            flat,
-            scorer if Attribute.ri in wanted else None,
-            want_logp,
-            tokens_per_batch,
-            pad_id,
-            progress,
-        )
+    if want_ri or want_logp:
+        with _scoring_attention(model):
+            scores = _forward_scores(
+                model, flat, scorer if want_ri else None, want_logp, tokens_per_batch, pad_id, progress
+            )
     if Attribute.kn in wanted:
         scores["kn"] = -np.expm1(scores["logp"])
     if Attribute.tr in wanted:
         if tr is None:
-            raise ValueError("scoring TR needs the table from xtf.scorers.tr_table")
-        scores["tr"] = tr.lookup(flat.ids[flat.response])
-    _check_finite(rows, flat, scores)
-    return pa.table(
-        {
-            "example_id": pa.array([row.example_id for row in rows], pa.string()),
-            "input_ids": _lists(flat.ids, flat.lengths),
-            "prompt_length": pa.array(flat.prompts.astype(np.int32)),
-            **{
-                name: _lists(scores[name], flat.responses)
-                for name in ("ri", "kn", "tr", "logp")
-                if name in scores
-            },
-        }
-    )
-
-
-def _check_finite(rows: Sequence[Row], flat: _Flat, scores: dict[str, np.ndarray]) -> None:
+            raise ValueError("scoring TR needs the table that xtf.scorers.tr_table builds from all rows")
+        scores["tr"] = tr.lookup(flat.response_ids)
     for name, values in scores.items():
-        broken = ~np.isfinite(values)
+        broken = (
+            np.add.reduceat(~np.isfinite(values), np.cumsum(flat.responses) - flat.responses, dtype=int) > 0
+        )
         if broken.any():
-            places = np.unique(np.repeat(np.arange(len(rows)), flat.responses)[broken])
             raise ValueError(
-                f"{name} is not a finite number for {int(broken.sum())} tokens of {_names(rows, places)}; "
-                "check the model's weights and precision (float16 overflows where bfloat16 does not)"
+                f"{name} is not a finite number in {_names(rows, broken)}; check the model's weights and "
+                "precision (float16 overflows where bfloat16 does not)"
             )
+    columns: dict[str, pa.Array] = {
+        "example_id": pa.array([row.example_id for row in rows], pa.string()),
+        "input_ids": _lists(flat.ids, flat.lengths),
+        "prompt_length": pa.array(flat.prompts.astype(np.int32)),
+    }
+    for name in ("ri", "kn", "tr", "logp"):
+        if name in scores:
+            columns[name] = _lists(scores[name], flat.responses)
+    return pa.table(columns)
 
 
 @torch.inference_mode()
 def _forward_scores(
     model: PreTrainedModel,
-    rows: Sequence[Row],
     flat: _Flat,
-    scorer: ScorerConfig | None,
+    ri: ScorerConfig | None,
     want_logp: bool,
     tokens_per_batch: int,
     pad_id: int,
     progress: Callable[[int], None] | None,
 ) -> dict[str, np.ndarray]:
-    """`ri` (unless `scorer` is None) and `logp` of all response tokens, float32, flat in the order of the rows."""
-    starts = np.cumsum(flat.lengths) - flat.lengths
-    response_starts = np.cumsum(flat.responses) - flat.responses
-    device = model.get_input_embeddings().weight.device
-    layer = None if scorer is None else scored_layer(scorer, model.config.get_text_config().num_hidden_layers)
-    places: list[np.ndarray] = []
+    """`ri` (unless None is given) and `logp` of all response tokens, float32 (N,), in the order of the
+    rows."""
+    layer = None if ri is None else scored_layer(ri, model.config.get_text_config().num_hidden_layers)
+    if want_logp:
+        _check_head(model, torch.from_numpy(flat.ids[None, : min(16, flat.lengths[0])].astype(np.int64)))
+    starts, response_starts = (np.cumsum(n) - n for n in (flat.lengths, flat.responses))
     found: dict[str, list[torch.Tensor]] = {}
-    with _scoring_attention(model):
+    places = []
+    for batch in batches(flat.lengths, tokens_per_batch):
+        lengths, prompts, responses = flat.lengths[batch], flat.prompts[batch], flat.responses[batch]
+        T = int(lengths[0])
+        padded = np.full(len(batch) * T, pad_id, dtype=np.int64)
+        row_starts = np.arange(len(batch)) * T
+        padded[_places(row_starts, lengths)] = flat.ids[_places(starts[batch], lengths)]
+        ids_BT = torch.from_numpy(padded.reshape(len(batch), T)).to(model.device)
+        at_N = torch.from_numpy(_places(row_starts + prompts, responses)).to(model.device)  # in B * T
+        probe = None if ri is None else _Probe(ri, layer, lengths, prompts, last=not want_logp)
+        hidden_BTE = _hidden(model, ids_BT, probe)
+        if probe is not None and probe.scores_BT is not None:
+            found.setdefault("ri", []).append(probe.scores_BT.flatten()[at_N.to(probe.scores_BT.device)])
         if want_logp:
-            shortest = int(np.argmin(flat.lengths))
-            _check_head(model, torch.tensor([list(rows[shortest].input_ids)], device=device))
-        for batch in _batches(flat.lengths, tokens_per_batch):
-            lengths, prompts, responses = flat.lengths[batch], flat.prompts[batch], flat.responses[batch]
-            padded = int(lengths.max())
-            ids = np.full((len(batch), padded), pad_id, dtype=np.int64)
-            ids[np.arange(padded) < lengths[:, None]] = np.concatenate(
-                [flat.ids[starts[row] : starts[row] + flat.lengths[row]] for row in batch]
-            )
-            ids_BT = torch.from_numpy(ids).to(device)
-            at = ragged_arange(responses)  # of each response token within its response
-            picked = torch.from_numpy(np.repeat(np.arange(len(batch)) * padded + prompts, responses) + at).to(
-                device
-            )
-            probe = None if scorer is None else _Probe(scorer, layer, lengths, prompts, stop=not want_logp)
-            hidden_BTE = _run(model, ids_BT, probe)
-            if probe is not None:
-                assert probe.scores_BT is not None
-                found.setdefault("ri", []).append(
-                    probe.scores_BT.flatten()[picked.to(probe.scores_BT.device)]
-                )
-            if hidden_BTE is not None and want_logp:
-                hidden_NE = hidden_BTE.flatten(0, 1)[picked.to(hidden_BTE.device) - 1]
-                found.setdefault("logp", []).append(_log_p(model, hidden_NE, ids_BT.flatten()[picked]))
-            places.append(np.repeat(response_starts[batch], responses) + at)
-            if progress is not None:
-                progress(int(lengths.sum()))
-    # The copies to the host wait until here, so that a GPU never waits for them between two batches.
+            hidden_NE = hidden_BTE.flatten(0, 1)[at_N.to(hidden_BTE.device) - 1]
+            found.setdefault("logp", []).append(_log_p(model, hidden_NE, ids_BT.flatten()[at_N]))
+        places.append(_places(response_starts[batch], responses))
+        if progress is not None:
+            progress(int(lengths.sum()))
+    # Copies to the host wait until here, so that a GPU never idles between two batches.
     back = np.argsort(np.concatenate(places))
     return {name: torch.cat([part.cpu() for part in parts]).numpy()[back] for name, parts in found.items()}
 
 
-class _LayerDone(Exception):
-    """Raised inside the pass once RI is known and nothing beyond the scored layer is wanted."""
+class _ScoredLayerDone(Exception):
+    """Ends a forward pass of which nothing beyond the scored layer is wanted."""
 
 
-def _run(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None) -> torch.Tensor | None:
-    """Last hidden states, (B, T, E); None if the probe ended the pass at its layer."""
+def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None = None) -> torch.Tensor:
+    """Last hidden states (B, T, E); an empty tensor if the probe ended the pass at its layer."""
     kwargs: dict[str, Any] = {} if probe is None else {"xtf_probe": probe}
     try:
-        hidden = model.base_model(input_ids=ids_BT, use_cache=False, **kwargs).last_hidden_state
-    except _LayerDone:
-        return None
+        hidden_BTE: torch.Tensor = model.base_model(
+            input_ids=ids_BT, use_cache=False, **kwargs
+        ).last_hidden_state
+    except _ScoredLayerDone:
+        return torch.empty(0)
     if probe is not None and probe.scores_BT is None:
         raise ValueError(
-            f"{type(model).__name__} does not route layer {probe.layer} through transformers' AttentionInterface, "
-            "so the attention that tokens receive cannot be seen; use scorer=kn, tr or kn_tr with this model"
+            f"{type(model).__name__} does not send layer {probe.layer} through transformers' "
+            "AttentionInterface, so the attention that tokens receive cannot be seen; use a scorer without RI, such as kn_tr"
         )
-    return hidden
+    return hidden_BTE
 
 
-# -- KN: log-probabilities -------------------------------------------------------------------------------------------
+def _elements(device: torch.device) -> int:
+    """How large a temporary may be: small enough to be quick on a CPU, large enough to fill a GPU."""
+    return CPU_ELEMENTS if device.type == "cpu" else GPU_ELEMENTS
+
+
+# --- KN: log-probabilities ----------------------------------------------------------------------------------
 
 
 def _log_p(model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """log p of each target under the LM head, float32; never more than a chunk of N positions by V logits at once."""
+    """log p of each target under the LM head, float32 (N,); softmax in float32, over a chunk of N at a
+    time."""
     head = model.get_output_embeddings()
-    chunk = max(1, _chunk_elements(hidden_NE.device, 2**23) // head.weight.shape[0])
-    parts = []
-    for hidden, targets in zip(hidden_NE.split(chunk), targets_N.split(chunk), strict=True):
-        logits = head(hidden).float()
-        parts.append(-F.cross_entropy(logits, targets.to(logits.device), reduction="none"))
-    return torch.cat(parts)
+    chunk = max(1, _elements(hidden_NE.device) // model.config.get_text_config().vocab_size)
+    return torch.cat(
+        [
+            -F.cross_entropy(head(hidden).float(), targets, reduction="none")
+            for hidden, targets in zip(
+                hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True
+            )
+        ]
+    )
+
+
+_head_checked: WeakSet[PreTrainedModel] = WeakSet()
 
 
 def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
-    """Compares one short row with the logits of the model's own forward.
+    """Refuses a class whose logits are not its LM head's output (Gemma 2 caps them, Granite and Cohere scale
+    them).
 
-    Some classes scale or cap their logits after the LM head (Gemma 2, Cohere, Granite). `_log_p` does not, and must
-    refuse them rather than score something else. Both sides use the same attention and precision, so they agree to
-    rounding; a scale or cap that matters is far above the tolerance.
+    Compares `_log_p` with the model's own forward on a few tokens. Attention and precision are the same on
+    both sides, so they agree to rounding.
     """
-    targets = ids_1T[0, 1:]
-    own = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    ours = _log_p(model, _run(model, ids_1T, None)[0, :-1], targets)  # type: ignore[index]
-    gap = (own.gather(1, targets[:, None].to(own.device))[:, 0] - ours).abs().max().item()
+    if model in _head_checked:
+        return
+    ids_1T = ids_1T.to(model.device)
+    own_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
+    own = -F.cross_entropy(own_TV, ids_1T[0, 1:].to(own_TV.device), reduction="none")
+    ours = _log_p(model, _hidden(model, ids_1T)[0, :-1], ids_1T[0, 1:]).to(own.device)
+    gap = (own - ours).abs().max().item()
     if gap > HEAD_TOLERANCE:
         raise ValueError(
-            f"{type(model).__name__} changes its logits after the LM head (log p differs by {gap:.3g}), which scoring "
-            "does not support; use scorer=ri, tr or ri_tr with this model"
+            f"{type(model).__name__} changes its logits after the LM head (log p differs by {gap:.3g}), which "
+            "is not supported; use a scorer without KN, such as ri_tr"
         )
+    _head_checked.add(model)
 
 
-def _chunk_elements(device: torch.device, on_cpu: int) -> int:
-    """Float32 elements of a temporary: small enough for a CPU's caches, large enough to fill a GPU."""
-    return on_cpu if device.type == "cpu" else 2**26
-
-
-# -- RI: received attention ------------------------------------------------------------------------------------------
+# --- RI: received attention ---------------------------------------------------------------------------------
 
 
 class _Probe:
-    """Collects the RI scores of one batch while the scored layer runs; `_attend` hands it queries and keys."""
+    """Takes queries and keys of the scored layer from `_attend`, for one batch, and turns them into RI."""
 
     def __init__(
-        self, scorer: ScorerConfig, layer: int | None, lengths: np.ndarray, prompts: np.ndarray, *, stop: bool
+        self, scorer: ScorerConfig, layer: int | None, lengths: np.ndarray, prompts: np.ndarray, *, last: bool
     ) -> None:
         self.variant, self.scale = scorer.ri.variant, scorer.ri.scale
-        self.layer, self.stop = layer, stop
+        self.layer, self.last = layer, last  # last: the pass may end with this layer
         self.lengths_B = torch.from_numpy(lengths)
-        self.first_query = int(
-            prompts.min()
-        )  # response tokens receive attention from response positions only
-        self.scores_BT: torch.Tensor | None = None  # float32; valid where the response is
+        self.first_query = int(prompts.min())  # what a response token receives comes from response positions
+        self.scores_BT: torch.Tensor | None = None  # float32; holds RI at response positions
 
     def collect(
         self, query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, scaling: float, window: int | None
     ) -> None:
-        """Head-averaged attention, summed over queries (received) or over keys (released)."""
-        B, H, T, D = query_BHTD.shape
-        K = key_BKTD.shape[1]
+        """Head-averaged attention weights, summed over queries (received) or keys (released), then averaged.
+
+        Received (eq. 2): the mean over queries i >= j of the attention paid to key j. Released: the mean over
+        keys of the attention that query i pays, which is 1 / length.
+        """
+        B, H, T, _ = query_BHTD.shape
         device = query_BHTD.device
-        lengths_B1 = self.lengths_B.to(device)[:, None]
+        length_B1 = self.lengths_B.to(device)[:, None]
         position_T = torch.arange(T, device=device)
-        query = (query_BHTD * scaling).view(B, K, H // K, T, D)
+        query = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))  # (B, K, H / K, T, D)
         total_BT = torch.zeros(B, T, device=device)
-        chunk = max(1, _chunk_elements(device, 2**21) // (B * H * T))
+        chunk = max(1, _elements(device) // (B * H * T))
         for start in range(self.first_query, T, chunk):
-            stop = min(start + chunk, T)
-            first = (
-                0 if window is None else max(0, start - window + 1)
-            )  # no query of the chunk sees further back
-            weights = query[:, :, :, start:stop].flatten(2, 3) @ key_BKTD[:, :, first:stop].transpose(2, 3)
-            weights = weights.float().view(B, H, stop - start, stop - first)
-            ahead = position_T[first:stop] - position_T[start:stop, None]  # key position - query position
-            hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
-            weights = weights.masked_fill_(hidden, -torch.inf).softmax(-1)
+            end = min(start + chunk, T)
+            first = _first_seen(start, window)
+            weights = query[:, :, :, start:end].flatten(2, 3) @ key_BKTD[:, :, first:end].transpose(2, 3)
+            weights = weights.float().view(B, H, end - start, end - first)
+            weights.masked_fill_(~_seen(position_T[start:end], position_T[first:end], window), -torch.inf)
+            weights = weights.softmax(-1)
             if self.variant is RIVariant.released:
-                total_BT[:, start:stop] = weights.sum(-1).mean(1)
-            else:  # rows of padding also attend to the text, so they must not count
-                real_BC = (position_T[start:stop] < lengths_B1).float() / H
-                share_B1HC = real_BC[:, None, None].expand(B, 1, H, stop - start).flatten(2)
-                total_BT[:, first:stop] += (share_B1HC @ weights.flatten(1, 2))[:, 0]
-        # received: queries j .. length - 1 can see key j; released: the mean is over all keys of the row
-        count = (lengths_B1 - position_T).clamp(min=1) if self.variant is RIVariant.received else lengths_B1
-        scores = total_BT / count
-        self.scores_BT = scores.clamp(min=TINY).log() if self.scale is Scale.log else scores
+                total_BT[:, start:end] = weights.sum(-1).mean(1)
+            else:  # queries in the padding see the text too and must not count
+                share = (position_T[start:end] < length_B1).float() / H
+                share = share[:, None].expand(B, H, end - start).reshape(B, 1, -1)
+                total_BT[:, first:end] += (share @ weights.flatten(1, 2))[:, 0]
+        count = length_B1 - position_T if self.variant is RIVariant.received else length_B1
+        scores_BT = total_BT / count.clamp(min=1)
+        self.scores_BT = scores_BT.clamp(min=TINY).log() if self.scale is Scale.log else scores_BT
+
+
+def _first_seen(query: int, window: int | None) -> int:
+    """The first key position that the query at this position sees."""
+    return 0 if window is None else max(0, query - window + 1)
+
+
+def _seen(query_T: torch.Tensor, key_T: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Which keys each query sees, from their positions; bool (queries, keys)."""
+    behind = query_T[:, None] - key_T
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
 def _causal_mask(
-    *, config: Any, kv_length: int, local_size: int | None = None, allow_is_causal_skip: bool = True, **_: Any
+    *,
+    config: Any,
+    kv_length: int,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    **_: Any,
 ) -> torch.Tensor | None:
-    """In place of a (T, T) mask: nothing for causal attention, the window's size (0-d) where a window bites.
+    """What transformers passes to `_attend` as the mask: None, or the size of a sliding window that bites
+    (0-d).
 
-    Right padding needs no mask of its own. Patterns that are neither causal nor a sliding window are refused.
+    A (T, T) mask would cost more memory than all scores. ValueError for attention that is neither causal nor
+    a sliding window.
     """
     if not allow_is_causal_skip or local_size not in (None, getattr(config, "sliding_window", None)):
         raise ValueError(
-            f"models of type {config.model_type} have an attention pattern that is neither causal nor a sliding window; "
-            "their tokens cannot be scored"
+            f"the attention of {config.model_type} models is neither causal nor a sliding window, which "
+            "scoring does not support"
         )
     return None if local_size is None or local_size >= kv_length else torch.tensor(local_size)
 
@@ -402,30 +416,28 @@ def _attend(
     xtf_probe: _Probe | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Fused causal attention; in the probe's layer it also collects RI. Returns (B, T, H, D)."""
+    """Fused causal attention, (B, T, H, D). In the probe's layer RI is collected on the way."""
     window = None if attention_mask is None else int(attention_mask)
+    T, D = query_BHTD.shape[2:]
     if xtf_probe is not None and module.layer_idx == xtf_probe.layer:
-        scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
-        xtf_probe.collect(query_BHTD, key_BKTD, scale, window)
-        if xtf_probe.stop:
-            raise _LayerDone
+        xtf_probe.collect(query_BHTD, key_BKTD, D**-0.5 if scaling is None else scaling, window)
+        if xtf_probe.last:
+            raise _ScoredLayerDone
     if window is None:
-        return sdpa_attention_forward(
+        output, _ = sdpa_attention_forward(
             module, query_BHTD, key_BKTD, value_BKTD, None, scaling=scaling, **kwargs
         )
-    T = query_BHTD.shape[2]
+        return output, None
+    position_T = torch.arange(T, device=query_BHTD.device)
     parts = []
-    for start in range(0, T, window):  # each block of queries sees itself and the block before it
-        stop, first = min(start + window, T), max(0, start - window + 1)
-        behind = torch.arange(start, stop, device=query_BHTD.device)[:, None] - torch.arange(
-            first, stop, device=query_BHTD.device
-        )
+    for start in range(0, T, window):  # a block of queries sees itself and the block before it
+        end, first = min(start + window, T), _first_seen(start, window)
         parts.append(
             F.scaled_dot_product_attention(
-                query_BHTD[:, :, start:stop],
-                key_BKTD[:, :, first:stop],
-                value_BKTD[:, :, first:stop],
-                attn_mask=(behind >= 0) & (behind < window),
+                query_BHTD[:, :, start:end],
+                key_BKTD[:, :, first:end],
+                value_BKTD[:, :, first:end],
+                attn_mask=_seen(position_T[start:end], position_T[first:end], window),
                 scale=scaling,
                 enable_gqa=True,
             )
@@ -439,48 +451,23 @@ AttentionMaskInterface.register(ATTENTION, _causal_mask)
 
 @contextmanager
 def _scoring_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode and the scoring attention inside the block; both as they were after it."""
+    """Eval mode and the scoring attention inside the block; what was before, after it."""
     before, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation("sdpa")  # ValueError for a class that the fused attention cannot serve
-    model.set_attn_implementation(ATTENTION)
-    if model.config._attn_implementation != ATTENTION:
-        raise ValueError(
-            f"{type(model).__name__} does not let its attention be exchanged and cannot be scored"
-        )
-    model.eval()
     try:
+        model.set_attn_implementation("sdpa")  # ValueError for a class that fused attention cannot serve
+        model.set_attn_implementation(ATTENTION)
+        if model.config._attn_implementation != ATTENTION:
+            raise ValueError(
+                f"{type(model).__name__} does not let its attention be exchanged; it cannot be scored"
+            )
+        model.eval()
         yield
     finally:
         model.set_attn_implementation(before)
         model.train(training)
 
 
-# -- TR: the table ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """How often each token id occurs, int64 (V,): in whole examples, and in responses. Counts of shards add up."""
-
-    all: np.ndarray
-    response: np.ndarray
-
-    def __add__(self, other: TokenCounts) -> TokenCounts:
-        return TokenCounts(self.all + other.all, self.response + other.response)
-
-
-def count_tokens(rows: Sequence[Row], vocab_size: int) -> TokenCounts:
-    """Counts over `rows`; ValueError for an id outside the model's vocabulary."""
-    flat = _flatten(rows)
-    if flat.ids.max() >= vocab_size:
-        raise ValueError(
-            f"token id {flat.ids.max()} is outside the model's vocabulary of {vocab_size}: "
-            "tokenizer and model do not belong together"
-        )
-    return TokenCounts(
-        np.bincount(flat.ids, minlength=vocab_size),
-        np.bincount(flat.ids[flat.response], minlength=vocab_size),
-    )
+# --- TR: the table ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -495,96 +482,102 @@ class TRTable:
     farthest: float
 
     def lookup(self, ids: np.ndarray) -> np.ndarray:
-        """TR of each id; ValueError for an id that the table was not built for."""
+        """TR of each id, float32; ValueError for an id that the table was not built for."""
         found = self.values[ids]
         if np.isnan(found).any():
             raise ValueError(
-                f"token id {ids[np.isnan(found)][0]} is not in the TR table; build it from all rows that are scored"
+                f"the TR table lacks token id {ids[np.isnan(found)][0]}: build it from all rows to be scored"
             )
         return found
 
 
 @torch.inference_mode()
 def tr_table(
-    model: PreTrainedModel | torch.Tensor,
-    counts: TokenCounts,
+    model: PreTrainedModel,
+    rows: Sequence[Row],
     scorer: ScorerConfig,
     *,
-    domain_words: Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
+    domain_words: Sequence[str] = (),
     tokens_per_batch: int = 16384,
 ) -> TRTable:
-    """TR = 1 - minmax(cosine distance to the domain vector), over the token ids that occur in responses (eq. 4).
+    """TR = 1 - minmax(cosine distance to the domain vector), over the token ids that occur in responses (eq.
+    4).
 
-    variant=dataset: a token's vector is its embedding row; the domain vector is the mean embedding of all tokens of
-    the dataset, prompts included: rows weighted by counts. No forward pass; `model` may be the (V, E) matrix alone.
+    `rows` must be the whole dataset: both the domain vector and the extremes are the dataset's.
 
-    variant=released: vectors are last hidden states: of a one-token input for a token; for the domain the mean over
-    `domain_words` of each word's mean over its tokens. The authors' code leaves the cosine unscaled; min-max changes
-    neither clusters nor quantiles. `tokenizer` splits the words, without special tokens.
+    variant=dataset: a token's vector is its embedding row, the domain vector the mean embedding of all tokens
+    of the dataset, prompts included. No forward pass.
 
-    If all distances are equal, all TR are 1. A vector of zeros has cosine 0 with everything.
+    variant=released: vectors are last hidden states: of a one-token input for a token; for the domain the
+    mean over `domain_words` of each word's mean over its tokens (`tokenizer` splits it). The authors' code
+    uses the cosine as it is; min-max changes neither its clusters nor its quantiles.
+
+    If all distances are equal, all TR are 1. A vector of zeros has cosine 0 with everything. ValueError: a
+    token id outside the model's vocabulary; for variant=released no words, or a word of no tokens.
     """
-    used = np.flatnonzero(counts.response)
+    flat, vocab_size = _flatten(rows), model.config.get_text_config().vocab_size
+    if flat.ids.min() < 0 or flat.ids.max() >= vocab_size:
+        raise ValueError(
+            f"token ids up to {flat.ids.max()} (from {flat.ids.min()}) do not fit the model's vocabulary of "
+            f"{vocab_size}: tokenizer and model do not belong together"
+        )
+    used = np.unique(flat.response_ids)
     if scorer.tr.variant is TRVariant.dataset:
-        weight = model if isinstance(model, torch.Tensor) else model.get_input_embeddings().weight
-        distances = _dataset_distances(weight, counts, used)
+        distances = _dataset_distances(model, np.bincount(flat.ids, minlength=vocab_size), used)
     else:
-        if isinstance(model, torch.Tensor) or tokenizer is None:
-            raise ValueError("scorer.tr.variant=released runs the model: give the model and its tokenizer")
-        distances = _released_distances(model, used, domain_words, tokenizer, tokens_per_batch)
+        if tokenizer is None:
+            raise ValueError("scorer.tr.variant=released needs the tokenizer, to split the domain words")
+        with _scoring_attention(model):
+            distances = _released_distances(model, used, tokenizer, domain_words, tokens_per_batch)
     nearest, farthest = float(distances.min()), float(distances.max())
-    spread = farthest - nearest
-    values = np.full(len(counts.all), np.nan, dtype=np.float32)
-    values[used] = 1.0 - (distances - nearest) / spread if spread > 0 else 1.0
+    values = np.full(vocab_size, np.nan, dtype=np.float32)
+    values[used] = 1.0 if nearest == farthest else (farthest - distances) / (farthest - nearest)
     return TRTable(values, nearest, farthest)
 
 
-def _rows_of(weight: torch.Tensor, ids: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Embedding rows in float64, a few thousand at a time."""
-    for start in range(0, len(ids), 4096):
-        part = slice(start, min(start + 4096, len(ids)))
-        yield part, weight[torch.from_numpy(ids[part]).to(weight.device)].to("cpu", torch.float64)
+def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Cosine distances of the embedding rows of `used` to the mean row, weighted by `counts` (V,);
+    float64."""
+    weight = model.get_input_embeddings().get_parameter("weight")
 
+    def blocks(ids: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        for block in np.array_split(
+            ids, -(-len(ids) // 4096)
+        ):  # the whole matrix in float64 may be gigabytes
+            yield block, weight[torch.from_numpy(block).to(weight.device)].to("cpu", torch.float64)
 
-def _dataset_distances(weight: torch.Tensor, counts: TokenCounts, used: np.ndarray) -> np.ndarray:
-    present = np.flatnonzero(counts.all)
-    frequency = torch.from_numpy(counts.all[present] / counts.all.sum())
-    centre = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for part, rows in _rows_of(weight, present):
-        centre += frequency[part] @ rows
-    distances = np.empty(len(used))
-    for part, rows in _rows_of(weight, used):
-        distances[part] = 1.0 - F.cosine_similarity(rows, centre[None]).numpy()
-    return distances
+    centre_E = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for block, rows in blocks(np.flatnonzero(counts)):
+        centre_E += torch.from_numpy(counts[block] / counts.sum()) @ rows
+    return np.concatenate(
+        [1.0 - F.cosine_similarity(rows, centre_E[None]).numpy() for _, rows in blocks(used)]
+    )
 
 
 def _released_distances(
     model: PreTrainedModel,
     used: np.ndarray,
-    domain_words: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
+    domain_words: Sequence[str],
     tokens_per_batch: int,
 ) -> np.ndarray:
+    """Cosine distances of one-token hidden states to the mean hidden state of the domain words; float64."""
+
+    def hidden(ids_BT: Any) -> torch.Tensor:
+        ids = torch.as_tensor(ids_BT, dtype=torch.int64, device=model.device)
+        return _hidden(model, ids).to("cpu", torch.float64)
+
     if not domain_words:
-        raise ValueError("scorer.tr.variant=released needs task.domain_words, and the list is empty")
-    device = model.get_input_embeddings().weight.device
-    with _scoring_attention(model):
-
-        def last_hidden(ids: Any) -> torch.Tensor:
-            hidden = _run(model, torch.as_tensor(ids, dtype=torch.int64, device=device), None)
-            assert hidden is not None
-            return hidden.to("cpu", torch.float64)
-
-        words = []
-        for word in domain_words:
-            ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-            if not ids:
-                raise ValueError(f"task.domain_words: the tokenizer makes no token of {word!r}")
-            words.append(last_hidden([ids])[0].mean(0))
-        centre = torch.stack(words).mean(0)
-        parts = [
-            last_hidden(part[:, None])[:, 0]
-            for part in np.array_split(used, -(-len(used) // tokens_per_batch))
-        ]
-        return np.concatenate([1.0 - F.cosine_similarity(part, centre[None]).numpy() for part in parts])
+        raise ValueError("scorer.tr.variant=released needs task.domain_words, and there are none")
+    words = []
+    for word in domain_words:
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ValueError(f"task.domain_words: the tokenizer makes no token of {word!r}")
+        words.append(hidden([ids])[0].mean(0))
+    centre_E = torch.stack(words).mean(0)
+    blocks = np.array_split(used, -(-len(used) // tokens_per_batch))
+    return np.concatenate(
+        [1.0 - F.cosine_similarity(hidden(block[:, None])[:, 0], centre_E[None]) for block in blocks]
+    )

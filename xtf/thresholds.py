@@ -1,8 +1,9 @@
 """From scores to drop decisions: the IQR fence for RI, the cutoff for KN, Multi-Otsu for TR; NumPy only.
 
-Every rule turns a token's score into a *margin*: how far it lies on the wrong side of its threshold. A token is dropped
-if its margin is above the *level*, which is 0. Shifts and quantiles move the level, and caps take the largest margins
-first, so all rules share that part. Scores are flat arrays of N response tokens with the response `lengths` beside them.
+Every rule turns a token's score into a *margin*: how far it lies on the wrong side of its threshold. A token
+is dropped if its margin is above the *level*, which is 0. Shifts and quantiles move the level, and caps take
+the largest margins first, so all rules share that part. Scores are flat arrays of N response tokens with the
+response `lengths` beside them.
 
 The rules are equations 5 to 7 of arXiv 2602.14536.
 """
@@ -80,12 +81,13 @@ def _require(holds: bool, key: str, value: Any, valid: str) -> None:
         raise ValueError(f"{key}={value} is out of range: it must be {valid}")
 
 
-# -- the rules -------------------------------------------------------------------------------------------------------
+# --- the rules ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A block of scored examples: response lengths, int64 (R,), and flat columns (N,) by name (`ri`, `logp`, `tr`)."""
+    """A block of scored examples: response lengths, int64 (R,), and flat columns (N,) by name (`ri`, `logp`,
+    `tr`)."""
 
     lengths: np.ndarray
     columns: dict[str, np.ndarray]
@@ -104,23 +106,26 @@ def quantiles(scores: np.ndarray, lengths: np.ndarray, q: float) -> np.ndarray:
 
 
 def iqr_fences(scores: np.ndarray, lengths: np.ndarray, c: float) -> np.ndarray:
-    """Q1 - c (Q3 - Q1) of each example's scores (eq. 5); float64 (R,). A single or constant score is its own fence."""
+    """Q1 - c (Q3 - Q1) of each example's scores (eq. 5); float64 (R,). A single or constant score is its own
+    fence."""
     q1, q3 = (quantiles(scores, lengths, q) for q in (0.25, 0.75))
     return q1 - c * (q3 - q1)
 
 
 def histogram(tr: np.ndarray, bins: int) -> np.ndarray:
-    """Counts of TR over equal bins of [0, 1], int64 (bins,). Counts of blocks add up to those of the dataset."""
+    """Counts of TR over equal bins of [0, 1], int64 (bins,). Counts of blocks add up to those of the
+    dataset."""
     return np.histogram(tr, bins=bins, range=(0.0, 1.0))[0]
 
 
 def multi_otsu(counts: np.ndarray, classes: int) -> list[int]:
-    """Splits a histogram into `classes` runs of bins with the largest variance between them; the bins where runs start.
+    """Splits a histogram into `classes` runs of bins with the largest variance between them; the bins where
+    runs start.
 
-    Exact, by dynamic programming over the first j occupied bins in k runs: O(classes * bins^2). The enumeration in
-    scikit-image finds the same splits, but in time that grows with bins^(classes - 1): 3.5 s for 256 bins and 5
-    classes, and 17 times that for each doubling. There must be at least `classes` occupied bins. Of equally good
-    splits the earlier one wins.
+    Exact, by dynamic programming over the first j occupied bins in k runs: O(classes * bins^2). The
+    enumeration in scikit-image finds the same splits, but in time that grows with bins^(classes - 1): 3.5 s
+    for 256 bins and 5 classes, and 17 times that for each doubling. There must be at least `classes` occupied
+    bins. Of equally good splits the earlier one wins.
     """
     occupied = np.flatnonzero(counts)
     assert 1 <= classes <= len(occupied), (classes, len(occupied))
@@ -154,8 +159,8 @@ class Band:
 def otsu_band(counts: np.ndarray, config: TRThreshold) -> Band:
     """The `cluster`-th lowest of `classes` clusters (eq. 7), from the histogram of the dataset's TR.
 
-    With fewer occupied bins than classes each bin is a cluster of its own. If that leaves fewer than two clusters, or
-    fewer than `cluster`, the band is empty.
+    With fewer occupied bins than classes each bin is a cluster of its own. If that leaves fewer than two
+    clusters, or fewer than `cluster`, the band is empty.
     """
     edges = np.linspace(0.0, 1.0, len(counts) + 1)
     edges[-1] = np.nextafter(1.0, 2.0)  # the last bin includes 1
@@ -168,7 +173,7 @@ def otsu_band(counts: np.ndarray, config: TRThreshold) -> Band:
     return Band(bounds[config.cluster - 1], bounds[config.cluster], thresholds, classes)
 
 
-# -- fitting and applying --------------------------------------------------------------------------------------------
+# --- fitting and applying -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,8 @@ class Cuts:
     band: Band | None  # of TR; None unless its rule is multi_otsu
 
     def margins(self, attribute: Attribute, block: Scores) -> np.ndarray:
-        """How far each score is on the wrong side of the rule's threshold; -inf: never dropped. float64 (N,)."""
+        """How far each score is on the wrong side of the rule's threshold; -inf: never dropped. float64
+        (N,)."""
         rule = getattr(self.config, attribute.value)
         scores = block.columns[SOURCE[attribute]].astype(np.float64)
         if attribute is Attribute.kn:  # p > pcp in log space; high p is low novelty
@@ -200,7 +206,8 @@ class Cuts:
         return dropped if cap is None else _capped(dropped, margins, block.lengths, cap)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The thresholds in numbers, in the units of the scores; None for "drops everything" or "drops nothing"."""
+        """The thresholds in numbers, in the units of the scores; None for "drops everything" or "drops
+        nothing"."""
         return {attribute.value: self._describe(attribute) for attribute in self.levels}
 
     def _describe(self, attribute: Attribute) -> dict[str, Any]:
@@ -230,10 +237,10 @@ def _finite(value: float) -> float | None:
 def fit(blocks: Sequence[Scores], config: ThresholdConfig, attributes: Sequence[Attribute]) -> Cuts:
     """Fits the thresholds of `attributes` to a dataset given in blocks.
 
-    The rules of the paper need no more than one histogram. A quantile or a shift ranks the margins of all tokens:
-    it moves the level to where the number dropped is nearest to the share asked for. Tokens with equal margins fall on
-    the same side, so the share is met up to ties (for TR: up to the tokens of one vocabulary entry); of two equally
-    near levels the one that drops less is taken. Caps come after that.
+    The rules of the paper need no more than one histogram. A quantile or a shift ranks the margins of all
+    tokens: it moves the level to where the number dropped is nearest to the share asked for. Tokens with
+    equal margins fall on the same side, so the share is met up to ties (for TR: up to the tokens of one
+    vocabulary entry); of two equally near levels the one that drops less is taken. Caps come after that.
     """
     check(config)
     band = None
@@ -279,7 +286,8 @@ def level_for(margins: np.ndarray, count: int) -> float:
 
 
 def _capped(dropped: np.ndarray, margins: np.ndarray, lengths: np.ndarray, cap: float) -> np.ndarray:
-    """Keeps at most floor(cap * n) drops per response of n tokens: largest margins first, then earlier tokens."""
+    """Keeps at most floor(cap * n) drops per response of n tokens: largest margins first, then earlier
+    tokens."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     candidates = np.flatnonzero(dropped)
     ordered = candidates[np.lexsort((candidates, -margins[candidates], rows[candidates]))]
