@@ -271,7 +271,8 @@ def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None =
     if probe is not None and probe.scores_BT is None:
         raise ValueError(
             f"{type(model).__name__} does not send layer {probe.layer} through transformers' "
-            "AttentionInterface, so the attention that tokens receive cannot be seen; use a scorer without RI, such as kn_tr"
+            "AttentionInterface, so the attention that tokens receive cannot be seen; use a scorer without RI, "
+            "such as kn_tr"
         )
     return hidden_BTE
 
@@ -318,8 +319,8 @@ def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
     gap = (own - ours).abs().max().item()
     if gap > HEAD_TOLERANCE:
         raise ValueError(
-            f"{type(model).__name__} changes its logits after the LM head (log p differs by {gap:.3g}), which "
-            "is not supported; use a scorer without KN, such as ri_tr"
+            f"{type(model).__name__} changes its logits after the LM head (log p differs by {gap:.3g}); that "
+            "is not supported: use a scorer without KN, such as ri_tr"
         )
     _head_checked.add(model)
 
