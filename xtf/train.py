@@ -1,0 +1,306 @@
+"""Fine-tuning on a masked table: Lightning's Trainer around `xtf.module`; resumable, written atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from xtf.artifacts import read_json, write_atomic, write_json
+from xtf.config import CheckpointChoice, Config, Tuning, TuningConfig
+from xtf.data import Step, StepLoader, TrainingRows
+from xtf.models import precision
+from xtf.module import TokenFilteredLM, enable_packing
+from xtf.progress import bar
+
+LOG_COLUMNS = (
+    "step", "epoch", "loss", "kept_tokens", "tokens", "tokens_per_second", "learning_rate", "grad_norm",
+    "validation_loss",
+)  # fmt: skip
+LOG = "train_log.csv"
+LAST = "checkpoints/last.ckpt"
+BEST = "checkpoints/best.ckpt"
+VALIDATION_STREAM = 2  # keeps the split apart from the training order of the same seed
+RECORD = "training.json"  # in the model's folder, which is complete when it is renamed into place
+
+
+def fit(
+    model: PreTrainedModel,
+    table: pa.Table,
+    config: Config,
+    run_dir: Path,
+    *,
+    pad_id: int,
+    loggers: Sequence[Logger],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, Any]:
+    """Fine-tune `model` (changed in place) on a masked table and write `run_dir`/model; returns the
+    training record.
+
+    A run that was killed goes on from `run_dir`/checkpoints and ends with the same weights; a finished one
+    returns its record at once. `run_dir`/train_log.csv has a line per optimizer step.
+
+    Args:
+        table: what `xtf.data.TrainingRows` describes.
+        config: resolved: tuning.epochs, learning_rate and batch_size are numbers.
+        tokenizer: saved beside the weights, so that the folder loads by itself.
+
+    Raises:
+        NonFiniteLoss: the loss or a gradient is not finite; the last checkpoint is as it was.
+        ValueError: nothing to train on, or a model that cannot be trained packed.
+    """
+    finished = run_dir / "model" / RECORD
+    if finished.exists():
+        record: dict[str, Any] = read_json(finished)
+        return record
+    tuning, method = config.tuning, config.method
+    assert tuning.batch_size is not None and tuning.epochs is not None
+    extra = sorted(method.needs) if method.online else ()
+    training, validation = _split(table, tuning, config.seed, extra)
+    longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
+    original = model.config._attn_implementation
+    attention = enable_packing(model, longest)
+    progress = Progress(run_dir, config.trainer.checkpoint_every)
+    with _quiet():
+        trainer = _trainer(config, run_dir, loggers, progress)
+    loader = StepLoader(
+        training,
+        batch_size=tuning.batch_size,
+        epochs=tuning.epochs * method.epochs_factor,
+        max_steps=tuning.max_steps,
+        seed=config.seed,
+        budget=config.trainer.tokens_per_microbatch,
+        rank=trainer.global_rank,
+        devices=trainer.world_size,
+    )
+    module = TokenFilteredLM(
+        _trainable(model, tuning, config.seed),
+        method,
+        tuning,
+        loader,
+        validation=validation,
+        seed=config.seed,
+    )
+    last = run_dir / LAST
+    with _quiet(), bar("training", loader.tokens()) as advance:
+        progress.advance = advance
+        trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    if tuning.checkpoint is CheckpointChoice.best:
+        state = torch.load(run_dir / BEST, map_location=module.device, weights_only=True)["state_dict"]
+        module.load_state_dict(state, strict=False)
+    model.set_attn_implementation(original)
+    record = _record(config, module, loader, attention, read_log(run_dir / LOG))
+    if trainer.is_global_zero:
+        _save(module.packed.model, run_dir / "model", record, tokenizer)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    trainer.strategy.barrier("model saved")
+    return record
+
+
+# -- before training -----------------------------------------------------------------------------------------
+
+
+def _split(
+    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str]
+) -> tuple[TrainingRows, TrainingRows | None]:
+    """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one
+    then)."""
+    held_out = 0
+    if tuning.validation_fraction > 0:
+        held_out = max(1, round(tuning.validation_fraction * table.num_rows))
+    elif tuning.checkpoint is CheckpointChoice.best:
+        raise ValueError("tuning.checkpoint=best needs tuning.validation_fraction above 0")
+    if held_out >= table.num_rows:
+        raise ValueError(f"{held_out} of {table.num_rows} rows for validation leave nothing to train on")
+    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(table.num_rows)
+    training = TrainingRows(table.take(np.sort(order[held_out:])), extra)
+    if not training.kept.any():
+        raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
+    return training, TrainingRows(table.take(np.sort(order[:held_out])), extra) if held_out else None
+
+
+def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTrainedModel | PeftModel:
+    """The model with float32 weights to train: all of them, or a LoRA adapter's beside frozen ones."""
+    if tuning.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    if tuning.name is Tuning.full:
+        return model.float().requires_grad_(True)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.lora.r,
+        lora_alpha=tuning.lora.alpha,
+        lora_dropout=tuning.lora.dropout,
+        target_modules=list(tuning.lora.target_modules) or None,
+    )
+    torch.manual_seed(seed)  # of the adapter's random half
+    return get_peft_model(model, lora)
+
+
+def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress: Callback) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        strategy=config.trainer.strategy,
+        precision=_precision(config),
+        max_epochs=1,  # the loader runs through all epochs, so that a run resumes at any step alike
+        logger=list(loggers) or False,
+        log_every_n_steps=config.logger.every,
+        callbacks=[progress],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _precision(config: Config) -> Any:
+    chosen = precision(config.trainer)
+    if chosen not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision={chosen} would round small updates away or needs loss scaling; "
+            "use auto, 32-true or bf16-mixed"
+        )
+    return chosen
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's notes on devices and stopping stay out of the output; its warnings do not."""
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with PyTorch 2.13
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
+# -- while training ------------------------------------------------------------------------------------------
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints written straight to disk under a temporary name, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        assert storage_options is None
+        write_atomic(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+
+class Progress(Callback):
+    """After each step: a line in train_log.csv, the progress bar, and now and then a checkpoint."""
+
+    def __init__(self, run_dir: Path, checkpoint_every: int) -> None:
+        self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
+        self.advance: Callable[[int], None] = lambda tokens: None  # of the progress bar
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TokenFilteredLM)
+        done = module.loader.next
+        self.advance(module.loader.tokens(done))
+        if trainer.is_global_zero:
+            rows = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
+            write_atomic(self.run_dir / LOG, lambda path: _write_log(path, rows))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        assert isinstance(module, TokenFilteredLM)
+        done = batch.index + 1
+        if trainer.is_global_zero:
+            with (self.run_dir / LOG).open("a", newline="") as file:
+                csv.DictWriter(file, LOG_COLUMNS).writerow(outputs["record"])
+        if module.best_step == done:
+            trainer.save_checkpoint(self.run_dir / BEST, weights_only=True)
+        if done % self.checkpoint_every == 0 and done < len(module.loader):
+            trainer.save_checkpoint(self.run_dir / LAST)
+        self.advance(batch.tokens)
+
+
+def _write_log(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, LOG_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a train_log.csv as numbers; None where a step has no value. A line cut off by a kill is
+    left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if None not in line.values()]
+    integers = ("step", "epoch", "kept_tokens", "tokens")
+    return [
+        {
+            name: None if value == "" else (int if name in integers else float)(value)
+            for name, value in line.items()
+        }
+        for line in lines
+    ]
+
+
+# -- after training ------------------------------------------------------------------------------------------
+
+
+def _record(
+    config: Config, module: TokenFilteredLM, loader: StepLoader, attention: str, log: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    tuning = config.tuning
+    best = tuning.checkpoint is CheckpointChoice.best
+    return {
+        "steps": len(loader),
+        "epochs": len(loader) / loader.steps_per_epoch,
+        "examples": len(loader.data),
+        "tokens": sum(row["tokens"] for row in log),
+        "kept_tokens": sum(row["kept_tokens"] for row in log),
+        "final_loss": log[-1]["loss"],
+        "validation_loss": module.best_loss if module.best_step else None,
+        "checkpoint": f"best: step {module.best_step}" if best else "last",
+        "loss_curve_file": LOG,
+        "learning_rate": tuning.learning_rate,
+        "schedule": tuning.schedule.value,
+        "batch_size": tuning.batch_size,
+        "divisor": tuning.divisor.value,
+        "precision": precision(config.trainer),
+        "attention": attention,
+        "devices": config.trainer.devices,
+        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+
+
+def _save(
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    record: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Write model (or adapter), tokenizer and record as one folder, renamed into place when complete."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    for stale in (temporary, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    model.save_pretrained(str(temporary))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(temporary)
+    write_json(temporary / RECORD, record)
+    temporary.rename(folder)
