@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtf.config import Attribute, ScorerConfig, ThresholdConfig
 from xtf.data import as_examples, encode
 from xtf.masks import build_mask
-from xtf.scorers import computed, score_rows, tr_table
+from xtf.scorers import computed, count_tokens, score_rows, tr_table
 from xtf.tasks.base import Example
 from xtf.thresholds import PRESETS
 
@@ -60,12 +60,13 @@ def score(
             )
     table = None
     if Attribute.tr in computed(config):
+        counts = count_tokens(rows, model.get_input_embeddings().num_embeddings)
         table = tr_table(
             model,
-            rows,
+            counts,
             config,
-            tokenizer=tokenizer,
             domain_words=domain_words,
+            tokenizer=tokenizer,
             tokens_per_batch=tokens_per_batch,
         )
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

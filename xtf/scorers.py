@@ -270,9 +270,8 @@ def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None =
         return torch.empty(0)
     if probe is not None and probe.scores_BT is None:
         raise ValueError(
-            f"{type(model).__name__} does not send layer {probe.layer} through transformers' "
-            "AttentionInterface, so the attention that tokens receive cannot be seen; use a scorer without RI, "
-            "such as kn_tr"
+            f"{type(model).__name__} does not send layer {probe.layer} through AttentionInterface of "
+            "transformers, so the attention that tokens receive cannot be seen; use a scorer without RI"
         )
     return hidden_BTE
 
@@ -472,6 +471,27 @@ def _scoring_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class TokenCounts:
+    """How often each token id occurs in a dataset, int64 (V,): in whole examples, and in responses alone."""
+
+    all: np.ndarray
+    response: np.ndarray
+
+
+def count_tokens(rows: Sequence[Row], vocab_size: int) -> TokenCounts:
+    """Counts over `rows`; ValueError for a token id outside the model's vocabulary."""
+    flat = _flatten(rows)
+    if flat.ids.min() < 0 or flat.ids.max() >= vocab_size:
+        raise ValueError(
+            f"token ids {flat.ids.min()} to {flat.ids.max()} do not fit a vocabulary of {vocab_size}: tokenizer "
+            "and model do not belong together"
+        )
+    return TokenCounts(
+        np.bincount(flat.ids, minlength=vocab_size), np.bincount(flat.response_ids, minlength=vocab_size)
+    )
+
+
+@dataclass(frozen=True)
 class TRTable:
     """TR of every token id that occurs in a response: float32 (V,), NaN elsewhere.
 
@@ -495,17 +515,16 @@ class TRTable:
 @torch.inference_mode()
 def tr_table(
     model: PreTrainedModel,
-    rows: Sequence[Row],
+    counts: TokenCounts,
     scorer: ScorerConfig,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     domain_words: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
     tokens_per_batch: int = 16384,
 ) -> TRTable:
-    """TR = 1 - minmax(cosine distance to the domain vector), over the token ids that occur in responses (eq.
-    4).
+    """TR = 1 - minmax(cosine distance to the domain vector), over the ids that occur in responses (eq. 4).
 
-    `rows` must be the whole dataset: both the domain vector and the extremes are the dataset's.
+    `counts` are those of the whole dataset: the domain vector and the extremes are the dataset's.
 
     variant=dataset: a token's vector is its embedding row, the domain vector the mean embedding of all tokens
     of the dataset, prompts included. No forward pass.
@@ -514,25 +533,26 @@ def tr_table(
     mean over `domain_words` of each word's mean over its tokens (`tokenizer` splits it). The authors' code
     uses the cosine as it is; min-max changes neither its clusters nor its quantiles.
 
-    If all distances are equal, all TR are 1. A vector of zeros has cosine 0 with everything. ValueError: a
-    token id outside the model's vocabulary; for variant=released no words, or a word of no tokens.
+    If all distances are equal, all TR are 1. A vector of zeros has cosine 0 with everything.
+
+    ValueError: vectors that are not finite; variant=released without tokenizer or words, or a word without
+    tokens.
     """
-    flat, vocab_size = _flatten(rows), model.config.get_text_config().vocab_size
-    if flat.ids.min() < 0 or flat.ids.max() >= vocab_size:
-        raise ValueError(
-            f"token ids up to {flat.ids.max()} (from {flat.ids.min()}) do not fit the model's vocabulary of "
-            f"{vocab_size}: tokenizer and model do not belong together"
-        )
-    used = np.unique(flat.response_ids)
+    used = np.flatnonzero(counts.response)
     if scorer.tr.variant is TRVariant.dataset:
-        distances = _dataset_distances(model, np.bincount(flat.ids, minlength=vocab_size), used)
+        distances = _dataset_distances(model, counts.all, used)
     else:
         if tokenizer is None:
             raise ValueError("scorer.tr.variant=released needs the tokenizer, to split the domain words")
         with _scoring_attention(model):
-            distances = _released_distances(model, used, tokenizer, domain_words, tokens_per_batch)
+            distances = _released_distances(model, used, domain_words, tokenizer, tokens_per_batch)
+    if not np.isfinite(distances).all():
+        raise ValueError(
+            "the model's embeddings of tokens in the dataset are not finite numbers; first such token id: "
+            f"{used[~np.isfinite(distances)][0]}"
+        )
     nearest, farthest = float(distances.min()), float(distances.max())
-    values = np.full(vocab_size, np.nan, dtype=np.float32)
+    values = np.full(len(counts.all), np.nan, dtype=np.float32)
     values[used] = 1.0 if nearest == farthest else (farthest - distances) / (farthest - nearest)
     return TRTable(values, nearest, farthest)
 
@@ -559,8 +579,8 @@ def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndar
 def _released_distances(
     model: PreTrainedModel,
     used: np.ndarray,
-    tokenizer: PreTrainedTokenizerBase,
     domain_words: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
     tokens_per_batch: int,
 ) -> np.ndarray:
     """Cosine distances of one-token hidden states to the mean hidden state of the domain words; float64."""
