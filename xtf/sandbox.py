@@ -11,7 +11,8 @@ Containment, with the kernel's namespaces (Linux 5.12 or later, as root or where
 no network; a file system that holds the interpreter, its packages and the system's libraries, read-only, and an empty
 folder in memory; no environment of the parent's; its own process tree, which the kernel kills with its first process;
 no privileges and no way to gain any; limits on CPU time, wall time, address space, processes, file size and output.
-Limits on CPU time and memory hold for each process. The kernel itself remains reachable through its system calls: for
+The limit on CPU time holds for each process; that on memory for each and, where /proc may be mounted, for all of a
+program's processes together. The kernel itself remains reachable through its system calls: for
 code that is hostile rather than wrong, run this in a virtual machine.
 
 Without namespaces nothing runs unless the configuration allows it (`task.sandbox.allow_unsandboxed=true`): then the

@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 Value = Any  # what JSON holds
 MAX_FRAME = 64 * 2**20  # bytes of one message
 EXIT_END_OF_JOBS = 3
+WATCH_SECONDS = 0.05  # between looks at the memory of all of a job's processes
 MUTABLE = (list, dict, set, deque, bytearray)
 
 # linux/sched.h, linux/mount.h, linux/prctl.h
@@ -266,14 +267,32 @@ class FailureError(BaseException):
 class Checker:
     """Talks to the candidate, within the time limit and the limit on what it prints."""
 
-    def __init__(self, pid: int, channel: socket.socket, output: int, settings: dict[str, Any]) -> None:
-        self.pid, self.channel, self.output = pid, channel, output
+    def __init__(
+        self, pid: int, channel: socket.socket, output: int, processes: int | None, settings: dict[str, Any]
+    ) -> None:
+        self.pid, self.channel, self.output, self.processes = pid, channel, output, processes
         self.deadline = time.monotonic() + settings["wall_seconds"]
         self.settings = settings
+        self.next_look = time.monotonic() + WATCH_SECONDS
         self.printed = 0
         self.failure: FailureError | None = None
         self.values = Values(self)
         channel.setblocking(False)
+
+    def watch_memory(self) -> None:
+        """Ends the job when all its processes together hold more than the limit (which each alone cannot)."""
+        if self.processes is None:
+            return
+        pages = 0
+        for name in os.listdir(self.processes):
+            with contextlib.suppress(OSError):  # it has just ended
+                fd = os.open(f"{name}/statm", os.O_RDONLY, dir_fd=self.processes) if name.isdigit() else -1
+                if fd >= 0:
+                    _, resident, shared = os.read(fd, 200).split()[:3]
+                    pages += int(resident) - int(shared)
+                    os.close(fd)
+        if pages * resource.getpagesize() > self.settings["memory_mb"] * 2**20:
+            self.fail(f"the program's processes hold more than {self.settings['memory_mb']} MB")
 
     def fail(self, reason: str) -> NoReturn:
         self.failure = self.failure or FailureError(reason)  # a test that catches everything cannot undo it
@@ -295,9 +314,12 @@ class Checker:
                     return self.parse(bytes(received[4 : 4 + length]))
             poller.register(self.channel, select.POLLIN | (select.POLLOUT if unsent else 0))
             remaining = self.deadline - time.monotonic()
-            events = dict(poller.poll(max(0, remaining * 1000))) if remaining > 0 else {}
-            if not events:
+            if remaining <= 0:
                 self.fail(f"timeout: {self.settings['wall_seconds']:g} s of wall time")
+            events = dict(poller.poll(1000 * min(remaining, WATCH_SECONDS)))
+            if time.monotonic() >= self.next_look:
+                self.watch_memory()
+                self.next_look = time.monotonic() + WATCH_SECONDS
             if events.get(self.output):
                 self.drain(poller)
             state = events.get(self.channel.fileno(), 0)
@@ -426,7 +448,7 @@ def failing_line(error: BaseException, tests: str) -> str:
     return found[:300]
 
 
-def run_checker(settings: dict[str, Any]) -> NoReturn:
+def run_checker(settings: dict[str, Any], processes: int | None) -> NoReturn:
     """One job: forks the candidate first, so that its memory has never held the tests, then reads the job."""
     ours, theirs = socket.socketpair()
     output, printed = os.pipe()
@@ -438,7 +460,7 @@ def run_checker(settings: dict[str, Any]) -> NoReturn:
     job = read_frame(0)
     if job is None:
         leave(settings, pid, EXIT_END_OF_JOBS)
-    write_all(1, pack(check(job, Checker(pid, ours, output, settings))))
+    write_all(1, pack(check(job, Checker(pid, ours, output, processes, settings))))
     leave(settings, pid, 0)
 
 
@@ -573,6 +595,20 @@ def set_limits(settings: dict[str, Any]) -> None:
             resource.setrlimit(limit, (soft, hard))
 
 
+def open_process_list(folder: str) -> int | None:
+    """A descriptor of this namespace's /proc, mounted nowhere; None where a container forbids to mount it.
+
+    The candidate closes it before its program starts.
+    """
+    try:
+        mount("proc", folder, "proc", MS_NOSUID | MS_NODEV)
+    except PermissionError:
+        return None
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    call(libc.umount2, folder.encode(), MNT_DETACH)
+    return fd
+
+
 def run_keeper(settings: dict[str, Any], user: int) -> NoReturn:
     """Forks the checker as PID 1 of a new namespace (or, without namespaces, into a folder of its own)."""
     die_with_parent()
@@ -584,7 +620,9 @@ def run_keeper(settings: dict[str, Any], user: int) -> NoReturn:
     pid = os.fork()
     if pid == 0:
         try:
+            processes = None
             if settings["isolate"]:
+                processes = open_process_list(folder)
                 options = f"mode=0777,size={settings['file_mb']}m,nr_inodes=1024"
                 mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
             os.chdir(folder)
@@ -593,7 +631,7 @@ def run_keeper(settings: dict[str, Any], user: int) -> NoReturn:
             else:
                 die_with_parent()
             set_limits(settings)
-            run_checker(settings)
+            run_checker(settings, processes)
         finally:
             os._exit(1)
     _, status = os.waitpid(pid, 0)
