@@ -99,10 +99,10 @@ def test_the_bundled_sample_belongs_to_the_tiny_model_alone(compose):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["threshold.kn.pcp=1.5"], r"threshold\.kn\.pcp=1\.5 is out of range: it must be between 0 and 1"),
-        (["threshold.ri.c=-1"], r"threshold\.ri\.c=-1\.0 is out of range: it must be at least 0"),
+        (["threshold.kn.pcp=1.5"], r"threshold\.kn\.pcp=1\.5 is out of range: it must be a probability between 0 and 1"),
+        (["threshold.ri.c=-1"], r"threshold\.ri\.c=-1\.0 is out of range: it must be a number of at least 0"),
         (["threshold.kn.pcp=nan"], "out of range"),
-        (["threshold.tr.cluster=6"], "more than threshold.tr.classes"),
+        (["threshold.tr.cluster=6"], r"it must be from 1 to classes \(5\)"),
         (["tuning.checkpoint=best"], "needs a validation split"),
         (["task.samples=5"], "equal completions"),
         (["task.pass_at=[1,10]"], "needs task.samples >= 10"),

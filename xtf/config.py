@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -229,10 +230,10 @@ class RIThreshold:
     """Low if score < Q1 - c (Q3 - Q1) over the response tokens of one example (eq. 5)."""
 
     rule: RIRule = RIRule.iqr
-    c: float = _within(1.0, 0)
-    q: float = _within(0.05, 0, 1)  # rule=quantile: share of the dataset's response tokens to drop
-    cap: float | None = _within(None, 0, 1)  # drop at most this share of a response, lowest scores first
-    shift: float = _within(0.0, -1, 1)  # move the threshold so that this much more (or less) of all response tokens is dropped
+    c: float = 1.0
+    q: float = 0.05  # rule=quantile: share of the dataset's response tokens to drop
+    cap: float | None = None  # drop at most this share of a response, lowest scores first
+    shift: float = 0.0  # move the threshold so that this much more (or less) of all response tokens is dropped
 
 
 @dataclass(frozen=True)
@@ -240,10 +241,10 @@ class KNThreshold:
     """Low if p > pcp (eq. 6: 1 - p < 0.05)."""
 
     rule: KNRule = KNRule.cutoff
-    pcp: float = _within(0.95, 0, 1)
-    q: float = _within(0.15, 0, 1)
-    cap: float | None = _within(None, 0, 1)
-    shift: float = _within(0.0, -1, 1)
+    pcp: float = 0.95
+    q: float = 0.15
+    cap: float | None = None
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -251,12 +252,12 @@ class TRThreshold:
     """Low if in the cluster with the `cluster`-th smallest mean of a Multi-Otsu split (eq. 7)."""
 
     rule: TRRule = TRRule.multi_otsu
-    classes: int = _within(5, 2, 10)
-    cluster: int = _within(2, 1, 10)  # 1: the smallest; 2: the second smallest, as in the paper
-    bins: int = _within(1024, 16)
-    q: float = _within(0.2, 0, 1)
-    cap: float | None = _within(None, 0, 1)
-    shift: float = _within(0.0, -1, 1)
+    classes: int = 5
+    cluster: int = 2  # 1: the smallest; 2: the second smallest, as in the paper
+    bins: int = 1024
+    q: float = 0.2
+    cap: float | None = None
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -360,31 +361,59 @@ GROUPS: dict[str, type] = {
 # --- composing, checking, resolving ----------------------------------------------------------------------------------
 
 
-def _schema(cls: type) -> DictConfig:
-    """A structured node that Hydra may still merge into (OmegaConf makes frozen dataclasses read-only)."""
-    node = OmegaConf.structured(cls)
+@functools.cache
+def _writable(cls: type) -> type:
+    """A twin of a frozen dataclass that Hydra can merge into: OmegaConf makes every node of a frozen type read-only."""
+    hints = get_type_hints(cls)
+    parts = []
+    for item in dataclasses.fields(cls):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            twin = _writable(hint)  # a nested dataclass; its default is either MISSING or its own defaults
+            default = field(default=MISSING) if item.default is MISSING else field(default_factory=twin)
+            parts.append((item.name, twin, default))
+        elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
+            parts.append((item.name, dict[str, _writable(get_args(hint)[1])], field(default_factory=dict)))  # type: ignore[misc]
+        elif item.default_factory is not dataclasses.MISSING:
+            parts.append((item.name, hint, field(default_factory=item.default_factory)))
+        else:
+            parts.append((item.name, hint, field(default=item.default)))
+    return dataclasses.make_dataclass(cls.__name__, parts)
 
-    def thaw(part: Any) -> None:
-        if isinstance(part, DictConfig):
-            OmegaConf.set_readonly(part, False)
-            for key in part:
-                if not OmegaConf.is_missing(part, key):
-                    thaw(part._get_node(key))
 
-    thaw(node)
-    return node
+def _schema(value: Any) -> DictConfig:
+    """A structured node for a dataclass, or for an instance of one with its values as the defaults."""
+    if isinstance(value, type):
+        return OmegaConf.structured(_writable(value))
+    return OmegaConf.merge(OmegaConf.structured(_writable(type(value))), plain(value))
+
+
+def _build(cls: Any, values: Mapping[str, Any]) -> Any:
+    """The frozen dataclass `cls` from a container whose leaves OmegaConf has type-checked."""
+    hints, arguments = get_type_hints(cls), {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value)
+        elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
+            value = {key: _build(get_args(hint)[1], part) for key, part in value.items()}
+        arguments[name] = value
+    return cls(**arguments)
 
 
 def register() -> None:
     """Put the schema into Hydra's store, one node per group; conf/*/*.yaml start from these."""
     from hydra.core.config_store import ConfigStore
 
+    from xtf import thresholds
     from xtf.methods import METHODS
 
     store = ConfigStore.instance()
     store.store(name="run", group="schema", node=_schema(Config))
     for group, cls in GROUPS.items():
         store.store(name=group, group="schema", node=_schema(cls))
+    for name, preset in thresholds.PRESETS.items():
+        store.store(name=name, group="schema/threshold", node=_schema(preset))
     for name, method in METHODS.items():
         store.store(name=name, group="schema/method", node=_schema(method))
 
@@ -394,9 +423,12 @@ def to_config(node: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
         raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line as {missing[0]}=...")
-    config = OmegaConf.to_object(node)
-    assert isinstance(config, Config), type(config)
-    return config
+    from xtf.methods import METHODS
+
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    values["method"] = _build(METHODS[values["method"]["name"]], values["method"])
+    return _build(Config, values)
 
 
 def load_config(node: DictConfig) -> Config:
@@ -404,9 +436,8 @@ def load_config(node: DictConfig) -> Config:
     from xtf.methods import METHODS
 
     schema = _schema(Config)
-    for item in dataclasses.fields(Config):
-        if item.name in GROUPS:
-            schema[item.name] = _schema(GROUPS[item.name])
+    for group, cls in GROUPS.items():
+        schema[group] = _schema(cls)
     schema.method = _schema(METHODS[node.method.name])
     return to_config(OmegaConf.merge(schema, node))
 
@@ -462,10 +493,16 @@ def resolve(config: Config) -> Config:
 
     Checks ranges and combinations on the way; raises ConfigError naming the key and the remedy.
     """
+    from xtf import thresholds
+
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             _check_ranges(value, f"{item.name}.")
+    try:
+        thresholds.check(config.threshold)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     model, task, tuning = config.model, config.task, config.tuning
 
     recipe = model.recipes.get(tuning.name.value)
@@ -499,11 +536,6 @@ def resolve(config: Config) -> Config:
         )
     if max(task.pass_at, default=1) > task.samples:
         raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
-    if config.threshold.tr.cluster > config.threshold.tr.classes:
-        raise ConfigError(
-            f"threshold.tr.cluster={config.threshold.tr.cluster} is more than threshold.tr.classes="
-            f"{config.threshold.tr.classes}"
-        )
     if config.trainer.strategy == "auto" and config.trainer.devices > 1:
         raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
     return dataclasses.replace(config, task=task, tuning=tuning)

@@ -19,11 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xtf.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.config import (
-    Attribute, Config, ConfigError, SourceConfig, Stage, TRVariant, Tuning, digest, grader_identity, identity, plain,
+    Attribute, Config, ConfigError, SourceConfig, Stage, TRVariant, digest, grader_identity, identity, plain,
     run_folder,
 )  # fmt: skip
+from xtf.thresholds import SOURCE
 from xtf.progress import bar, console, say, stopwatch
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from xtf.data import Encoded
+    from xtf.masks import Mask
+    from xtf.methods import Method
     from xtf.tasks.base import Example
 
 SCHEMA = 1  # of metrics.json
@@ -204,19 +209,19 @@ class Job:
 
     @property
     def columns(self) -> set[str]:
-        """The score columns that this run's method reads."""
-        method, scorer = self.config.method, self.config.scorer
-        wanted = set(method.needs)
-        if method.masked:
-            wanted |= {attribute.value for attribute in scorer.attributes}
+        """The score columns that this run reads: its method's, and those of the attributes that mask for it."""
+        method = self.config.method
+        wanted = set(method.needs) - {"labels"}
+        if method.attributes or "labels" in method.needs:
+            wanted |= {SOURCE[attribute] for attribute in self.config.scorer.attributes}
         return wanted
 
     def score(self) -> Path | None:
-        """The folder of the scoring pass that this run reads, made unless it is there. None: the method needs none."""
+        """The folder of the scoring pass that this run reads, made unless it is there. None: it needs no scores."""
         wanted = self.columns
         if not wanted:
             return None
-        compute = wanted | {attribute.value for attribute in self.config.scorer.compute}
+        compute = wanted | {SOURCE[attribute] for attribute in self.config.scorer.compute}
         identity = self._score_identity()
         for candidate in sorted((self.output / "scores").glob(f"{digest(identity)}-*/manifest.json")):
             found = read_json(candidate)
@@ -247,7 +252,7 @@ class Job:
     def _score_pass(self, folder: Path, identity: Mapping[str, Any], compute: set[str]) -> None:
         import pyarrow.parquet as pq
 
-        from xtf.scorers import score_rows, tr_table
+        from xtf.scorers import count_tokens, score_rows, tr_table
 
         config, manifest_file = self.config, folder / "manifest.json"
         manifest: dict[str, Any] = read_json(manifest_file) if manifest_file.exists() else {}
@@ -255,9 +260,8 @@ class Job:
         if manifest.get("shard_examples") != size:
             manifest = {"complete": False, "columns": sorted(compute), "identity": dict(identity), "shards": {},
                         "shard_examples": size, "seconds": 0.0, "versions": versions()}  # fmt: skip
-        scorer = dataclasses.replace(
-            config.scorer, attributes=[a for a in Attribute if a.value in compute], compute=[]
-        )
+        attributes = [attribute for attribute in Attribute if SOURCE[attribute] in compute]
+        scorer = dataclasses.replace(config.scorer, attributes=attributes, compute=[])
         rows = self.encoded
         parts = {f"{i // size:05d}.parquet": rows[i : i + size] for i in range(0, len(rows), size)}
         manifest["shards"] = {
@@ -266,21 +270,25 @@ class Job:
         }  # fmt: skip
         missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
         if missing:
-            table = None
-            if Attribute.tr in scorer.attributes:
-                table = tr_table(
-                    self.base_model(), rows, scorer, tokenizer=self.tokenizer, domain_words=config.task.domain_words
-                )
+            model, pad_id, budget = self.base_model(), _pad_id(self.tokenizer), config.trainer.tokens_per_score_batch
+            with stopwatch() as seconds:
+                table = None
+                if Attribute.tr in attributes:
+                    counts = count_tokens(rows, model.get_input_embeddings().num_embeddings)
+                    table = tr_table(
+                        model, counts, scorer, domain_words=config.task.domain_words, tokenizer=self.tokenizer,
+                        tokens_per_batch=budget,
+                    )  # fmt: skip
+                manifest["seconds"] += seconds()
             with bar("scoring", sum(len(row.input_ids) for part in missing.values() for row in part)) as progress:
                 for name, part in missing.items():
                     with stopwatch() as seconds:
                         scored = score_rows(
-                            self.base_model(), part, scorer, tr=table, logp="logp" in compute,
-                            tokens_per_batch=config.trainer.tokens_per_score_batch, pad_id=_pad_id(self.tokenizer),
-                            progress=progress,
+                            model, part, scorer, tr=table, logp="logp" in compute, tokens_per_batch=budget,
+                            pad_id=pad_id, progress=progress,
                         )  # fmt: skip
                         write_atomic(folder / name, functools.partial(pq.write_table, scored))
-                    manifest["seconds"] += round(seconds(), 3)
+                    manifest["seconds"] += seconds()
                     manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(part)}
                     write_json(manifest_file, manifest)
         manifest["shards"] = {name: manifest["shards"][name] for name in parts}
@@ -299,12 +307,12 @@ class Job:
         with stopwatch() as seconds:
             table = _read_scores(scores) if scores else _unscored(self.encoded)
             config = self.config
-            masked, stats = config.method.mask(table, config.threshold, config.scorer.attributes, config.seed)
-            write_atomic(target, functools.partial(pq.write_table, masked))
+            mask = method_mask(config.method, table, config)
+            write_atomic(target, functools.partial(pq.write_table, mask.table))
         score_entry = read_json(scores / "manifest.json") if scores else {"seconds": 0.0, "columns": []}
-        self.manifest["stages"]["score"] = {"seconds": score_entry["seconds"], "columns": score_entry["columns"],
+        self.manifest["stages"]["score"] = {"seconds": round(score_entry["seconds"], 3), "columns": score_entry["columns"],
                                             "path": str(scores) if scores else None}  # fmt: skip
-        self._done("mask", seconds(), sha256=sha256(target), stats=stats)
+        self._done("mask", seconds(), sha256=sha256(target), stats=mask.stats.to_dict())
 
     def train(self) -> None:
         """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""
@@ -433,6 +441,25 @@ class Job:
         path = self.output / "reports" / name / "preview.html"
         preview(table, self.tokenizer, path, threshold=self.config.threshold, examples=self.config.preview.examples)
         say(f"preview: {path}")
+
+
+def method_mask(method: Method, table: pa.Table, config: Config) -> Mask:
+    """The labels (and weights) of a method: XTF's from scorer and threshold, another static one's from its own rule.
+
+    A method that needs `labels` is a control: it matches, example by example, the mask of the method it names.
+    """
+    from xtf.masks import build_mask, weights_to_labels
+    from xtf.methods import METHODS, Scores
+
+    if method.attributes:
+        return build_mask(table, config.threshold, config.scorer.attributes)
+    if "labels" in method.needs:
+        if method.match not in METHODS or "labels" in METHODS[method.match].needs:
+            raise ConfigError(f"method.match={method.match}: it must name a method with a mask of its own, e.g. xtf")
+        table = method_mask(METHODS[method.match](), table, config).table
+    scores = Scores.from_table(table, method.needs)
+    weights = method.weights(scores, config.seed)
+    return weights_to_labels(table, np.split(weights, scores.offsets[1:-1]))
 
 
 TIMED = ("score", "mask", "evaluate_base", "train", "evaluate")

@@ -1,0 +1,144 @@
+"""Generation in planned batches, resuming, and regrading stored completions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from xtf import tiny
+from xtf.config import TaskConfig
+from xtf.evaluate import Decoding, evaluate, generate, generate_batch, plan_batches
+from xtf.tasks.base import Example, load_task
+
+GREEDY = Decoding(max_new_tokens=12, samples=1, temperature=0.0, top_p=1.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.5,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+def make_examples(count):
+    return [
+        Example(str(i), ({"role": "user", "content": f"What is {i} plus {i}?"},), f"#### {2 * i}",
+                {"question": f"What is {i} plus {i}?", "answer": f"#### {2 * i}"})
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def make_prompts(tokenizer, count):
+    return [tokenizer(f"What is {'1' * (1 + i % 5)} plus {i}?")["input_ids"] for i in range(count)]
+
+
+def test_batches_hold_the_longest_prompts_first_within_the_budget():
+    assert plan_batches([3, 9, 5], max_new_tokens=1, samples=1, budget=20) == [[(1, 0), (2, 0)], [(0, 0)]]
+    assert plan_batches([50], max_new_tokens=1, samples=2, budget=20) == [[(0, 0)], [(0, 1)]]
+
+
+def test_every_prompt_and_sample_is_planned_once():
+    lengths = [7, 3, 7, 1, 12, 5]
+    plan = plan_batches(lengths, max_new_tokens=4, samples=3, budget=40)
+    flat = [item for batch in plan for item in batch]
+    assert sorted(flat) == [(i, k) for i in range(6) for k in range(3)]
+    assert all(len(batch) * (max(lengths[i] for i, _ in batch) + 4) <= 40 for batch in plan)
+
+
+def slow_greedy(model, prompt, steps, eos):
+    """No cache, no padding, one prompt at a time: the oracle."""
+    ids = list(prompt)
+    for _ in range(steps):
+        with torch.no_grad():
+            best = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if best == eos:
+            break
+        ids.append(best)
+    return ids[len(prompt) :]
+
+
+def test_a_padded_batch_generates_what_each_prompt_generates_alone(model, tokenizer):
+    prompts = make_prompts(tokenizer, 6)
+    texts = generate_batch(model, tokenizer, prompts, GREEDY, (), 0)
+    for prompt, text in zip(prompts, texts, strict=True):
+        expected = slow_greedy(model, prompt, GREEDY.max_new_tokens, tokenizer.eos_token_id)
+        assert text == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_text_after_a_stop_string_is_cut(model, tokenizer):
+    prompts = make_prompts(tokenizer, 1)
+    (text,) = generate_batch(model, tokenizer, prompts, GREEDY, (), 0)
+    mark = text[len(text) // 2]
+    (cut,) = generate_batch(model, tokenizer, prompts, GREEDY, (mark,), 0)
+    assert cut == text.split(mark, 1)[0] != text
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(model, tokenizer, tmp_path, temperature):
+    decoding = Decoding(max_new_tokens=8, samples=2 if temperature else 1, temperature=temperature, top_p=0.9, seed=3)
+    examples, prompts = make_examples(9), make_prompts(tokenizer, 9)
+    budget = 3 * (max(map(len, prompts)) + 8)
+    whole = generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=tmp_path / "whole")
+
+    calls = 0
+
+    def stop_after_two(_):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=folder,
+                 progress=stop_after_two)  # fmt: skip
+    with (folder / "generations.partial.jsonl").open("a") as handle:
+        handle.write('{"example_id": "8", "sam')  # a line that the kill cut off
+    assert generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=folder) == whole
+
+
+def test_stored_completions_are_regraded_without_a_model(model, tokenizer, tmp_path):
+    examples, prompts = make_examples(4), make_prompts(tokenizer, 4)
+
+    def no_model():
+        raise AssertionError("the model was loaded")
+
+    def grade(load, grader):
+        task = load_task(TaskConfig(name="math", grader=grader))
+        return evaluate(load, tokenizer, task, examples, prompts, GREEDY, budget=10_000, folder=tmp_path, identity={})
+
+    first = grade(lambda: model, "number")
+    assert first["metrics"]["accuracy"]["n"] == 4
+    lines = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text().splitlines()]
+    assert set(lines[0]) == {
+        "example_id", "sample", "prompt", "completion", "extracted", "reference", "correct", "reason",
+    }  # fmt: skip
+    lines[2]["completion"] = "so the answer is #### 4"
+    (tmp_path / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = grade(no_model, "number")
+    assert again["metrics"]["accuracy"]["value"] == first["metrics"]["accuracy"]["value"] + 0.25
+    assert not (tmp_path / "generations.partial.jsonl").exists()
+
+
+def test_other_prompts_are_generated_anew(model, tokenizer, tmp_path):
+    task = load_task(TaskConfig(name="math", grader="number"))
+    for count in (3, 4):
+        evaluate(lambda: model, tokenizer, task, make_examples(count), make_prompts(tokenizer, count), GREEDY,
+                 budget=10_000, folder=tmp_path, identity={})  # fmt: skip
+    assert len((tmp_path / "generations.jsonl").read_text().splitlines()) == 4
