@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.artifacts import sha256
 from xtf.config import AttentionKernel, ModelConfig, TrainerConfig
+from xtf.progress import console
 
 if TYPE_CHECKING:
     import torch
@@ -107,10 +108,13 @@ def load_model(
 
     Returned in `dtype`, on the trainer's device, in evaluation mode. ValueError if it is neither cached nor reachable.
     """
+    import transformers
     from transformers import AutoModelForCausalLM
 
     adapter = folder is not None and (folder / "adapter_config.json").exists()
     base = folder is None or adapter
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             location(model) if base else str(folder),

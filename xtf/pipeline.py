@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from xtf.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.config import (
     Attribute, Config, ConfigError, SourceConfig, Stage, TRVariant, digest, grader_identity, identity, plain,
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from xtf.data import Encoded
-    from xtf.masks import Mask
-    from xtf.methods import Method
     from xtf.tasks.base import Example
 
 SCHEMA = 1  # of metrics.json
@@ -212,7 +208,7 @@ class Job:
         """The score columns that this run reads: its method's, and those of the attributes that mask for it."""
         method = self.config.method
         wanted = set(method.needs) - {"labels"}
-        if method.attributes or "labels" in method.needs:
+        if method.masked:
             wanted |= {SOURCE[attribute] for attribute in self.config.scorer.attributes}
         return wanted
 
@@ -300,6 +296,8 @@ class Job:
         """Write mask.parquet from stored scores; no model is loaded."""
         import pyarrow.parquet as pq
 
+        from xtf.methods import make_mask
+
         target = self.folder / "mask.parquet"
         entry = self.manifest["stages"].get("mask")
         if entry and target.exists() and sha256(target) == entry["sha256"]:
@@ -307,7 +305,7 @@ class Job:
         with stopwatch() as seconds:
             table = _read_scores(scores) if scores else _unscored(self.encoded)
             config = self.config
-            mask = method_mask(config.method, table, config)
+            mask = make_mask(config.method, table, config.threshold, config.scorer.attributes, config.seed)
             write_atomic(target, functools.partial(pq.write_table, mask.table))
         score_entry = read_json(scores / "manifest.json") if scores else {"seconds": 0.0, "columns": []}
         self.manifest["stages"]["score"] = {"seconds": round(score_entry["seconds"], 3), "columns": score_entry["columns"],
@@ -441,25 +439,6 @@ class Job:
         path = self.output / "reports" / name / "preview.html"
         preview(table, self.tokenizer, path, threshold=self.config.threshold, examples=self.config.preview.examples)
         say(f"preview: {path}")
-
-
-def method_mask(method: Method, table: pa.Table, config: Config) -> Mask:
-    """The labels (and weights) of a method: XTF's from scorer and threshold, another static one's from its own rule.
-
-    A method that needs `labels` is a control: it matches, example by example, the mask of the method it names.
-    """
-    from xtf.masks import build_mask, weights_to_labels
-    from xtf.methods import METHODS, Scores
-
-    if method.attributes:
-        return build_mask(table, config.threshold, config.scorer.attributes)
-    if "labels" in method.needs:
-        if method.match not in METHODS or "labels" in METHODS[method.match].needs:
-            raise ConfigError(f"method.match={method.match}: it must name a method with a mask of its own, e.g. xtf")
-        table = method_mask(METHODS[method.match](), table, config).table
-    scores = Scores.from_table(table, method.needs)
-    weights = method.weights(scores, config.seed)
-    return weights_to_labels(table, np.split(weights, scores.offsets[1:-1]))
 
 
 TIMED = ("score", "mask", "evaluate_base", "train", "evaluate")

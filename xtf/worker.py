@@ -25,9 +25,8 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, config.trainer, dtype)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return fit(
-        model, pq.read_table(folder / "mask.parquet"), config, folder, pad_id=pad_id, loggers=make_loggers(config, folder)
-    )
+    table, loggers = pq.read_table(folder / "mask.parquet"), make_loggers(config, folder)
+    return fit(model, table, config, folder, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
 
 
 def main(folder: Path) -> None:
