@@ -149,6 +149,7 @@ class PackedLM(nn.Module):
         # `model`.
         self._parts = (base, base.get_decoder(), base.get_output_embeddings())
         self.config = base.config.get_text_config()
+        self.progress = 0.0  # share of the training steps done
 
     def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of w l over the micro-batch's targets; beside it, without gradient, l [N] and w [N]."""
@@ -210,7 +211,9 @@ class PackedLM(nn.Module):
         if probe is not None:
             attention = torch.cat([probe.shares[i] for i in range(len(probe.shares))])[micro.predictors]
         stored = {name: column[where] for name, column in micro.columns.items()}
-        return OnlineTokens(-losses, stored, micro.rows[where], entropy, attention)
+        return OnlineTokens(
+            -losses, micro.weights[where], stored, micro.rows[where], self.progress, entropy, attention
+        )
 
     def hidden(self, micro: MicroBatch, probe: PromptProbe | None = None) -> Tensor:
         """Last hidden states of the tokens that predict a target, [N, D]."""
@@ -356,6 +359,7 @@ class TokenFilteredLM(pl.LightningModule):
         # Dropout is a function of (seed, step, device), so that a resumed run needs no generator state.
         state = np.random.SeedSequence([self.seed, step.index, self.global_rank]).generate_state(1)
         torch.manual_seed(int(state[0]))
+        self.packed.progress = step.index / max(1, len(self.loader) - 1)
         loss_sum = torch.zeros((), device=self.device)
         kept = torch.zeros((), device=self.device)
         suspects: list[str] = []

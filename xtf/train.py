@@ -35,7 +35,7 @@ LOG_COLUMNS = (
 LOG = "train_log.csv"
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
-VALIDATION_STREAM = 2  # keeps the split apart from the training order of the same seed
+VALIDATION_STREAM = 2**31 + 1  # keeps the split apart from the training order, whose streams are epochs
 RECORD = "training.json"  # in the model's folder, which is complete when it is renamed into place
 
 
