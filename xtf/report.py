@@ -7,27 +7,31 @@ imported.
 
 from __future__ import annotations
 
-import base64
 import csv
-import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from xtf import figures
-from xtf.artifacts import write_atomic
 from xtf.config import Attribute, load_config
-from xtf.results import Estimate, Run, difference, item_values, load_run, read_lines
+from xtf.pages import counted, data_url, percent, points, render, seconds, with_interval
+from xtf.results import (
+    Estimate,
+    Run,
+    command_line,
+    comparable,
+    difference,
+    item_values,
+    load_run,
+    read_lines,
+)
 from xtf.sensitivity import sweep
 from xtf.thresholds import SOURCE, Scores
 from xtf.tokens import ResponseTokens, response_tokens, visible
@@ -36,30 +40,6 @@ ATTRIBUTES = ("ri", "kn", "tr")
 CONTROLS = {"normal": "plain fine-tuning on every response token", "random": "a random mask of the same size"}
 SHOWN_GENERATIONS = 12
 SHOWN_TOKENS = 15
-
-
-# -- numbers as text -----------------------------------------------------------------------------------------
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def with_interval(metric: Mapping[str, Any]) -> str:
-    return f"{percent(metric['value'])} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
-
-
-def points(found: Estimate) -> str:
-    """A difference in percentage points with its interval: +3.2 [-0.4, +6.9]."""
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
 # -- the table that ends a run -------------------------------------------------------------------------------
@@ -85,7 +65,7 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
     times = Table(title="Time", title_justify="left")
     for name in metrics["timing"]:
         times.add_column(name.replace("_", " "), justify="right")
-    times.add_row(*(_seconds(value) for value in metrics["timing"].values()))
+    times.add_row(*(seconds(value) for value in metrics["timing"].values()))
     warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
     paths = [
         Text(f"{name}: {path}", no_wrap=True, overflow="ignore")
@@ -171,40 +151,9 @@ def _control_runs(run: Run, method: str) -> list[Run]:
     for file in sorted(run.folder.parents[2].glob(f"{method}/*/seed*/metrics.json")):
         other = load_run(file.parent)
         same_mask = all(other.record[key] == run.record[key] for key in ("scorer", "threshold"))
-        if _common(other) == _common(run) and (method != "random" or same_mask):
+        if comparable(other) == comparable(run) and (method != "random" or same_mask):
             found.setdefault(other.seed, other)
     return list(found.values())
-
-
-def _common(run: Run) -> Any:
-    """What two runs must share to be comparable, method, mask and seed aside."""
-    mask = re.compile(r"(method|scorer|threshold)\b")
-    overrides = {key: value for key, value in run.record["overrides"].items() if not mask.match(key)}
-    hashes = [run.record["data"][name]["sha256"] for name in ("train", "eval")]
-    return overrides, hashes, run.record["base_metrics"]
-
-
-def command_line(run: Run, **changes: Any) -> str:
-    """The command that makes this run, or with `changes` one like it; quoted for a shell."""
-    groups = {
-        key: run.record[key] for key in ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
-    }
-    settings = groups | dict(run.record["overrides"]) | changes
-    return shlex.join(["python", "run.py", *(f"{key}={_hydra(value)}" for key, value in settings.items())])
-
-
-def _hydra(value: Any) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_hydra(item) for item in value) + "]"
-    text = str(value)
-    return (
-        text
-        if re.fullmatch(r"[\w./:@+-]*", text)
-        else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    )
 
 
 # -- one run -------------------------------------------------------------------------------------------------
@@ -236,7 +185,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
             {
                 "title": title,
                 "png": paths["png"].relative_to(out_dir).as_posix(),
-                "data": _data_url(paths["svg"]),
+                "data": data_url(paths["svg"]),
             }
             for title, paths in drawn
         ],
@@ -250,52 +199,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
-    return [path for _, paths in drawn for path in paths.values()] + _render("report", context, Path(out_dir))
-
-
-def _render(name: str, context: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    environment = Environment(
-        loader=PackageLoader("xtf"),
-        autoescape=lambda template: template is not None and template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "interval": with_interval,
-        "points": points,
-        "seconds": _seconds,
-        "fenced": fenced,
-        "code": inline_code,
-    }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    written = []
-    for suffix in ("html", "md"):
-        text = environment.get_template(f"{name}.{suffix}.j2").render(context)
-        path = out_dir / f"{name}.{suffix}"
-        write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
-        written.append(path)
-    return written
-
-
-def fenced(text: str) -> str:
-    """A Markdown code block that no run of backticks inside `text` can close."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def inline_code(text: str) -> str:
-    """Markdown code within a table cell."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if "`" in text or not text.strip() else ""
-    return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
-
-
-def _data_url(svg: Path) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
+    return [path for _, paths in drawn for path in paths.values()] + render("report", context, Path(out_dir))
 
 
 def _quality(run: Run) -> list[dict[str, Any]]:
@@ -366,7 +270,9 @@ def _cuts(attribute: str, found: Mapping[str, Any]) -> list[float]:
 
 def _curves(run: Run, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
     """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
-    config = load_config(OmegaConf.load(run.folder / "config.yaml")).threshold
+    node = OmegaConf.load(run.folder / "config.yaml")
+    assert isinstance(node, DictConfig)
+    config = load_config(node).threshold
     curves = {}
     for name in tokens.dropped:
         column = SOURCE[Attribute(name)]

@@ -11,6 +11,8 @@ estimated roughly.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +69,37 @@ def load_run(folder: Path) -> Run:
             f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it."
         )
     return Run(folder, read_json(file))
+
+
+def comparable(run: Run) -> Any:
+    """What two runs must share to be comparable, method, mask and seed aside."""
+    mask = re.compile(r"(method|scorer|threshold)\b")
+    overrides = {key: value for key, value in run.record["overrides"].items() if not mask.match(key)}
+    hashes = [run.record["data"][name]["sha256"] for name in ("train", "eval")]
+    return overrides, hashes, run.record["base_metrics"]
+
+
+def command_line(run: Run, **changes: Any) -> str:
+    """The command that makes this run, or with `changes` one like it; quoted for a shell."""
+    groups = {
+        key: run.record[key] for key in ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
+    }
+    settings = groups | dict(run.record["overrides"]) | changes
+    return shlex.join(["python", "run.py", *(f"{key}={_hydra(value)}" for key, value in settings.items())])
+
+
+def _hydra(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_hydra(item) for item in value) + "]"
+    text = str(value)
+    return (
+        text
+        if re.fullmatch(r"[\w./:@+-]*", text)
+        else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

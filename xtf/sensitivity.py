@@ -48,7 +48,9 @@ def sweep(attribute: Attribute, config: ThresholdConfig, dataset: Scores, shown:
     """Fits every setting of the attribute's slider to `dataset` and applies it to `shown`, a part of it."""
     name, values = settings(attribute, config)
     rule = getattr(config, attribute.value)
-    first = np.full(len(shown.columns[SOURCE[attribute]]), NEVER, dtype=np.uint8)
+    dataset, _ = _ordered(dataset, attribute)
+    shown, order = _ordered(shown, attribute)
+    first = np.full(len(order), NEVER, dtype=np.uint8)
     cuts = []
     for place, value in enumerate(values):
         moved = replace(config, **{attribute.value: replace(rule, **{name: value})})
@@ -59,8 +61,20 @@ def sweep(attribute: Attribute, config: ThresholdConfig, dataset: Scores, shown:
         )
         first[dropped & (first == NEVER)] = place
         cuts.append(fitted.to_dict()[attribute.value])
+    in_place = np.empty_like(first)
+    in_place[order] = first
     chosen = values.index(getattr(rule, name))
-    return Sweep(f"threshold.{attribute.value}.{name}", tuple(values), chosen, tuple(cuts), first)
+    return Sweep(f"threshold.{attribute.value}.{name}", tuple(values), chosen, tuple(cuts), in_place)
+
+
+def _ordered(block: Scores, attribute: Attribute) -> tuple[Scores, np.ndarray]:
+    """The block with each example's tokens by score, ties in order, and where each came from.
+
+    Every threshold sorts the scores of an example; sorting what is sorted costs next to nothing.
+    """
+    values = block.columns[SOURCE[attribute]]
+    order = np.lexsort((values, np.repeat(np.arange(len(block.lengths)), block.lengths)))
+    return Scores(block.lengths, {SOURCE[attribute]: values[order]}), order
 
 
 def settings(attribute: Attribute, config: ThresholdConfig) -> tuple[str, list[float]]:

@@ -14,7 +14,8 @@ function element(tag, properties = {}, ...children) {
 }
 
 async function unpack(id) {
-  const packed = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
+  const text = atob($(id).textContent), packed = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
   $(id).remove();
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
@@ -90,9 +91,6 @@ function threshold(attribute, example) {
   return { text: cut.below === null ? "none" : `below ${number(cut.below)}` };
 }
 
-function score(name, i) {
-  return name === "kn" ? -Math.expm1(data.score_logp[i]) : data[`score_${name}`][i];
-}
 
 const chance = (p) => p.toFixed(p > 0.99 ? 4 : 2);
 
@@ -115,7 +113,7 @@ function tip(i, example) {
   ];
   for (const attribute of meta.attributes) {
     const dropped = meta.live ? `; drops ${threshold(attribute, example).text}${active[attribute.name] ? "" : " (not in use)"}` : "";
-    rows.push([attribute.name.toUpperCase(), `${number(score(attribute.name, i))}${dropped}`]);
+    rows.push([attribute.name.toUpperCase(), `${number(data[`score_${attribute.name}`][i])}${dropped}`]);
   }
   if (data.score_logp) rows.push(["p", number(Math.exp(data.score_logp[i]))]);
   const table = element("table", {}, ...rows.map(([name, value]) =>
@@ -282,12 +280,11 @@ function drawOverlap(codes) {
 }
 
 function histogram(attribute) {
-  const { name } = attribute;
+  const scores = data[`score_${attribute.name}`], bin = new Uint8Array(scores.length);
   let low = Infinity, high = -Infinity;
-  for (let i = 0; i < state.length; i++) { const x = score(name, i); if (x < low) low = x; if (x > high) high = x; }
+  for (const x of scores) { if (x < low) low = x; if (x > high) high = x; }
   const width = (high - low || 1) / BINS;
-  const bin = new Uint8Array(state.length);
-  for (let i = 0; i < state.length; i++) bin[i] = Math.min(BINS - 1, Math.floor((score(name, i) - low) / width));
+  for (let i = 0; i < bin.length; i++) bin[i] = Math.min(BINS - 1, Math.floor((scores[i] - low) / width));
   return { bin, centres: Array.from({ length: BINS }, (_, k) => low + (k + 0.5) * width) };
 }
 
@@ -351,9 +348,10 @@ function drawTotals(codes) {
     element("span", { className: `t s${code}` }, code ? "token" : "token"), ` ${words(code)} ${percent(n / state.length)}`)));
 }
 
-let pending = false;
+let pending = false, stale = new Set(), plotting; // stale: attributes whose histogram is to be drawn again
 
-function changed(plots = meta.attributes) {
+function changed(which = meta.attributes) { // text and totals at the next frame, plots when there is time
+  which.forEach((attribute) => stale.add(attribute));
   if (pending) return;
   pending = true;
   requestAnimationFrame(() => {
@@ -362,9 +360,14 @@ function changed(plots = meta.attributes) {
     const codes = tally();
     cards.forEach((_, example) => title(example));
     drawTotals(codes);
-    drawOverlap(codes);
-    if (meta.live) { plots.forEach(drawHistogram); drawCommand(); }
+    if (meta.live) drawCommand();
     recolour();
+    clearTimeout(plotting);
+    plotting = setTimeout(() => {
+      drawOverlap(codes);
+      if (meta.live) stale.forEach(drawHistogram);
+      stale.clear();
+    }, 30);
   });
 }
 
@@ -422,8 +425,13 @@ function land() {
   if (!order.includes(example)) clearFilters();
   fill(cards[example]);
   const span = cards[example].querySelector(".response").children[Number(wanted.get("token") ?? 0)];
-  (span ?? cards[example]).scrollIntoView({ block: "center" });
   span?.focus({ preventScroll: true });
+  const centre = (again) => {
+    (span ?? cards[example]).scrollIntoView({ block: "center" });
+    if (again) requestAnimationFrame(() => centre(again - 1)); // neighbours take their real height when they come near
+    else if (span) showTip(span);
+  };
+  centre(3);
 }
 
 function listen() {
@@ -469,6 +477,7 @@ async function open() {
   const [text, buffer] = await Promise.all([unpack("meta"), unpack("arrays")]);
   meta = JSON.parse(new TextDecoder().decode(text));
   data = Object.fromEntries(meta.columns.map(({ name, type, start, length }) => [name, new TYPES[type](buffer, start, length)]));
+  if (data.score_logp) data.score_kn = data.score_logp.map((x) => -Math.expm1(x));
   state = new Uint8Array(data.piece.length);
   droppedShare = new Float64Array(meta.rows.length);
   active = Object.fromEntries(meta.attributes.map((a) => [a.name, a.active]));

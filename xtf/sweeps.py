@@ -1,0 +1,365 @@
+"""The report of many runs: one table over settings and seeds, with what is missing left visible.
+
+A *cell* is a setting (method, scorer, threshold and other overrides) of one task, model and tuning; its runs
+differ in nothing but the seed. Differences are taken within a task, model and tuning, against the cell of
+plain fine-tuning and against the random mask, over the seeds that both have finished.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xtf import figures
+from xtf.artifacts import write_atomic
+from xtf.pages import counted, data_url, render
+from xtf.results import Estimate, Run, comparable, difference, item_values, load_run, mean
+
+CASE = ("task", "model", "tuning")
+SETTING = ("method", "scorer", "threshold")
+CONTROLS = ("normal", "random")
+BASE = "base model"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in nothing but the seed: the finished ones, and the folders of those that are not."""
+
+    case: tuple[str, ...]
+    setting: Mapping[str, str]  # method, scorer, threshold and overridden keys
+    runs: Mapping[int, Run]  # by seed
+    unfinished: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a setting of a case, or the base model, and one metric."""
+
+    case: tuple[str, ...]
+    label: str
+    metric: str
+    estimate: Estimate | None  # None: no finished run
+    differences: Mapping[str, Estimate | str]  # by "base", "normal", "random"; a reason where there is none
+    kept: float | None  # mean share of response tokens that train
+    reported: str
+    note: str
+    best: bool = False
+
+    @property
+    def seeds(self) -> str:
+        """How many runs stand behind the mean; the base model is not trained, so it has none."""
+        return "" if self.label == BASE else str(self.estimate.seeds if self.estimate else 0)
+
+
+def sweep_report(
+    source: str | Sequence[Path], runs_root: Path, out_dir: Path, reported_csv: Path | None = None
+) -> list[Path]:
+    """Writes <name>.csv, .md, .html and figures for an experiment or a list of folders; returns their paths.
+
+    `source` is an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or folders
+    that are runs or hold some; one that does not exist counts as a run that is missing. Runs that did not
+    finish are listed, not skipped. `reported_csv` holds the numbers that the paper reports (default: the
+    package's own).
+
+    ValueError: no run was found, or none has finished.
+    """
+    name = source if isinstance(source, str) else "sweep"
+    cells = find_cells(source, Path(runs_root))
+    numbers = (reported_csv or files("xtf") / "reported.csv").read_text(encoding="utf-8")
+    reported = list(csv.DictReader(io.StringIO(numbers)))
+    rows = _rows(cells, reported)
+    if not any(row.estimate for row in rows):
+        raise ValueError(f"none of the {len(cells)} settings found has a finished run")
+    out_dir = Path(out_dir)
+    written = [_write_csv(rows, out_dir / f"{name}.csv")]
+    tables = []
+    for place, (case, metric) in enumerate(dict.fromkeys((row.case, row.metric) for row in rows)):
+        part = [row for row in rows if (row.case, row.metric) == (case, metric)]
+        drawn = [(row.label, row.estimate) for row in part if row.estimate]
+        figure = figures.accuracy([(label, found.value, found.low, found.high) for label, found in drawn])
+        paths = figures.save(figure, out_dir / "figures", f"{name}-{place}")
+        written += paths.values()
+        tables.append(
+            {
+                "title": f"{' · '.join(case)}: {metric}",
+                "rows": part,
+                "png": paths["png"].relative_to(out_dir).as_posix(),
+                "data": data_url(paths["svg"]),
+            }
+        )
+    finished = sum(len(cell.runs) for cell in cells)
+    context = {
+        "title": f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
+        "answers": _answers(rows),
+        "tables": tables,
+        "unfinished": [str(folder) for cell in cells for folder in cell.unfinished],
+    }
+    return written + render("sweep", context, out_dir, name)
+
+
+# -- which runs ---------------------------------------------------------------------------------------------
+
+
+def find_cells(source: str | Sequence[Path], runs_root: Path) -> list[Cell]:
+    """The cells of an experiment or of a list of folders, in the order of their folders."""
+    if isinstance(source, str):
+        folders = [folder for folder in _run_folders(runs_root) if _experiment(folder) == source]
+    else:
+        folders = [folder for path in source for folder in _run_folders(Path(path)) or [Path(path)]]
+    if not folders:
+        raise ValueError(f"no run of experiment {source!r} under {runs_root}: run it first")
+    parents: dict[Path, list[Path]] = defaultdict(list)
+    for folder in dict.fromkeys(folders):
+        parents[folder.parent].append(folder)
+    return [_cell(parent, seeds) for parent, seeds in parents.items()]
+
+
+def _run_folders(root: Path) -> list[Path]:
+    return sorted(file.parent for file in root.rglob("config.yaml"))
+
+
+def _experiment(folder: Path) -> str | None:
+    found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["experiment"]
+    return None if found is None else str(found)
+
+
+def _cell(parent: Path, folders: Sequence[Path]) -> Cell:
+    runs = [load_run(folder) for folder in folders if (folder / "metrics.json").is_file()]
+    unfinished = [folder for folder in folders if not (folder / "metrics.json").is_file()]
+    if runs:
+        record = runs[0].record
+        setting = {key: record[key] for key in SETTING} | dict(record["overrides"])
+        case = [record[key] for key in CASE]
+    else:  # the folder says it: <task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<overrides>]
+        *case, method, mask = parent.parts[-5:]
+        setting = dict(zip(("scorer", "threshold", "overrides"), mask.split("-"), strict=False)) | {
+            "method": method
+        }
+    return Cell(
+        tuple(case),
+        {key: str(value) for key, value in setting.items()},
+        {run.seed: run for run in runs},
+        unfinished,
+    )
+
+
+def _labels(cells: Sequence[Cell]) -> list[str]:
+    """What tells each cell from the others: the keys of its setting that are not the same everywhere."""
+    keys = dict.fromkeys(key for cell in cells for key in cell.setting)
+    telling = [key for key in keys if len({cell.setting.get(key) for cell in cells}) > 1] or ["method"]
+    return [
+        " ".join(f"{key}={cell.setting[key]}" for key in telling if key in cell.setting) for cell in cells
+    ]
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+
+def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Case by case: the base model, then every setting of the sweep, those that this case lacks included."""
+    labels = dict(zip(map(id, cells), _labels(cells), strict=True))
+    seeds = sorted({seed for cell in cells for seed in cell.runs})
+    rows = []
+    for case in dict.fromkeys(cell.case for cell in cells):
+        here = [cell for cell in cells if cell.case == case]
+        finished = [cell for cell in here if cell.runs]
+        if not finished:
+            rows += [_empty(case, labels[id(cell)], "-", "no finished run") for cell in here]
+            continue
+        record = next(iter(finished[0].runs.values()))
+        metrics = [
+            name for name in record.record["metrics"] if name == "accuracy" or name.startswith("pass@")
+        ]
+        for metric in metrics:
+            part = _base_rows(case, metric, record, reported)
+            for label in dict.fromkeys(labels.values()):
+                cell = next((cell for cell in here if labels[id(cell)] == label), None)
+                if cell is None:
+                    part.append(_empty(case, label, metric, "no run"))
+                elif not cell.runs:
+                    part.append(_empty(case, label, metric, _shortfall(cell, seeds)))
+                else:
+                    part.append(_row(cell, label, metric, finished, seeds, reported))
+            rows += _mark_best(part)
+    return rows
+
+
+def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> Row:
+    return Row(case, label, metric, None, {}, None, "", note)
+
+
+def _base_rows(
+    case: tuple[str, ...], metric: str, run: Run, reported: Sequence[Mapping[str, str]]
+) -> list[Row]:
+    base = run.base_generations()
+    if base is None:
+        return [_empty(case, BASE, metric, "not graded (evaluate.base=false)")]
+    number = _reported(reported, case, metric, ["base"]) if _as_published(run) else ""
+    return [Row(case, BASE, metric, mean([item_values(base, metric)]), {}, None, number, "")]
+
+
+def _row(
+    cell: Cell,
+    label: str,
+    metric: str,
+    peers: Sequence[Cell],
+    seeds: Sequence[int],
+    reported: Sequence[Mapping[str, str]],
+) -> Row:
+    runs = list(cell.runs.values())
+    differences: dict[str, Estimate | str] = {}
+    base = runs[0].base_generations()
+    if base is not None:
+        values = [run.verdicts(metric) for run in runs]
+        differences["base"] = difference(values, [item_values(base, metric)] * len(runs))
+    for name in CONTROLS:
+        differences[name] = _against(cell, _control(cell, peers, name), metric)
+    kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
+    number = _reported(reported, cell.case, metric, _published_names(cell)) if _as_published(runs[0]) else ""
+    estimate = mean([run.verdicts(metric) for run in runs])
+    return Row(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
+
+
+def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
+    """What keeps a cell from having every seed of the sweep; empty if nothing does."""
+    said = [f"{counted(len(cell.unfinished), 'run')} not finished"] if cell.unfinished else []
+    missing = [str(seed) for seed in seeds if seed not in cell.runs]
+    if missing and cell.runs:
+        said.append(f"no seed {', '.join(missing)}")
+    return "; ".join(said)
+
+
+def _control(cell: Cell, peers: Sequence[Cell], name: str) -> Cell | None:
+    """The cell of plain fine-tuning, or of the random mask that matches the cell's own mask."""
+
+    def fits(peer: Cell) -> bool:
+        method, scorer = peer.setting["method"], peer.setting["scorer"]
+        if name == "normal":
+            return method == "normal" or (method == "xtf" and scorer == "none")
+        same_mask = all(peer.setting[key] == cell.setting[key] for key in ("scorer", "threshold"))
+        return method == name and same_mask
+
+    run = next(iter(cell.runs.values()))
+    return next(
+        (p for p in peers if fits(p) and comparable(next(iter(p.runs.values()))) == comparable(run)), None
+    )
+
+
+def _against(cell: Cell, control: Cell | None, metric: str) -> Estimate | str:
+    if control is None:
+        return "no run"
+    if control is cell:
+        return ""
+    shared = sorted(cell.runs.keys() & control.runs.keys())
+    if not shared:
+        return "no shared seed"
+    return difference(*([side.runs[seed].verdicts(metric) for seed in shared] for side in (cell, control)))
+
+
+def _mark_best(rows: list[Row]) -> list[Row]:
+    """Marks the highest mean, if its interval lies above the intervals of all others."""
+    found = [row for row in rows if row.estimate]
+    best = max(found, key=lambda row: row.estimate.value if row.estimate else 0.0, default=None)
+    if best is None or best.estimate is None or len(found) < 2:
+        return rows
+    apart = all(best.estimate.low > row.estimate.high for row in found if row is not best and row.estimate)
+    return [replace(row, best=apart and row is best) for row in rows]
+
+
+def _answers(rows: Sequence[Row]) -> list[str]:
+    """How many settings differ from each control beyond chance, control by control."""
+    said = []
+    for control in ("base", *CONTROLS):
+        found = [
+            row.differences[control] for row in rows if isinstance(row.differences.get(control), Estimate)
+        ]
+        estimates = [each for each in found if isinstance(each, Estimate)]
+        if not estimates:
+            if control != "base":
+                said.append(f"Nothing can be said against {control}: this sweep has no such run.")
+            continue
+        better = sum(each.low > 0 for each in estimates)
+        worse = sum(each.high < 0 for each in estimates)
+        said.append(
+            f"Against {control}: of {counted(len(estimates), 'comparison')}, {better} better and {worse} "
+            f"worse with an interval that leaves out zero; {len(estimates) - better - worse} undecided."
+        )
+    return said
+
+
+# -- the paper's numbers ------------------------------------------------------------------------------------
+
+
+def _as_published(run: Run) -> bool:
+    """Whether the run used the task's own data, so that the paper's number is about the same thing."""
+    return not any(key.startswith(("task.", "model.")) for key in run.record["overrides"])
+
+
+def _published_names(cell: Cell) -> list[str]:
+    """How the paper's tables may call a setting, most specific first; none if they have no such setting."""
+    extra = {key: value for key, value in cell.setting.items() if key not in SETTING}
+    if cell.setting["method"] != "xtf":
+        return [] if extra else [cell.setting["method"]]
+    shifts = {name: float(extra.pop(f"threshold.{name}.shift", 0)) for name in ("ri", "kn", "tr")}
+    if extra or cell.setting["threshold"] != "paper":
+        return []
+    if any(shifts.values()):
+        return ["shift " + " ".join(f"{name}={100 * shift:+.0f}%" for name, shift in shifts.items())]
+    scorer = "ri_kn_tr" if cell.setting["scorer"] == "xtf" else cell.setting["scorer"]
+    ablation = f"scorer={scorer.replace('_', '+')}"
+    return ["xtf", ablation] if scorer == "ri_kn_tr" else [ablation]
+
+
+def _reported(
+    table: Sequence[Mapping[str, str]], case: tuple[str, ...], metric: str, names: Sequence[str]
+) -> str:
+    """What the paper reports, in per cent; the difference from base where only that is given."""
+    key = ("task", "model", "tuning", "setting", "metric")
+    values = {tuple(line[part] for part in key): line["value"] for line in reversed(table)}
+    for name in names:
+        if (*case, name, metric) in values:
+            return values[*case, name, metric]
+        if (*case, name, f"{metric} minus base") in values:
+            return f"{float(values[*case, name, f'{metric} minus base']):+g} over base"
+    return ""
+
+
+# -- files --------------------------------------------------------------------------------------------------
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> Path:
+    """One line per row of the tables; figures as shares, differences likewise."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [
+        f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")
+    ]
+    writer.writerow(
+        [*CASE, "setting", "metric", "value", "low", "high", "seeds", "items", *columns, "kept_share", "best",
+         "reported_percent", "note"]
+    )  # fmt: skip
+    for row in rows:
+        found = row.estimate
+        values: list[Any] = (
+            [found.value, found.low, found.high, found.seeds, found.items] if found else [""] * 5
+        )
+        for name in ("base", *CONTROLS):
+            each = row.differences.get(name)
+            values += (
+                [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [""] * 4
+            )
+        kept = "" if row.kept is None else row.kept
+        writer.writerow(
+            [*row.case, row.label, row.metric, *values, kept, int(row.best), row.reported, row.note]
+        )
+    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
+    return path
