@@ -70,8 +70,8 @@ NUMBER = re.compile(
 )
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
 HASHES = re.compile(r"####(?!#)[ \t]*(?P<rest>[^\n]*)")
-NUMBERED_HEADING = re.compile(r"\**\d+[.)]\s+\S")  # "#### 2. Add the parts" is Markdown, not an answer
-ANSWER_IS = re.compile(r"\banswer\b[^.\n\d]{0,60}?(?:\bis\b|:|=)[\s*:$]*(?P<rest>[^\n]*)", re.IGNORECASE)
+NUMBERED_HEADING = re.compile(r"\**\d+[.)]\s+\S")
+ANSWER_IS = re.compile(r"\banswer\b[^.\n\d]{0,60}?(?:\bis\b|:|=)[\s*:$]*(?=(?P<rest>[^\n]*))", re.IGNORECASE)
 NEXT_TURN = re.compile(
     r"\n\s*(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
 )
@@ -92,11 +92,16 @@ def _sentence(text: str) -> str:
     return re.split(r"[.!?](?=\s|$)", text, maxsplit=1)[0]
 
 
+def _is_heading(match: re.Match[str]) -> bool:
+    """Whether a `####` line is Markdown ("#### 2. Add the parts", with a text under it) and not GSM8K's answer."""
+    return bool(NUMBERED_HEADING.match(match["rest"]) and match.string[match.end() :].strip())
+
+
 def stated_answer(text: str) -> str | None:
     """What the text itself marks as its answer: the last `\\boxed{}`, else `#### x`, else "the answer is x"."""
     if (content := boxed(text)) is not None:
         return content
-    hashes = [match["rest"] for match in HASHES.finditer(text) if not NUMBERED_HEADING.match(match["rest"])]
+    hashes = [match["rest"] for match in HASHES.finditer(text) if not _is_heading(match)]
     if hashes and hashes[-1].strip():
         return _sentence(hashes[-1]).strip()
     stated = [_sentence(match["rest"]).strip() for match in ANSWER_IS.finditer(text)]
@@ -189,7 +194,7 @@ def final_expression(completion: str) -> str | None:
     head = text[: cut.start()] if cut else ""
     for part in (head, text):
         if (stated := stated_answer(part)) is not None:
-            return stated
+            return stated.rstrip("$ ")  # "The answer is $x$": the first sign went with the marker
     formulas = re.findall(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", head or text, re.DOTALL)
     if formulas:
         return next(part for part in formulas[-1] if part).strip()
