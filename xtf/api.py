@@ -53,14 +53,15 @@ def score(
     """
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
     rows, report = encode(tokenizer, as_examples(examples), max_length)
-    for what, ids in (("cut to max_length", report.truncated), ("left out, no room", report.no_room)):
+    for what, ids in (("cut to", report.truncated), ("left out, without room within", report.no_room)):
         if ids:
+            named = ", ".join(ids[:10])
             log.warning(
-                "%d of %d examples %s=%d: %s", len(ids), report.rows, what, max_length, ", ".join(ids[:10])
+                "%d of %d examples %s max_length=%d: %s", len(ids), report.rows, what, max_length, named
             )
     table = None
     if Attribute.tr in computed(config):
-        counts = count_tokens(rows, model.get_input_embeddings().num_embeddings)
+        counts = count_tokens(rows, model.config.get_text_config().vocab_size)
         table = tr_table(
             model,
             counts,

@@ -507,7 +507,7 @@ class TRTable:
         found = self.values[ids]
         if np.isnan(found).any():
             raise ValueError(
-                f"the TR table lacks token id {ids[np.isnan(found)][0]}: build it from all rows to be scored"
+                f"the TR table lacks token id {ids[np.isnan(found)][0]}: build it from all rows to score"
             )
         return found
 

@@ -1,0 +1,79 @@
+"""Small random models and rows, and the real inputs that stand beside the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from xtf.data import Encoded
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+WINDOW = 7  # tokens that a sliding-window layer sees
+CLASSES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
+    "qwen2_window": (  # full attention below, a window on top
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    ),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data sets and tokenizers."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real inputs are not here: {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., PreTrainedModel]:
+    """Builds a random three-layer model of a class in `CLASSES`, with grouped queries and sharp attention."""
+
+    def build(name: str, vocab_size: int = 97, **changes: object) -> PreTrainedModel:
+        config_class, model_class, settings = CLASSES[name]
+        torch.manual_seed(0)
+        sizes = {
+            "vocab_size": vocab_size,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,  # the usual 0.02 would leave attention and predictions almost uniform
+        }
+        return model_class(config_class(**sizes | settings | changes)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def random_rows() -> list[Encoded]:
+    """Twelve rows of 2 to 40 random tokens (ids below 97), with prompts of every relative length."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number, length in enumerate([2, 40, 3, 17, 5, 29, 11, 40, 8, 23, 2, 13]):
+        ids = generator.integers(0, 97, length).tolist()
+        rows.append(Encoded(f"row-{number}", ids, int(generator.integers(1, length))))
+    return rows
