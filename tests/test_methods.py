@@ -96,7 +96,7 @@ def test_a_control_refuses_to_match_what_drops_nothing() -> None:
 
 def test_random_keeps_the_count_per_example_and_follows_the_seed() -> None:
     seen = set()
-    for seed in range(30):
+    for seed in range(100):
         labels = labels_of(Random(), seed)
         assert [sum(label != -100 for label in row) for row in labels] == [2, 1]
         assert labels == labels_of(Random(), seed)
@@ -105,7 +105,7 @@ def test_random_keeps_the_count_per_example_and_follows_the_seed() -> None:
 
 
 def test_data_filtering_keeps_whole_examples_by_ifd_below_one() -> None:
-    # Mean log-probabilities given the prompt and alone: -1.0075 and -2, log IFD -0.9925; -0.27 and -0.2, 0.07.
+    # Mean log-probabilities given the prompt and alone: -1.0075 and -2, IFD e^-0.99; -0.27 and -0.2, e^0.07.
     assert labels_of(METHODS["data_filtering"]()) == [[-100, -100, 1, 2, 3, 4], [-100, -100, -100]]
     assert labels_of(METHODS["data_filtering"](keep=1.0)) == [[-100, -100, 1, 2, 3, 4], [-100, -100, -100]]
 
