@@ -8,8 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 os.environ.setdefault("XTF_ROOT", str(ROOT))
-# Errors reach `main` below, which words them for users; Hydra would print its own and exit.
-os.environ["HYDRA_FULL_ERROR"] = "1"
 
 from xtf import cli  # noqa: E402 - after XTF_ROOT, which conf/config.yaml reads
 

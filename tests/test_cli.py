@@ -88,6 +88,12 @@ def test_a_model_that_is_not_to_be_had_says_what_to_fetch_and_where_it_was_looke
 
 
 def test_a_sweep_over_scorers_asks_for_one_shared_scoring_pass():
-    assert cli.shared_attributes(ROOT, ["scorer=none,ri,kn"]) == ["scorer.compute=[kn,ri]"]
-    assert cli.shared_attributes(ROOT, ["scorer=ri"]) == []
-    assert cli.shared_attributes(ROOT, ["scorer=none,ri", "scorer.compute=[tr]"]) == []
+    assert cli.sweep_arguments(ROOT, ["scorer=none,ri,kn"]) == ["scorer.compute=[kn,ri]"]
+    assert cli.sweep_arguments(ROOT, ["scorer=ri"]) == []
+    assert cli.sweep_arguments(ROOT, ["scorer=none,ri", "scorer.compute=[tr]"]) == []
+
+
+def test_the_command_line_narrows_the_grid_of_an_experiment():
+    added = cli.sweep_arguments(ROOT, ["experiments=table2", "model=tiny", "seed=0"])
+    keys = [argument.split("=")[0] for argument in added]
+    assert keys == ["scorer", "task", "hydra.sweeper.params", "scorer.compute"]

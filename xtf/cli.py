@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# As in any Hydra program, HYDRA_FULL_ERROR=1 asks for tracebacks. Hydra itself is then always told to raise, so that
+# `main` can word its errors for users.
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+os.environ["HYDRA_FULL_ERROR"] = "1"
 
 GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "experiments")
 
@@ -112,18 +118,28 @@ def _values(override: Any) -> Iterator[str]:
         yield str(override.value())
 
 
-def shared_attributes(root: Path, arguments: list[str]) -> list[str]:
-    """An extra override that makes the jobs of a sweep over scorers share one scoring pass; [] when there is none."""
+def sweep_arguments(root: Path, arguments: list[str]) -> list[str]:
+    """What a sweep adds to its command line.
+
+    The grid of experiments=NAME, less the keys that the command line sets: Hydra would run the product of both. And
+    for a sweep over scorers, the attributes of all its jobs, so that one scoring pass serves them.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(arguments)}
-    scorer = parsed.get("scorer")
-    if scorer is None or not scorer.is_sweep_override() or "scorer.compute" in parsed:
-        return []
-    files = choices(root, "scorer")
-    union = {a for name in _values(scorer) for a in OmegaConf.load(files[name]).get("attributes", [])}
-    return [f"scorer.compute=[{','.join(sorted(union))}]"] if union else []
+    parser = OverridesParser.create()
+    given = {override.key_or_group for override in parser.parse_overrides(arguments)}
+    added = []
+    for override in parser.parse_overrides([a for a in arguments if a.startswith("experiments=")]):
+        grid = OmegaConf.load(choices(root, "experiments")[str(override.value())]).hydra.sweeper.params
+        added += [f"{key}={value}" for key, value in grid.items() if key not in given]
+        added.append("hydra.sweeper.params=null")
+    scorers = [o for o in parser.parse_overrides(arguments + added) if o.key_or_group == "scorer"]
+    if scorers and scorers[0].is_sweep_override() and "scorer.compute" not in given:
+        files = choices(root, "scorer")
+        union = {a for name in _values(scorers[0]) for a in OmegaConf.load(files[name]).attributes}
+        added.append(f"scorer.compute=[{','.join(sorted(union))}]")
+    return added
 
 
 def main(root: Path, argv: list[str] | None = None) -> int:
@@ -139,7 +155,7 @@ def main(root: Path, argv: list[str] | None = None) -> int:
 
     from xtf.config import ConfigError, register
 
-    failed: list[str] = []
+    failed: list[tuple[str, Exception]] = []
 
     @hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")
     def job(node: Any) -> None:
@@ -151,7 +167,7 @@ def main(root: Path, argv: list[str] | None = None) -> int:
         plain = [a for a in arguments if not a.startswith("-") and "=" in a]
         check_overrides(root, plain, sweep)
         if sweep:
-            arguments += shared_attributes(root, plain)
+            arguments += sweep_arguments(root, plain)
         sys.argv = [str(root / "run.py"), *arguments]
         job()
     except ConfigError as error:
@@ -160,24 +176,18 @@ def main(root: Path, argv: list[str] | None = None) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}\n(python run.py --help lists groups and keys)", file=sys.stderr)
         return 2
-    except JobError:
-        pass
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    if failed:
-        print(f"\n{len(failed)} of the runs failed:" if len(failed) > 1 else "", file=sys.stderr)
-        for line in failed:
-            print(f"error: {line}", file=sys.stderr)
-        return 1
-    return 0
+    for name, error in failed:
+        print(f"error: {name}: {error}" if sweep else f"error: {error}", file=sys.stderr)
+    if failed and sweep:
+        print(f"{len(failed)} runs failed; the same command runs what is missing", file=sys.stderr)
+    return max((2 if isinstance(error, ConfigError) else 1 for _, error in failed), default=0)
 
 
-class JobError(Exception):
-    """A job failed for a reason that its message states in full; the sweep goes on."""
-
-
-def _run_job(node: Any, failed: list[str]) -> None:
+def _run_job(node: Any, failed: list[tuple[str, Exception]]) -> None:
+    """One run. What users can mend is noted in `failed`, so that the rest of a sweep goes on; a fault of ours is raised."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -188,16 +198,21 @@ def _run_job(node: Any, failed: list[str]) -> None:
         name = hydra_node.runtime.choices["experiments"]
         raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")
     changed = overrides(node, _default(hydra_node.runtime.choices))
-    name = str(run_folder(to_config(node), changed)).removeprefix("runs/")
+    composed = to_config(node)
+    name = str(run_folder(composed, changed)).removeprefix("runs/")
+    case = f"{composed.model.name}/{composed.tuning.name.value}"
+    if composed.cases and case not in composed.cases and not composed.model.bundled_data:
+        print(f"{name}: skipped, {case} is not one of the experiment's cases")
+        return
     try:
-        config = resolve(to_config(node))
+        config = resolve(composed)
         from xtf.pipeline import run
 
         run(config, changed)
-    except (ValueError, OSError) as error:
-        # What users can mend: a wrong value, a missing or broken file. Anything else is ours, and shows its traceback.
-        failed.append(f"{name}: {error}" if hydra_node.mode == RunMode.MULTIRUN else str(error))
-        raise JobError(str(error)) from error
+    except (ValueError, OSError) as error:  # a wrong value, a missing or broken file
+        if TRACEBACKS:
+            raise
+        failed.append((name, error))
 
 
 def _default(chosen: Any) -> Any:

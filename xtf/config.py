@@ -351,6 +351,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     experiment: str | None = None  # set by the files in experiments/
+    cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 
 GROUPS: dict[str, type] = {
@@ -563,7 +564,7 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
 
 # Keys that change neither what is learnt nor what is measured, so they do not name a run folder.
 _NEUTRAL = (
-    "stage", "seed", "output_dir", "experiment", "logger.", "preview.", "evaluate.", "scorer.compute",
+    "stage", "seed", "output_dir", "experiment", "cases", "logger.", "preview.", "evaluate.", "scorer.compute",
     "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.tokens_per_",
     "trainer.checkpoint_every", "trainer.shard_examples", "task.grader", "task.judge.", "task.sandbox.",
 )  # fmt: skip
