@@ -132,6 +132,7 @@ def write_run(
     (folder / "train_log.csv").write_text(log)
     config = Config(
         seed=who["seed"],
+        experiment=who["experiment"],
         model=ModelConfig(name=who["model"], path="models/tiny"),
         task=TaskConfig(name=who["task"], grader="number"),
         scorer=ScorerConfig(name=who["scorer"], attributes=attributes),
