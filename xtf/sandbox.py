@@ -1,22 +1,24 @@
-"""Runs programs that a model wrote against tests, so that neither the machine nor the verdict is at their mercy.
+"""Runs programs that a model wrote against tests, so that neither the machine nor the verdict is at their
+mercy.
 
-What is trusted: this package and the kernel. What is not: the program; and, for the machine's sake, the tests, which
-come from a dataset. Program and tests run in *different* processes. The tests call the program's functions through a
-pipe that carries data only; the verdict is what the tests' process writes to a descriptor that the program does not
-have, in a process that it cannot trace, signal or write to. So a program that exits, prints, replaces `assert`'s
-helpers, `builtins` or the checker, or returns an object that equals everything, changes its own process only, and
-fails. What a program can still do is return right answers for the wrong reason (such as a table of them).
+What is trusted: this package and the kernel. What is not: the program; and, for the machine's sake, the
+tests, which come from a dataset. Program and tests run in *different* processes. The tests call the program's
+functions through a pipe that carries data only; the verdict is what the tests' process writes to a descriptor
+that the program does not have, in a process that it cannot trace, signal or write to. So a program that
+exits, prints, replaces `assert`'s helpers, `builtins` or the checker, or returns an object that equals
+everything, changes its own process only, and fails. What a program can still do is return right answers for
+the wrong reason (such as a table of them).
 
-Containment, with the kernel's namespaces (Linux 5.12 or later, as root or where users may create user namespaces):
-no network; a file system that holds the interpreter, its packages and the system's libraries, read-only, and an empty
-folder in memory; no environment of the parent's; its own process tree, which the kernel kills with its first process;
-no privileges and no way to gain any; limits on CPU time, wall time, address space, processes, file size and output.
-The limit on CPU time holds for each process; that on memory for each and, where /proc may be mounted, for all of a
-program's processes together. The kernel itself remains reachable through its system calls: for
-code that is hostile rather than wrong, run this in a virtual machine.
+Containment, with the kernel's namespaces (Linux 5.12 or later, as root or where users may create user
+namespaces): no network; a file system that holds the interpreter, its packages and the system's libraries,
+read-only, and an empty folder in memory; no environment of the parent's; its own process tree, which the
+kernel kills with its first process; no privileges and no way to gain any; limits on CPU time, wall time,
+address space, processes, file size and output. The limit on CPU time holds for each process; that on memory
+for each and, where /proc may be mounted, for all of a program's processes together. The kernel itself remains
+reachable through its system calls: for code that is hostile rather than wrong, run this in a virtual machine.
 
-Without namespaces nothing runs unless the configuration allows it (`task.sandbox.allow_unsandboxed=true`): then the
-limits hold, the files and the network do not stay out of reach, and the run's record says so.
+Without namespaces nothing runs unless the configuration allows it (`task.sandbox.allow_unsandboxed=true`):
+then the limits hold, the files and the network do not stay out of reach, and the run's record says so.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
 """The program that runs inside the sandbox (see `xtf.sandbox` for the design and the trust model).
 
-Started with the standard library only, so that a fork is cheap and holds nothing of the parent. Four processes:
+Started with the standard library only, so that a fork is cheap and holds nothing of the parent. Four
+processes:
 
-    server     started once per worker; enters the namespaces, builds the file system, forks one keeper per job
+    server     started once per worker; enters the namespaces, builds the file system, forks one keeper per
+    job
     keeper     moves into a fresh PID and mount namespace, forks the checker there, waits for it
-    checker    PID 1 of that namespace; reads one job, runs the *tests*, writes the verdict; its end kills the namespace
+    checker    PID 1 of that namespace; reads one job, runs the *tests*, writes the verdict; its end kills the
+    namespace
     candidate  runs the model's *program*, answers the checker's calls; never sees the tests
 """
 
@@ -50,7 +53,7 @@ TRANSIENT_USERS = range(61184, 65520)  # set aside for short-lived users by syst
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-# -- messages --------------------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------------
 
 
 def pack(message: Value) -> bytes:
@@ -83,14 +86,14 @@ def write_all(fd: int, content: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-# -- values ----------------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------------------
 
 
 class Values:
     """Python values as JSON and back, so that checker and candidate share data but never code.
 
-    Plain data is copied. Everything else (functions, classes, instances, iterators) stays where it is and crosses as
-    a handle: a number in the candidate's table, a `Remote` at the checker's.
+    Plain data is copied. Everything else (functions, classes, instances, iterators) stays where it is and
+    crosses as a handle: a number in the candidate's table, a `Remote` at the checker's.
     """
 
     def __init__(self, remote: Checker | None = None) -> None:
@@ -211,7 +214,7 @@ OPERATIONS = {
 }
 
 
-# -- the candidate ---------------------------------------------------------------------------------------------
+# -- the candidate -------------------------------------------------------------------------------------------
 
 
 def run_candidate(channel: int) -> NoReturn:
@@ -257,7 +260,7 @@ def describe(error: BaseException) -> Value:
     return {"error": kinds, "text": text, "fatal": not isinstance(error, Exception)}
 
 
-# -- the checker -----------------------------------------------------------------------------------------------
+# -- the checker ---------------------------------------------------------------------------------------------
 
 
 class FailureError(BaseException):
@@ -493,7 +496,7 @@ def leave(settings: dict[str, Any], pid: int, status: int) -> NoReturn:
     os._exit(status)
 
 
-# -- limits and namespaces -------------------------------------------------------------------------------------
+# -- limits and namespaces -----------------------------------------------------------------------------------
 
 
 def call(function: Any, *args: Any) -> None:

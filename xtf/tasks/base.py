@@ -1,4 +1,5 @@
-"""What every task shares: rows from a file or the hub, examples with a prompt and a response, grades, metrics.
+"""What every task shares: rows from a file or the hub, examples with a prompt and a response, grades,
+metrics.
 
 A task is a *reader* (a dataset's row -> a conversation that ends with the answer to learn) and a *grader* (a
 completion -> right, wrong or not gradable). Readers live in one file per task; graders are chosen by name
@@ -93,15 +94,16 @@ class RowError(ValueError):
     """What is wrong with one row; `Task.examples` collects these and names file and row."""
 
 
-# -- rows ------------------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of one source after `ids`, `exclude_ids` and `limit`.
 
-    `numbers[i]` is the 1-based place of `rows[i]` in the source (the line, for JSONL); `sha256` is over the rows
-    kept, as canonical JSON, so that it does not depend on the file's format and changes with every filter.
+    `numbers[i]` is the 1-based place of `rows[i]` in the source (the line, for JSONL); `sha256` is over the
+    rows kept, as canonical JSON, so that it does not depend on the file's format and changes with every
+    filter.
     """
 
     rows: list[dict[str, Any]]
@@ -127,7 +129,8 @@ def row_id(row: Mapping[str, Any], number: int) -> str:
 def load_rows(source: SourceConfig) -> Rows:
     """Reads a JSONL, JSON, CSV or Parquet file (optionally .gz), or a split of a dataset on the hub.
 
-    ValueError for a source that is missing, unreadable, empty or emptied by its filters, and for ids that it lacks.
+    ValueError for a source that is missing, unreadable, empty or emptied by its filters, and for ids that it
+    lacks.
     """
     if source.path:
         name, numbered = source.path, _read_file(Path(source.path).expanduser())
@@ -290,7 +293,7 @@ def _first(values: Iterable[str], count: int = 5) -> str:
     return ", ".join(repr(value) for value in ordered[:count]) + (", ..." if len(ordered) > count else "")
 
 
-# -- rows to examples ------------------------------------------------------------------------------------------------
+# -- rows to examples ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -412,8 +415,8 @@ class Task:
     def examples(self, rows: Rows, *, training: bool = True) -> list[Example]:
         """Every row as one example (several with `turns=all`), in order.
 
-        For training a response is needed; for evaluation (`training=False`) a key that the grader can read. ValueError
-        that counts and lists the rows that cannot be used: none is dropped.
+        For training a response is needed; for evaluation (`training=False`) a key that the grader can read.
+        ValueError that counts and lists the rows that cannot be used: none is dropped.
         """
         examples: list[Example] = []
         bad: list[str] = []
@@ -511,7 +514,7 @@ def final_part(completion: str) -> str:
     return tail if tail.strip() else completion
 
 
-# -- figures with intervals ------------------------------------------------------------------------------------------
+# -- figures with intervals ----------------------------------------------------------------------------------
 
 
 def wilson(successes: int, n: int) -> Metric:
@@ -536,7 +539,8 @@ def bootstrap(statistic: Callable[[np.ndarray], float], n: int, over: str = "ite
 
 
 def accuracy_metrics(grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-    """`accuracy` over the graded items, the share of completions without a readable answer, and without a verdict.
+    """`accuracy` over the graded items, the share of completions without a readable answer, and without a
+    verdict.
 
     With several samples per item an item counts with its mean, and the interval is a bootstrap over items.
     """

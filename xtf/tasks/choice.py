@@ -32,9 +32,9 @@ class ChoiceGrader:
     2. a line that holds a choice and nothing else;
     3. the first word of the completion.
 
-    A hit must stand by itself: followed by punctuation, the end, or "because", "since", "as"; so "no significant
-    difference" and "yes or no" are not read as decisions. Single letters count as capitals only ("a" is a word).
-    Everything else is unreadable: wrong for accuracy, and counted as `unreadable`.
+    A hit must stand by itself: followed by punctuation, the end, or "because", "since", "as"; so "no
+    significant difference" and "yes or no" are not read as decisions. Single letters count as capitals only
+    ("a" is a word). Everything else is unreadable: wrong for accuracy, and counted as `unreadable`.
     """
 
     def __init__(self, choices: Sequence[str]) -> None:

@@ -6,7 +6,8 @@
      "test_list": ["assert similar_elements(...) == ..."], "test_setup_code": ""}
     {"id": 27219, "chat_rounds": [{"role": "human", "content": "..."}, {"role": "bot", "content": "..."}]}
 
-Sources: https://github.com/openai/human-eval, https://github.com/google-research/google-research/tree/master/mbpp,
+Sources: https://github.com/openai/human-eval,
+https://github.com/google-research/google-research/tree/master/mbpp,
 https://huggingface.co/datasets/codefuse-ai/CodeExercise-Python-27k (training only: it has no tests).
 """
 
@@ -17,7 +18,7 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +61,17 @@ def read(row: Mapping[str, Any]) -> Reading:
     )
 
 
+def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a parser without its warnings on other people's code, such as "\\d" in a plain string."""
+    with warnings.catch_warnings(action="ignore"):
+        return function(*args, **kwargs)
+
+
 def _unix(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-# -- a row's tests -----------------------------------------------------------------------------------------------
+# -- a row's tests -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,8 @@ def suite(row: Mapping[str, Any]) -> Suite:
                 [text_field({"setup": "", **row}, "test_setup_code", "setup", empty=True), *row["test_list"]]
             )
         )
-        reference = ast.parse(_unix(text_field(row, "code")))
-        used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+        reference = _quietly(ast.parse, _unix(text_field(row, "code")))
+        used = {node.id for node in ast.walk(_quietly(ast.parse, tests)) if isinstance(node, ast.Name)}
         imports = [node for node in reference.body if isinstance(node, ast.Import | ast.ImportFrom)]
         preamble = "\n".join(ast.unparse(node) for node in imports if used & _bound(node))
         defined = [node.name for node in reference.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -104,7 +111,7 @@ def _bound(node: ast.Import | ast.ImportFrom) -> set[str]:
     return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
 
 
-# -- a completion's program ---------------------------------------------------------------------------------------
+# -- a completion's program ----------------------------------------------------------------------------------
 
 FENCE = re.compile(
     r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
@@ -116,10 +123,11 @@ DEMONSTRATION = re.compile(r"print|main|check|test")
 def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> str | None:
     """The Python program that a completion stands for; None if there is no code in it.
 
-    A completion is, in this order: fenced blocks of which one defines one of `names` (all blocks up to the last such
-    one are taken); a continuation of `prompt`, if it starts with an indented line; a program in bare text; a
-    continuation whose first indentation was lost. Text after the last line that compiles is left out, and so is what
-    only demonstrates: asserts, prints, calls of the function itself, `if __name__ == "__main__"`.
+    A completion is, in this order: fenced blocks of which one defines one of `names` (all blocks up to the
+    last such one are taken); a continuation of `prompt`, if it starts with an indented line; a program in
+    bare text; a continuation whose first indentation was lost. Text after the last line that compiles is left
+    out, and so is what only demonstrates: asserts, prints, calls of the function itself, `if __name__ ==
+    "__main__"`.
     """
     text = final_part(completion)[:MAX_PROGRAM]
     blocks = [match["code"] for match in FENCE.finditer(text) if match["language"].lower() in PYTHON_FENCES]
@@ -142,8 +150,7 @@ def leading_program(text: str, prefix: str = "") -> str:
     lines, offset = text.splitlines(keepends=True), prefix.count("\n")
     while lines:
         try:
-            with warnings.catch_warnings(action="ignore"):  # such as "\d" in a plain string
-                compile(prefix + "".join(lines), "<program>", "exec", dont_inherit=True)
+            _quietly(compile, prefix + "".join(lines), "<program>", "exec", dont_inherit=True)
         except SyntaxError as error:
             lines = lines[: max(0, min(len(lines), (error.lineno or 1) - offset) - 1)]
         except (ValueError, RecursionError, MemoryError):  # a null byte, nesting too deep for the parser
@@ -154,7 +161,9 @@ def leading_program(text: str, prefix: str = "") -> str:
 
 
 def _defines(text: str, names: Sequence[str]) -> bool:
-    return any(isinstance(node, DEFINITIONS) and node.name in names for node in ast.parse(text).body)
+    return any(
+        isinstance(node, DEFINITIONS) and node.name in names for node in _quietly(ast.parse, text).body
+    )
 
 
 def _finish(text: str, names: Sequence[str], prompt: str) -> str:
@@ -170,7 +179,7 @@ def _continuation(body: str, names: Sequence[str], prompt: str) -> str | None:
     best = max(kept, key=lambda text: len(text.split()))  # the first among equals
     if not best.strip():
         return None
-    nodes = ast.parse(prompt + best).body
+    nodes = _quietly(ast.parse, prompt + best).body
     # a base model goes on and writes the function anew: the first one is its answer
     first = next(
         (place for place, node in enumerate(nodes) if isinstance(node, DEFINITIONS) and node.name in names), 0
@@ -181,7 +190,7 @@ def _continuation(body: str, names: Sequence[str], prompt: str) -> str | None:
 
 
 def _without_demonstration(source: str, names: Sequence[str]) -> str:
-    module = ast.parse(source)
+    module = _quietly(ast.parse, source)
     kept = [node for node in module.body if not _demonstrates(node, names)]
     return source if len(kept) == len(module.body) else ast.unparse(ast.Module(kept, []))
 
@@ -201,7 +210,7 @@ def _demonstrates(node: ast.stmt, names: Sequence[str]) -> bool:
     return False
 
 
-# -- grading -----------------------------------------------------------------------------------------------------
+# -- grading -------------------------------------------------------------------------------------------------
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

@@ -1,4 +1,5 @@
-"""Own data: rows with a prompt and a response in usual columns, or any columns through templates; and the graders.
+"""Own data: rows with a prompt and a response in usual columns, or any columns through templates; and the
+graders.
 
     {"question": "...", "answer": "..."}            {"prompt": "...", "response": "..."} (or completion)
     {"instruction": "...", "input": "...", "output": "..."}    {"messages": [{"role": "user", "content": "..."}, ...]}

@@ -1,8 +1,8 @@
 """Grading open answers with a judge model behind any OpenAI-compatible endpoint (extra `judge`).
 
 A verdict that could not be had (time-outs, refusals, an unreadable reply, the cap on requests) is counted as
-`ungraded`, never as wrong. Verdicts are cached on disk by content, so a repeated or interrupted grading asks only for
-what is missing.
+`ungraded`, never as wrong. Verdicts are cached on disk by content, so a repeated or interrupted grading asks
+only for what is missing.
 """
 
 from __future__ import annotations

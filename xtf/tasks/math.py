@@ -6,8 +6,8 @@
 Sources: https://github.com/openai/grade-school-math, https://huggingface.co/datasets/HuggingFaceH4/MATH-500,
 https://huggingface.co/datasets/AI-MO/NuminaMath-CoT.
 
-Run as a program (`python -m xtf.tasks.math`) this module is the process in which expressions are compared: SymPy can
-run for ever on a hostile expression, and only killing a process stops it at a fixed time.
+Run as a program (`python -m xtf.tasks.math`) this module is the process in which expressions are compared:
+SymPy can run for ever on a hostile expression, and only killing a process stops it at a fixed time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read(row: Mapping[str, Any]) -> Reading:
     raise RowError("needs question and answer (GSM8K), problem and solution (MATH), or messages")
 
 
-# -- finding the answer in a text ------------------------------------------------------------------------------------
+# -- finding the answer in a text ----------------------------------------------------------------------------
 
 SIGN = r"(?<![\w)\]}.,])[-−–]"  # not the minus of "10-5" nor the dash of "5–10"
 CURRENCY = r"(?:\\?[$€£¥]\s*)"
@@ -125,9 +125,9 @@ def numbers(text: str) -> list[Fraction]:
 def final_number(completion: str) -> Fraction | None:
     """The number that a completion ends up with, or None.
 
-    In this order: the number in what the text marks as its answer (`stated_answer`; after its last "=" if it has
-    one), then the last number of the text. What follows a made-up next question is not looked at, if an answer stands
-    before it.
+    In this order: the number in what the text marks as its answer (`stated_answer`; after its last "=" if it
+    has one), then the last number of the text. What follows a made-up next question is not looked at, if an
+    answer stands before it.
     """
     text = ANNOTATION.sub("", final_part(completion))
     cut = NEXT_TURN.search(text)
@@ -184,7 +184,7 @@ class NumberGrader:
         return {}
 
 
-# -- expressions -----------------------------------------------------------------------------------------------------
+# -- expressions ---------------------------------------------------------------------------------------------
 
 
 def final_expression(completion: str) -> str | None:
@@ -330,8 +330,8 @@ NUMERAL_BASE = re.compile(r"\d_\{?(\d+)\}?$")
 def equivalent(reference: str, answer: str) -> bool:
     """`math-verify`'s judgement, without its own time limit (see `Equivalence`).
 
-    Stricter than its defaults in two places: decimals must agree to 12 places, not 6, and two numerals that both name
-    their base must name the same one (it ignores subscripts).
+    Stricter than its defaults in two places: decimals must agree to 12 places, not 6, and two numerals that
+    both name their base must name the same one (it ignores subscripts).
     """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
