@@ -222,7 +222,7 @@ def test_a_step_holds_shifted_targets_and_leaves_out_the_tail() -> None:
     )
     step = collate(TrainingRows(table), np.array([0, 1, 2]), 100, 0)
     (micro,) = step.micro_batches
-    # In the first document [1, 2] predicts 3, in the second [6, 7] predict 7 and 8; the third teaches nothing.
+    # Document one: [1, 2] predicts 3; two: [6, 7] predict 7 and 8; three teaches nothing.
     assert micro.input_ids.tolist() == [[1, 2, 6, 7]]
     assert micro.position_ids.tolist() == [[0, 1, 0, 1]]
     assert micro.document_lengths == (2, 2)

@@ -269,6 +269,10 @@ def enable_packing(model: PreTrainedModel, longest: int) -> str:
         micro = move_data_to_device(pack_documents(documents), model.device)
         packed = PackedLM(model, Method())(micro)[1]
     model.train(training)
+    if not torch.cat(apart).isfinite().all():
+        raise ValueError(
+            f"the weights of {type(model).__name__} are broken: its loss on plain token ids is not finite"
+        )
     difference = float((packed - torch.cat(apart)).abs().max())
     if not difference < (1e-3 if model.dtype == torch.float32 else 0.1):
         raise ValueError(
