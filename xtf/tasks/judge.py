@@ -152,7 +152,7 @@ class JudgeGrader:
                     raise NoVerdictError(str(error)) from error
                 problem = str(error)
                 wait = max(wait, _retry_after(error.response.headers.get("retry-after")))
-            except openai.APIError as error:  # no connection, cut connection, time-out, invalid body
+            except (openai.APIError, ValueError) as error:  # no connection, time-out; a body that is not JSON
                 problem = f"{type(error).__name__}: {error}"
             if attempt < self.config.retries:
                 time.sleep(min(wait, LONGEST_WAIT))
