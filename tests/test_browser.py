@@ -222,7 +222,7 @@ def test_nothing_of_a_hostile_dataset_runs_and_all_of_it_is_shown(browser: Any, 
     assert shown[3] == "😀 漢字 e\u0301"
     assert shown[4] == "def f():\n\treturn '`|'"
     assert opened.page.title() == HOSTILE
-    opened.page.locator(".t").first.hover()
+    opened.page.locator(".card .t").first.hover()
     assert "</script>" in opened.page.inner_text("#tip code")
 
 

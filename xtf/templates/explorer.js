@@ -485,7 +485,6 @@ async function open() {
   const sampled = meta.rows.length < meta.total ? `a random sample of ${count(meta.rows.length)} of ${count(meta.total)} examples; thresholds are fitted to all of them` : `all ${count(meta.total)} examples`;
   $("about").textContent = `Response tokens in colour train nothing; the coloured underline says which attribute dropped them. Shown: ${sampled}.`;
   $("reproduce").hidden = !meta.live;
-  document.documentElement.style.setProperty("--header", `${document.querySelector("header").offsetHeight}px`);
   const choices = [["all", "any tokens"], ["kept", "kept tokens"], ["dropped", "dropped tokens"]];
   if (meta.live) choices.push(...meta.attributes.map((a) => [a.name, `tokens dropped by ${a.name.toUpperCase()}`]), ["several", "tokens dropped by several"]);
   $("only").append(...choices.map(([value, label]) => element("option", { value }, label)));
