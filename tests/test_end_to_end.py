@@ -1,0 +1,261 @@
+"""The whole pipeline on the bundled model and rows: what it leaves, what it reuses, and that a kill costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import pyarrow.parquet as pq
+import pytest
+
+from xtf import models, pipeline
+from xtf.artifacts import read_json
+from xtf.config import overrides, register, resolve, to_config
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "task.train.limit=48", "task.eval.limit=12", "task.max_new_tokens=16", "trainer.shard_examples=16",
+    "trainer.checkpoint_every=1", "trainer.tokens_per_eval_batch=600", "tuning.epochs=1", "tuning.batch_size=8",
+]  # fmt: skip
+RUN = "outputs/runs/math/tiny/full/xtf"
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "run.py"), *SMALL, *arguments]
+
+
+def start(folder, *arguments):
+    folder.mkdir(parents=True, exist_ok=True)
+    log = (folder / "log").open("a")
+    return subprocess.Popen(command(*arguments), cwd=folder, stdout=log, stderr=log)
+
+
+def finish(folder, *arguments):
+    process = start(folder, *arguments)
+    assert process.wait(600) == 0, (folder / "log").read_text()
+    return (folder / "log").read_text()
+
+
+def record(folder):
+    """metrics.json without what may differ between two equal runs: seconds and rates."""
+
+    def timeless(value):
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if "second" not in k and k not in ("timing", "command", "git_commit")}
+        return value
+
+    (file,) = folder.glob(f"{RUN}/*/seed0/metrics.json")
+    return timeless(read_json(file))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    log = finish(folder)
+    return folder, log
+
+
+def test_a_run_leaves_every_artifact_of_the_contract(whole):
+    folder, log = whole
+    (run,) = folder.glob(f"{RUN}/*/seed0")
+    assert run.parent.name.startswith("xtf-paper-")
+    for name in ("config.yaml", "manifest.json", "mask.parquet", "model/config.json", "model/model.safetensors",
+                 "model/tokenizer_config.json", "generations.jsonl", "metrics.json", "train_log.csv"):  # fmt: skip
+        assert (run / name).exists(), name
+    assert not list(folder.rglob("*.tmp"))
+    assert len(list((folder / "outputs/base").iterdir())) == 1
+    for word in ("accuracy", "union", "metrics.json", "report.html", "95 %"):
+        assert word in log, word
+
+    got = read_json(run / "metrics.json")
+    assert {"task": "math", "model": "tiny", "method": "xtf", "scorer": "xtf", "threshold": "paper",
+            "seed": 0}.items() <= got.items()  # fmt: skip
+    for metrics in (got["metrics"], got["base_metrics"]):
+        assert metrics["accuracy"]["n"] == 12
+        assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
+    assert set(got["timing"]) == {"score", "mask", "evaluate_base", "train", "evaluate"}
+    assert got["data"]["train"]["rows"] == 48
+
+
+def test_the_mask_is_a_training_file_whose_labels_are_the_kept_response_tokens(whole):
+    folder, _ = whole
+    (file,) = folder.glob(f"{RUN}/*/seed0/mask.parquet")
+    dropped = kept = 0
+    for row in pq.read_table(file).to_pylist():
+        start = row["prompt_length"]
+        assert row["labels"][:start] == [-100] * start
+        drops = zip(row["drop_ri"], row["drop_kn"], row["drop_tr"], strict=True)
+        for token, label, drop in zip(row["input_ids"][start:], row["labels"][start:], drops, strict=True):
+            assert label == (-100 if any(drop) else token)
+            dropped, kept = dropped + any(drop), kept + (not any(drop))
+    stats = record(folder)["mask"]
+    assert stats["kept_tokens"] == kept
+    assert stats["dropped_share"]["union"] == pytest.approx(dropped / (dropped + kept))
+    assert 0 < dropped < kept
+
+
+def test_the_model_that_is_written_loads_with_transformers_alone(whole):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (folder,) = whole[0].glob(f"{RUN}/*/seed0/model")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.get_input_embeddings().num_embeddings >= len(tokenizer)
+
+
+def test_the_same_command_again_does_nothing_and_says_so(whole):
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"}
+    log = finish(folder)
+    assert "already done" in log
+    after = {path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"}
+    assert {p: t for p, t in after.items() if p.is_file() and p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.is_file() and p.name != ".lock"
+    }
+
+
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+MOMENTS = {
+    "score": lambda folder: any(folder.glob("outputs/scores/*/00000.parquet")),
+    "mask": lambda folder: any(folder.glob(f"{RUN}/*/seed0/mask.parquet")),
+    "evaluate the base": lambda folder: any(lines(p) for p in folder.glob("outputs/base/*/generations.partial.jsonl")),
+    "train": lambda folder: any(lines(p) > 2 for p in folder.glob(f"{RUN}/*/seed0/train_log.csv")),
+    "evaluate": lambda folder: any(lines(p) for p in folder.glob(f"{RUN}/*/seed0/generations.partial.jsonl")),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_at_any_stage_and_started_again_ends_with_the_same_record(whole, tmp_path, moment):
+    process = start(tmp_path)
+    deadline = time.monotonic() + 600
+    while not MOMENTS[moment](tmp_path):
+        assert process.poll() is None, f"the run ended before it could be killed:\n{(tmp_path / 'log').read_text()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert not list(tmp_path.glob(f"{RUN}/*/seed0/metrics.json"))
+    finish(tmp_path)
+    assert record(tmp_path) == record(whole[0])
+
+
+def test_two_runs_that_want_one_folder_take_turns(whole, tmp_path):
+    first, second = start(tmp_path), start(tmp_path)
+    assert first.wait(600) == 0, (tmp_path / "log").read_text()
+    assert second.wait(600) == 0, (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "waiting for it" in log
+    assert "already done" in log
+    assert record(tmp_path) == record(whole[0])
+
+
+# --- in this process, with the same artifacts ---
+
+
+@pytest.fixture
+def run(whole, monkeypatch):
+    """Runs a configuration in the folder of the whole run, like run.py does."""
+    monkeypatch.chdir(whole[0])
+    monkeypatch.setenv("XTF_ROOT", str(ROOT))
+    register()
+
+    def call(*arguments):
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            node = hydra.compose("config", overrides=[*SMALL, *arguments])
+            groups = [a for a in arguments if a.split("=")[0] in ("scorer", "method", "threshold")]
+            default = hydra.compose("config", overrides=groups)
+        return pipeline.run(resolve(to_config(node)), overrides(node, default))
+
+    return call
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(models, "load_model", refuse)
+
+
+def test_other_thresholds_and_fewer_attributes_reuse_the_scores_without_a_model(run, no_model):
+    assert run("stage=mask", "threshold=released") is None
+    assert run("stage=mask", "scorer=kn", "threshold.kn.pcp=0.9") is None
+    assert run("stage=mask", "method=random") is None
+    assert len(list(Path("outputs/scores").iterdir())) == 1
+
+
+def test_a_random_mask_drops_as_many_tokens_of_each_example_as_xtf(run, no_model):
+    run("stage=mask", "method=random")
+    (ours,) = Path("outputs/runs/math/tiny/full/random").glob("*/seed0/mask.parquet")
+    (xtf,) = Path(RUN).glob("xtf-paper-*/seed0/mask.parquet")
+
+    def counts(file):
+        return [row.count(-100) for row in pq.read_table(file)["labels"].to_pylist()]
+
+    assert counts(ours) == counts(xtf)
+    assert pq.read_table(ours)["labels"] != pq.read_table(xtf)["labels"]
+
+
+def test_a_broken_score_shard_is_found_by_its_hash_and_scored_again(run, caplog):
+    (shard,) = Path("outputs/scores").glob("*/00001.parquet")
+    good = shard.read_bytes()
+    shard.write_bytes(good[: len(good) // 2])
+    run("stage=score")
+    assert pq.read_table(shard) == pq.read_table(__import__("io").BytesIO(good))
+
+
+def test_training_rows_that_changed_under_a_finished_run_are_refused(run, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    lines = (ROOT / "xtf/tiny/data/math_train.jsonl").read_text().splitlines()[:20]
+    rows.write_text("\n".join(lines))
+    run("stage=mask", f"task.train.path={rows}")
+    rows.write_text("\n".join(lines[:-1]))
+    with pytest.raises(ValueError, match=r"the train rows .* have changed since"):
+        run("stage=mask", f"task.train.path={rows}", "threshold.kn.pcp=0.95")
+
+
+def test_a_mask_that_keeps_nothing_is_refused(run):
+    with pytest.raises(ValueError, match="keeps none"):
+        run("stage=mask", "scorer=kn", "threshold.kn.pcp=1e-30")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "What?"}, r"row 2: field 'answer' is missing"),
+        ({"question": "What?", "answer": "  "}, r"row 2: field 'answer' is empty"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_by_file_number_and_field(run, tmp_path, row, message):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        run("stage=score", f"task.train.path={rows}")
+
+
+def test_a_prompt_that_leaves_no_room_is_counted(run):
+    run("stage=score", "model.max_length=110")
+    (manifest,) = (p for p in Path(RUN).glob("*/seed0/manifest.json") if "no_room" in p.read_text()
+                   and read_json(p)["encoding"]["no_room"])  # fmt: skip
+    report = read_json(manifest)["encoding"]
+    assert report["rows"] == 48
+    assert report["truncated"] or report["no_room"]
+
+
+def test_a_sweep_grades_the_base_model_once_and_scores_once(tmp_path):
+    done = subprocess.run(
+        command("-m", "scorer=none,kn,ri_tr", "tuning.max_steps=1"), cwd=tmp_path, capture_output=True, text=True,
+        timeout=900, env=os.environ, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("outputs/runs/**/metrics.json"))) == 3
+    assert len(list(tmp_path.glob("outputs/base/*"))) == 1
+    assert len(list(tmp_path.glob("outputs/scores/*"))) == 1
