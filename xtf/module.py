@@ -19,7 +19,10 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric.utilities import move_data_to_device
 from peft import PeftModel
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -240,6 +243,11 @@ class PackedLM(nn.Module):
         return logits
 
     @property
+    def base(self) -> PreTrainedModel:
+        """The model without the adapter's wrapper."""
+        return self._parts[0]
+
+    @property
     def chunk(self) -> int:
         """Tokens whose logits are held at once."""
         return max(1, LOGITS_AT_ONCE // self.config.vocab_size)
@@ -345,6 +353,20 @@ class TokenFilteredLM(pl.LightningModule):
         self.best_loss, self.best_step = math.inf, 0
         self._clock = time.perf_counter()
 
+    def configure_model(self) -> None:
+        """Under fsdp, spread each decoder layer, and then what lies around the layers, over the devices."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(
+            self.packed, FSDPModule
+        ):
+            return
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        layer_names = set(self.packed.base._no_split_modules or ())
+        for part in self.packed.modules():
+            if type(part).__name__ in layer_names:
+                fully_shard(part, mesh=mesh)
+        fully_shard(self.packed, mesh=mesh)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW on the trainable parameters, float32; weight decay on matrices only."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -396,7 +418,8 @@ class TokenFilteredLM(pl.LightningModule):
         # The sum's gradient becomes the mean's here; ddp and fsdp have averaged it over the devices on the
         # way.
         scale = self.trainer.world_size / divisor
-        norm = float(torch.nn.utils.get_total_norm(gradients)) * scale
+        total_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm) * scale
         if not (math.isfinite(loss) and math.isfinite(norm)):
             ids = suspects or [self.loader.data.example_ids[row] for row in step.rows]
             raise NonFiniteLoss(

@@ -19,10 +19,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import ModelParallelStrategy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtf.artifacts import read_json, write_atomic, write_json
-from xtf.config import CheckpointChoice, Config, Tuning, TuningConfig
+from xtf.config import CheckpointChoice, Config, TrainerConfig, Tuning, TuningConfig
 from xtf.data import Step, StepLoader, TrainingRows
 from xtf.models import precision
 from xtf.module import TokenFilteredLM, enable_packing
@@ -36,6 +37,7 @@ LOG = "train_log.csv"
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
 VALIDATION_STREAM = 2**31 + 1  # keeps the split apart from the training order, whose streams are epochs
+MODEL_PREFIX = "packed.model."  # of parameter names within the LightningModule
 RECORD = "training.json"  # in the model's folder, which is complete when it is renamed into place
 
 
@@ -105,8 +107,10 @@ def fit(
         module.load_state_dict(state, strict=False)
     model.set_attn_implementation(original)
     record = _record(config, module, loader, attention, read_log(run_dir / LOG))
+    state = trainer.strategy.lightning_module_state_dict()  # whole on the first device only, under fsdp
     if trainer.is_global_zero:
-        _save(module.packed.model, run_dir / "model", record, tokenizer)
+        weights = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
+        _save(module.packed.model, weights, run_dir / "model", record, tokenizer)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     trainer.strategy.barrier("model saved")
     return record
@@ -156,7 +160,7 @@ def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress:
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
-        strategy=config.trainer.strategy,
+        strategy=_strategy(config.trainer),
         precision=_precision(config),
         max_epochs=1,  # the loader runs through all epochs, so that a run resumes at any step alike
         logger=list(loggers) or False,
@@ -169,6 +173,14 @@ def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(trainer: TrainerConfig) -> Any:
+    if trainer.strategy == "fsdp":  # PyTorch's second FSDP; Lightning's strategy of that name is the first
+        return ModelParallelStrategy(
+            trainer.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return trainer.strategy
 
 
 def _precision(config: Config) -> Any:
@@ -292,6 +304,7 @@ def _record(
 
 def _save(
     model: PreTrainedModel | PeftModel,
+    weights: dict[str, torch.Tensor],
     folder: Path,
     record: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase | None,
@@ -300,7 +313,10 @@ def _save(
     temporary = folder.with_name(f".{folder.name}.tmp")
     for stale in (temporary, folder):
         shutil.rmtree(stale, ignore_errors=True)
-    model.save_pretrained(str(temporary))
+    # A tied weight has two names in a state; the model's own list has it once.
+    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    weights = {name: value for name, value in weights.items() if name in names}
+    model.save_pretrained(str(temporary), state_dict=weights)
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
     write_json(temporary / RECORD, record)
