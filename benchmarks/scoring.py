@@ -1,0 +1,284 @@
+"""What scoring costs beside a plain forward pass, and beside the authors' three passes.
+
+    python -m benchmarks.scoring [--quick] [--device cuda] [--shape 0.5b]
+
+The model is random: weights do not change the time. "Forward" is `model(input_ids).logits` over the very same
+batches. The authors' algorithm is written here from its description: batch size 1, one pass for eager
+attention of all layers, one for a full softmax per token in a Python loop, and one forward per distinct
+token. That last part dominates, so its ratio hangs on how often tokens repeat: it is taken on ids drawn like
+those of a text (12 % to 30 % distinct, as in GSM8K) and on ids drawn uniformly (nearly all distinct).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.measure import Claim, Times, alternate, console, report
+from xtf.config import Attribute, RIConfig, ScorerConfig
+from xtf.data import Encoded
+from xtf.scorers import batches, count_tokens, score_rows, tr_table
+
+ALL = tuple(Attribute)
+SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary, tied embeddings
+    "long": (64, 128, 2, 2, 2, 512, True),  # small enough for 32k tokens on a CPU
+    "60m": (640, 1920, 8, 10, 2, 32768, True),
+    "0.5b": (896, 4864, 24, 14, 2, 151936, True),
+    "1.5b": (1536, 8960, 28, 12, 2, 151936, True),
+    "7b": (3584, 18944, 28, 28, 4, 152064, False),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows to score: how many, how long on average, which share of each is prompt, and how ids are drawn."""
+
+    rows: int
+    length: int
+    prompt: float
+    uniform: bool = False
+
+    def make(self, vocab_size: int) -> list[Encoded]:
+        generator = np.random.default_rng(0)
+        lengths = np.clip(generator.gamma(8, self.length / 8, self.rows), self.length / 3, self.length * 2)
+        rows = []
+        for number, length in enumerate(lengths.astype(int)):
+            ids = generator.integers(0, vocab_size, length)
+            if not self.uniform:
+                ids = np.minimum(generator.zipf(1.2, length), vocab_size) - 1
+            rows.append(Encoded(str(number), ids.tolist(), max(1, int(length * self.prompt))))
+        return rows
+
+
+def build(shape: str, device: str) -> PreTrainedModel:
+    hidden, intermediate, layers, heads, key_heads, vocab_size, tied = SHAPES[shape]
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        tie_word_embeddings=tied,
+        max_position_embeddings=65536,
+        dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+    )
+    with torch.device(device):
+        return Qwen2ForCausalLM._from_config(config).eval()
+
+
+# --- the subjects -------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def forward(model: PreTrainedModel, rows: list[Encoded], budget: int) -> None:
+    """A forward pass with all logits, over the batches that scoring makes. Nothing is padded away or
+    masked."""
+    for batch in batches(np.array([len(row.input_ids) for row in rows]), budget):
+        longest = len(rows[batch[0]].input_ids)
+        padded = [rows[place].input_ids + [0] * (longest - len(rows[place].input_ids)) for place in batch]
+        model(input_ids=torch.tensor(padded, device=model.device), use_cache=False).logits  # noqa: B018
+
+
+def score(
+    model: PreTrainedModel,
+    rows: list[Encoded],
+    budget: int,
+    attributes: tuple[Attribute, ...] = ALL,
+    layer: int = -1,
+) -> None:
+    scorer = ScorerConfig("benchmark", list(attributes), ri=RIConfig(layer=layer))
+    table = None
+    if Attribute.tr in attributes:
+        table = tr_table(model, count_tokens(rows, model.config.vocab_size), scorer)
+    score_rows(model, rows, scorer, tr=table, tokens_per_batch=budget)
+
+
+@torch.inference_mode()
+def authors(model: PreTrainedModel, rows: list[Encoded]) -> None:
+    """Three passes over the rows one by one; `model` is on eager attention."""
+    for row in rows:
+        attentions = model(
+            input_ids=torch.tensor([row.input_ids], device=model.device), output_attentions=True
+        )
+        attentions.attentions[0].mean(1)[0].mean(1).tolist()
+    for row in rows:
+        ids = torch.tensor([row.input_ids], device=model.device)
+        logits = model(input_ids=ids, output_hidden_states=True).logits
+        for place in range(len(row.input_ids) - 1):
+            F.softmax(logits[0, place], dim=-1)[ids[0, place + 1]].item()
+    domain = torch.randn(model.config.hidden_size, device=model.device, dtype=model.dtype)
+    known: dict[int, float] = {}
+    for row in rows:
+        for token in row.input_ids:
+            if token not in known:
+                ids = torch.tensor([[token]], device=model.device)
+                vector = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, 0]
+                known[token] = F.cosine_similarity(vector[None], domain[None]).item()
+
+
+# --- time ---------------------------------------------------------------------------------------------------
+
+
+def compare(what: str, times: dict[str, Times], over: str, under: str, **promise: Any) -> Claim:
+    """The ratio of two subjects' wall times, repeat by repeat; the note has that of their CPU times."""
+    cpu = float(np.median(times[over].cpu / times[under].cpu))
+    seconds = (
+        f"{np.median(times[over].wall):.2f} s / {np.median(times[under].wall):.2f} s; CPU time {cpu:.3g}"
+    )
+    return Claim(what, times[over].wall / times[under].wall, note=seconds, **promise)
+
+
+def time_against_forward(model: PreTrainedModel, rows: int, budget: int, repeats: int) -> list[Claim]:
+    """Rows with little, half and mostly prompt; and what RI of a middle layer and TR cost alone."""
+    claims = []
+    for prompt, limit, aim in ((0.05, 1.2, 1.05), (0.5, 1.0, 1.0), (0.9, 1.0, 1.0)):
+        data = Case(rows, 160, prompt).make(model.config.vocab_size)
+        times = alternate(
+            {
+                "forward": functools.partial(forward, model, data, budget),
+                "scoring": functools.partial(score, model, data, budget),
+            },
+            repeats,
+        )
+        what = f"RI + KN + TR / forward, {prompt:.0%} prompt"
+        claims.append(compare(what, times, "scoring", "forward", limit=limit, aim=aim))
+    layer = model.config.num_hidden_layers // 2 - 1
+    data = Case(rows, 160, 0.5).make(model.config.vocab_size)
+    times = alternate(
+        {
+            "forward": functools.partial(forward, model, data, budget),
+            "ri": functools.partial(score, model, data, budget, (Attribute.ri,), layer),
+            "tr": functools.partial(score, model, data, budget, (Attribute.tr,)),
+        },
+        repeats,
+    )
+    half = f"RI of layer {layer + 1} of {model.config.num_hidden_layers} / forward"
+    claims.append(compare(half, times, "ri", "forward", limit=0.75))
+    claims.append(compare("TR / forward", times, "tr", "forward", limit=0.1))
+    return claims
+
+
+def time_against_authors(
+    model: PreTrainedModel, case: Case, budget: int, repeats: int, limit: float | None
+) -> Claim:
+    data = case.make(model.config.vocab_size)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    times = alternate(
+        {
+            "scoring": functools.partial(score, model, data, budget),
+            "authors": functools.partial(authors, eager, data),
+        },
+        repeats,
+    )
+    ids = [token for row in data for token in row.input_ids]
+    what = f"authors' passes / scoring, {len(set(ids)) / len(ids):.0%} of tokens distinct"
+    return compare(what, times, "authors", "scoring", limit=limit, at_least=True)
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+def peak(subject: str, shape: str, device: str, case: Case, budget: int) -> tuple[float, float]:
+    """Bytes in use before, and at most while, one subject runs; of a process that does nothing else."""
+    model = build(shape, device)
+    run = {"forward": forward, "scoring": score}[subject]
+    run(model, Case(1, 16, 0.5).make(model.config.vocab_size), budget)  # libraries get their buffers
+    data = case.make(model.config.vocab_size)
+    before = _peak_bytes(device)
+    run(model, data, budget)
+    return before, _peak_bytes(device)
+
+
+def _peak_bytes(device: str) -> float:
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0  # Linux counts it in KiB
+
+
+def measure_peak(subject: str, shape: str, device: str, case: Case, budget: int) -> tuple[float, float]:
+    """`peak` in a fresh process."""
+    arguments = [subject, shape, device, str(case.rows), str(case.length), str(case.prompt), str(budget)]
+    command = [sys.executable, "-m", "benchmarks.scoring", "--peak", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    before, top = done.stdout.split()[-2:]
+    return float(before), float(top)
+
+
+def memory_claims(shape: str, device: str, rows: int, lengths: tuple[int, int], budget: int) -> list[Claim]:
+    """Peak memory beside a forward pass, and how it grows with the length of a row."""
+    case = Case(rows, 160, 0.05)
+    (_, theirs), (_, ours) = (
+        measure_peak(subject, shape, device, case, budget) for subject in ("forward", "scoring")
+    )
+    grown = []
+    for length in lengths:
+        before, top = measure_peak("scoring", "long", device, Case(1, length, 0.5), budget)
+        grown.append(top - before)
+    return [
+        Claim(
+            "peak memory, RI + KN + TR / forward, 5% prompt",
+            np.array([ours / theirs]),
+            limit=1.3,
+            aim=1.1,
+            note=f"{ours / 2**20:,.0f} MiB / {theirs / 2**20:,.0f} MiB",
+        ),
+        Claim(
+            f"memory for a row of {lengths[1]:,} tokens / of {lengths[0]:,}",
+            np.array([grown[1] / grown[0]]),
+            limit=1.1 * lengths[1] / lengths[0],
+            note=f"{grown[1] / 2**20:,.0f} MiB / {grown[0] / 2**20:,.0f} MiB",
+        ),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rows: three minutes on two quiet cores")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shape", default="60m", choices=list(SHAPES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak", nargs=7, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device, quick, repeats = options.device, options.quick, options.repeats
+    if options.peak:
+        subject, shape, device, rows, length, prompt, budget = options.peak
+        print(*peak(subject, shape, device, Case(int(rows), int(length), float(prompt)), int(budget)))
+        return 0
+    started = time.monotonic()
+    budget = 4096 if device == "cpu" else 65536
+    rows = (6 if quick else 64) if device == "cpu" else 1024
+    lengths = (2048, 8192) if quick else (8192, 32768)
+    memory = memory_claims(options.shape, device, max(rows, 16), lengths, budget)
+    model = build(options.shape, device)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    console.print(
+        f"{size / 1e6:.0f} million parameters on {device}, {budget} tokens per batch, {repeats} repeats"
+    )
+    claims = time_against_forward(model, rows, budget, repeats)
+    few, more = (4, 2) if quick else (24, 8)
+    claims.append(time_against_authors(model, Case(few, 160, 0.45), budget, repeats, None))
+    least = 20.0 if device == "cpu" else 50.0
+    claims.append(time_against_authors(model, Case(more, 160, 0.45, uniform=True), budget, repeats, least))
+    details = {"shape": options.shape, "parameters": size, "repeats": repeats, "rows": rows, "budget": budget}
+    return report("scoring", [*claims, *memory], {**details, "seconds": time.monotonic() - started})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
