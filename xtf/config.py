@@ -61,7 +61,9 @@ class Scale(Enum):
 
 class TRVariant(Enum):
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
-    released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
+    released = (
+        "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
+    )
 
 
 class RIRule(Enum):
@@ -152,7 +154,7 @@ class SourceConfig:
 @dataclass(frozen=True)
 class SandboxConfig:
     """Limits for one run of model-written code."""
-
+    wall_seconds: float = 30.0  # well above cpu_seconds: a busy machine must not change a verdict
     allow_unsandboxed: bool = False
     wall_seconds: float = 10.0
     cpu_seconds: int = 5
@@ -192,7 +194,9 @@ class TaskConfig:
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
-    grader: str = MISSING  # number, math, exact, contains, choice, code, decision, judge, or python:module.function
+    grader: str = (
+        MISSING  # number, math, exact, contains, choice, code, decision, judge, or python:module.function
+    )
     choices: list[str] = field(default_factory=list)
     max_new_tokens: int = _within(512, 1)
     samples: int = _within(1, 1)  # completions per evaluation prompt
@@ -220,7 +224,9 @@ class TRConfig:
 class ScorerConfig:
     name: str = MISSING
     attributes: list[Attribute] = field(default_factory=list)  # which attributes may drop a token
-    compute: list[Attribute] = field(default_factory=list)  # further ones to score in the same pass, for later runs
+    compute: list[Attribute] = field(
+        default_factory=list
+    )  # further ones to score in the same pass, for later runs
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
 
@@ -233,7 +239,9 @@ class RIThreshold:
     c: float = 1.0
     q: float = 0.05  # rule=quantile: share of the dataset's response tokens to drop
     cap: float | None = None  # drop at most this share of a response, lowest scores first
-    shift: float = 0.0  # move the threshold so that this much more (or less) of all response tokens is dropped
+    shift: float = (
+        0.0  # move the threshold so that this much more (or less) of all response tokens is dropped
+    )
 
 
 @dataclass(frozen=True)
@@ -306,7 +314,9 @@ class TrainerConfig:
     tokens_per_microbatch: int = _within(8192, 1)  # packing budget of one forward and backward pass
     tokens_per_score_batch: int = _within(16384, 1)
     tokens_per_eval_batch: int = _within(32768, 1)
-    checkpoint_every: int = _within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
+    checkpoint_every: int = _within(
+        200, 1
+    )  # optimizer steps between checkpoints that a killed run resumes from
     shard_examples: int = _within(512, 1)  # rows per score shard, the unit of resuming a scoring pass
     compile: bool = False
 
@@ -316,7 +326,9 @@ class LoggerConfig:
     name: str = MISSING
     project: str = "xtf"
     entity: str | None = None
-    mode: str | None = None  # wandb: online, offline or disabled; None: online if a key is configured, else offline
+    mode: str | None = (
+        None  # wandb: online, offline or disabled; None: online if a key is configured, else offline
+    )
     tags: list[str] = field(default_factory=list)
     every: int = _within(1, 1)  # optimizer steps between logged training values
 
@@ -423,7 +435,9 @@ def to_config(node: DictConfig) -> Config:
     """The composed node as typed, frozen dataclasses. Raises ConfigError on a missing or ill-typed value."""
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
-        raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line as {missing[0]}=...")
+        raise ConfigError(
+            f"no value for {', '.join(missing)}; set it on the command line as {missing[0]}=..."
+        )
     from xtf.methods import METHODS
 
     values = OmegaConf.to_container(node, resolve=True)
@@ -522,7 +536,9 @@ def resolve(config: Config) -> Config:
             tuning, **{key: value for key, value in filled.items() if getattr(tuning, key) is None}
         )
     if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
-        raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
+        raise ConfigError(
+            "tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1"
+        )
 
     train = _source(task, "train", model)
     if train.limit is None and tuning.examples is not None:
@@ -536,7 +552,9 @@ def resolve(config: Config) -> Config:
             "set task.temperature, e.g. 0.8, or task.samples=1"
         )
     if max(task.pass_at, default=1) > task.samples:
-        raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
+        raise ConfigError(
+            f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}"
+        )
     if config.trainer.strategy == "auto" and config.trainer.devices > 1:
         raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
     return dataclasses.replace(config, task=task, tuning=tuning)
@@ -547,7 +565,9 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
     source: SourceConfig = getattr(task, which)
     if source.path is not None:
         if not Path(source.path).exists():
-            raise ConfigError(f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})")
+            raise ConfigError(
+                f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})"
+            )
         return source
     if model.bundled_data:
         if task.bundled is None:
@@ -558,7 +578,9 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
 
         return dataclasses.replace(source, path=str(DATA_DIR / f"{task.bundled}_{which}.jsonl"))
     if source.hub is None:
-        raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
+        raise ConfigError(
+            f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID"
+        )
     return source
 
 
