@@ -315,7 +315,7 @@ def test_every_task_file_names_itself_and_a_grader_that_loads(name: str) -> None
 
 
 def test_unknown_graders_and_settings_that_a_grader_ignores_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown task.grader 'exakt'"):
+    with pytest.raises(ValueError, match=r"unknown task\.grader 'exakt'"):
         own(grader="exakt")
     with pytest.raises(ValueError, match=r"task\.choices is read by task\.grader=choice only"):
         own(grader="exact", choices=["a", "b"])

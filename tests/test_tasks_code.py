@@ -1,5 +1,7 @@
 """From completions to programs, pass@k, and every reference solution of HumanEval and MBPP in the sandbox."""
 
+# ruff: noqa: E501 - programs as one-line strings
+
 from __future__ import annotations
 
 import math
@@ -27,7 +29,8 @@ ROW = {
 
 
 def code(samples: int = 1) -> Task:
-    return load_task(TaskConfig(name="code", grader="code", samples=samples))
+    limits = SandboxConfig(cpu_seconds=20, wall_seconds=120)  # the slowest reference takes seconds
+    return load_task(TaskConfig(name="code", grader="code", samples=samples, sandbox=limits))
 
 
 RIGHT = {

@@ -1,4 +1,4 @@
-"""Final numbers and equivalent expressions: hand-worked texts, and every reference answer of GSM8K and MATH-500."""
+"""Final numbers and equivalent expressions: hand-worked texts, and every reference of GSM8K and MATH-500."""
 
 from __future__ import annotations
 

@@ -225,9 +225,9 @@ def test_an_own_function_grades_with_the_row_at_hand(tmp_path: Path, monkeypatch
     assert grade_text("python:own_grader.same", "ab", "skip").correct is None
     with pytest.raises(TypeError, match="must return True, False, None or a Grade, not 1"):
         grade_text("python:own_grader.same", "ab", "bad")
-    with pytest.raises(RuntimeError, match="own_grader.same failed on example 'e1'"):
+    with pytest.raises(RuntimeError, match=r"own_grader\.same failed on example 'e1'"):
         grade_text("python:own_grader.same", "ab", "boom")
     for path in ("own_grader.none", "no_such_module.f", "plain"):
-        with pytest.raises(ValueError, match="Give python:module.function"):
+        with pytest.raises(ValueError, match=r"Give python:module\.function"):
             grade_text(f"python:{path}", "", "")
     sys.modules.pop("own_grader")

@@ -53,7 +53,7 @@ SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache"
 
 @dataclass(frozen=True)
 class Job:
-    """A program and its tests. `names` are what the tests need from it; `preamble` is trusted code run before them."""
+    """A program and its tests; `names`: what they need of it; `preamble`: trusted code run before them."""
 
     program: str
     tests: str
@@ -166,7 +166,7 @@ def readable_paths() -> list[str]:
     """What the programs may read: outer folders first, so that inner ones are known to be covered."""
     interpreter = {sys.base_prefix, sys.base_exec_prefix}
     paths = {*SYSTEM_FOLDERS, *interpreter, *package_folders()}
-    return sorted(path for path in paths if os.path.exists(path))
+    return sorted(path for path in paths if Path(path).exists())
 
 
 class Sandbox:
@@ -204,7 +204,7 @@ class Sandbox:
 
 
 def probe(config: SandboxConfig) -> tuple[bool, str | None]:
-    """Whether namespaces can be used here, else the kernel's reason; ValueError if the run may not go without."""
+    """Whether namespaces can be used, else the kernel's reason; ValueError if the run may not go without."""
     if config.workers < 1:
         raise ValueError(f"task.sandbox.workers must be at least 1, not {config.workers}")
     problem = None if sys.platform == "linux" else f"{platform.system()} has no namespaces"
@@ -222,8 +222,8 @@ def probe(config: SandboxConfig) -> tuple[bool, str | None]:
     if not config.allow_unsandboxed:
         raise ValueError(
             f"model-written code cannot be contained here: {problem}. Run as root or allow user namespaces "
-            "(sysctl kernel.unprivileged_userns_clone=1; in Docker: --security-opt seccomp=unconfined --cap-add SYS_ADMIN)"
-            ", or accept the risk with task.sandbox.allow_unsandboxed=true"
+            "(sysctl kernel.unprivileged_userns_clone=1; in Docker: --security-opt seccomp=unconfined "
+            "--cap-add SYS_ADMIN), or accept the risk with task.sandbox.allow_unsandboxed=true"
         )
     return False, problem
 

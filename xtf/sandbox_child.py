@@ -1,15 +1,15 @@
 """The program that runs inside the sandbox (see `xtf.sandbox` for the design and the trust model).
 
-Started with the standard library only, so that a fork is cheap and holds nothing of the parent. Four
-processes:
+Started with the standard library only, so that a fork is cheap and holds nothing of the parent's:
 
-    server     started once per worker; enters the namespaces, builds the file system, forks one keeper per
-    job
+    server     started once per worker; enters the namespaces, builds the file system, forks a keeper per job
     keeper     moves into a fresh PID and mount namespace, forks the checker there, waits for it
-    checker    PID 1 of that namespace; reads one job, runs the *tests*, writes the verdict; its end kills the
-    namespace
+    checker    PID 1 there; reads a job, runs the *tests*, writes the verdict; its end kills the namespace
     candidate  runs the model's *program*, answers the checker's calls; never sees the tests
 """
+
+# pathlib is not worth its import here
+# ruff: noqa: PTH102, PTH103, PTH109, PTH112, PTH114, PTH115, PTH120, PTH123, PTH208, PTH211
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ import builtins
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import platform
+import random
 import resource
 import select
 import shutil
@@ -31,6 +33,7 @@ import tempfile
 import time
 import types
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 Value = Any  # what JSON holds
@@ -49,6 +52,22 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION_3 = 0x20080522
 TRANSIENT_USERS = range(61184, 65520)  # set aside for short-lived users by systemd; no account has them
+
+PRELOADED = (
+    *("bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions"),
+    *(
+        "functools",
+        "hashlib",
+        "heapq",
+        "itertools",
+        "math",
+        "operator",
+        "re",
+        "statistics",
+        "string",
+        "typing",
+    ),
+)
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -103,8 +122,10 @@ class Values:
     def encode(self, value: Any) -> Value:
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
             value = value.item()
-        if value is None or isinstance(value, bool | str):
-            return value if value is None or isinstance(value, bool) else str.__str__(value)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return str.__str__(value)
         if isinstance(value, int):  # hexadecimal has no limit on its length, unlike decimal
             return int(value) if abs(value) < 2**53 else {"int": hex(value)}
         if isinstance(value, float):
@@ -112,7 +133,7 @@ class Values:
         if isinstance(value, complex):
             return {"complex": [value.real, value.imag]}
         if isinstance(value, bytes | bytearray):
-            return {type(value).__name__: value.hex()}
+            return {"bytes" if isinstance(value, bytes) else "bytearray": value.hex()}
         if isinstance(value, list):
             return [self.encode(part) for part in value]
         if isinstance(value, dict):
@@ -129,11 +150,9 @@ class Values:
             return {"module": value.__name__}
         if isinstance(value, Remote):
             return {"handle": object.__getattribute__(value, "_handle")}
-        if (
-            isinstance(value, type | types.BuiltinFunctionType)
-            and vars(builtins).get(value.__name__) is value
-        ):
-            return {"builtin": value.__name__}
+        name = getattr(value, "__name__", "")
+        if isinstance(value, type | types.BuiltinFunctionType) and vars(builtins).get(name) is value:
+            return {"builtin": name}
         if self.remote is not None:
             raise TypeError(f"a test passes a {type(value).__name__} to the program: only data can be passed")
         self.objects.append(value)
@@ -151,7 +170,7 @@ class Values:
             case "complex":
                 return complex(*content)
             case "bytes" | "bytearray":
-                return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(content)
+                return bytes.fromhex(content) if kind == "bytes" else bytearray.fromhex(content)
             case "dict":
                 return {self.decode(key): self.decode(part) for key, part in content}
             case "tuple" | "set" | "frozenset" | "deque":
@@ -169,7 +188,7 @@ class Values:
 
 
 class Remote:
-    """The checker's stand-in for an object of the candidate. Equality is identity: the candidate has no say in it."""
+    """The checker's stand-in for an object of the candidate; equality is identity."""
 
     def __init__(self, checker: Checker, handle: int) -> None:
         object.__setattr__(self, "_checker", checker)
@@ -203,7 +222,7 @@ class Remote:
         return self._do("next")
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, *args, **kwargs: target(*args, **kwargs),
     "getattr": getattr,
     "setattr": setattr,
@@ -229,7 +248,7 @@ def run_candidate(channel: int) -> NoReturn:
             name: values.encode(value) for name, value in vars(module).items() if not name.startswith("__")
         }
         reply = {"value": names}
-    except BaseException as error:  # noqa: BLE001 - whatever the program does must reach the checker as a failure
+    except BaseException as error:  # whatever the program does must reach the checker as a failure
         reply = describe(error)
     write_all(channel, pack(reply))
     while (message := read_frame(channel)) is not None:
@@ -247,7 +266,7 @@ def serve(values: Values, message: Value) -> Value:
             if isinstance(arg, MUTABLE) and (now := values.encode(arg)) != sent:
                 changed[place] = now
         return {"value": values.encode(result), "changed": changed}
-    except BaseException as error:  # noqa: BLE001 - see run_candidate
+    except BaseException as error:  # as in run_candidate
         return describe(error)
 
 
@@ -255,7 +274,7 @@ def describe(error: BaseException) -> Value:
     kinds = [kind.__name__ for kind in type(error).__mro__]
     try:
         text = str(error)[:300]
-    except Exception:  # noqa: BLE001 - an exception class of the program's own making may fail to print
+    except Exception:  # an exception class of the program's own making may fail to print
         text = "(its message cannot be shown)"
     return {"error": kinds, "text": text, "fatal": not isinstance(error, Exception)}
 
@@ -432,7 +451,7 @@ def check(job: dict[str, Any], checker: Checker) -> dict[str, str]:
         checker.run(job)
     except FailureError as failure:
         return {"verdict": "failed", "reason": str(failure)}
-    except BaseException as error:  # noqa: BLE001 - a failed assertion, or anything else that ends the tests
+    except BaseException as error:  # a failed assertion, or anything else that ends the tests
         reason = (
             checker.failure
             or f"{type(error).__name__}: {str(error)[:300] or failing_line(error, job['tests'])}"
@@ -511,7 +530,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def make_read_only(path: str, flags: int = 0) -> None:
-    """Read-only and without set-uid programs, for the mount and, with AT_RECURSIVE, all below it (Linux 5.12)."""
+    """Read-only, no set-uid programs: the mount and, with AT_RECURSIVE, all below it (Linux 5.12)."""
     attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
     call(libc.syscall, SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, len(attributes))
 
@@ -532,7 +551,7 @@ def enter_namespaces() -> None:
 
 
 def build_root(readable: list[str]) -> None:
-    """A file system of its own: the interpreter and system libraries, read-only, four devices, an empty /box."""
+    """A file system of its own: interpreter and system libraries, read-only, four devices, an empty /box."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     root = "/proc"  # any folder that holds none of `readable`
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
@@ -564,7 +583,7 @@ def build_root(readable: list[str]) -> None:
 
 
 def drop_privileges(user: int) -> None:
-    """No capability, no way to gain one, not traceable, ended with the keeper; root becomes a transient user."""
+    """No capability nor a way to gain one, not traceable, ends with the keeper; root becomes another user."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(user, user, user)
@@ -583,7 +602,7 @@ def die_with_parent() -> None:
 
 
 def set_limits(settings: dict[str, Any]) -> None:
-    """Per process, but for the number of processes. With namespaces only: without, that number is the user's."""
+    """Per process. The number of processes only with namespaces: without, it is the user's in all."""
     limits = {
         resource.RLIMIT_CPU: (settings["cpu_seconds"], settings["cpu_seconds"] + 1),
         resource.RLIMIT_AS: (settings["memory_mb"] * 2**20,) * 2,
@@ -645,9 +664,8 @@ def run_keeper(settings: dict[str, Any], user: int) -> NoReturn:
 
 def preload() -> None:
     """What programs import most, once instead of in every candidate."""
-    import bisect, cmath, collections, copy, dataclasses, datetime, decimal, enum, fractions, functools  # noqa: E401, F401
-    import hashlib, heapq, itertools, math, operator, random, re, statistics, string, typing  # noqa: E401, F401
-
+    for name in PRELOADED:
+        importlib.import_module(name)
     random.seed(0)
     gc.collect()
     gc.freeze()

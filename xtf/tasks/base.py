@@ -36,7 +36,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Example:
-    """One training or evaluation item: the prompt's turns (the last one is the user's) and the reference response."""
+    """One item: the prompt's turns (the last one is the user's) and the response to learn."""
 
     example_id: str
     messages: tuple[Message, ...]
@@ -78,13 +78,13 @@ class Grader(Protocol):
         """Refuses, before any training, a set-up in which `grade` cannot work (no sandbox, no judge)."""
 
     def reference(self, example: Example, text: str) -> str:
-        """The key that completions are compared with, read from the reference `text`; ValueError if it has none."""
+        """What completions are compared with, read from the reference `text`; ValueError if it has none."""
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         """One grade per item, in order."""
 
     def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        """Figures over all examples; `grades[i]` are those of the samples for example i, `references[i]` its key."""
+        """Figures over all examples; `grades[i]`: those of example i's samples, `references[i]` its key."""
 
     def system_info(self) -> dict[str, Any]:
         """What the run's record should say about how grading was done."""
@@ -243,9 +243,10 @@ def _read_hub(source: SourceConfig) -> Numbered:
         )
     except (OSError, datasets.exceptions.DatasetsError) as error:  # OSError: no connection, no such file
         raise ValueError(
-            f"the dataset {_hub_name(source)} is neither in the cache {datasets.config.HF_DATASETS_CACHE} nor "
-            f"reachable on the hub ({type(error).__name__}: {error}). Fetch it where there is a network with "
-            f"datasets.load_dataset({source.hub!r}, {source.subset!r}), or give a file: task.train.path, task.eval.path"
+            f"the dataset {_hub_name(source)} is neither in the cache {datasets.config.HF_DATASETS_CACHE} "
+            f"nor reachable on the hub ({type(error).__name__}: {error}). Fetch it with "
+            f"datasets.load_dataset({source.hub!r}, {source.subset!r}) where there is a network, or give a "
+            "file: task.train.path, task.eval.path"
         ) from error
     except ValueError as error:  # an unknown subset or split; the library's message lists the valid ones
         raise ValueError(f"{_hub_name(source)}: {error}") from error
@@ -298,7 +299,7 @@ def _first(values: Iterable[str], count: int = 5) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """A row as a reader understands it: the conversation, and the text to grade against if not the response."""
+    """A row as a reader understands it: the conversation, and the reference if it is not the response."""
 
     messages: Sequence[Message]
     reference: str | None = None
@@ -337,7 +338,7 @@ ROLES = {name: name for name in ("system", "user", "assistant")} | {
 
 
 def chat(row: Mapping[str, Any]) -> list[Message] | None:
-    """The conversation of a row with `messages`, `conversations` (ShareGPT) or `chat_rounds` (CodeFuse), else None."""
+    """The conversation in `messages`, `conversations` (ShareGPT), `chat_rounds` (CodeFuse); None without."""
     name = next((name for name in ("messages", "conversations", "chat_rounds") if name in row), None)
     if name is None:
         return None
@@ -365,7 +366,7 @@ class _RowFormatter(string.Formatter):
 
 
 def render(template: str, row: Mapping[str, Any]) -> str:
-    """Fills a template such as "{question}"; lists of strings are joined by newlines; RowError for a missing field."""
+    """Fills a template ("{question}"); lists of strings are joined by newlines. RowError: no such field."""
     try:
         return _RowFormatter().vformat(template, (), row)
     except KeyError as error:
@@ -518,7 +519,7 @@ def final_part(completion: str) -> str:
 
 
 def wilson(successes: int, n: int) -> Metric:
-    """A proportion with its Wilson score interval, which keeps its level for small n and shares near 0 or 1."""
+    """A proportion and its Wilson score interval, which keeps its level for small n and near 0 and 1."""
     assert 0 <= successes <= n and n > 0, (successes, n)
     share, spread = successes / n, Z_95**2 / n
     centre = (share + spread / 2) / (1 + spread)

@@ -46,7 +46,8 @@ class ChoiceGrader:
             re.escape(choice) if len(choice) == 1 else f"(?i:{re.escape(choice)})" for choice in longest_first
         )
         another = rf"\W+(?:(?:or|and)\W+)?(?:{one})\b"
-        alone = rf"(?P<choice>{one})(?!\w)(?!{another})(?=\W*$|[ \t]*[.,;:!)\]}}\"'*_`\n—-]|\s+(?:because|since|as)\b)"
+        end = r"(?=\W*$|[ \t]*[.,;:!)\]}\"'*_`\n—-]|\s+(?:because|since|as)\b)"
+        alone = rf"(?P<choice>{one})(?!\w)(?!{another}){end}"
         self.rules = (
             re.compile(rf"(?i:{MARKER}){OPENING}{alone}"),
             re.compile(rf"^{OPENING}{alone}\W*$", re.MULTILINE),
@@ -82,7 +83,7 @@ class ChoiceGrader:
         return Grade(right, choice, "agrees" if right else f"{choice} instead of {item.reference}")
 
     def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        """Accuracy and the rest of `accuracy_metrics`, `macro_f1`, and `majority`: always the commonest answer."""
+        """`accuracy_metrics`, `macro_f1`, `majority`: the accuracy of always saying the commonest answer."""
         counts = Counter(references)
         return {
             **accuracy_metrics(grades),

@@ -1,7 +1,8 @@
 """Python programs: HumanEval, MBPP and CodeExercise; graded by running the tests in the sandbox.
 
-    {"task_id": "HumanEval/0", "prompt": "def has_close_elements(...):\\n    ...", "canonical_solution": "    for ...",
-     "test": "def check(candidate):\\n    assert ...", "entry_point": "has_close_elements"}
+    {"task_id": "HumanEval/0", "prompt": "def has_close_elements(...):\\n    ...",
+     "canonical_solution": "    for ...", "test": "def check(candidate):\\n    ...",
+     "entry_point": "has_close_elements"}
     {"task_id": 2, "text": "Write a function to find ...", "code": "def similar_elements(...)...",
      "test_list": ["assert similar_elements(...) == ..."], "test_setup_code": ""}
     {"id": 27219, "chat_rounds": [{"role": "human", "content": "..."}, {"role": "bot", "content": "..."}]}
@@ -57,7 +58,8 @@ def read(row: Mapping[str, Any]) -> Reading:
     if (conversation := chat(row)) is not None:
         return Reading(conversation)
     raise RowError(
-        "needs prompt, canonical_solution, test, entry_point (HumanEval), text, code, test_list (MBPP) or messages"
+        "needs prompt, canonical_solution, test, entry_point (HumanEval), or text, code, test_list (MBPP), "
+        "or messages"
     )
 
 
@@ -76,7 +78,7 @@ def _unix(text: str) -> str:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a row says about testing: the tests, the names that they need, trusted helpers, and code to continue."""
+    """What a row says about testing: tests, the names that they need, trusted helpers, code to continue."""
 
     tests: str
     names: tuple[str, ...]
@@ -85,7 +87,7 @@ class Suite:
 
 
 def suite(row: Mapping[str, Any]) -> Suite:
-    """HumanEval's `test` with `entry_point` (its `prompt` is optional), or MBPP's `test_list` with `test_setup_code`."""
+    """HumanEval's `test` and `entry_point` (and `prompt`), or MBPP's `test_list` and `test_setup_code`."""
     if "test" in row:
         name = text_field(row, "entry_point")
         prompt = text_field(row, "prompt", empty=True) if "canonical_solution" in row else ""
@@ -214,7 +216,7 @@ def _demonstrates(node: ast.stmt, names: Sequence[str]) -> bool:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate, from n >= k samples, of the chance that one of k passes: 1 - C(n - c, k) / C(n, k)."""
+    """Unbiased estimate from n >= k samples of the chance that one of k passes: 1 - C(n - c, k) / C(n, k)."""
     assert 0 <= correct <= n and 1 <= k <= n, (n, correct, k)
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 

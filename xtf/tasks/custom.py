@@ -1,8 +1,10 @@
 """Own data: rows with a prompt and a response in usual columns, or any columns through templates; and the
 graders.
 
-    {"question": "...", "answer": "..."}            {"prompt": "...", "response": "..."} (or completion)
-    {"instruction": "...", "input": "...", "output": "..."}    {"messages": [{"role": "user", "content": "..."}, ...]}
+    {"question": "...", "answer": "..."}
+    {"prompt": "...", "response": "..."} (or completion)
+    {"instruction": "...", "input": "...", "output": "..."}
+    {"messages": [{"role": "user", "content": "..."}, ...]}
 
 Other columns: `task.prompt="{title}: {body}" task.response="{label}"`.
 """
@@ -50,7 +52,7 @@ def read(row: Mapping[str, Any]) -> Reading:
 
 
 def load_grader(config: TaskConfig, output_dir: Path) -> Grader:
-    """The grader that `task.grader` names; ValueError for an unknown one, or one whose settings are missing."""
+    """The grader that `task.grader` names; ValueError for an unknown one, or for settings that do not fit."""
     from xtf.tasks import choice, code, judge, math, medical
 
     if config.choices and config.grader != "choice":
@@ -117,7 +119,7 @@ class TextGrader:
 
 
 class PythonGrader:
-    """The user's own `function(completion: str, reference: str, row: dict) -> bool`, None for "no verdict", or Grade."""
+    """The user's own function(completion, reference, row) -> bool, None (no verdict) or Grade."""
 
     def __init__(self, path: str) -> None:
         module, _, name = path.rpartition(".")
@@ -125,8 +127,8 @@ class PythonGrader:
             self.function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"task.grader=python:{path}: {error}. Give python:module.function, with the module importable "
-                "(on PYTHONPATH or installed)"
+                f"task.grader=python:{path}: {error}. Give python:module.function, with the module on "
+                "PYTHONPATH or installed"
             ) from error
         self.path = path
 

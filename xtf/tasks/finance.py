@@ -1,7 +1,7 @@
 """Finance: FiQA, open questions on money, answered freely; graded by a judge model.
 
-    {"instruction": "Offer your thoughts or opinion on ...", "input": "What is considered a business expense ...?",
-     "output": "The IRS Guidance pertaining to the subject ..."}
+    {"instruction": "Offer your thoughts or opinion on ...",
+     "input": "What is considered a business expense ...?", "output": "The IRS Guidance ..."}
 
 Source: https://huggingface.co/datasets/hiyouga/fiqa.
 """

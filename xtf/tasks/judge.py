@@ -55,8 +55,8 @@ class JudgeGrader:
             )
         if config.api_key_env and not os.environ.get(config.api_key_env):
             raise ValueError(
-                f"the judge at {config.base_url or 'api.openai.com'} has no key: set the environment variable "
-                f"{config.api_key_env}, or task.judge.api_key_env='' for an endpoint of your own that needs none"
+                f"the judge at {config.base_url or 'api.openai.com'} has no key: set the environment "
+                f"variable {config.api_key_env}, or task.judge.api_key_env='' if your own endpoint needs none"
             )
         if not config.api_key_env and not config.base_url:
             raise ValueError("the judge has neither an endpoint nor a key: set task.judge.base_url")
@@ -129,7 +129,7 @@ class JudgeGrader:
         return choice == "yes", reply
 
     def _ask(self, client: openai.OpenAI, text: str) -> str:
-        """The judge's reply. Retries what may pass (no connection, time-out, 408, 409, 429, 5xx, a malformed body)."""
+        """The judge's reply. Retries what may pass: no connection, time-outs, 429, 5xx, a broken body."""
         import openai
 
         problem = ""
@@ -188,4 +188,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False)
-    os.replace(file.name, path)
+    Path(file.name).replace(path)

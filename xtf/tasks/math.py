@@ -1,7 +1,7 @@
 """Mathematics: GSM8K (a number) and MATH, MATH-500, NuminaMath (an expression).
 
-    {"question": "Janet's ducks lay 16 eggs per day. ...", "answer": "... 9 * 2 = $<<9*2=18>>18 ...\\n#### 18"}
-    {"problem": "Convert the point $(0,3)$ ...", "solution": "... are $\\boxed{\\left( 3, \\frac{\\pi}{2} \\right)}.$"}
+    {"question": "Janet's ducks lay 16 eggs per day. ...", "answer": "... 9 * 2 = $<<9*2=18>>18\\n#### 18"}
+    {"problem": "Convert the point $(0,3)$ ...", "solution": "... $\\boxed{(3, \\frac{\\pi}{2})}.$"}
 
 Sources: https://github.com/openai/grade-school-math, https://huggingface.co/datasets/HuggingFaceH4/MATH-500,
 https://huggingface.co/datasets/AI-MO/NuminaMath-CoT.
@@ -47,7 +47,7 @@ MAX_EXPRESSION = 2000  # characters; a longer "answer" is not one
 
 
 def read(row: Mapping[str, Any]) -> Reading:
-    """GSM8K rows (question, answer) and MATH rows (problem, solution, and the bare answer where it is given)."""
+    """GSM8K rows (question, answer) and MATH rows (problem, solution, and the bare answer if it is there)."""
     if "question" in row:
         return Reading(turns(text_field(row, "question"), text_field(row, "answer")))
     if "problem" in row:
@@ -78,7 +78,7 @@ NEXT_TURN = re.compile(
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last complete `\\boxed{...}` (or `\\fbox`), braces balanced; None if there is none."""
+    """The content of the last complete `\\boxed{...}` (or `\\fbox`), braces balanced; None without one."""
     for match in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
         depth = 1
         for place in range(match.end(), len(text)):
@@ -93,12 +93,12 @@ def _sentence(text: str) -> str:
 
 
 def _is_heading(match: re.Match[str]) -> bool:
-    """Whether a `####` line is Markdown ("#### 2. Add the parts", with a text under it) and not GSM8K's answer."""
+    """Whether a `####` line is Markdown ("#### 2. Add the parts", a text under it), not GSM8K's answer."""
     return bool(NUMBERED_HEADING.match(match["rest"]) and match.string[match.end() :].strip())
 
 
 def stated_answer(text: str) -> str | None:
-    """What the text itself marks as its answer: the last `\\boxed{}`, else `#### x`, else "the answer is x"."""
+    """What the text marks as its answer: the last `\\boxed{}`, else `#### x`, else "the answer is x"."""
     if (content := boxed(text)) is not None:
         return content
     hashes = [match["rest"] for match in HASHES.finditer(text) if not _is_heading(match)]
@@ -188,7 +188,7 @@ class NumberGrader:
 
 
 def final_expression(completion: str) -> str | None:
-    """What the completion marks as its answer, else its last formula between dollar signs, else its last number."""
+    """What the completion marks as its answer, else its last formula, else its last number."""
     text = final_part(completion)
     cut = NEXT_TURN.search(text)
     head = text[: cut.start()] if cut else ""
@@ -203,14 +203,14 @@ def final_expression(completion: str) -> str | None:
 
 
 def plain(expression: str) -> str:
-    """An expression without what only sets its look: \\left, spacing, \\text{}, dollar signs, a final full stop."""
+    """An expression without what only sets its look: \\left, spaces, \\text{}, dollar signs, a final stop."""
     text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|:)|[\s$]|\\ ", "", expression)
     text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".").casefold()
 
 
 class Equivalence:
-    """`math-verify` in processes of its own, one per thread of the pool, each killed and replaced at the time limit."""
+    """`math-verify` in processes of its own, one per thread, each killed and replaced at the time limit."""
 
     def __init__(self, workers: int = 2, seconds: float = EQUIVALENCE_SECONDS) -> None:
         self.workers, self.seconds = workers, seconds

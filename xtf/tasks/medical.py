@@ -1,7 +1,7 @@
 """Medicine: PubMedQA, a question on an abstract, answered with a reason and then yes, no or maybe.
 
-    {"pubid": 21645374, "question": "Do mitochondria play a role in ...?", "context": {"contexts": ["...", "..."]},
-     "long_answer": "Results depicted mitochondrial dynamics ...", "final_decision": "yes"}
+    {"pubid": 21645374, "question": "Do mitochondria play a role in ...?",
+     "context": {"contexts": ["...", "..."]}, "long_answer": "Results depicted ...", "final_decision": "yes"}
 
 Sources: https://github.com/pubmedqa/pubmedqa (ori_pqal.json: the same fields in capitals),
 https://huggingface.co/datasets/qiaojin/PubMedQA, and rewritten copies with instruction, input, output.
