@@ -65,18 +65,16 @@ def sweep_report(
 ) -> list[Path]:
     """Writes <name>.csv, .md, .html and figures for an experiment or a list of folders; returns their paths.
 
-    `source` is an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or folders
-    that are runs or hold some; one that does not exist counts as a run that is missing. Runs that did not
-    finish are listed, not skipped. `reported_csv` holds the numbers that the paper reports (default: the
+    `source` is an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or
+    folders that are runs or hold some; one that does not exist counts as a run that is missing. Runs that did
+    not finish are listed, not skipped. `reported_csv` holds the numbers that the paper reports (default: the
     package's own).
 
     ValueError: no run was found, or none has finished.
     """
     name = source if isinstance(source, str) else "sweep"
     cells = find_cells(source, Path(runs_root))
-    numbers = (reported_csv or files("xtf") / "reported.csv").read_text(encoding="utf-8")
-    reported = list(csv.DictReader(io.StringIO(numbers)))
-    rows = _rows(cells, reported)
+    rows = _rows(cells, _reported_table(reported_csv))
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
     out_dir = Path(out_dir)
@@ -297,6 +295,22 @@ def _answers(rows: Sequence[Row]) -> list[str]:
 
 
 # -- the paper's numbers ------------------------------------------------------------------------------------
+
+
+def reported_share(run: Run, metric: str) -> float | None:
+    """What the paper reports for the settings of this run, as a share; None if it reports no such number."""
+    cell = _cell(run.folder.parent, [run.folder])
+    number = (
+        _reported(_reported_table(None), cell.case, metric, _published_names(cell))
+        if _as_published(run)
+        else ""
+    )
+    return float(number) / 100 if number and " " not in number else None
+
+
+def _reported_table(path: Path | None) -> list[dict[str, str]]:
+    numbers = (path or files("xtf") / "reported.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(numbers)))
 
 
 def _as_published(run: Run) -> bool:
