@@ -84,7 +84,8 @@ def test_batched_scores_equal_one_eager_pass_per_row(small_model, random_rows, n
 def test_the_chunk_size_changes_nothing(small_model, random_rows, monkeypatch):
     model = small_model("mistral")
     whole = score_rows(model, random_rows, scorer(RI, KN))
-    monkeypatch.setattr(scorers, "CPU_ELEMENTS", 1)  # one query, one position at a time
+    monkeypatch.setattr(scorers, "LOGITS_ON_CPU", 1)  # one position at a time
+    monkeypatch.setattr(scorers, "WEIGHTS_ON_CPU", 1)  # one query at a time
     for name in ("ri", "logp"):
         pieces = score_rows(model, random_rows, scorer(RI, KN))[name].combine_chunks().flatten()
         np.testing.assert_allclose(pieces, whole[name].combine_chunks().flatten(), atol=1e-5)

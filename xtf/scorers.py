@@ -34,11 +34,9 @@ from xtf.config import Attribute, RIVariant, Scale, ScorerConfig, TRVariant
 
 ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
 TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attention that rounds to 0
-HEAD_TOLERANCE = 1e-2  # nats
-CPU_ELEMENTS = (
-    7 * 2**20
-)  # float32 of a temporary; above 32 MiB the allocator maps fresh pages each time, 4x slower
-GPU_ELEMENTS = 2**26
+# Sizes of temporaries in float32 elements. On a CPU a chunk of logits must stay below 32 MiB, above which the
+# allocator maps fresh pages each time (4 times slower), and attention weights near the cache's size (2 times).
+LOGITS_ON_CPU, WEIGHTS_ON_CPU, ON_GPU = 7 * 2**20, 2**20, 2**26
 
 
 class Row(Protocol):
@@ -224,8 +222,7 @@ def _forward_scores(
     pad_id: int,
     progress: Callable[[int], None] | None,
 ) -> dict[str, np.ndarray]:
-    """`ri` (unless None is given) and `logp` of all response tokens, float32 (N,), in the order of the
-    rows."""
+    """`ri`, unless None is given, and `logp` of all response tokens: float32 (N,), in the rows' order."""
     layer = None if ri is None else scored_layer(ri, model.config.get_text_config().num_hidden_layers)
     if want_logp:
         _check_head(model, torch.from_numpy(flat.ids[None, : min(16, flat.lengths[0])].astype(np.int64)))
@@ -276,19 +273,14 @@ def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None =
     return hidden_BTE
 
 
-def _elements(device: torch.device) -> int:
-    """How large a temporary may be: small enough to be quick on a CPU, large enough to fill a GPU."""
-    return CPU_ELEMENTS if device.type == "cpu" else GPU_ELEMENTS
-
-
 # --- KN: log-probabilities ----------------------------------------------------------------------------------
 
 
 def _log_p(model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """log p of each target under the LM head, float32 (N,); softmax in float32, over a chunk of N at a
-    time."""
+    """log p of each target under the LM head, float32 (N,): a chunk of N by V logits at a time."""
     head = model.get_output_embeddings()
-    chunk = max(1, _elements(hidden_NE.device) // model.config.get_text_config().vocab_size)
+    elements = LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else ON_GPU
+    chunk = max(1, elements // model.config.get_text_config().vocab_size)
     return torch.cat(
         [
             -F.cross_entropy(head(hidden).float(), targets, reduction="none")
@@ -303,23 +295,19 @@ _head_checked: WeakSet[PreTrainedModel] = WeakSet()
 
 
 def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
-    """Refuses a class whose logits are not its LM head's output (Gemma 2 caps them, Granite and Cohere scale
-    them).
+    """Refuses a class whose logits are not the output of its LM head: Granite and Cohere scale them.
 
-    Compares `_log_p` with the model's own forward on a few tokens. Attention and precision are the same on
-    both sides, so they agree to rounding.
+    Compares both on a few tokens. Attention and precision are the same, so they agree to rounding.
     """
     if model in _head_checked:
         return
     ids_1T = ids_1T.to(model.device)
-    own_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
-    own = -F.cross_entropy(own_TV, ids_1T[0, 1:].to(own_TV.device), reduction="none")
-    ours = _log_p(model, _hidden(model, ids_1T)[0, :-1], ids_1T[0, 1:]).to(own.device)
-    gap = (own - ours).abs().max().item()
-    if gap > HEAD_TOLERANCE:
+    own = model(input_ids=ids_1T, use_cache=False).logits.float()
+    gap = ((model.get_output_embeddings()(_hidden(model, ids_1T)).float() - own).norm() / own.norm()).item()
+    if gap > (1e-4 if own.dtype == model.dtype else 1e-2):
         raise ValueError(
-            f"{type(model).__name__} changes its logits after the LM head (log p differs by {gap:.3g}); that "
-            "is not supported: use a scorer without KN, such as ri_tr"
+            f"{type(model).__name__} changes its logits after the LM head (by {gap:.2g} of their size), which is "
+            "not supported; use a scorer without KN, such as ri_tr"
         )
     _head_checked.add(model)
 
@@ -353,7 +341,7 @@ class _Probe:
         position_T = torch.arange(T, device=device)
         query = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))  # (B, K, H / K, T, D)
         total_BT = torch.zeros(B, T, device=device)
-        chunk = max(1, _elements(device) // (B * H * T))
+        chunk = max(1, (WEIGHTS_ON_CPU if device.type == "cpu" else ON_GPU) // (B * H * T))
         for start in range(self.first_query, T, chunk):
             end = min(start + chunk, T)
             first = _first_seen(start, window)
