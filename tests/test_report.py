@@ -80,6 +80,12 @@ def test_the_interval_of_one_seed_is_the_bootstrap_over_items() -> None:
     assert [found.low, found.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.011)
 
 
+def test_the_interval_of_all_wrong_is_not_a_point() -> None:
+    found = mean(values([0.0] * 30, [0.0] * 30))
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(0.1135, abs=1e-4)  # Wilson: z^2 / (n + z^2)
+
+
 def test_the_spread_between_seeds_widens_the_interval() -> None:
     steady = mean(values([1.0, 0.0] * 50, [1.0, 0.0] * 50))
     uneven = mean(values([1.0] * 90 + [0.0] * 10, [1.0] * 10 + [0.0] * 90))
@@ -126,7 +132,7 @@ def test_the_report_answers_with_interval_seeds_and_controls(tmp_path: Path) -> 
     assert against_normal.startswith(
         "Against plain fine-tuning on every response token: +0.0 [+0.0, +0.0] points"
     )
-    assert "does not show a difference" in against_normal
+    assert "No item came out differently" in against_normal
     assert "no such run" in against_random
     assert "method=random" in against_random
 
@@ -221,7 +227,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
         run_report(tmp_path, tmp_path / "out")
 
 
-def test_the_console_table_shows_quality_shares_times_and_paths(tmp_path: Path) -> None:
+def test_the_console_table_shows_quality_shares_and_times(tmp_path: Path) -> None:
     run = write_run(tmp_path, correct=outcomes(60, 40), base=outcomes(10, 90))
     record = load_run(run).record
     shown = printed(record)
@@ -229,7 +235,6 @@ def test_the_console_table_shows_quality_shares_times_and_paths(tmp_path: Path) 
     assert "60.0 % [50.2, 69.1]" in shown
     assert f"{100 * record['mask']['dropped_share']['union']:.2f} %" in shown
     assert "2.2 min" in shown
-    assert str(run / "metrics.json") in shown
 
 
 def test_most_dropped_tokens_are_counted_by_attribute() -> None:

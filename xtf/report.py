@@ -46,7 +46,7 @@ SHOWN_TOKENS = 15
 
 
 def console_table(metrics: Mapping[str, Any]) -> Group:
-    """What `python run.py` prints last: figures before and after, shares dropped, times, paths."""
+    """What `python run.py` shows at its end: figures before and after, shares dropped, times."""
     quality = Table(title="Result, with 95 % intervals", title_justify="left")
     for name in ("metric", "base model", "fine-tuned", "items"):
         quality.add_column(name, justify="left" if name == "metric" else "right")
@@ -67,11 +67,7 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
         times.add_column(name.replace("_", " "), justify="right")
     times.add_row(*(seconds(value) for value in metrics["timing"].values()))
     warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
-    paths = [
-        Text(f"{name}: {path}", no_wrap=True, overflow="ignore")
-        for name, path in metrics["artifacts"].items()
-    ]
-    return Group(quality, dropped, times, *warnings, *paths)
+    return Group(quality, dropped, times, *warnings)
 
 
 def degenerate(stats: Mapping[str, Any]) -> list[str]:
@@ -131,6 +127,8 @@ def _basis(found: Estimate) -> str:
 
 
 def _reading(found: Estimate, other: str) -> str:
+    if found.low == found.high == 0:
+        return f"No item came out differently than with {other}, so the interval says nothing."
     if not found.excludes_zero():
         return f"The interval holds zero: this does not show a difference from {other}."
     return (

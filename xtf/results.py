@@ -15,7 +15,7 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from xtf.artifacts import read_json
+from xtf.tasks.base import wilson
 
 RESAMPLES = 4000
 CHUNK = 250  # resamples drawn at once: bounds memory at CHUNK x items
@@ -160,8 +161,17 @@ Values = Mapping[str, float | None]
 
 
 def mean(seeds: Sequence[Values]) -> Estimate:
-    """The mean over runs that differ in nothing but the seed; `seeds[i]` maps item ids to values."""
-    return _estimate(_matrix(seeds))
+    """The mean over runs that differ in nothing but the seed; `seeds[i]` maps item ids to values.
+
+    Where all items are right, or all wrong, every resample is the same; the interval is then Wilson's for one
+    run's items.
+    """
+    values_SI = _matrix(seeds)
+    found, items = _estimate(values_SI), values_SI.shape[1]
+    if found.value in (0.0, 1.0):
+        exact = wilson(round(found.value * items), items)
+        return replace(found, low=exact.low, high=exact.high)
+    return found
 
 
 def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
