@@ -91,7 +91,7 @@ def verdict(run: Run) -> list[str]:
         if shared:
             sentences.append(_against_control(run, shared, [control[one.seed] for one in shared], words))
         else:
-            wanted = command_line(run, method=method)
+            wanted = command_line(run.record, method=method)
             sentences.append(
                 f"Not compared with {words}: no such run with the same settings. To add it: {wanted}"
             )
@@ -192,7 +192,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "generations": paired_generations(
             run.base_generations(), read_lines(run.folder / "generations.jsonl")
         ),
-        "command": command_line(run),
+        "command": command_line(run.record),
         "settings": [(key.replace("_", " "), value) for key, value in run.record["training"].items()],
         "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),

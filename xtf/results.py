@@ -80,12 +80,10 @@ def comparable(run: Run) -> Any:
     return overrides, hashes, run.record["base_metrics"]
 
 
-def command_line(run: Run, **changes: Any) -> str:
-    """The command that makes this run, or with `changes` one like it; quoted for a shell."""
-    groups = {
-        key: run.record[key] for key in ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
-    }
-    settings = groups | dict(run.record["overrides"]) | changes
+def command_line(record: Mapping[str, Any], **changes: Any) -> str:
+    """The command that makes the run of a record, or with `changes` one like it; quoted for a shell."""
+    keys = ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
+    settings = {key: record[key] for key in keys} | dict(record["overrides"]) | changes
     return shlex.join(["python", "run.py", *(f"{key}={_hydra(value)}" for key, value in settings.items())])
 
 
