@@ -105,9 +105,8 @@ class TextGrader:
         said = normal(final_part(item.completion))
         if not said:
             return Grade(False, None, "empty")
-        if self.rule == "exact":
-            right = said == item.reference
-        else:
+        right = said == item.reference
+        if self.rule == "contains":
             right = item.reference.casefold() in said.casefold()
         return Grade(right, said, f"{self.rule}: {'yes' if right else 'no'}")
 
