@@ -21,7 +21,14 @@ def run(*arguments, cwd=ROOT, env=None):
     )  # fmt: skip
 
 
-NO_TORCH = "import sys, runpy; sys.argv = ['run.py', *{arguments!r}]\ntry:\n    runpy.run_path('run.py', run_name='__main__')\nfinally:\n    assert 'torch' not in sys.modules, 'torch was imported'"
+NO_TORCH = """
+import runpy, sys
+sys.argv = ["run.py", *{arguments!r}]
+try:
+    runpy.run_path("run.py", run_name="__main__")
+finally:
+    assert "torch" not in sys.modules, "torch was imported"
+"""
 
 
 def test_help_lists_groups_choices_and_experiments_without_torch_or_hydra():
@@ -46,7 +53,10 @@ def test_help_lists_groups_choices_and_experiments_without_torch_or_hydra():
         (["threshold.kn.pcp=high"], "threshold.kn.pcp"),
         (["threshold.kn.pcp=2"], "threshold.kn.pcp=2.0 is out of range"),
         (["task.train.path=nowhere.jsonl"], "task.train.path=nowhere.jsonl: there is no such file"),
-        (["experiments=table2"], "experiments=table2 is a sweep: run it as python run.py -m experiments=table2"),
+        (
+            ["experiments=table2"],
+            "experiments=table2 is a sweep: run it as python run.py -m experiments=table2",
+        ),
         (["seed=abc"], "seed"),
     ],
 )

@@ -99,7 +99,10 @@ def test_the_bundled_sample_belongs_to_the_tiny_model_alone(compose):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["threshold.kn.pcp=1.5"], r"threshold\.kn\.pcp=1\.5 is out of range: it must be a probability between 0 and 1"),
+        (
+            ["threshold.kn.pcp=1.5"],
+            r"threshold\.kn\.pcp=1\.5 is out of range: it must be a probability between 0 and 1",
+        ),
         (["threshold.ri.c=-1"], r"threshold\.ri\.c=-1\.0 is out of range: it must be a number of at least 0"),
         (["threshold.kn.pcp=nan"], "out of range"),
         (["threshold.tr.cluster=6"], r"it must be from 1 to classes \(5\)"),
@@ -116,7 +119,9 @@ def test_a_value_that_cannot_work_is_refused_by_name(compose, arguments, message
 
 
 def test_the_folder_names_the_choices_and_nothing_else_by_default(compose):
-    node = compose("seed=3", "model=qwen", "task=medical", "scorer=ri_kn", "logger=wandb", "output_dir=elsewhere")
+    node = compose(
+        "seed=3", "model=qwen", "task=medical", "scorer=ri_kn", "logger=wandb", "output_dir=elsewhere"
+    )
     default = compose("model=qwen", "task=medical", "scorer=ri_kn")
     changed = overrides(node, default)
     assert changed == {}
@@ -131,7 +136,9 @@ def test_an_override_gives_a_folder_of_its_own_however_it_is_written(compose):
 
     assert folder("tuning.learning_rate=1e-3") == folder("tuning.learning_rate=0.001") != folder()
     assert folder("threshold.kn.shift=+0.03") != folder("threshold.kn.shift=-0.03")
-    assert folder("tuning.epochs=2", "threshold.kn.pcp=0.9") == folder("threshold.kn.pcp=0.9", "tuning.epochs=2")
+    assert folder("tuning.epochs=2", "threshold.kn.pcp=0.9") == folder(
+        "threshold.kn.pcp=0.9", "tuning.epochs=2"
+    )
 
 
 def test_a_written_configuration_reads_back_as_the_same_one(compose):

@@ -47,7 +47,11 @@ def record(folder):
 
     def timeless(value):
         if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if "second" not in k and k not in ("timing", "command", "git_commit")}
+            return {
+                k: timeless(v)
+                for k, v in value.items()
+                if "second" not in k and k not in ("timing", "command", "git_commit")
+            }
         return value
 
     (file,) = folder.glob(f"{RUN}/*/seed0/metrics.json")
@@ -110,10 +114,14 @@ def test_the_model_that_is_written_loads_with_transformers_alone(whole):
 
 def test_the_same_command_again_does_nothing_and_says_so(whole):
     folder, _ = whole
-    before = {path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"}
+    before = {
+        path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"
+    }
     log = finish(folder)
     assert "already done" in log
-    after = {path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"}
+    after = {
+        path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"
+    }
     assert {p: t for p, t in after.items() if p.is_file() and p.name != ".lock"} == {
         p: t for p, t in before.items() if p.is_file() and p.name != ".lock"
     }
@@ -126,7 +134,9 @@ def lines(path):
 MOMENTS = {
     "score": lambda folder: any(folder.glob("outputs/scores/*/00000.parquet")),
     "mask": lambda folder: any(folder.glob(f"{RUN}/*/seed0/mask.parquet")),
-    "evaluate the base": lambda folder: any(lines(p) for p in folder.glob("outputs/base/*/generations.partial.jsonl")),
+    "evaluate the base": lambda folder: any(
+        lines(p) for p in folder.glob("outputs/base/*/generations.partial.jsonl")
+    ),
     "train": lambda folder: any(lines(p) > 2 for p in folder.glob(f"{RUN}/*/seed0/train_log.csv")),
     "evaluate": lambda folder: any(lines(p) for p in folder.glob(f"{RUN}/*/seed0/generations.partial.jsonl")),
 }
@@ -137,7 +147,9 @@ def test_a_run_killed_at_any_stage_and_started_again_ends_with_the_same_record(w
     process = start(tmp_path)
     deadline = time.monotonic() + 600
     while not MOMENTS[moment](tmp_path):
-        assert process.poll() is None, f"the run ended before it could be killed:\n{(tmp_path / 'log').read_text()}"
+        assert process.poll() is None, (
+            f"the run ended before it could be killed:\n{(tmp_path / 'log').read_text()}"
+        )
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

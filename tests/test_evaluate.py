@@ -90,11 +90,17 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(model, tokenizer, tmp_path, temperature):
-    decoding = Decoding(max_new_tokens=8, samples=2 if temperature else 1, temperature=temperature, top_p=0.9, seed=3)
+def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(
+    model, tokenizer, tmp_path, temperature
+):
+    decoding = Decoding(
+        max_new_tokens=8, samples=2 if temperature else 1, temperature=temperature, top_p=0.9, seed=3
+    )
     examples, prompts = make_examples(9), make_prompts(tokenizer, 9)
     budget = 3 * (max(map(len, prompts)) + 8)
-    whole = generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=tmp_path / "whole")
+    whole = generate(
+        lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=tmp_path / "whole"
+    )
 
     calls = 0
 
@@ -110,7 +116,9 @@ def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(model, t
                  progress=stop_after_two)  # fmt: skip
     with (folder / "generations.partial.jsonl").open("a") as handle:
         handle.write('{"example_id": "8", "sam')  # a line that the kill cut off
-    assert generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=folder) == whole
+    assert (
+        generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=folder) == whole
+    )
 
 
 def test_stored_completions_are_regraded_without_a_model(model, tokenizer, tmp_path):
@@ -121,7 +129,9 @@ def test_stored_completions_are_regraded_without_a_model(model, tokenizer, tmp_p
 
     def grade(load, grader):
         task = load_task(TaskConfig(name="math", grader=grader))
-        return evaluate(load, tokenizer, task, examples, prompts, GREEDY, budget=10_000, folder=tmp_path, identity={})
+        return evaluate(
+            load, tokenizer, task, examples, prompts, GREEDY, budget=10_000, folder=tmp_path, identity={}
+        )
 
     first = grade(lambda: model, "number")
     assert first["metrics"]["accuracy"]["n"] == 4

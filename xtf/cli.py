@@ -49,7 +49,9 @@ def help_text(root: Path) -> str:
     out.append("\nexperiments (always with -m):")
     for name, path in choices(root, "experiments").items():
         lines = path.read_text(encoding="utf-8").splitlines()
-        header = next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
+        header = next(
+            (line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), ""
+        )
         out.append(f"  {name:16} {header}")
     out.append(
         "\nother keys: stage=all|score|mask|train|evaluate|report|preview, seed=N, output_dir=FOLDER, and every key of\n"
@@ -179,15 +181,15 @@ def main(root: Path, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    for name, error in failed:
-        print(f"error: {name}: {error}" if sweep else f"error: {error}", file=sys.stderr)
+    for name, problem in failed:
+        print(f"error: {name}: {problem}" if sweep else f"error: {problem}", file=sys.stderr)
     if failed and sweep:
         print(f"{len(failed)} runs failed; the same command runs what is missing", file=sys.stderr)
-    return max((2 if isinstance(error, ConfigError) else 1 for _, error in failed), default=0)
+    return max((2 if isinstance(problem, ConfigError) else 1 for _, problem in failed), default=0)
 
 
 def _run_job(node: Any, failed: list[tuple[str, Exception]]) -> None:
-    """One run. What users can mend is noted in `failed`, so that the rest of a sweep goes on; a fault of ours is raised."""
+    """One run. What users can mend goes to `failed`, so that the rest of a sweep runs; a fault of ours is raised."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -198,7 +200,10 @@ def _run_job(node: Any, failed: list[tuple[str, Exception]]) -> None:
         name = hydra_node.runtime.choices["experiments"]
         raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")
     changed = overrides(node, _default(hydra_node.runtime.choices))
-    composed = to_config(node)
+    try:
+        composed = to_config(node)
+    except ValueError as error:  # a method that refuses its settings
+        raise ConfigError(str(error)) from error
     name = str(run_folder(composed, changed)).removeprefix("runs/")
     case = f"{composed.model.name}/{composed.tuning.name.value}"
     if composed.cases and case not in composed.cases and not composed.model.bundled_data:

@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import json
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -154,9 +155,9 @@ class SourceConfig:
 @dataclass(frozen=True)
 class SandboxConfig:
     """Limits for one run of model-written code."""
+
     wall_seconds: float = 30.0  # well above cpu_seconds: a busy machine must not change a verdict
     allow_unsandboxed: bool = False
-    wall_seconds: float = 10.0
     cpu_seconds: int = 5
     memory_mb: int = 1024
     processes: int = 32
@@ -375,18 +376,19 @@ GROUPS: dict[str, type] = {
 
 
 @functools.cache
-def _writable(cls: type) -> type:
+def _writable(cls: Any) -> Any:
     """A twin of a frozen dataclass that Hydra can merge into: OmegaConf makes every node of a frozen type read-only."""
     hints = get_type_hints(cls)
-    parts = []
+    parts: list[Any] = []
     for item in dataclasses.fields(cls):
         hint = hints[item.name]
         if dataclasses.is_dataclass(hint):
-            twin = _writable(hint)  # a nested dataclass; its default is either MISSING or its own defaults
+            twin: Any = _writable(hint)  # type: ignore[arg-type]  # a nested dataclass; its default is either MISSING or its own defaults
             default = field(default=MISSING) if item.default is MISSING else field(default_factory=twin)
             parts.append((item.name, twin, default))
         elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
-            parts.append((item.name, dict[str, _writable(get_args(hint)[1])], field(default_factory=dict)))  # type: ignore[misc]
+            twins = types.GenericAlias(dict, (str, _writable(get_args(hint)[1])))
+            parts.append((item.name, twins, field(default_factory=dict)))
         elif item.default_factory is not dataclasses.MISSING:
             parts.append((item.name, hint, field(default_factory=item.default_factory)))
         else:
@@ -398,7 +400,9 @@ def _schema(value: Any) -> DictConfig:
     """A structured node for a dataclass, or for an instance of one with its values as the defaults."""
     if isinstance(value, type):
         return OmegaConf.structured(_writable(value))
-    return OmegaConf.merge(OmegaConf.structured(_writable(type(value))), plain(value))
+    node = OmegaConf.merge(OmegaConf.structured(_writable(type(value))), plain(value))  # type: ignore[arg-type]
+    assert isinstance(node, DictConfig)
+    return node
 
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:
@@ -440,8 +444,7 @@ def to_config(node: DictConfig) -> Config:
         )
     from xtf.methods import METHODS
 
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(node, resolve=True)
     values["method"] = _build(METHODS[values["method"]["name"]], values["method"])
     return _build(Config, values)
 
@@ -454,7 +457,9 @@ def load_config(node: DictConfig) -> Config:
     for group, cls in GROUPS.items():
         schema[group] = _schema(cls)
     schema.method = _schema(METHODS[node.method.name])
-    return to_config(OmegaConf.merge(schema, node))
+    merged = OmegaConf.merge(schema, node)
+    assert isinstance(merged, DictConfig)
+    return to_config(merged)
 
 
 def plain(value: Any) -> Any:
@@ -530,10 +535,12 @@ def resolve(config: Config) -> Config:
         )
     if recipe is not None:
         rate = recipe.learning_rate_by_task.get(task.name, recipe.learning_rate)
-        filled = {"examples": recipe.examples, "epochs": recipe.epochs, "learning_rate": rate,
-                  "batch_size": recipe.batch_size}  # fmt: skip
         tuning = dataclasses.replace(
-            tuning, **{key: value for key, value in filled.items() if getattr(tuning, key) is None}
+            tuning,
+            examples=_given(tuning.examples, recipe.examples),
+            epochs=_given(tuning.epochs, recipe.epochs),
+            learning_rate=_given(tuning.learning_rate, rate),
+            batch_size=_given(tuning.batch_size, recipe.batch_size),
         )
     if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
         raise ConfigError(
@@ -558,6 +565,10 @@ def resolve(config: Config) -> Config:
     if config.trainer.strategy == "auto" and config.trainer.devices > 1:
         raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
     return dataclasses.replace(config, task=task, tuning=tuning)
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:

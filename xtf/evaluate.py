@@ -36,15 +36,21 @@ class Decoding:
     @classmethod
     def of(cls, task: TaskConfig, seed: int) -> Decoding:
         # Greedy decoding draws nothing, so its result does not depend on the seed and is shared between seeds.
-        return cls(task.max_new_tokens, task.samples, task.temperature, task.top_p, seed if task.temperature else 0)
+        return cls(
+            task.max_new_tokens, task.samples, task.temperature, task.top_p, seed if task.temperature else 0
+        )
 
 
-def plan_batches(lengths: Sequence[int], max_new_tokens: int, samples: int, budget: int) -> list[list[tuple[int, int]]]:
+def plan_batches(
+    lengths: Sequence[int], max_new_tokens: int, samples: int, budget: int
+) -> list[list[tuple[int, int]]]:
     """Batches of (prompt index, sample), longest prompts first, at most `budget` tokens each (padding included).
 
     A prompt that alone exceeds the budget forms a batch of its own: it has to be generated somehow.
     """
-    items = sorted(((i, k) for i in range(len(lengths)) for k in range(samples)), key=lambda ik: (-lengths[ik[0]], ik))
+    items = sorted(
+        ((i, k) for i in range(len(lengths)) for k in range(samples)), key=lambda ik: (-lengths[ik[0]], ik)
+    )
     batches: list[list[tuple[int, int]]] = []
     for item in items:
         if batches and (len(batches[-1]) + 1) * (lengths[batches[-1][0][0]] + max_new_tokens) <= budget:
@@ -72,10 +78,15 @@ def generate_batch(
     stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [] if eos is None else [eos])}
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if decoding.temperature:
-        sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        sampling = {
+            "do_sample": True,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "top_k": 0,
+        }
     torch.manual_seed(batch_seed)
     with torch.inference_mode():
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]
             input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device),
             max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(stops), pad_token_id=pad, use_cache=True,
             **sampling,
@@ -102,14 +113,18 @@ def generate(
     partial = folder / "generations.partial.jsonl"
     done: dict[Key, str] = {}
     if partial.exists():
-        for line in partial.read_bytes().split(b"\n")[:-1]:  # a line without its newline was cut off by a kill
+        for line in partial.read_bytes().split(b"\n")[
+            :-1
+        ]:  # a line without its newline was cut off by a kill
             item = json.loads(line)
             done[item["example_id"], item["sample"]] = item["completion"]
         kept = [_partial_line(key, text) for key, text in done.items()]
         write_atomic(partial, lambda path: path.write_text("".join(kept), encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     model = None
-    for number, batch in enumerate(plan_batches([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget)):
+    for number, batch in enumerate(
+        plan_batches([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget)
+    ):
         keys = [(examples[i].example_id, k) for i, k in batch]
         if not all(key in done for key in keys):
             model = model or load()
@@ -124,7 +139,10 @@ def generate(
 
 
 def _partial_line(key: Key, completion: str) -> str:
-    return json.dumps({"example_id": key[0], "sample": key[1], "completion": completion}, ensure_ascii=False) + "\n"
+    return (
+        json.dumps({"example_id": key[0], "sample": key[1], "completion": completion}, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def evaluate(
@@ -148,7 +166,15 @@ def evaluate(
             (folder / "generations.partial.jsonl").unlink(missing_ok=True)
             write_atomic(marker, lambda path: path.write_text(key))
         completions = generate(
-            load, tokenizer, examples, prompts, decoding, budget=budget, folder=folder, stop=stop, progress=progress
+            load,
+            tokenizer,
+            examples,
+            prompts,
+            decoding,
+            budget=budget,
+            folder=folder,
+            stop=stop,
+            progress=progress,
         )
 
     order = [(example, k) for example in examples for k in range(decoding.samples)]
@@ -162,7 +188,9 @@ def evaluate(
         })  # fmt: skip
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(stored, lambda path: path.write_text(text, encoding="utf-8"))
-    write_json(record_file, {"key": key, "decoding": dataclasses.asdict(decoding), "identity": dict(identity)})
+    write_json(
+        record_file, {"key": key, "decoding": dataclasses.asdict(decoding), "identity": dict(identity)}
+    )
     for leftover in ("generations.partial.jsonl", "generations.partial.key"):
         (folder / leftover).unlink(missing_ok=True)
     per_example = [grades[i : i + decoding.samples] for i in range(0, len(grades), decoding.samples)]

@@ -34,7 +34,7 @@ def make_loggers(config: Config, folder: Path) -> list[Logger]:
 
 
 def wandb_mode(config: Config) -> str:
-    """`logger.mode`, else $WANDB_MODE, else online where a key is configured and offline where none is: never a prompt."""
+    """`logger.mode`, else $WANDB_MODE, else online where a key is configured, else offline: never a prompt."""
     if config.logger.mode is not None:
         return config.logger.mode
     if "WANDB_MODE" in os.environ:

@@ -36,7 +36,7 @@ def device(trainer: TrainerConfig) -> torch.device:
     if trainer.accelerator in ("gpu", "cuda"):
         if not torch.cuda.is_available():
             raise ValueError(
-                f"trainer={trainer.name} needs a CUDA device and this machine shows none to PyTorch {torch.__version__}; "
+                f"trainer={trainer.name} needs a CUDA device and PyTorch {torch.__version__} finds none here; "
                 "use trainer=cpu, or install a CUDA build of PyTorch"
             )
         return torch.device("cuda", 0)
@@ -125,7 +125,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise _unreachable(model, "weights", error) from error
-    loaded = loaded.to(device(trainer))
+    loaded = loaded.to(device(trainer))  # type: ignore[arg-type]
     if adapter:
         from peft import PeftModel
 

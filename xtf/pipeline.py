@@ -15,17 +15,25 @@ import dataclasses
 import functools
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.config import (
-    Attribute, Config, ConfigError, SourceConfig, Stage, TRVariant, digest, grader_identity, identity, plain,
+    Config,
+    ConfigError,
+    SourceConfig,
+    Stage,
+    digest,
+    grader_identity,
+    identity,
+    plain,
     run_folder,
 )  # fmt: skip
-from xtf.thresholds import SOURCE
 from xtf.progress import bar, console, say, stopwatch
+from xtf.score_store import read_pass, scoring_pass, unscored
+from xtf.thresholds import SOURCE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +60,9 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
     with locked(folder, say):
         job = Job(config, changed, folder)
         if config.stage is Stage.report and not job.finished:
-            raise ConfigError(f"there is no finished run in {folder}: run the same command without stage=report first")
+            raise ConfigError(
+                f"there is no finished run in {folder}: run the same command without stage=report first"
+            )
         if job.finished and config.stage in (Stage.all, Stage.train, Stage.report):
             job.refuse_other_data()
             if config.stage is not Stage.report:
@@ -73,7 +83,9 @@ class Job:
         self.output = Path(config.output_dir)
         self.manifest_file = folder / "manifest.json"
         self.metrics_file = folder / "metrics.json"
-        self.manifest: dict[str, Any] = read_json(self.manifest_file) if self.manifest_file.exists() else {"stages": {}}
+        self.manifest: dict[str, Any] = (
+            read_json(self.manifest_file) if self.manifest_file.exists() else {"stages": {}}
+        )
         self._model: PreTrainedModel | None = None
         self._refuse_other_config()
 
@@ -184,11 +196,14 @@ class Job:
             device(config.trainer)
             self.task.check()
             assert self.eval_examples
-        scores = self.score()
+        passes = self.score()
         if last == ORDER.index(Stage.score):
-            say(f"scores: {scores}" if scores else f"method={config.method.name} with scorer={config.scorer.name} needs no scores")
+            for path in passes.values():
+                say(f"scores: {path}")
+            if not passes:
+                say(f"method={config.method.name} with scorer={config.scorer.name} needs no scores")
             return None
-        self.mask(scores)
+        self.mask(passes)
         if config.stage is Stage.preview:
             self.preview()
         if last == ORDER.index(Stage.mask):
@@ -203,114 +218,121 @@ class Job:
         self.evaluate("tuned")
         return self.record()
 
-    @property
-    def columns(self) -> set[str]:
-        """The score columns that this run reads: its method's, and those of the attributes that mask for it."""
-        method = self.config.method
-        wanted = set(method.needs) - {"labels"}
+    def score(self) -> dict[str, Path]:
+        """The scoring passes that this run reads, made unless they are there, by the column prefix they bring."""
+        from xtf.data import Encoded
+        from xtf.models import fingerprint
+
+        config, method = self.config, self.config.method
+        needs = set(method.needs)
+        wanted = needs - {"ref_logp", "logp_unconditional"}
         if method.masked:
-            wanted |= {SOURCE[attribute] for attribute in self.config.scorer.attributes}
-        return wanted
+            wanted |= {SOURCE[attribute] for attribute in config.scorer.attributes}
 
-    def score(self) -> Path | None:
-        """The folder of the scoring pass that this run reads, made unless it is there. None: it needs no scores."""
-        wanted = self.columns
-        if not wanted:
-            return None
-        compute = wanted | {SOURCE[attribute] for attribute in self.config.scorer.compute}
-        identity = self._score_identity()
-        for candidate in sorted((self.output / "scores").glob(f"{digest(identity)}-*/manifest.json")):
-            found = read_json(candidate)
-            if found["complete"] and wanted <= set(found["columns"]) and _intact(candidate.parent, found):
-                return candidate.parent
-        folder = self.output / "scores" / f"{digest(identity)}-{'_'.join(sorted(compute))}"
-        with locked(folder, say):
-            self._score_pass(folder, identity, compute)
-        return folder
+        def scored(rows: Sequence[Encoded], columns: set[str], also: Iterable[str] = ()) -> Path:
+            return scoring_pass(
+                self.output / "scores", rows, columns, also=also, config=config, tokenizer=self.tokenizer,
+                model=fingerprint(config.model), load=self.base_model,
+            )  # fmt: skip
 
-    def _score_identity(self) -> dict[str, Any]:
-        from xtf.models import fingerprint, inference_dtype
+        passes = {}
+        if wanted:
+            also = {SOURCE[attribute] for attribute in config.scorer.compute}
+            passes[""] = scored(self.encoded, wanted, also)
+        if "logp_unconditional" in needs:
+            # The first response token has nothing before it, so it is predicted from the token that ends texts.
+            start = int(
+                self.tokenizer.eos_token_id
+                if self.tokenizer.bos_token_id is None
+                else self.tokenizer.bos_token_id
+            )
+            alone = [Encoded(r.example_id, [start, *r.input_ids[r.prompt_length :]], 1) for r in self.encoded]
+            passes["unconditional"] = scored(alone, {"logp"})
+        if "ref_logp" in needs:
+            reference, load = self._reference_model()
+            passes["ref"] = scoring_pass(
+                self.output / "scores", self.encoded, {"logp"}, config=config, tokenizer=self.tokenizer,
+                model=reference, load=load,
+            )  # fmt: skip
+        return passes
 
-        config = self.config
-        encoded = self.encoded
-        scorer = plain(config.scorer)
-        identity: dict[str, Any] = {
-            "model": fingerprint(config.model),
-            "tokens": digest([(row.example_id, row.input_ids, row.prompt_length) for row in encoded], 64),
-            "dtype": str(inference_dtype(config.trainer)),
-            "ri": scorer["ri"],
-            "tr": scorer["tr"],
-        }
-        if config.scorer.tr.variant is TRVariant.released:
-            identity["domain_words"] = list(config.task.domain_words)
-        return identity
+    def _reference_model(self) -> tuple[dict[str, Any], Callable[[], PreTrainedModel]]:
+        """A model that `method.reference` names, or the base model fine-tuned on the method's warm-up subset.
 
-    def _score_pass(self, folder: Path, identity: Mapping[str, Any], compute: set[str]) -> None:
+        The latter is an artifact of its own under references/, shared by every run with the same settings.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from xtf.scorers import count_tokens, score_rows, tr_table
+        from xtf.masks import build_mask
+        from xtf.methods import METHODS
+        from xtf.models import fingerprint, inference_dtype, load_model
+        from xtf.worker import train
 
-        config, manifest_file = self.config, folder / "manifest.json"
-        manifest: dict[str, Any] = read_json(manifest_file) if manifest_file.exists() else {}
-        size = config.trainer.shard_examples
-        if manifest.get("shard_examples") != size:
-            manifest = {"complete": False, "columns": sorted(compute), "identity": dict(identity), "shards": {},
-                        "shard_examples": size, "seconds": 0.0, "versions": versions()}  # fmt: skip
-        attributes = [attribute for attribute in Attribute if SOURCE[attribute] in compute]
-        scorer = dataclasses.replace(config.scorer, attributes=attributes, compute=[])
-        rows = self.encoded
-        parts = {f"{i // size:05d}.parquet": rows[i : i + size] for i in range(0, len(rows), size)}
-        manifest["shards"] = {
-            name: entry for name, entry in manifest["shards"].items()
-            if name in parts and (folder / name).exists() and sha256(folder / name) == entry["sha256"]
-        }  # fmt: skip
-        missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
-        if missing:
-            model, pad_id, budget = self.base_model(), _pad_id(self.tokenizer), config.trainer.tokens_per_score_batch
-            with stopwatch() as seconds:
-                table = None
-                if Attribute.tr in attributes:
-                    counts = count_tokens(rows, model.get_input_embeddings().num_embeddings)
-                    table = tr_table(
-                        model, counts, scorer, domain_words=config.task.domain_words, tokenizer=self.tokenizer,
-                        tokens_per_batch=budget,
-                    )  # fmt: skip
-                manifest["seconds"] += seconds()
-            with bar("scoring", sum(len(row.input_ids) for part in missing.values() for row in part)) as progress:
-                for name, part in missing.items():
-                    with stopwatch() as seconds:
-                        scored = score_rows(
-                            model, part, scorer, tr=table, logp="logp" in compute, tokens_per_batch=budget,
-                            pad_id=pad_id, progress=progress,
-                        )  # fmt: skip
-                        write_atomic(folder / name, functools.partial(pq.write_table, scored))
-                    manifest["seconds"] += seconds()
-                    manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(part)}
-                    write_json(manifest_file, manifest)
-        manifest["shards"] = {name: manifest["shards"][name] for name in parts}
-        manifest["complete"] = True
-        manifest["tokens"] = sum(len(row.input_ids) for row in rows)
-        write_json(manifest_file, manifest)
+        config, method = self.config, self.config.method
+        dtype = inference_dtype(config.trainer)
+        if method.reference is not None:
+            other = dataclasses.replace(config.model, path=method.reference, revision=None)
+            return fingerprint(other), functools.partial(load_model, other, config.trainer, dtype)
+        rows = method.warmup_rows(len(self.encoded))
+        warmup = dataclasses.replace(config, method=METHODS["normal"](), seed=0)
+        table = unscored(self.encoded).take(pa.array(rows))
+        what = {"base": fingerprint(config.model), "tuning": plain(config.tuning),
+                "tokens": digest(table["input_ids"].to_pylist(), 64)}  # fmt: skip
+        folder = self.output / "references" / digest(what)
+        with locked(folder, say):
+            if not (folder / "model").is_dir():
+                say(f"training the reference model of method={method.name} on {len(rows)} examples")
+                mask = build_mask(table, config.threshold, ())
+                write_atomic(folder / "mask.parquet", functools.partial(pq.write_table, mask.table))
+                write_json(folder / "train.json", train(warmup, folder))
+        self.manifest["reference"] = str(folder)
+        return what, functools.partial(load_model, config.model, config.trainer, dtype, folder / "model")
 
-    def mask(self, scores: Path | None) -> None:
+    def mask(self, passes: Mapping[str, Path]) -> None:
         """Write mask.parquet from stored scores; no model is loaded."""
         import pyarrow.parquet as pq
 
         from xtf.methods import make_mask
 
-        target = self.folder / "mask.parquet"
+        config, target = self.config, self.folder / "mask.parquet"
         entry = self.manifest["stages"].get("mask")
         if entry and target.exists() and sha256(target) == entry["sha256"]:
             return
         with stopwatch() as seconds:
-            table = _read_scores(scores) if scores else _unscored(self.encoded)
-            config = self.config
+            table = self._table(passes)
             mask = make_mask(config.method, table, config.threshold, config.scorer.attributes, config.seed)
             write_atomic(target, functools.partial(pq.write_table, mask.table))
-        score_entry = read_json(scores / "manifest.json") if scores else {"seconds": 0.0, "columns": []}
-        self.manifest["stages"]["score"] = {"seconds": round(score_entry["seconds"], 3), "columns": score_entry["columns"],
-                                            "path": str(scores) if scores else None}  # fmt: skip
+        scored = [read_json(folder / "manifest.json")["seconds"] for folder in passes.values()]
+        self.manifest["stages"]["score"] = {
+            "seconds": round(sum(scored), 3), "paths": {name or "scores": str(path) for name, path in passes.items()}
+        }  # fmt: skip
         self._done("mask", seconds(), sha256=sha256(target), stats=mask.stats.to_dict())
+
+    def _table(self, passes: Mapping[str, Path]) -> pa.Table:
+        """The training rows with every score column that the method reads."""
+        if self.config.method.name == "given":
+            return self._given_table()
+        table = read_pass(passes[""]) if "" in passes else unscored(self.encoded)
+        for name, column in (("ref", "ref_logp"), ("unconditional", "logp_unconditional")):
+            if name in passes:
+                table = table.append_column(column, read_pass(passes[name])["logp"])
+        return table
+
+    def _given_table(self) -> pa.Table:
+        """method=given: the training file is a token table with `labels` or `weights` of its own."""
+        import pyarrow.json
+        import pyarrow.parquet as pq
+
+        path = Path(self.config.task.train.path or "")
+        if path.suffix not in (".parquet", ".jsonl"):
+            raise ConfigError(
+                "method=given trains a token table as it is: "
+                f"task.train.path must be .parquet or .jsonl, not {path.name!r}"
+            )
+        self.manifest.setdefault("data", {})["train"] = {"source": path.name, "sha256": sha256(path),
+                                                         "file_sha256": sha256(path)}  # fmt: skip
+        return pq.read_table(path) if path.suffix == ".parquet" else pyarrow.json.read_json(path)
 
     def train(self) -> None:
         """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""
@@ -328,10 +350,17 @@ class Job:
 
     def _train_on_devices(self) -> dict[str, Any]:
         """One process per device, each running xtf.worker; torch's launcher gives them rank and rendezvous."""
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.config.trainer.devices}"]
+        launch = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={self.config.trainer.devices}",
+        ]
         done = subprocess.run([sys.executable, *launch, "-m", "xtf.worker", str(self.folder)], check=False)
         if done.returncode:
-            raise ValueError(f"training on {self.config.trainer.devices} devices failed; its error stands above")
+            raise ValueError(
+                f"training on {self.config.trainer.devices} devices failed; its error stands above"
+            )
         return read_json(self.folder / "train.json")
 
     def evaluate(self, which: str) -> None:
@@ -358,7 +387,11 @@ class Job:
         with locked(folder, say) if which == "base" else contextlib.nullcontext():
             entry_file = folder / "evaluation.json"
             entry = read_json(entry_file) if entry_file.exists() else {}
-            if entry.get("grader") != grader or config.stage is Stage.evaluate or not (folder / "generations.jsonl").exists():
+            if (
+                entry.get("grader") != grader
+                or config.stage is Stage.evaluate
+                or not (folder / "generations.jsonl").exists()
+            ):
                 tokens = sum(map(len, prompts)) * decoding.samples
                 with stopwatch() as seconds, bar(f"evaluating the {which} model", tokens) as progress:
                     result = evaluate(
@@ -397,7 +430,7 @@ class Job:
             "data": self.manifest["data"],
             "timing": {name: stages[name]["seconds"] for name in TIMED if name in stages},
             "artifacts": {
-                "scores": stages["score"]["path"],
+                **stages["score"]["paths"],
                 "mask": str(self.folder / "mask.parquet"),
                 "model": str(self.folder / "model"),
                 "generations": stages["evaluate"]["path"],
@@ -437,41 +470,17 @@ class Job:
             return
         name = "-".join(self.folder.relative_to(self.output / "runs").parts)
         path = self.output / "reports" / name / "preview.html"
-        preview(table, self.tokenizer, path, threshold=self.config.threshold, examples=self.config.preview.examples)
+        preview(
+            table,
+            self.tokenizer,
+            path,
+            threshold=self.config.threshold,
+            examples=self.config.preview.examples,
+        )
         say(f"preview: {path}")
 
 
 TIMED = ("score", "mask", "evaluate_base", "train", "evaluate")
-
-
-def _intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    return all(
-        (folder / name).exists() and sha256(folder / name) == entry["sha256"]
-        for name, entry in manifest["shards"].items()
-    )
-
-
-def _read_scores(folder: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    return pa.concat_tables(pq.read_table(folder / name) for name in read_json(folder / "manifest.json")["shards"])
-
-
-def _unscored(rows: list[Encoded]) -> pa.Table:
-    """The columns of a scored table without any score, for methods that need none."""
-    import pyarrow as pa
-
-    return pa.table({
-        "example_id": pa.array([row.example_id for row in rows], pa.string()),
-        "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
-        "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-    })  # fmt: skip
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def _to_yaml(value: Any) -> str:

@@ -30,11 +30,13 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from xtf.config import load_config
 
-    record = train(load_config(OmegaConf.load(folder / "config.yaml")), folder)
+    node = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(node, DictConfig)
+    record = train(load_config(node), folder)
     if int(os.environ.get("RANK", "0")) == 0:
         write_json(folder / "train.json", record)
 
