@@ -1,3 +1,30 @@
-"""XTF: find which label tokens of a fine-tuning set teach a language model, and train without the rest."""
+"""XTF: find which label tokens of a fine-tuning set teach a language model, and train without the rest.
+
+    scored = xtf.score(model, tokenizer, examples)
+    masked = xtf.mask(scored, threshold="paper")
+    xtf.preview(masked, tokenizer, "preview.html")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xtf.api import mask, score
+    from xtf.preview import preview
 
 __version__ = "0.1.0"
+__all__ = ["mask", "preview", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: `import xtf` must not import torch, which the command line's --help and checks go without.
+    if name in ("score", "mask"):
+        from xtf import api
+
+        return getattr(api, name)
+    if name == "preview":
+        from xtf.preview import preview
+
+        return preview
+    raise AttributeError(f"module 'xtf' has no attribute {name!r}")

@@ -26,6 +26,7 @@ usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
   python run.py task.train.path=my.jsonl              own rows
   python run.py -m scorer=none,ri,kn,tr,xtf seed=0,1  a sweep: one run for each combination
   python run.py -m experiments=table2                 a table of the paper
+  python run.py experiments=table2 stage=report       its report, also while it is running
   python run.py stage=score                           one stage; earlier artifacts are reused
 """
 
@@ -54,7 +55,7 @@ def help_text(root: Path) -> str:
         )
         out.append(f"  {name:16} {header}")
     out.append(
-        "\nother keys: stage=all|score|mask|train|evaluate|report|preview, seed=N, output_dir=FOLDER, and every key of\n"
+        "\nother keys: stage=all|score|mask|train|evaluate|report|preview|dashboard, seed=N, output_dir=FOLDER, and every key of\n"
         "a group's file. xtf/config.py lists all of them with types, defaults and meaning;\n"
         "python run.py --cfg job prints the composed configuration without running it."
     )
@@ -196,6 +197,13 @@ def _run_job(node: Any, failed: list[tuple[str, Exception]]) -> None:
     from xtf.config import ConfigError, overrides, resolve, run_folder, to_config
 
     hydra_node = HydraConfig.get()
+    if str(node.stage.name) == "report" and node.experiment and hydra_node.mode == RunMode.RUN:
+        from xtf.sweeps import sweep_report
+
+        output = Path(node.output_dir)
+        for file in sweep_report(node.experiment, output / "runs", output / "reports"):
+            print(f"report: {file}")
+        return
     if hydra_node.mode == RunMode.RUN and hydra_node.sweeper.get("params"):
         name = hydra_node.runtime.choices["experiments"]
         raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")

@@ -40,6 +40,7 @@ class Stage(Enum):
     evaluate = "evaluate"
     report = "report"
     preview = "preview"
+    dashboard = "dashboard"  # lay out the W&B workspace
 
 
 class Attribute(Enum):

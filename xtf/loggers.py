@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
-from xtf.config import Config, plain
+from xtf.config import Config, ConfigError, plain
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -33,12 +33,11 @@ def make_loggers(config: Config, folder: Path) -> list[Logger]:
     return []
 
 
-def wandb_mode(config: Config) -> str:
+def wandb_mode(config: Config) -> Literal["online", "offline", "disabled"]:
     """`logger.mode`, else $WANDB_MODE, else online where a key is configured, else offline: never a prompt."""
-    if config.logger.mode is not None:
-        return config.logger.mode
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
     import wandb
 
-    return "online" if wandb.api.api_key else "offline"
+    mode = config.logger.mode or os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    if mode not in ("online", "offline", "disabled"):
+        raise ConfigError(f"logger.mode={mode} is not known; it is online, offline or disabled")
+    return cast("Literal['online', 'offline', 'disabled']", mode)

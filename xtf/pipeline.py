@@ -56,6 +56,13 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: something that the user can mend; the message says what.
     """
+    if config.stage is Stage.dashboard:
+        from xtf.dashboard import create_dashboards
+        from xtf.loggers import wandb_mode
+
+        for place in create_dashboards(config.logger, Path(config.output_dir) / "reports", wandb_mode(config)):
+            say(f"dashboard: {place}")
+        return None
     folder = Path(config.output_dir) / run_folder(config, changed)
     with locked(folder, say):
         job = Job(config, changed, folder)
@@ -216,7 +223,9 @@ class Job:
             say(f"model: {self.folder / 'model'}")
             return None
         self.evaluate("tuned")
-        return self.record()
+        record = self.record()
+        self.publish()
+        return record
 
     def score(self) -> dict[str, Path]:
         """The scoring passes that this run reads, made unless they are there, by the column prefix they bring."""
@@ -445,6 +454,20 @@ class Job:
         }
         write_json(self.metrics_file, record)
         return record
+
+    def publish(self) -> None:
+        """Mirror the finished run on the chosen logger; the files remain the record."""
+        from xtf.loggers import wandb_mode
+
+        if self.config.logger.name == "tensorboard":
+            from xtf.dashboard import publish_tensorboard
+
+            publish_tensorboard(self.folder)
+        elif self.config.logger.name == "wandb":
+            from xtf.dashboard import publish
+
+            if not publish(self.folder, self.tokenizer, self.config.logger, wandb_mode(self.config)):
+                say("W&B could not be reached; the run is stored offline, `wandb sync` uploads it")
 
     def report(self, record: Mapping[str, Any]) -> None:
         """Write the run's report and show its summary."""
