@@ -172,7 +172,8 @@ def test_a_test_that_catches_everything_cannot_save_a_program_that_ended(box: Sa
         "n = Node(1)\nn.next = Node(2)\nassert total(n) == 3 and n.next.value == 2",
         "assert count() == {'a': 2}",
         "try:\n    bad()\n    assert False, 'no error'\nexcept ZeroDivisionError:\n    pass",
-        "assert math.isclose(third(), 1 / 3)",
+        "import math\nassert math.isclose(third(), 1 / 3)",
+        "assert half() == 0.5 and half() - 1 == -0.5 and Node(1) and not none()",
         "assert f([2, 1], reverse=True) is None",
         "assert sorted([2, 1]) == [1, 2]",  # the real one
     ],
@@ -191,9 +192,12 @@ def test_data_crosses_unchanged_and_objects_stay_where_they_are(box: Sandbox, te
         def count(): return Counter("aa")
         def bad(): return 1 / 0
         def third(): return 1 / 3
+        def half(): return __import__("fractions").Fraction(1, 2)
+        def none(): return None
         def sorted(x): return 0
     """
-    assert run(box, program, test) == module.Outcome(True, "all tests passed")
+    names = ("Node", "f", "g", "h", "same", "total", "count", "bad", "third", "half", "none")
+    assert run(box, program, test, names) == module.Outcome(True, "all tests passed")
 
 
 @contained

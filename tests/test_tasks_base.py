@@ -279,9 +279,13 @@ def test_a_system_message_comes_first_and_is_never_doubled(tmp_path: Path) -> No
         ([{"role": "user", "content": " "}, CHAT[1]], "prompt is empty"),
         ([{"role": "tool", "content": "x"}, CHAT[1]], "turn 1 has the role 'tool'"),
         ([CHAT[0], {"role": "assistant", "content": None}], "turn 2 has no text"),
+        (["hello"], "must be a list of turns"),
+        ("hello", "must be a list of turns"),
     ],
 )
-def test_a_conversation_that_cannot_be_trained_says_why(tmp_path: Path, messages: list, message: str) -> None:
+def test_a_conversation_that_cannot_be_trained_says_why(
+    tmp_path: Path, messages: object, message: str
+) -> None:
     with pytest.raises(ValueError, match=f"row 1: .*{message}"):
         own().examples(load_rows(write_rows(tmp_path, [{"messages": messages}])))
 

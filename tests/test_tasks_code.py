@@ -57,6 +57,9 @@ RIGHT = {
     "bare, after prose": "Here is the code.\nimport math\ndef area(r):\n    return math.pi * r ** 2\nHope it helps!",
     "bare, with a constant": "PI = 3.14159265\ndef area(r):\n    return PI * r ** 2\n",
     "several returns": "    if r == 0:\n        return 0.0\n    if r < 0:\n        return None\n    return math.pi * r ** 2\n",
+    "whole function, every line indented": "  def area(r):\n      return math.pi * r ** 2\n",
+    "whole function after one space": " def area(r):\n    return math.pi * r ** 2\n",
+    "a line separator in a string": "    name = '\u2028'\n    return math.pi * r ** 2\n",
     "thinking first": "<think>def area(r): return 0</think>    return math.pi * r ** 2",
 }
 WRONG = {

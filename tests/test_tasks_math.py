@@ -60,6 +60,8 @@ def task(grader: str) -> Task:
         ("7 in all\nQ: and 3 more?", "7"),
         ("<think>maybe 3, or #### 4</think>It is 5.", "5"),
         ("<think>maybe 3</think>", "3"),
+        ("9" * 5000, None),
+        ("12 and then " + "9" * 5000, "12"),
         ("eighteen", None),
         ("", None),
         ("#### ", None),
@@ -77,8 +79,8 @@ def test_numbers_are_exact_and_division_by_zero_is_no_number() -> None:
 
 
 def test_shown_numbers_are_short_and_exact() -> None:
-    assert [show(Fraction(text)) for text in ("18", "-1/2", "0.125", "1/3", "1000000")] == [
-        "18", "-0.5", "0.125", "1/3", "1000000",
+    assert [show(Fraction(text)) for text in ("18", "-1/2", "0.125", "1/3", "-1000000", "0.00012345678901234567")] == [
+        "18", "-0.5", "0.125", "1/3", "-1000000", "0.00012345678901234567",
     ]  # fmt: skip
 
 
@@ -170,7 +172,8 @@ def test_equivalent_expressions() -> None:
 def test_a_comparison_that_does_not_end_stops_at_the_limit_and_the_next_one_works() -> None:
     equivalence = Equivalence(workers=1, seconds=2)
     hostile = r"9^{9^{9^{9}}}"
-    assert equivalence.compare([("1", hostile + "+1"), ("2", "1+1")])[1] is True
+    (stopped, _), (right, _) = equivalence.compare([("1", hostile + "+1"), ("2", "1+1")])
+    assert (stopped, right) == (False, True)
     grades = MathGrader(equivalence).grade(
         [Item(Example("1", (), "7", {}), rf"\boxed{{{'(' * 500}x{')' * 500}^{{{hostile}}}}}", "7")]
     )
@@ -178,13 +181,13 @@ def test_a_comparison_that_does_not_end_stops_at_the_limit_and_the_next_one_work
 
 
 def test_expressions_can_be_compared_from_any_thread() -> None:
-    results: list[list[bool | None]] = []
+    results: list[list[tuple[bool, str]]] = []
     thread = threading.Thread(
         target=lambda: results.append(Equivalence(workers=2).compare([("1/2", "0.5")] * 3))
     )
     thread.start()
     thread.join()
-    assert results == [[True, True, True]]
+    assert results == [[(True, "equivalent")] * 3]
 
 
 def test_an_answer_as_long_as_an_essay_is_no_answer() -> None:
@@ -222,4 +225,5 @@ def test_all_math500_references_grade_as_right_and_changed_ones_as_wrong() -> No
 @needs_data
 def test_math_verify_itself_agrees_with_every_math500_reference() -> None:
     rows = load_rows(SourceConfig(path=str(SHARED / "math500" / "math500_test.json")))
-    assert all(Equivalence().compare([(row["answer"], row["answer"]) for row in rows]))
+    verdicts = Equivalence().compare([(row["answer"], row["answer"]) for row in rows])
+    assert all(right for right, _ in verdicts)

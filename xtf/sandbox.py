@@ -53,7 +53,7 @@ SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache"
 
 @dataclass(frozen=True)
 class Job:
-    """A program and its tests; `names`: what they need of it; `preamble`: trusted code run before them."""
+    """A program and its tests; `names`: all that they see of it; `preamble`: trusted code run before them."""
 
     program: str
     tests: str

@@ -318,6 +318,14 @@ def text_field(row: Mapping[str, Any], *names: str, empty: bool = False) -> str:
     raise RowError(f"field '{names[0]}' is missing" + (f" (or {', '.join(names[1:])})" if names[1:] else ""))
 
 
+def text_list(row: Mapping[str, Any], name: str) -> list[str]:
+    """A field that holds a list of texts; RowError if it does not."""
+    value = row.get(name)
+    if not isinstance(value, list) or not value or not all(isinstance(part, str) for part in value):
+        raise RowError(f"field '{name}' must be a list of texts")
+    return value
+
+
 def turns(prompt: str, response: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
@@ -342,8 +350,10 @@ def chat(row: Mapping[str, Any]) -> list[Message] | None:
     name = next((name for name in ("messages", "conversations", "chat_rounds") if name in row), None)
     if name is None:
         return None
+    if not isinstance(row[name], list) or not all(isinstance(turn, Mapping) for turn in row[name]):
+        raise RowError(f"field '{name}' must be a list of turns with role and content")
     conversation: list[Message] = []
-    for place, turn in enumerate(row[name] or (), start=1):
+    for place, turn in enumerate(row[name], start=1):
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role not in ROLES:
             raise RowError(

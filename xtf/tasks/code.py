@@ -15,6 +15,7 @@ https://huggingface.co/datasets/codefuse-ai/CodeExercise-Python-27k (training on
 from __future__ import annotations
 
 import ast
+import io
 import math
 import re
 import textwrap
@@ -39,6 +40,7 @@ from xtf.tasks.base import (
     chat,
     final_part,
     text_field,
+    text_list,
     turns,
 )
 
@@ -52,7 +54,7 @@ def read(row: Mapping[str, Any]) -> Reading:
         prompt = "Complete the following Python function.\n\n" + text_field(row, "prompt")
         return Reading(turns(prompt, text_field(row, "canonical_solution")))
     if "test_list" in row:
-        tests = "\n".join(row["test_list"])
+        tests = "\n".join(text_list(row, "test_list"))
         prompt = f"{text_field(row, 'text', 'prompt')}\nYour code should pass these tests:\n{tests}"
         return Reading(turns(_unix(prompt), _unix(text_field(row, "code"))))
     if (conversation := chat(row)) is not None:
@@ -95,17 +97,17 @@ def suite(row: Mapping[str, Any]) -> Suite:
         # the prompt with an empty body: its imports, and helpers that the tests may call
         return Suite(tests, (name,), f"{prompt}\n    pass\n" if prompt else "", prompt)
     if "test_list" in row:
-        tests = _unix(
-            "\n".join(
-                [text_field({"setup": "", **row}, "test_setup_code", "setup", empty=True), *row["test_list"]]
-            )
-        )
-        reference = _quietly(ast.parse, _unix(text_field(row, "code")))
-        used = {node.id for node in ast.walk(_quietly(ast.parse, tests)) if isinstance(node, ast.Name)}
-        imports = [node for node in reference.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        preamble = "\n".join(ast.unparse(node) for node in imports if used & _bound(node))
-        defined = [node.name for node in reference.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        return Suite(tests, tuple(sorted(used & set(defined))), preamble, "")
+        imports = text_list(row, "test_imports") if row.get("test_imports") else []
+        tests = _unix("\n".join([*imports, row.get("test_setup_code") or "", *text_list(row, "test_list")]))
+        try:
+            reference = _quietly(ast.parse, _unix(text_field(row, "code"))).body
+            used = {node.id for node in ast.walk(_quietly(ast.parse, tests)) if isinstance(node, ast.Name)}
+        except SyntaxError as error:
+            raise RowError(f"the reference code or its tests are not Python: {error}") from error
+        modules = [node for node in reference if isinstance(node, ast.Import | ast.ImportFrom)]
+        preamble = "\n".join(ast.unparse(node) for node in modules if used & _bound(node))
+        defined = {node.name for node in reference if isinstance(node, DEFINITIONS)}
+        return Suite(tests, tuple(sorted(used & defined)), preamble, "")
     raise RowError("has no tests: needs test and entry_point (HumanEval), or test_list (MBPP)")
 
 
@@ -137,6 +139,10 @@ def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> 
     defining = [place for place, block in enumerate(whole) if _defines(block, names)]
     if defining:
         return _finish("\n".join(whole[: defining[-1] + 1]), names, prompt)
+    opening = re.compile(rf"\s*(?:async\s+)?def\s+(?:{'|'.join(map(re.escape, names))})\b")
+    for bare in map(leading_program, (textwrap.dedent(text), text.lstrip())):
+        if names and opening.match(bare):  # and not a continuation, even if it was indented
+            return _finish(bare, names, prompt)
     body = next((block for block in blocks if block.strip()), text)
     if prompt and body.lstrip("\n").startswith((" ", "\t")) and (found := _continuation(body, names, prompt)):
         return found
@@ -149,7 +155,7 @@ def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> 
 
 def leading_program(text: str, prefix: str = "") -> str:
     """The first lines of `text`, as many as compile after `prefix`; "" if none do."""
-    lines, offset = text.splitlines(keepends=True), prefix.count("\n")
+    lines, offset = io.StringIO(text).readlines(), prefix.count("\n")
     while lines:
         try:
             _quietly(compile, prefix + "".join(lines), "<program>", "exec", dont_inherit=True)

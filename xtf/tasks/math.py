@@ -43,6 +43,7 @@ from xtf.tasks.base import (
 
 EQUIVALENCE_SECONDS = 10.0  # per pair of expressions
 EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing process
+MAX_NUMBER = 200  # characters; a model that repeats one digit has not given a number
 MAX_EXPRESSION = 2000  # characters; a longer "answer" is not one
 
 
@@ -112,6 +113,8 @@ def numbers(text: str) -> list[Fraction]:
     """Every number in a text, exactly: signs, separators, currency, decimals, a/b and \\frac{a}{b}."""
     found = []
     for match in NUMBER.finditer(text):
+        if len(match[0]) > MAX_NUMBER:
+            continue
         if match["top"]:
             top, bottom = Fraction(match["top"]), Fraction(match["bottom"])
         else:
@@ -145,14 +148,18 @@ def final_number(completion: str) -> Fraction | None:
 
 
 def show(value: Fraction) -> str:
-    """A number as people write it: 18, -0.5, 1/3."""
-    if value.denominator == 1:
-        return str(value.numerator)
-    remainder = value.denominator
-    for prime in (2, 5):
-        while remainder % prime == 0:
-            remainder //= prime
-    return f"{float(value):.12g}" if remainder == 1 else str(value)
+    """A number as people write it, exactly: 18, -0.5, 1/3."""
+    for places in range(MAX_NUMBER):
+        scaled = value * 10**places
+        if scaled.denominator == 1:
+            digits = f"{abs(scaled.numerator):0{places + 1}d}"
+            sign, whole, rest = (
+                "-" * (value < 0),
+                digits[: len(digits) - places],
+                digits[len(digits) - places :],
+            )
+            return f"{sign}{whole}.{rest}" if rest else f"{sign}{whole}"
+    return str(value)
 
 
 class NumberGrader:
@@ -217,8 +224,8 @@ class Equivalence:
         self._local = threading.local()
         self._processes: list[subprocess.Popen[str]] = []
 
-    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Whether each (reference, answer) pair is equivalent; None where the limit was reached."""
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:
+        """For each (reference, answer) pair, whether it was shown to be equivalent, and how that went."""
         try:
             with ThreadPoolExecutor(min(self.workers, max(1, len(pairs)))) as pool:
                 return list(pool.map(self._compare, pairs))
@@ -229,7 +236,7 @@ class Equivalence:
             self._processes.clear()
             self._local = threading.local()
 
-    def _compare(self, pair: tuple[str, str]) -> bool | None:
+    def _compare(self, pair: tuple[str, str]) -> tuple[bool, str]:
         process = getattr(self._local, "process", None)
         if process is None or process.poll() is not None:
             process = self._local.process = self._start()
@@ -242,10 +249,11 @@ class Equivalence:
         except BrokenPipeError:  # the process died of its memory limit between two pairs
             answer = ""
         if answer:
-            return bool(json.loads(answer))
+            verdict, reason = json.loads(answer)
+            return verdict, reason
         process.kill()
         process.wait()
-        return None
+        return False, f"not shown equal within {self.seconds:g} s"
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -302,7 +310,7 @@ class MathGrader:
         ]
 
     def _grade(
-        self, reference: str, answer: str | None, verdicts: Mapping[tuple[str, str], bool | None]
+        self, reference: str, answer: str | None, verdicts: Mapping[tuple[str, str], tuple[bool, str]]
     ) -> Grade:
         if not answer:
             return Grade(False, None, "no answer found")
@@ -310,10 +318,8 @@ class MathGrader:
             return Grade(False, answer[:MAX_EXPRESSION], f"longer than {MAX_EXPRESSION} characters")
         if plain(answer) == plain(reference):
             return Grade(True, answer, "equal as written")
-        verdict = verdicts[reference, answer]
-        if verdict is None:
-            return Grade(False, answer, f"not shown equal within {self.equivalence.seconds:g} s")
-        return Grade(verdict, answer, "equivalent" if verdict else f"not equivalent to {reference}")
+        verdict, reason = verdicts[reference, answer]
+        return Grade(verdict, answer, reason)
 
     def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
         return accuracy_metrics(grades)
@@ -352,14 +358,18 @@ def _serve() -> None:
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limit is off
     resource.setrlimit(resource.RLIMIT_AS, (EQUIVALENCE_MEMORY, EQUIVALENCE_MEMORY))
     equivalent("1", "1")  # imports
-    print("ready", flush=True)
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is not an answer
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         reference, answer = json.loads(line)
         try:
             verdict = equivalent(reference, answer)
-        except (MemoryError, RecursionError):
-            verdict = False
-        print(json.dumps(verdict), flush=True)
+            result = verdict, "equivalent" if verdict else f"not equivalent to {reference}"
+        except (
+            Exception
+        ) as error:  # hostile text can make a parser raise anything; it was not shown to be equal
+            result = False, f"cannot be compared with {reference}: {type(error).__name__}"
+        print(json.dumps(result), file=answers, flush=True)
 
 
 if __name__ == "__main__":
