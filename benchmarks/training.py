@@ -1,0 +1,294 @@
+"""What a training step costs beside Hugging Face's Trainer and TRL's SFTTrainer.
+
+    python -m benchmarks.training [--quick] [--shape 0.5b] [--device cuda]
+
+Every subject trains the same random Qwen2 on the same rows (lengths like GSM8K's, about half of them prompt),
+with the same mask (26 % of the response tokens dropped), AdamW, clipping, precision and rows per step. The
+second of two epochs is timed, from update to update: data, forward, backward, update; on a CPU in seconds of
+the process's CPU time, which other processes disturb less. Of the documented settings of each of the other two
+trainers the fastest in a first round is taken (`--quick` takes those that were fastest before). Peak memory is
+that of a process of its own (of the device, on a GPU). TRL is an extra: pip install trl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import (
+    DataCollatorWithFlattening,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.measure import Claim, console, report
+from xtf.config import Config, LoggerConfig, TrainerConfig, Tuning, TuningConfig
+from xtf.methods import METHODS
+from xtf.train import fit
+
+SHAPES = {  # hidden, intermediate, layers, heads, key heads; the vocabulary is Qwen2's
+    "small": (192, 576, 4, 3, 1),
+    "75m": (384, 1152, 10, 6, 2),
+    "0.5b": (896, 4864, 24, 14, 2),
+    "1.5b": (1536, 8960, 28, 12, 2),
+}
+VOCABULARY = 151936
+KEEP = 0.74  # of the response tokens, as the paper reports for GSM8K
+RATE = 1e-6
+QUICK = ("Trainer, flattened", "SFTTrainer, padding-free")  # the fastest of each in every longer run
+OURS, UNMASKED = "xtf", "xtf, nothing dropped"
+
+
+class Bench:
+    """The model, the rows, and one method per subject: train two epochs, return the seconds of the second."""
+
+    def __init__(self, shape: str, rows: int, steps: int, device: str) -> None:
+        hidden, intermediate, layers, heads, key_heads = SHAPES[shape]
+        torch.manual_seed(0)
+        config = Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+        )
+        model = Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa")
+        self.model: PreTrainedModel = model.to(device)
+        self.device, self.rows, self.steps = device, rows, steps
+        self.table = make_table(rows * steps, KEEP)
+        self.tokens = sum(map(len, self.table["input_ids"].to_pylist()))
+
+    @property
+    def subjects(self) -> dict[str, Callable[[], float]]:
+        found: dict[str, Callable[[], float]] = {
+            OURS: lambda: self.ours(KEEP),
+            UNMASKED: lambda: self.ours(1.0),
+            "Trainer, padded": lambda: self.trainer(),
+            "Trainer, grouped by length": lambda: self.trainer(train_sampling_strategy="group_by_length"),
+            "Trainer, flattened": lambda: self.trainer(flatten=True),
+        }
+        if importlib.util.find_spec("trl"):
+            found["SFTTrainer, padded"] = lambda: self.sft_trainer()
+            found["SFTTrainer, padding-free"] = lambda: self.sft_trainer(padding_free=True)
+        return found
+
+    def ours(self, keep: float) -> float:
+        tuning = TuningConfig(name=Tuning.full, epochs=2, learning_rate=RATE, batch_size=self.rows)
+        accelerator = "gpu" if self.device == "cuda" else "cpu"
+        config = Config(
+            method=METHODS["xtf"](),
+            tuning=tuning,
+            trainer=TrainerConfig(name="bench", accelerator=accelerator, checkpoint_every=10**9),
+            logger=LoggerConfig(name="csv"),
+        )
+        table = make_table(self.rows * self.steps, keep)
+        with tempfile.TemporaryDirectory() as folder:
+            return self.timed(lambda: fit(self.model, table, config, Path(folder), pad_id=0, loggers=[]))
+
+    def trainer(self, flatten: bool = False, **settings: Any) -> float:
+        collator = DataCollatorWithFlattening() if flatten else pad
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(**self.arguments(folder), **settings)
+            subject = Trainer(self.model, arguments, data_collator=collator, train_dataset=self.dataset())
+            return self.timed(quiet(subject).train)
+
+    def sft_trainer(self, **settings: Any) -> float:
+        from trl import SFTConfig, SFTTrainer
+
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = SFTConfig(**self.arguments(folder), max_length=None, **settings)
+            subject = SFTTrainer(
+                self.model, arguments, train_dataset=self.dataset(), processing_class=make_tokenizer()
+            )
+            return self.timed(quiet(subject).train)
+
+    def arguments(self, folder: str) -> dict[str, Any]:
+        return {
+            "output_dir": folder,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": self.rows,
+            "learning_rate": RATE,
+            "lr_scheduler_type": "constant",
+            "optim": "adamw_torch_fused",
+            "max_grad_norm": 1.0,
+            "bf16": self.device == "cuda",
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": [],
+            "disable_tqdm": True,
+            "use_cpu": self.device == "cpu",
+        }
+
+    def dataset(self) -> Dataset:
+        return Dataset(self.table.select(["input_ids", "labels"]))
+
+    def timed(self, train: Callable[[], Any]) -> float:
+        """Seconds from the last update of the first epoch to the last of the second."""
+        ticks: list[float] = []
+
+        def tick(*_: Any) -> None:
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            ticks.append(time.perf_counter() if self.device == "cuda" else time.process_time())
+
+        hook = register_optimizer_step_post_hook(tick)
+        try:
+            train()
+        finally:
+            hook.remove()
+            self.model.zero_grad(set_to_none=True)
+        assert len(ticks) == 2 * self.steps, (len(ticks), self.steps)
+        return ticks[-1] - ticks[self.steps - 1]
+
+
+def make_table(rows: int, keep: float) -> pa.Table:
+    """Random ids; lengths log-normal, with the means and spreads of GSM8K in Qwen2.5's tokens."""
+    random = np.random.default_rng(0)
+    prompts = np.exp(random.normal(np.log(86), 0.3, rows)).astype(int)  # with the template's 30 tokens
+    responses = np.exp(random.normal(np.log(114), 0.42, rows)).astype(int)
+    ids = [random.integers(1, VOCABULARY, length).tolist() for length in prompts + responses]
+    chance = [random.random(len(row)) for row in ids]
+    labels = [
+        [token if at >= prompt and chance[row][at] < keep else -100 for at, token in enumerate(ids[row])]
+        for row, prompt in enumerate(prompts)
+    ]
+    names = [str(row) for row in range(rows)]
+    return pa.table({"example_id": names, "input_ids": ids, "prompt_length": prompts, "labels": labels})
+
+
+def pad(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    width = max(len(row["input_ids"]) for row in rows)
+    short = [width - len(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": torch.tensor([row["input_ids"] + [0] * n for row, n in zip(rows, short, strict=True)]),
+        "attention_mask": torch.tensor([[1] * (width - n) + [0] * n for n in short]),
+        "labels": torch.tensor([row["labels"] + [-100] * n for row, n in zip(rows, short, strict=True)]),
+    }
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """SFTTrainer asks for one; the rows are token ids already."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<eos>")),
+        pad_token="<pad>",
+        eos_token="<eos>",
+    )
+
+
+def quiet(trainer: Trainer) -> Trainer:
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def fastest(first: dict[str, float], family: str) -> str | None:
+    names = [name for name in first if name.startswith(family)]
+    return min(names, key=first.__getitem__) if names else None
+
+
+def peak_memory(arguments: argparse.Namespace, subject: str) -> float:
+    """Peak bytes of a process that trains one subject."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.training",
+        "--shape",
+        arguments.shape,
+        "--device",
+        arguments.device,
+    ]
+    command += ["--rows", str(arguments.rows), "--steps", "1", "--only", subject]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a small model, in three minutes on two cores")
+    parser.add_argument("--shape", choices=SHAPES, default="75m")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", type=int, default=16, help="rows per optimizer step")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps per epoch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", help="train this subject once and print the process's peak memory")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.shape, arguments.rows, arguments.steps = "small", 6, 1
+    for name in ("pytorch_lightning", "transformers", "trl", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    bench = Bench(arguments.shape, arguments.rows, arguments.steps, arguments.device)
+    if arguments.only:
+        bench.subjects[arguments.only]()
+        on_gpu = arguments.device == "cuda"
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps(torch.cuda.max_memory_allocated() if on_gpu else kibibytes * 1024))
+        return 0
+    subjects = bench.subjects
+    first = {name: run() for name, run in subjects.items() if not arguments.quick or name in (OURS, *QUICK)}
+    for name, seconds in first.items():
+        console.print(f"first round: {name}: {bench.tokens / seconds:,.0f} tokens/s", highlight=False)
+    others = [name for name in (fastest(first, "Trainer"), fastest(first, "SFTTrainer")) if name]
+    chosen = [OURS, UNMASKED, *others]
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for _ in range(arguments.repeats):
+        for name in chosen:
+            seconds[name].append(subjects[name]())
+    times = {name: np.array(values) for name, values in seconds.items()}
+    memory = {name: peak_memory(arguments, name) for name in chosen}
+    best = min(others, key=lambda name: float(np.median(times[name])))
+    promised = 1.2 if arguments.device == "cuda" else 1.7
+    claims = [Claim(f"tokens/s against {name}", times[name] / times[OURS], at_least=True) for name in others]
+    claims += [
+        Claim(f"tokens/s against the faster ({best})", times[best] / times[OURS], promised, at_least=True),
+        Claim("tokens/s with the mask against without", times[UNMASKED] / times[OURS], 1.05, at_least=True),
+        Claim(
+            "peak memory against the lower of the others",
+            np.array([memory[OURS] / min(memory[name] for name in others)]),
+            1.0,
+            note=", ".join(f"{name} {memory[name] / 2**30:.2f} GiB" for name in chosen),
+        ),
+    ]
+    details = {
+        "settings": vars(arguments),
+        "seconds": {name: values.tolist() for name, values in times.items()},
+        "first_round": first,
+        "tokens_per_second": {name: bench.tokens / float(np.median(times[name])) for name in chosen},
+        "memory": memory,
+    }
+    return report("training", claims, details)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
