@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -175,6 +176,14 @@ def test_a_file_that_would_be_too_large_is_sampled(tmp_path: Path, monkeypatch: 
     path = preview(table, tokenizer, tmp_path / "some.html")
     assert path.stat().st_size <= (whole + one) // 2
     assert 1 <= len(payload(path)[0]["rows"]) < 60
+
+
+def test_a_dataset_of_the_library_is_taken_as_well(tmp_path: Path) -> None:
+    table = masked_table()
+    described, _ = payload(preview(datasets.Dataset(table), byte_tokenizer(), tmp_path / "p.html"))
+    assert described["ids"] == table["example_id"].to_pylist()
+    with pytest.raises(ValueError, match=r"no threshold 'papr'; choose from paper"):
+        preview(table, byte_tokenizer(), tmp_path / "p.html", threshold="papr")
 
 
 def test_another_threshold_than_the_masks_is_refused(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 MOST_EXAMPLES = 2000
 MOST_BYTES = 25_000_000  # of the file
+MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES allow
 NAMES = {"ri": "Reasoning importance", "kn": "Knowledge novelty", "tr": "Task relevance"}
 MARKS = {"ri": "R", "kn": "K", "tr": "T"}
 
@@ -65,7 +66,11 @@ def preview(
     table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
+    if isinstance(threshold, str) and threshold not in PRESETS:
+        raise ValueError(f"there is no threshold {threshold!r}; choose from {', '.join(PRESETS)}")
     config = PRESETS[threshold] if isinstance(threshold, str) else threshold
+    tokens = len(response_tokens(table).ids)
+    examples = min(examples, max(1, table.num_rows * MOST_TOKENS // max(1, tokens)))
     while True:
         page = _page(table, tokenizer, config, examples, command, title)
         if len(page) <= MOST_BYTES or examples == 1:

@@ -109,7 +109,7 @@ function tip(i, example) {
   const rows = [
     ["token", element("code", {}, visible(meta.strings[data.piece[i]]) || "part of a character that a later token ends")],
     ["id", String(data.id[i])],
-    ["position", `${i - data.offsets[example]} of ${data.offsets[example + 1] - data.offsets[example]} in the response`],
+    ["position", `${i - data.offsets[example]} of 0 to ${data.offsets[example + 1] - data.offsets[example] - 1} in the response`],
   ];
   for (const attribute of meta.attributes) {
     const dropped = meta.live ? `; drops ${threshold(attribute, example).text}${active[attribute.name] ? "" : " (not in use)"}` : "";
