@@ -22,6 +22,7 @@ from xtf.methods import (
     OnlineTokens,
     Random,
     Scores,
+    SelfEvolving,
     TokenCleaning,
     given_mask,
     make_mask,
@@ -81,15 +82,7 @@ def test_low_and_high_loss_drop_as_many_tokens_of_each_example_as_the_matched_ma
     assert labels_of(HighLoss()) == [[-100, -100, 1, -100, 3, -100], [-100, -100, 6]]
 
 
-def test_a_control_can_match_another_static_method() -> None:
-    control = LowLoss(match="token_cleaning")
-    assert control.needs == {"logp", "ref_logp"}
-    assert not control.masked
-    # token_cleaning keeps 4 of 6: indices 1, 3, 2, 4; so it drops one token of each example.
-    assert labels_of(control) == [[-100, -100, -100, 2, 3, 4], [-100, 5, -100]]
-
-
-def test_a_control_refuses_to_match_what_drops_nothing() -> None:
+def test_a_control_refuses_to_match_what_has_no_mask() -> None:
     with pytest.raises(ValueError, match=r"method\.match=dft"):
         Random(match="dft")
 
@@ -119,11 +112,12 @@ def test_ties_of_the_excess_go_by_position() -> None:
     assert TokenCleaning(keep=0.5).weights(scores, 0).tolist() == [1, 1, 0, 0]
 
 
-def test_self_evolving_subsets_part_the_rows() -> None:
-    parts = TokenCleaning(subsets=5, warmup=0.2).subset_rows(50)
+def test_self_evolving_parts_cover_the_rows_once() -> None:
+    parts = SelfEvolving(subsets=5, warmup=0.2).parts(50)
     assert [len(part) for part in parts] == [10, 8, 8, 8, 8, 8]
     assert sorted(np.concatenate(parts).tolist()) == list(range(50))
     assert TokenCleaning(warmup=0.2).warmup_rows(50).tolist() == parts[0].tolist()
+    assert [len(part) for part in SelfEvolving(subsets=5, warmup=0.5).parts(4)] == [2, 1, 1]
 
 
 def test_slm_keeps_the_largest_excess_over_the_reference() -> None:

@@ -36,7 +36,7 @@ from xtf.config import (
     TuningConfig,
 )
 from xtf.data import epoch_order
-from xtf.methods import METHODS
+from xtf.methods import METHODS, SelfEvolving
 from xtf.module import NonFiniteLoss
 from xtf.train import fit, read_log
 
@@ -173,6 +173,47 @@ def test_double_epochs_trains_twice_as_long(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["dft", "eaft", "profit"])
 def test_online_methods_train(tmp_path: Path, method: str) -> None:
     assert np.isfinite(train(tmp_path, config(method, max_steps=2))["final_loss"])
+
+
+def log_probabilities(model: PreTrainedModel, source: pa.Table) -> list[np.ndarray]:
+    """log p of the response tokens, one row after the other."""
+    found = []
+    for row in source.to_pylist():
+        ids, prompt = torch.tensor([row["input_ids"]]), row["prompt_length"]
+        with torch.no_grad():
+            losses = model.eval()(ids, use_cache=False).logits[0, prompt - 1 : -1].log_softmax(-1)
+        found.append(losses[torch.arange(len(losses)), ids[0, prompt:]].numpy())
+    return found
+
+
+def test_self_evolving_cleaning_lets_the_model_so_far_clean_the_next_part(tmp_path: Path) -> None:
+    source = table()
+    lists = pa.list_(pa.float32())
+    scored = source.append_column(
+        "logp", pa.array([row.tolist() for row in log_probabilities(build(), source)], lists)
+    )
+    method = SelfEvolving(subsets=1, warmup=0.4, keep=0.6)
+    record = train(tmp_path / "run", dataclasses.replace(config(), method=method), table=scored)
+
+    model = build()
+    first, second = (scored.take(rows) for rows in method.parts(20))
+    train(tmp_path / "first", config(), model, table=first)
+    pairs = zip(log_probabilities(model, second), second["logp"].to_pylist(), strict=True)
+    gains = [now - np.array(base) for now, base in pairs]
+    cut = np.sort(np.concatenate(gains))[-round(0.6 * sum(map(len, gains)))]
+    rows = second.to_pylist()
+    for row, gain in zip(rows, gains, strict=True):
+        response = row["input_ids"][row["prompt_length"] :]
+        kept = [token if learnt >= cut else -100 for token, learnt in zip(response, gain, strict=True)]
+        row["labels"] = [-100] * row["prompt_length"] + kept
+    train(tmp_path / "second", config(), model, table=pa.Table.from_pylist(rows))
+
+    ours, expected = (load_file(tmp_path / name / "model/model.safetensors") for name in ("run", "second"))
+    assert all(torch.equal(ours[name], value) for name, value in expected.items())
+    assert record["parts"][1]["kept_tokens"] == 2 * round(0.6 * sum(map(len, gains)))
+    assert [row["step"] for row in read_log(tmp_path / "run/train_log.csv")] == list(
+        range(1, record["steps"] + 1)
+    )
 
 
 # -- killed and resumed --------------------------------------------------------------------------------------

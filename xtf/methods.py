@@ -92,23 +92,13 @@ class Method:
 
     name: str = "normal"
 
-    scores: ClassVar[frozenset[str]] = frozenset()  # columns that the rule reads
-    from_mask: ClassVar[bool] = False  # whether it reads the mask of scorer and threshold
+    needs: ClassVar[frozenset[str]] = frozenset()  # score columns: logp, ref_logp, logp_unconditional
+    masked: ClassVar[bool] = False  # whether `weights` reads the mask of the run's scorer and threshold
     online: ClassVar[bool] = False
     pointwise: ClassVar[bool] = True  # an online weight depends on its own token alone
     entropy_top: ClassVar[int] = 0
     prompt_attention: ClassVar[bool] = False
     epochs_factor: ClassVar[int] = 1
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Score columns that must be in the table: of `logp`, `ref_logp` and `logp_unconditional`."""
-        return self.scores
-
-    @property
-    def masked(self) -> bool:
-        """Whether `weights` reads the mask of the run's scorer and threshold, as the column `dropped`."""
-        return self.from_mask
 
     def weights(self, scores: Scores, seed: int) -> np.ndarray:
         """w_t of every response token, float32 [tokens]; 0 drops the token's loss."""
@@ -124,7 +114,7 @@ class XTF(Method):
     """Drop a token that lacks any of the three attributes (arXiv 2602.14536)."""
 
     name: str = "xtf"
-    from_mask: ClassVar[bool] = True
+    masked: ClassVar[bool] = True
 
     def weights(self, scores: Scores, seed: int) -> np.ndarray:
         return (~scores.columns["dropped"]).astype(np.float32)
@@ -150,37 +140,23 @@ class Given(Method):
 
 @dataclass(frozen=True)
 class Matched(Method):
-    """A control that drops as many tokens of each example as another method's mask does, but other ones."""
+    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones."""
 
-    match: str = "xtf"  # any static method that drops tokens
+    match: str = "xtf"  # the method whose mask gives the number: the one that masks by scorer and threshold
+    masked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.match not in MATCHABLE:
-            raise ValueError(f"method.match={self.match} is not one of {', '.join(MATCHABLE)}")
-
-    @property
-    def matched(self) -> Method:
-        return METHODS[self.match]()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.scores | self.matched.needs
-
-    @property
-    def masked(self) -> bool:
-        return self.matched.masked
+        if self.match != "xtf":
+            raise ValueError(f"method.match={self.match}: only the mask of xtf can be matched")
 
     def weights(self, scores: Scores, seed: int) -> np.ndarray:
-        kept = self.matched.weights(scores, seed) > 0
-        drop = scores.lengths - np.bincount(scores.example, kept, len(scores.lengths)).astype(np.int64)
-        return (rank_within(scores, self.order(scores, seed)) >= drop[scores.example]).astype(np.float32)
+        dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
+        rank = rank_within(scores, self.order(scores, seed))
+        return (rank >= dropped[scores.example]).astype(np.float32)
 
     def order(self, scores: Scores, seed: int) -> np.ndarray:
         """[tokens]; the lowest values of each example are dropped."""
         raise NotImplementedError
-
-
-MATCHABLE = ("xtf", "token_cleaning")
 
 
 @dataclass(frozen=True)
@@ -201,7 +177,7 @@ class LowLoss(Matched):
     """Control: drop the tokens with the lowest loss under the base model."""
 
     name: str = "low_loss"
-    scores: ClassVar[frozenset[str]] = frozenset({"logp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
     def order(self, scores: Scores, seed: int) -> np.ndarray:
         return -scores.columns["logp"]
@@ -212,7 +188,7 @@ class HighLoss(Matched):
     """Control: drop the tokens with the highest loss under the base model."""
 
     name: str = "high_loss"
-    scores: ClassVar[frozenset[str]] = frozenset({"logp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
     def order(self, scores: Scores, seed: int) -> np.ndarray:
         return scores.columns["logp"]
@@ -239,7 +215,7 @@ class DataFiltering(Method):
 
     name: str = "data_filtering"
     keep: float = 0.5  # share of the examples
-    scores: ClassVar[frozenset[str]] = frozenset({"logp", "logp_unconditional"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logp", "logp_unconditional"})
 
     def __post_init__(self) -> None:
         _check_share(self, "keep")
@@ -297,7 +273,7 @@ class SLM(Referenced):
     2404.07965)."""
 
     name: str = "slm"
-    scores: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
     online: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
 
@@ -311,24 +287,45 @@ class SLM(Referenced):
 
 @dataclass(frozen=True)
 class TokenCleaning(Referenced):
-    """Keep the tokens with the largest l_base - l_ref of the whole set (arXiv 2502.01968).
-
-    Fixed: one reference model. Self-evolving (`subsets` above 1): the set is cut into subsets; the model
-    trained on one subset is the reference that cleans the next, on which it then goes on training.
-    """
+    """Keep the tokens with the largest l_base - l_ref of the whole set (arXiv 2502.01968)."""
 
     name: str = "token_cleaning"
-    subsets: int = 1  # 5 in the authors' self-evolving runs
-    scores: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
 
     def weights(self, scores: Scores, seed: int) -> np.ndarray:
         return top_share(excess_loss(scores), self.keep)
 
-    def subset_rows(self, rows: int) -> list[np.ndarray]:
-        """Rows of the warm-up subset and of each subset to clean, in training order."""
+
+@dataclass(frozen=True)
+class SelfEvolving(Method):
+    """Token cleaning whose reference model evolves (arXiv 2502.01968).
+
+    The model is trained on a warm-up part of the examples. Then, subset by subset, the model trained so far is the
+    reference that cleans the subset, and goes on training on what is left of it.
+    """
+
+    name: str = "token_cleaning_evolving"
+    keep: float = 0.6  # share of each subset's tokens
+    warmup: float = 0.2  # share of the training examples that are trained whole, first
+    subsets: int = 5
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def __post_init__(self) -> None:
+        _check_share(self, "keep")
+        _check_share(self, "warmup")
+        if self.subsets < 1:
+            raise ValueError(f"method.subsets={self.subsets} is out of range: it must be at least 1")
+
+    def parts(self, rows: int) -> list[np.ndarray]:
+        """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run."""
         order = np.random.default_rng(WARMUP_SEED).permutation(rows)
         first = max(1, round(self.warmup * rows))
-        return [np.sort(part) for part in (order[:first], *np.array_split(order[first:], self.subsets))]
+        parts = (order[:first], *np.array_split(order[first:], self.subsets))
+        return [np.sort(part) for part in parts if len(part)]
+
+    def clean(self, scores: Scores) -> np.ndarray:
+        """w_t of a subset's response tokens, given `logp` and the evolving model's `ref_logp`."""
+        return top_share(excess_loss(scores), self.keep)
 
 
 def excess_loss(scores: Scores) -> np.ndarray:
@@ -355,7 +352,7 @@ class Forgetting(Referenced):
     name: str = "forgetting"
     keep: float = 0.7
     strength: float = 0.25
-    scores: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
 
     def weights(self, scores: Scores, seed: int) -> np.ndarray:
@@ -382,7 +379,7 @@ class SSToken(Method):
     name: str = "sstoken"
     gamma: float = 0.5
     keep: float = 0.6  # share of the example's tokens
-    scores: ClassVar[frozenset[str]] = frozenset({"logp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
     online: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
     prompt_attention: ClassVar[bool] = True
@@ -454,7 +451,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         Method, DoubleEpochs, Random, LowLoss, HighLoss, DataFiltering, DataAugmentation, SLM, TokenCleaning,
-        SSToken, DFT, EAFT, ProFit, Forgetting, Given, XTF,
+        SelfEvolving, SSToken, DFT, EAFT, ProFit, Forgetting, Given, XTF,
     )
 }  # fmt: skip
 

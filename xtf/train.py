@@ -8,6 +8,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtf.artifacts import read_json, write_atomic, write_json
-from xtf.config import CheckpointChoice, Config, TrainerConfig, Tuning, TuningConfig
-from xtf.data import Step, StepLoader, TrainingRows
+from xtf.config import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
+from xtf.data import Encoded, Step, StepLoader, TrainingRows
+from xtf.masks import weights_to_labels
+from xtf.methods import Method, Scores, SelfEvolving
 from xtf.models import precision
 from xtf.module import TokenFilteredLM, enable_packing
 from xtf.progress import bar
+from xtf.scorers import score_rows
 
 LOG_COLUMNS = (
     "step", "epoch", "loss", "kept_tokens", "tokens", "tokens_per_second", "learning_rate", "grad_norm",
@@ -70,6 +74,10 @@ def fit(
     if finished.exists():
         record: dict[str, Any] = read_json(finished)
         return record
+    if isinstance(config.method, SelfEvolving):
+        return _fit_evolving(
+            model, table, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer
+        )
     tuning, method = config.tuning, config.method
     assert tuning.batch_size is not None and tuning.epochs is not None
     extra = sorted(method.needs) if method.online else ()
@@ -114,6 +122,55 @@ def fit(
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     trainer.strategy.barrier("model saved")
     return record
+
+
+def _fit_evolving(
+    model: PreTrainedModel, table: pa.Table, config: Config, run_dir: Path, *, pad_id: int, **more: Any
+) -> dict[str, Any]:
+    """`fit` on one part of the rows after the other, each cleaned by the model as the parts before left it."""
+    method = config.method
+    if config.tuning.name is not Tuning.full or config.trainer.devices > 1:
+        raise ValueError(
+            f"method={method.name} needs tuning=full on one device: its reference is the model in training"
+        )
+    parts_dir = run_dir / "parts"
+    records: list[dict[str, Any]] = []
+    log: list[dict[str, Any]] = []
+    for number, rows in enumerate(method.parts(table.num_rows)):
+        folder = parts_dir / str(number)
+        part = table.take(rows)
+        if (folder / "model" / RECORD).exists():
+            trained = type(model).from_pretrained(folder / "model", dtype=torch.float32)
+            model.load_state_dict(trained.state_dict())
+        elif number > 0:
+            part = _cleaned(model, part, method, config.trainer.tokens_per_score_batch, pad_id)
+        plain = replace(config, method=Method())
+        records.append(fit(model, part, plain, folder, pad_id=pad_id, **more))
+        steps = log[-1]["step"] if log else 0
+        log += [row | {"step": row["step"] + steps} for row in read_log(folder / LOG)]
+    write_atomic(run_dir / LOG, lambda path: _write_log(path, log))
+    record = records[-1] | {
+        name: sum(one[name] for one in records) for name in ("steps", "examples", "tokens", "kept_tokens")
+    }
+    record["parts"] = [{name: one[name] for name in ("examples", "tokens", "kept_tokens")} for one in records]
+    write_json(folder / "model" / RECORD, record)
+    (folder / "model").rename(run_dir / "model")
+    shutil.rmtree(parts_dir)
+    return record
+
+
+def _cleaned(
+    model: PreTrainedModel, part: pa.Table, method: SelfEvolving, budget: int, pad_id: int
+) -> pa.Table:
+    """The part's table with the labels that its method's rule leaves, `model` being the reference."""
+    columns = [part[name].to_pylist() for name in ("example_id", "input_ids", "prompt_length")]
+    rows = [Encoded(*row) for row in zip(*columns, strict=True)]
+    scored = score_rows(
+        model, rows, ScorerConfig(name="none"), logp=True, tokens_per_batch=budget, pad_id=pad_id
+    )
+    both = scored.rename_columns({"logp": "ref_logp"}).append_column("logp", part["logp"])
+    scores = Scores.from_table(both, ("logp", "ref_logp"))
+    return weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1])).table
 
 
 # -- before training -----------------------------------------------------------------------------------------
