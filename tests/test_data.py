@@ -15,6 +15,7 @@ from xtf.data import (
     StepLoader,
     TrainingRows,
     as_examples,
+    augment,
     collate,
     decode_response,
     encode,
@@ -170,6 +171,31 @@ def test_dictionaries_become_examples() -> None:
 def test_other_dictionaries_are_refused(item: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         list(as_examples([item]))
+
+
+def test_augmentation_adds_prompts_with_the_same_response(tmp_path: Path) -> None:
+    examples = list(as_examples([{"prompt": "2+2?", "response": "4"}, {"prompt": "1+1?", "response": "2"}]))
+    grown = augment(examples, 3)
+    assert [example.example_id for example in grown] == ["0", "0/1", "0/2", "1", "1/1", "1/2"]
+    assert [example.response for example in grown] == ["4"] * 3 + ["2"] * 3
+    assert len({example.messages[-1]["content"] for example in grown}) == 6
+    file = tmp_path / "more.jsonl"
+    file.write_text('{"example_id": "1", "prompt": "One and one?"}\n')
+    assert [example.messages[-1]["content"] for example in augment(examples, 3, file)] == [
+        "2+2?",
+        "1+1?",
+        "One and one?",
+    ]
+
+
+def test_augmentation_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    examples = [one()]
+    with pytest.raises(ValueError, match=r"method\.factor=9"):
+        augment(examples, 9)
+    file = tmp_path / "more.jsonl"
+    file.write_text('{"example_id": "x", "prompt": "?"}\n')
+    with pytest.raises(ValueError, match=r"more\.jsonl, line 1"):
+        augment(examples, 2, file)
 
 
 # -- packing -------------------------------------------------------------------------------------------------

@@ -234,10 +234,13 @@ class DataFiltering(Method):
 
 @dataclass(frozen=True)
 class DataAugmentation(Method):
-    """w = 1 on the examples and on paraphrases of their prompts with the same response (arXiv 2302.13007)."""
+    """w = 1 on the examples and on paraphrases of their prompts with the same response (arXiv 2302.13007).
+
+    The authors' paraphrases are ChatGPT's; `xtf.data.augment` reads any from a file, or rewords plainly by itself.
+    """
 
     name: str = "data_augmentation"
-    path: str | None = None  # JSON lines with `example_id` and `prompt`, the paraphrases
+    path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
     factor: int = 2  # examples afterwards per example before, at most
 
 
