@@ -1,5 +1,4 @@
-"""Timing things against each other on a machine that is not quiet: alternate, pair, take medians, show the
-spread."""
+"""Timing things against each other on a machine that may not be quiet: alternating repeats, ratios, spread."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ console = Console(width=110)
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each repeat: on the wall clock, and of this process's CPU (which other processes disturb
-    less)."""
+    """Seconds of each repeat: on the wall clock, and of CPU time, which other processes disturb less."""
 
     wall: np.ndarray
     cpu: np.ndarray

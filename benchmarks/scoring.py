@@ -85,8 +85,7 @@ def build(shape: str, device: str) -> PreTrainedModel:
 
 @torch.inference_mode()
 def forward(model: PreTrainedModel, rows: list[Encoded], budget: int) -> None:
-    """A forward pass with all logits, over the batches that scoring makes. Nothing is padded away or
-    masked."""
+    """A forward pass with all logits over the batches that scoring makes, without a padding mask."""
     for batch in batches(np.array([len(row.input_ids) for row in rows]), budget):
         longest = len(rows[batch[0]].input_ids)
         padded = [rows[place].input_ids + [0] * (longest - len(rows[place].input_ids)) for place in batch]

@@ -253,6 +253,10 @@ def test_the_level_drops_the_nearest_count_that_ties_allow(count, above):
     assert np.count_nonzero(margins > level_for(margins, count)) == above
 
 
+def test_of_two_equally_near_counts_the_smaller_is_dropped():
+    assert np.count_nonzero(np.array([5.0, 5.0, 1.0]) > level_for(np.array([5.0, 5.0, 1.0]), 1)) == 0
+
+
 def test_without_a_candidate_no_level_drops_anything():
     assert level_for(np.array([-np.inf, -np.inf]), 1) == math.inf
 

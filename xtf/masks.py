@@ -51,8 +51,9 @@ class MaskStats:
 
 @dataclass(frozen=True)
 class Mask:
-    """`table`: the scored table with `drop_*` list<bool>, as long as the response, of the attributes in use,
-    and `labels` list<int32>, as long as input_ids."""
+    """`table`: the scored table with `drop_ri`, `drop_kn`, `drop_tr` list<bool>, as long as the response and for
+    the attributes in use, and `labels` list<int32>, as long as input_ids.
+    """
 
     table: pa.Table
     stats: MaskStats
@@ -194,8 +195,7 @@ def _as_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
 
 @dataclass
 class _Tally:
-    """Counts over batches. `dropped` is keyed by every set of attributes ("ri", "ri_kn", ...): dropped by all
-    of it."""
+    """Counts over batches. `dropped` is keyed by every set of attributes ("ri", "ri_kn", ...) that agree."""
 
     examples: int = 0
     tokens: int = 0

@@ -546,8 +546,7 @@ def tr_table(
 
 
 def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Cosine distances of the embedding rows of `used` to the mean row, weighted by `counts` (V,);
-    float64."""
+    """Cosine distances of the embedding rows of `used` to the mean row under `counts` (V,); float64."""
     weight = model.get_input_embeddings().get_parameter("weight")
 
     def blocks(ids: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

@@ -86,8 +86,7 @@ def _require(holds: bool, key: str, value: Any, valid: str) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """A block of scored examples: response lengths, int64 (R,), and flat columns (N,) by name (`ri`, `logp`,
-    `tr`)."""
+    """A block of examples: response lengths, int64 (R,), and flat columns (N,) named `ri`, `logp`, `tr`."""
 
     lengths: np.ndarray
     columns: dict[str, np.ndarray]
@@ -106,15 +105,13 @@ def quantiles(scores: np.ndarray, lengths: np.ndarray, q: float) -> np.ndarray:
 
 
 def iqr_fences(scores: np.ndarray, lengths: np.ndarray, c: float) -> np.ndarray:
-    """Q1 - c (Q3 - Q1) of each example's scores (eq. 5); float64 (R,). A single or constant score is its own
-    fence."""
+    """Q1 - c (Q3 - Q1) of each example's scores (eq. 5); float64 (R,). Equal scores are their own fence."""
     q1, q3 = (quantiles(scores, lengths, q) for q in (0.25, 0.75))
     return q1 - c * (q3 - q1)
 
 
 def histogram(tr: np.ndarray, bins: int) -> np.ndarray:
-    """Counts of TR over equal bins of [0, 1], int64 (bins,). Counts of blocks add up to those of the
-    dataset."""
+    """Counts of TR over equal bins of [0, 1], int64 (bins,); those of blocks add up to the dataset's."""
     return np.histogram(tr, bins=bins, range=(0.0, 1.0))[0]
 
 
@@ -185,8 +182,7 @@ class Cuts:
     band: Band | None  # of TR; None unless its rule is multi_otsu
 
     def margins(self, attribute: Attribute, block: Scores) -> np.ndarray:
-        """How far each score is on the wrong side of the rule's threshold; -inf: never dropped. float64
-        (N,)."""
+        """How far each score is on the wrong side of its threshold, float64 (N,); -inf: never dropped."""
         rule = getattr(self.config, attribute.value)
         scores = block.columns[SOURCE[attribute]].astype(np.float64)
         if attribute is Attribute.kn:  # p > pcp in log space; high p is low novelty
@@ -206,8 +202,7 @@ class Cuts:
         return dropped if cap is None else _capped(dropped, margins, block.lengths, cap)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The thresholds in numbers, in the units of the scores; None for "drops everything" or "drops
-        nothing"."""
+        """The thresholds in numbers, in the units of the scores; None: there is none that drops some."""
         return {attribute.value: self._describe(attribute) for attribute in self.levels}
 
     def _describe(self, attribute: Attribute) -> dict[str, Any]:
@@ -286,8 +281,7 @@ def level_for(margins: np.ndarray, count: int) -> float:
 
 
 def _capped(dropped: np.ndarray, margins: np.ndarray, lengths: np.ndarray, cap: float) -> np.ndarray:
-    """Keeps at most floor(cap * n) drops per response of n tokens: largest margins first, then earlier
-    tokens."""
+    """Leaves at most floor(cap * n) drops to a response of n tokens: largest margins, then earlier tokens."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     candidates = np.flatnonzero(dropped)
     ordered = candidates[np.lexsort((candidates, -margins[candidates], rows[candidates]))]
