@@ -175,46 +175,15 @@ class Job:
 
     @functools.cached_property
     def encoded(self) -> list[Encoded]:
-        from xtf.data import encode
+        from xtf.data import augment, encode
 
-        examples = self._rows("train")
-        if self.config.method.name == "data_augmentation":
-            examples = self._augmented(examples)
+        examples, method = self._rows("train"), self.config.method
+        if method.name == "data_augmentation":
+            examples = augment(examples, method.factor, Path(method.path) if method.path else None)
         rows, report = encode(self.tokenizer, examples, self.config.model.max_length)
         self.manifest["encoding"] = dataclasses.asdict(report)
         self._save()
         return rows
-
-    def _augmented(self, examples: list[Example]) -> list[Example]:
-        """The examples, each followed by its paraphrases in the file `method.path`, up to `method.factor` in all."""
-        from collections import defaultdict
-
-        from xtf.tasks.base import load_rows, text_field
-
-        path, factor = self.config.method.path, self.config.method.factor
-        if path is None:
-            raise ConfigError(
-                "method=data_augmentation needs method.path: JSON lines with example_id and prompt"
-            )
-        paraphrases: dict[str, list[str]] = defaultdict(list)
-        for row in load_rows(SourceConfig(path=path)):
-            paraphrases[text_field(row, "example_id")].append(text_field(row, "prompt"))
-        unknown = sorted(set(paraphrases) - {example.example_id for example in examples})
-        if unknown:
-            raise ConfigError(
-                f"{path}: example_id {unknown[0]!r} ({len(unknown)} in all) is not one of the training rows"
-            )
-        more = []
-        for example in examples:
-            more.append(example)
-            for number, prompt in enumerate(paraphrases[example.example_id][: factor - 1], start=1):
-                messages = (*example.messages[:-1], {**example.messages[-1], "content": prompt})
-                more.append(
-                    dataclasses.replace(
-                        example, example_id=f"{example.example_id}~{number}", messages=messages
-                    )
-                )
-        return more
 
     def base_model(self) -> PreTrainedModel:
         """The untouched base model, for scoring and generation."""
