@@ -40,11 +40,20 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(autouse=True)
+def closed_pages(browser: Any) -> Iterator[None]:
+    """Closes what a test opened, so that the next one has the browser to itself."""
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
 class Page:
     """A page, and whatever it complained about."""
 
     def __init__(self, browser: Any, path: Path, fragment: str = "") -> None:
         self.page = browser.new_page(viewport={"width": 1400, "height": 900})
+        self.page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
@@ -265,7 +274,6 @@ def test_there_is_no_serious_accessibility_violation(
     page.goto(path.as_uri())
     page.wait_for_timeout(500)
     found = axe.Axe().run(page).response["violations"]
-    context.close()
     serious = [
         (each["id"], [node["html"] for node in each["nodes"]][:3])
         for each in found
