@@ -106,8 +106,7 @@ def mask(
         threshold = PRESETS[threshold]
     if attributes is None:
         attributes = [attribute for attribute in Attribute if attribute.value in scored.column_names]
-    # A dataset that was filtered or shuffled is a view; the table must hold its rows themselves.
-    table = scored.flatten_indices().data.table.replace_schema_metadata(None)
+    table = scored.with_format("arrow")[:].replace_schema_metadata(None)
     masked = build_mask(table, threshold, [_attribute(name) for name in attributes])
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)
