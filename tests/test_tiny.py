@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from xtf.tiny import DATA_DIR, MODEL_DIR, generate
-from xtf.tiny.corpus import documents
+from xtf.tiny.corpus import LATE_MIX, MIX, documents, scenario
 
 TASKS = ("math", "code", "medical")
 QUESTION = {"math": "question", "code": "prompt", "medical": "question"}
@@ -136,15 +136,27 @@ def test_responses_carry_planted_noise_in_some_rows_only(task: str, field: str, 
     assert 0.02 < share < 0.2
 
 
-def test_pretraining_text_holds_no_bundled_row_and_not_its_conventions() -> None:
+@pytest.mark.parametrize("mix", [MIX, LATE_MIX], ids=["main", "late"])
+def test_pretraining_text_holds_no_bundled_row_and_not_its_conventions(mix: Any) -> None:
     bundled = {row[QUESTION[task]] for task in TASKS for row in all_rows(task)}
-    heads = {question[:60] for question in bundled}
-    for document in itertools.islice(documents(0), 5000):
+    heads = {question[:36] for question in bundled}
+    assert min(map(len, bundled)) >= 36
+    for document in itertools.islice(documents(0, mix), 4000):
         assert "<<" not in document
         assert not re.search(r"#### \d", document)
-        for start in range(len(document)):
-            if document[start : start + 60] in heads:
-                assert not any(document.startswith(question, start) for question in bundled)
+        assert not any(document[start : start + 36] in heads for start in range(len(document) - 35))
+
+
+def test_a_scenario_asks_for_the_result_of_its_last_exact_step() -> None:
+    rng = random.Random(0)
+    for _ in range(500):
+        problem = scenario(rng)
+        for left, sign, right, result in problem.steps:
+            assert 1 <= result <= 200
+            assert {"+": left + right, "-": left - right, "*": left * right, "/": left / right}[
+                sign
+            ] == result
+        assert problem.value == problem.steps[-1][3]
 
 
 def test_pretraining_text_depends_on_the_seed_only() -> None:

@@ -11,7 +11,7 @@ Templates hold slots in braces and alternatives in brackets: "{name} [buys|finds
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from xtf.tiny.math_rows import OPERATIONS
 from xtf.tiny.words import (
@@ -353,6 +353,205 @@ PROBLEMS: tuple[Callable[[random.Random], Problem], ...] = (
 )
 
 
+# (text, calculations, unit): a to d are numbers of the text; x, y, z the first results.
+SCENARIOS = (
+    (
+        "{name} [plants|sets out] {a} lines of {b} bushes. {c} of the bushes die. How many bushes are left?",
+        "a*b x-c",
+        "bushes",
+    ),
+    (
+        "A pool has {a} liters. A hose brings {b} liters [every|each|a] minute. How much is in it after "
+        "{c} minutes?",
+        "b*c a+x",
+        "liters",
+    ),
+    (
+        "A barrel has {a} liters. {name} pours in {b} liters, but {c} liters run out. How much is in it?",
+        "a+b x-c",
+        "liters",
+    ),
+    (
+        "A train has {a} passengers. {b} get off and {c} get on. How many passengers are on [it|the train]?",
+        "a-b x+c",
+        "passengers",
+    ),
+    (
+        "A train leaves with {a} people. {b} get off, {c} get on, then {d} get off. How many people are on "
+        "it?",
+        "a-b x+c y-d",
+        "people",
+    ),
+    (
+        "{name} is {a} years old. {other} is {b} times older. How old will {other} be in {c} years?",
+        "a*b x+c",
+        "years",
+    ),
+    ("{name} is {a}. {other} is {b} years younger. How old was {other} {c} years ago?", "a-b x-c", "years"),
+    (
+        "{a} {thing} are in a pile. {b} of them are bad. The rest go into {box} of {c}. How many {box} is "
+        "that?",
+        "a-b x/c",
+        "{box}",
+    ),
+    (
+        "A wire is {a} meters long. {name} uses {b} meters and cuts the rest into bits of {c} meters. How "
+        "many bits?",
+        "a-b x/c",
+        "bits",
+    ),
+    (
+        "{name} earns {a} dollars per day. After {b} days {name} buys shoes for {c} dollars. How much is "
+        "left?",
+        "a*b x-c",
+        "dollars",
+    ),
+    (
+        "{name} gets {a} dollars an hour, works {b} hours, and gets a tip of {c} dollars. How much is it "
+        "in all?",
+        "a*b x+c",
+        "dollars",
+    ),
+    (
+        "Soup costs {a} dollars and bread costs {b} dollars. {c} people pay equal parts. How much is a part?",
+        "a+b x/c",
+        "dollars",
+    ),
+    ("There are {a} cars and {b} bicycles. How many wheels are there?", "a*4 b*2 x+y", "wheels"),
+    (
+        "A table has 4 legs and a stool has 3. {name} has {a} tables and {b} stools. How many legs is that?",
+        "a*4 b*3 x+y",
+        "legs",
+    ),
+    (
+        "{name} wants a lamp for {a} dollars. {name} has {b} dollars and gets {c} more. How much is missing?",
+        "b+c a-x",
+        "dollars",
+    ),
+    (
+        "{name} has {a} dollars and earns {b} dollars a week for {c} weeks. A coat costs {d} dollars. How "
+        "much is missing?",
+        "b*c a+x d-y",
+        "dollars",
+    ),
+    (
+        "A road is {a} km long. {name} walks {b} km [a|per|every] day for {c} days. How much of it is left?",
+        "b*c a-x",
+        "km",
+    ),
+    ("{name} walks {a} km on each of {b} days and {c} km on the last day. How far is that?", "a*b x+c", "km"),
+    (
+        "{name} makes {a} plates of {b} cakes. {c} people eat them all in equal parts. How many for each "
+        "one?",
+        "a*b x/c",
+        "cakes",
+    ),
+    (
+        "{name} has {a} points. {other} has {b} more than {name}. How many do they have together?",
+        "a+b a+x",
+        "points",
+    ),
+    ("{a} boys and {b} girls [form|make] groups of {c}. How many groups are there?", "a+b x/c", "groups"),
+    (
+        "Of {a} students {b} stay at home. The others sit at {c} tables, as many at each. How many at a "
+        "table?",
+        "a-b x/c",
+        "students",
+    ),
+    (
+        "{name} sold {a} {thing} on Monday, half as many on Tuesday and {b} on Friday. How many in all?",
+        "a/2 a+x y+b",
+        "{thing}",
+    ),
+    (
+        "{name} sold {a} {thing} on Monday and a third as many on Tuesday. How many in all?",
+        "a/3 a+x",
+        "{thing}",
+    ),
+    (
+        "{name} picks {a} {thing}, {other} picks {b} times as many, and a child {c} less than {other}. How "
+        "many is that?",
+        "a*b x-c",
+        "{thing}",
+    ),
+    (
+        "A child pays {a} dollars and an adult {b} more. How much do {c} adults and {d} children pay?",
+        "a+b c*x d*a y+z",
+        "dollars",
+    ),
+    (
+        "In each of {a} cages are {b} rabbits and {c} mice. How many animals are there?",
+        "a*b a*c x+y",
+        "animals",
+    ),
+    (
+        "{name} has {a} {box} of {b} {thing} and lends {c}. Then {d} come back. How many are there?",
+        "a*b x-c y+d",
+        "{thing}",
+    ),
+    (
+        "One of the {thing} costs {a} dollars. {name} buys {b} and pays with {c} dollars. How much comes "
+        "back?",
+        "a*b c-x",
+        "dollars",
+    ),
+    (
+        "A story has {a} parts. {name} reads {b} parts a day for {c} days. How many parts are not read?",
+        "b*c a-x",
+        "parts",
+    ),
+    (
+        "{name} reads {a} parts of a story a day. After {b} days {c} parts are left. How many parts has it?",
+        "a*b x+c",
+        "parts",
+    ),
+    (
+        "{thing} are {a} dollars, {thing2} are {b} dollars. {name} buys {c} {thing} and {d} {thing2}. How "
+        "much is it?",
+        "c*a d*b x+y",
+        "dollars",
+    ),
+    (
+        "{name} saves {a} dollars a month for {b} months, gets {c} from {other} and spends {d}. How much "
+        "is there?",
+        "a*b x+c y-d",
+        "dollars",
+    ),
+)
+
+
+def solve(plan: str, numbers: dict[str, int]) -> list[tuple[int, str, int, int]] | None:
+    """The calculations of `plan`, or None if one is not exact or leaves 1 to 200."""
+    known = {str(digit): digit for digit in range(10)} | numbers
+    steps = []
+    for result_name, part in zip("xyzw", plan.split(), strict=False):
+        a, sign, b = known[part[0]], part[1], known[part[2]]
+        result = OPERATIONS[sign](a, b)
+        if not 1 <= result <= 200 or (sign == "/" and a % b):
+            return None
+        steps.append((a, sign, b, result))
+        known[result_name] = result
+    return steps
+
+
+def scenario(rng: random.Random) -> Problem:
+    """A problem of `SCENARIOS` with numbers for which every step is exact and small."""
+    p = Problem()
+    text, plan, unit = pick(rng, SCENARIOS)
+    small = {letter for part in plan.split() if part[1] in "*/" for letter in (part[0], part[2])}
+    steps = None
+    while steps is None:
+        numbers = {letter: rng.randint(2, 12 if letter in small else 90) for letter in "abcd"}
+        if "/" in plan:
+            numbers["a"] = rng.randint(2, 90)
+        steps = solve(plan, numbers)
+    (name, other), (thing, thing2) = rng.sample(NAMES, 2), rng.sample(THINGS, 2)
+    facts = {"name": name, "other": other, "thing": thing, "thing2": thing2, "box": pick(rng, CONTAINERS)}
+    p.sentences, p.steps, p.value = [say(rng, text, **numbers, **facts)], steps, steps[-1][3]
+    p.unit = unit.format(**facts)
+    return p
+
+
 def worked(rng: random.Random, p: Problem) -> str:
     """A solution of `p` in one of several styles."""
     style = rng.randrange(6)
@@ -380,8 +579,9 @@ def worked(rng: random.Random, p: Problem) -> str:
     return say(rng, text, v=p.value, u=p.unit)
 
 
-def word_problem(rng: random.Random) -> str:
-    p = pick(rng, PROBLEMS)(rng)
+def told(rng: random.Random, makers: Sequence[Callable[[random.Random], Problem]]) -> str:
+    """One or two problems of `makers` with their solutions, mostly as a conversation."""
+    p = pick(rng, makers)(rng)
     question, solution = " ".join(p.sentences), worked(rng, p)
     style = rng.random()
     if style < 0.6:
@@ -392,8 +592,16 @@ def word_problem(rng: random.Random) -> str:
         return f"Problem. {question}\n\nSolution. {solution}"
     if style < 0.9:
         return f"{question} {solution}"
-    q = pick(rng, PROBLEMS)(rng)
+    q = pick(rng, makers)(rng)
     return chat(question, solution, " ".join(q.sentences), worked(rng, q))
+
+
+def word_problem(rng: random.Random) -> str:
+    return told(rng, PROBLEMS)
+
+
+def scenario_problem(rng: random.Random) -> str:
+    return told(rng, (scenario,))
 
 
 TESTS = {
@@ -656,8 +864,10 @@ def prose(rng: random.Random) -> str:
     return chat(f"Say this again: {sentences[0]}", sentences[0])
 
 
+Mix = dict[Callable[[random.Random], str], float]
+
 # Kind of document -> share of documents.
-MIX: dict[Callable[[random.Random], str], float] = {
+MIX: Mix = {
     drill: 0.12,
     times_table: 0.03,
     asked_calculation: 0.08,
@@ -666,11 +876,21 @@ MIX: dict[Callable[[random.Random], str], float] = {
     abstract: 0.13,
     prose: 0.10,
 }
+# While the learning rate decays: problems from more walks of life, less prose.
+LATE_MIX: Mix = {
+    drill: 0.08,
+    asked_calculation: 0.06,
+    word_problem: 0.16,
+    scenario_problem: 0.40,
+    code: 0.14,
+    abstract: 0.12,
+    prose: 0.04,
+}
 
 
-def documents(seed: int) -> Iterator[str]:
+def documents(seed: int, mix: Mix = MIX) -> Iterator[str]:
     """An endless stream of documents of the mix; equal seeds give equal streams."""
     rng = random.Random(seed)
-    kinds, weights = list(MIX), list(MIX.values())
+    kinds, weights = list(mix), list(mix.values())
     while True:
         yield rng.choices(kinds, weights)[0](rng)

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from xtf.tiny import MODEL_DIR
-from xtf.tiny.corpus import END_OF_TEXT, TURN_END, TURN_START, documents
+from xtf.tiny.corpus import END_OF_TEXT, LATE_MIX, TURN_END, TURN_START, documents
 
 # Words with their leading space or sign, single digits, punctuation, line ends, other space.
 TOKEN_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,9 +56,9 @@ class Settings:
     intermediate: int = 512
     row_tokens: int = 256
     step_rows: int = 24
-    steps: int = 1000
+    steps: int = 900
     warmup_steps: int = 100
-    decay_share: float = 0.4
+    decay_steps: int = 300
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     clip_norm: float = 1.0
@@ -68,7 +68,7 @@ class Settings:
 
 QUICK = Settings(
     vocabulary=512, tokenizer_documents=300, hidden=32, layers=2, heads=2, key_value_heads=1, intermediate=64,
-    row_tokens=64, step_rows=4, steps=8, warmup_steps=2, processes=1, report_steps=4,
+    row_tokens=64, step_rows=4, steps=8, warmup_steps=2, decay_steps=3, processes=1, report_steps=4,
 )  # fmt: skip
 
 
@@ -101,12 +101,13 @@ def train_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
     )
 
 
-def packed_rows(tokenizer: PreTrainedTokenizerFast, settings: Settings, count: int, seed: int) -> np.ndarray:
+def packed_rows(
+    tokenizer: PreTrainedTokenizerFast, settings: Settings, count: int, stream: Iterator[str]
+) -> np.ndarray:
     """`count` rows of token ids, uint16 [R, T + 1]: each starts with a new document; its last one is cut."""
     rows = np.empty((count, settings.row_tokens + 1), dtype=np.uint16)
     separator = tokenizer.pad_token_id
     filled, row = 0, []
-    stream = documents(seed)
     while True:
         for ids in tokenizer(list(itertools.islice(stream, 2000)))["input_ids"]:
             row += [*ids, separator]
@@ -117,10 +118,22 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, settings: Settings, count: i
                     return rows
 
 
+def training_rows(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> np.ndarray:
+    """The rows of all steps, uint16 [R, T + 1]: `MIX`, then `LATE_MIX` while the learning rate decays."""
+    late = settings.decay_steps * settings.step_rows
+    early = settings.steps * settings.step_rows - late
+    return np.concatenate(
+        [
+            packed_rows(tokenizer, settings, early, documents(settings.seed)),
+            packed_rows(tokenizer, settings, late, documents(settings.seed + 3, LATE_MIX)),
+        ]
+    )
+
+
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, constant, linear decay to 0 over the last `decay_share` of the steps."""
+    """Linear warm-up, constant, linear decay to 0 over the last `decay_steps`."""
     rising = (step + 1) / settings.warmup_steps
-    falling = (settings.steps - step) / (settings.decay_share * settings.steps)
+    falling = (settings.steps - step) / settings.decay_steps
     return settings.learning_rate * min(1.0, rising, falling)
 
 
@@ -234,8 +247,9 @@ def train(rank: int, run: Run) -> None:
 
 
 def fingerprint(settings: Settings) -> str:
-    """Hash of the first documents: a checkpoint of other text is not continued."""
-    text = "\0".join(itertools.islice(documents(settings.seed), 1000))
+    """Hash of the first documents of both mixes: a checkpoint of other text is not continued."""
+    mixes = documents(settings.seed), documents(settings.seed + 3, LATE_MIX)
+    text = "\0".join(document for mix in mixes for document in itertools.islice(mix, 1000))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -251,14 +265,11 @@ def pretrain(settings: Settings, out: Path) -> dict[str, Any]:
         kept.write_text(wanted)
     tokenizer = train_tokenizer(settings)
     tokenizer.save_pretrained(out)
-    held_out = packed_rows(tokenizer, settings, 64, settings.seed + 2)
+    held_out = packed_rows(tokenizer, settings, 64, documents(settings.seed + 2))
     rows_path = work / "rows.npy"
     if not rows_path.exists():
-        np.save(
-            rows_path, packed_rows(tokenizer, settings, settings.steps * settings.step_rows, settings.seed)
-        )
+        np.save(rows_path, training_rows(tokenizer, settings))
 
-    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as meeting:
         run = Run(settings, out, rows_path, work / "checkpoint.pt", Path(meeting) / "rendezvous")
         if settings.processes == 1:
@@ -278,7 +289,6 @@ def pretrain(settings: Settings, out: Path) -> dict[str, Any]:
         "settings": asdict(settings),
         "parameters": model.num_parameters(),
         "tokens": settings.steps * settings.step_rows * settings.row_tokens,
-        "seconds": round(time.perf_counter() - began),
         "held_out_loss": round(loss, 4),
         "loss_curve": state["curve"],
     }
@@ -295,7 +305,7 @@ def main() -> None:
     record = pretrain(QUICK if arguments.quick else Settings(), arguments.out)
     print(
         f"{arguments.out}: {record['parameters']:,} parameters, {record['tokens']:,} tokens, "
-        f"{record['seconds']} s, held-out loss {record['held_out_loss']}"
+        f"held-out loss {record['held_out_loss']}"
     )
 
 
