@@ -14,7 +14,7 @@ import hydra
 import pyarrow.parquet as pq
 import pytest
 
-from xtf import models, pipeline
+from xtf import cli, models, pipeline
 from xtf.artifacts import read_json
 from xtf.config import overrides, register, resolve, to_config
 
@@ -182,7 +182,7 @@ def run(whole, monkeypatch):
     def call(*arguments):
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             node = hydra.compose("config", overrides=[*SMALL, *arguments])
-            groups = [a for a in arguments if a.split("=")[0] in ("scorer", "method", "threshold")]
+            groups = [a for a in arguments if a.split("=")[0] in cli.GROUPS]
             default = hydra.compose("config", overrides=groups)
         return pipeline.run(resolve(to_config(node)), overrides(node, default))
 
@@ -271,3 +271,72 @@ def test_a_sweep_grades_the_base_model_once_and_scores_once(tmp_path):
     assert len(list(tmp_path.glob("outputs/runs/**/metrics.json"))) == 3
     assert len(list(tmp_path.glob("outputs/base/*"))) == 1
     assert len(list(tmp_path.glob("outputs/scores/*"))) == 1
+
+
+SHARED = ROOT.parent / "shared" / "data"
+REAL = {
+    "math": [f"task.train.path={SHARED}/gsm8k/train.jsonl", f"task.eval.path={SHARED}/gsm8k/test.jsonl"],
+    "code": [
+        f"task.train.path={SHARED}/mbpp/mbpp.jsonl", f"task.eval.path={SHARED}/humaneval/HumanEval.jsonl.gz",
+        "task.samples=2", "task.pass_at=[1,2]",
+    ],
+    "medical": [
+        *(f"task.{which}.path={SHARED}/pubmedqa/ori_pqal.json" for which in ("train", "eval")),
+        f"task.train.exclude_ids={SHARED}/pubmedqa/test_ground_truth.json",
+        f"task.eval.ids={SHARED}/pubmedqa/test_ground_truth.json",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the published data sets are not at ../shared/data")
+@pytest.mark.parametrize("task", REAL)
+def test_real_rows_run_to_a_record(tmp_path, task):
+    done = subprocess.run(
+        command(f"task={task}", *REAL[task], "task.train.limit=24", "task.eval.limit=6", "tuning.max_steps=2"),
+        cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob(f"outputs/runs/{task}/**/metrics.json")
+    got = read_json(file)
+    assert got["data"]["train"]["rows"] == 24
+    assert got["metrics"]["pass@1" if task == "code" else "accuracy"]["n"] == 6
+
+
+def test_lora_trains_an_adapter_that_is_evaluated(run):
+    record = run("tuning=lora", "tuning.max_steps=2", "logger=tensorboard")
+    (adapter,) = Path("outputs/runs/math/tiny/lora").glob("**/model/adapter_model.safetensors")
+    assert adapter.stat().st_size < 2**20
+    assert record["metrics"]["accuracy"]["n"] == 12
+    assert list(adapter.parents[1].glob("**/events.out.tfevents*"))
+
+
+def test_wandb_without_a_key_logs_offline_and_never_asks(run, monkeypatch):
+    for key in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("NETRC", str(Path("no-netrc").absolute()))
+    run("logger=wandb", "tuning.max_steps=2", "method=normal")
+    assert list(Path("outputs/runs/math/tiny/full/normal").glob("**/offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    "method", ["slm", "data_filtering", "data_augmentation", "dft", "token_cleaning_evolving"]
+)
+def test_methods_that_need_more_than_a_mask_get_it(run, method):
+    record = run(f"method={method}", "tuning.max_steps=2", "evaluate.base=false", "task.eval.limit=4")
+    assert record["method"] == method
+    assert record["training"]["kept_tokens"] > 0
+    again = run(
+        f"method={method}", "tuning.max_steps=2", "evaluate.base=false", "task.eval.limit=4", "seed=1"
+    )
+    assert again["data"] == record["data"]
+    if method == "slm":
+        assert len(list(Path("outputs/references").iterdir())) == 1
+
+
+def test_a_users_own_labels_train_as_they_are(run, whole, tmp_path):
+    (mask,) = (whole[0] / RUN).glob("xtf-paper-*/seed0/mask.parquet")
+    table = pq.read_table(mask).select(["example_id", "input_ids", "prompt_length", "labels"])
+    pq.write_table(table, tmp_path / "mine.parquet")
+    run("method=given", f"task.train.path={tmp_path / 'mine.parquet'}", "stage=mask")
+    (ours,) = Path("outputs/runs/math/tiny/full/given").glob("**/mask.parquet")
+    assert pq.read_table(ours)["labels"].to_pylist() == table["labels"].to_pylist()
