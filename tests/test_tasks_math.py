@@ -223,7 +223,7 @@ def test_all_math500_references_grade_as_right_and_changed_ones_as_wrong() -> No
 
 
 @needs_data
-def test_math_verify_itself_agrees_with_every_math500_reference() -> None:
+def test_math_verify_itself_agrees_with_every_fourth_math500_reference() -> None:
     rows = load_rows(SourceConfig(path=str(SHARED / "math500" / "math500_test.json")))
-    verdicts = Equivalence().compare([(row["answer"], row["answer"]) for row in rows])
+    verdicts = Equivalence().compare([(row["answer"], row["answer"]) for row in rows.rows[::4]])
     assert all(right for right, _ in verdicts)

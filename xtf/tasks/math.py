@@ -13,13 +13,13 @@ SymPy can run for ever on a hostile expression, and only killing a process stops
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
-import select
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -41,7 +41,7 @@ from xtf.tasks.base import (
     turns,
 )
 
-EQUIVALENCE_SECONDS = 10.0  # per pair of expressions
+EQUIVALENCE_SECONDS = 10  # of CPU time per pair of expressions: a busy machine must not change a verdict
 EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing process
 MAX_NUMBER = 200  # characters; a model that repeats one digit has not given a number
 MAX_EXPRESSION = 2000  # characters; a longer "answer" is not one
@@ -217,60 +217,36 @@ def plain(expression: str) -> str:
 
 
 class Equivalence:
-    """`math-verify` in processes of its own, one per thread, each killed and replaced at the time limit."""
+    """`math-verify` in processes of its own; the kernel ends one that takes too long over a pair."""
 
-    def __init__(self, workers: int = 2, seconds: float = EQUIVALENCE_SECONDS) -> None:
+    def __init__(self, workers: int = 2, seconds: int = EQUIVALENCE_SECONDS) -> None:
         self.workers, self.seconds = workers, seconds
-        self._local = threading.local()
-        self._processes: list[subprocess.Popen[str]] = []
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:
         """For each (reference, answer) pair, whether it was shown to be equivalent, and how that went."""
-        try:
-            with ThreadPoolExecutor(min(self.workers, max(1, len(pairs)))) as pool:
-                return list(pool.map(self._compare, pairs))
-        finally:
-            for process in self._processes:
-                process.kill()
-                process.communicate()
-            self._processes.clear()
-            self._local = threading.local()
+        shares = [pairs[first :: self.workers] for first in range(self.workers)]
+        with ThreadPoolExecutor(self.workers) as pool:
+            verdicts = list(pool.map(self._compare, shares))
+        return [verdicts[place % self.workers][place // self.workers] for place in range(len(pairs))]
 
-    def _compare(self, pair: tuple[str, str]) -> tuple[bool, str]:
-        process = getattr(self._local, "process", None)
-        if process is None or process.poll() is not None:
-            process = self._local.process = self._start()
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(pair) + "\n")
-            process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], self.seconds)
-            answer = process.stdout.readline() if ready else ""
-        except BrokenPipeError:  # the process died of its memory limit between two pairs
-            answer = ""
-        if answer:
-            verdict, reason = json.loads(answer)
-            return verdict, reason
-        process.kill()
-        process.wait()
-        return False, f"not shown equal within {self.seconds:g} s"
-
-    def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "xtf.tasks.math"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(Path(xtf.__file__).parents[1])},
-            text=True,
-        )
-        self._processes.append(process)
-        assert process.stdout is not None
-        if process.stdout.readline() != "ready\n":  # importing SymPy does not count against the limit
-            raise RuntimeError(
-                "the process that compares expressions did not start: is math-verify installed?"
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:
+        verdicts: list[tuple[bool, str]] = []
+        while len(verdicts) < len(pairs):
+            process = subprocess.run(
+                [sys.executable, "-m", "xtf.tasks.math", str(self.seconds)],
+                input="".join(json.dumps(pair) + "\n" for pair in pairs[len(verdicts) :]),
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(Path(xtf.__file__).parents[1])},
+                text=True,
+                check=False,
             )
-        return process
+            ready, *lines = process.stdout.splitlines() or [""]
+            if ready != "ready":
+                raise RuntimeError("the process that compares expressions did not start (its error is above)")
+            verdicts += [(verdict, reason) for verdict, reason in map(json.loads, lines)]
+            if process.returncode:  # ended over the pair after the last answer; go on with the next one
+                verdicts.append((False, f"not shown equal within {self.seconds} s"))
+        return verdicts
 
 
 class MathGrader:
@@ -351,8 +327,8 @@ def equivalent(reference: str, answer: str) -> bool:
     return bool(verify(gold, found, float_rounding=12, timeout_seconds=None))
 
 
-def _serve() -> None:
-    """Answers pairs, one JSON line each, until the input ends."""
+def _serve(seconds: int) -> None:
+    """Answers pairs, one JSON line each, until the input ends; the kernel ends it when a pair takes too long."""
     import logging
 
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limit is off
@@ -362,6 +338,8 @@ def _serve() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         reference, answer = json.loads(line)
+        deadline = math.ceil(time.process_time()) + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (deadline, resource.RLIM_INFINITY))
         try:
             verdict = equivalent(reference, answer)
             result = verdict, "equivalent" if verdict else f"not equivalent to {reference}"
@@ -373,4 +351,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))
