@@ -27,7 +27,7 @@ from transformers import (
 
 from xtf import module as module_file
 from xtf.config import Schedule
-from xtf.data import Step, TrainingRows, collate
+from xtf.data import Step, StepLoader, TrainingRows, collate
 from xtf.methods import METHODS, Method
 from xtf.module import PACKED, PackedLM, enable_packing, learning_rate_factor
 
@@ -148,6 +148,19 @@ def test_chunked_logits_leave_the_gradient_as_it_is(name: str, monkeypatch: pyte
     monkeypatch.setattr(module_file, "LOGITS_AT_ONCE", 5 * VOCABULARY)
     _, ours = packed_gradients(model, source)
     assert relative_difference(ours, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("packing", [PACKED, "sdpa"])
+def test_filling_a_row_up_to_a_fixed_length_leaves_the_gradient_as_it_is(packing: str) -> None:
+    model, source = build("qwen2"), table()
+    _, theirs = plain_gradients(model, source)
+    model.set_attn_implementation(packing)
+    settings = {"batch_size": len(source), "epochs": 1, "seed": 0, "budget": 64, "fill_with": 0}
+    step = next(iter(StepLoader(TrainingRows(source), **settings)))
+    for micro in step.micro_batches:
+        assert micro.input_ids.shape == (1, 64)
+        (PackedLM(model, Method())(micro)[0] / step.kept_tokens).backward()
+    assert relative_difference(gradients(model), theirs) < 1e-6
 
 
 def test_gradient_checkpointing_leaves_the_gradient_as_it_is() -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -81,15 +82,8 @@ def config(method: str = "xtf", trainer: TrainerConfig = TRAINER, seed: int = 0,
 def train(
     folder: Path, settings: Config | None = None, model: PreTrainedModel | None = None, **more: Any
 ) -> dict[str, Any]:
-    return fit(
-        model or build(),
-        more.pop("table", table()),
-        settings or config(),
-        folder,
-        pad_id=0,
-        loggers=[],
-        **more,
-    )
+    more = {"table": table(), "loggers": [], "pad_id": 0} | more
+    return fit(model or build(), more.pop("table"), settings or config(), folder, **more)
 
 
 def slow_training(steps: int, divisor: Divisor, rate: Any) -> tuple[PreTrainedModel, list[float]]:
@@ -156,6 +150,20 @@ def test_the_model_folder_loads_by_itself_and_a_finished_run_is_left_alone(tmp_p
         == json.loads((tmp_path / "model/training.json").read_text())
     )
     assert (tmp_path / "model/model.safetensors").read_bytes() == before
+
+
+def test_loggers_get_every_value_of_every_step(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "logger", name="", version="", flush_logs_every_n_steps=1)
+    train(tmp_path, config(max_steps=4, validation_fraction=0.2), loggers=[logger])
+    with (tmp_path / "logger/metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    log = read_log(tmp_path / "train_log.csv")
+    for name in ("loss", "kept_tokens", "tokens_per_second", "learning_rate", "grad_norm"):
+        values = [float(row[f"train/{name}"]) for row in rows if row[f"train/{name}"]]
+        assert values == pytest.approx([row[name] for row in log], rel=1e-6)
+    assert [float(row["validation/loss"]) for row in rows if row["validation/loss"]] == pytest.approx(
+        [row["validation_loss"] for row in log if row["validation_loss"] is not None], rel=1e-6
+    )
 
 
 def test_seeds_change_the_order_and_nothing_else_changes_the_result(tmp_path: Path) -> None:
@@ -369,6 +377,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         train(tmp_path, config(**change))
+
+
+def test_a_method_that_reads_attention_refuses_a_kernel_that_hides_it(tmp_path: Path) -> None:
+    model, source = build(), table()
+    scored = source.append_column(
+        "logp", pa.array([row.tolist() for row in log_probabilities(model, source)])
+    )
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="eager attention does not show"):
+        train(tmp_path, config("sstoken"), model, table=scored)
+    model.set_attn_implementation("sdpa")
+    assert train(tmp_path, config("sstoken", max_steps=2), model, table=scored)["attention"] == "packed_sdpa"
 
 
 def test_a_table_without_loss_is_refused(tmp_path: Path) -> None:

@@ -436,8 +436,7 @@ def _micro_batch(data: TrainingRows, rows: Sequence[int]) -> MicroBatch:
 
 
 def pack_documents(documents: Sequence[torch.Tensor]) -> MicroBatch:
-    """Whole documents, 1-D int64 each, in one row; every token but each one's first is a target of weight
-    1."""
+    """Whole documents, 1-D int64 each, in one row; every token but each one's first is a target of weight 1."""
     table = pa.table({
         "example_id": [str(index) for index in range(len(documents))],
         "input_ids": [ids.tolist() for ids in documents],
@@ -454,6 +453,21 @@ def _empty_micro_batch(data: TrainingRows) -> MicroBatch:
     return MicroBatch(first[None], zero[None], (1,), zero, first, torch.zeros(1), zero, (1,), columns)
 
 
+def filled(micro: MicroBatch, length: int, pad_id: int) -> MicroBatch:
+    """The row brought to `length` tokens by a document of `pad_id` behind the others; a longer one as it is."""
+    missing = length - micro.input_ids.shape[1]
+    if missing <= 0:
+        return micro
+    filler = torch.full((1, missing), pad_id)
+    return replace(
+        micro,
+        input_ids=torch.cat([micro.input_ids, filler], dim=1),
+        position_ids=torch.cat([micro.position_ids, torch.arange(missing)[None]], dim=1),
+        document_lengths=(*micro.document_lengths, missing),
+        prompt_lengths=(*micro.prompt_lengths, missing),
+    )
+
+
 def _tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     return torch.as_tensor(values).to(dtype)
 
@@ -461,7 +475,8 @@ def _tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 class StepLoader:
     """All optimizer steps of a training, in order; a function of the seed, resumable at any step.
 
-    Each epoch visits every row once; its last step may be smaller than `batch_size`.
+    Each epoch visits every row once; its last step may be smaller than `batch_size`. With `fill_with`, a token id,
+    every micro-batch is filled up to the budget, so that a compiled model sees one shape.
     """
 
     def __init__(
@@ -475,9 +490,10 @@ class StepLoader:
         max_steps: int | None = None,
         rank: int = 0,
         devices: int = 1,
+        fill_with: int | None = None,
     ) -> None:
         self.data, self.batch_size, self.seed, self.budget = data, batch_size, seed, budget
-        self.rank, self.devices = rank, devices
+        self.rank, self.devices, self.fill_with = rank, devices, fill_with
         self.steps_per_epoch = -(-len(data) // batch_size)
         self.steps = min(self.steps_per_epoch * epochs, max_steps or sys.maxsize)
         self.next = 0
@@ -492,7 +508,10 @@ class StepLoader:
             yield step
 
     def step(self, index: int) -> Step:
-        return collate(self.data, self.rows(index), self.budget, index, self.rank, self.devices)
+        step = collate(self.data, self.rows(index), self.budget, index, self.rank, self.devices)
+        if self.fill_with is not None:
+            step.micro_batches = [filled(micro, self.budget, self.fill_with) for micro in step.micro_batches]
+        return step
 
     def rows(self, index: int) -> np.ndarray:
         """Table rows of a step."""

@@ -253,7 +253,7 @@ class PackedLM(nn.Module):
         return max(1, LOGITS_AT_ONCE // self.config.vocab_size)
 
 
-def enable_packing(model: PreTrainedModel, longest: int) -> str:
+def enable_packing(model: PreTrainedModel, longest: int, compiled: bool = False) -> str:
     """Let `model` read packed rows; returns the name of its attention implementation, now `PACKED` where it
     was sdpa.
 
@@ -262,6 +262,7 @@ def enable_packing(model: PreTrainedModel, longest: int) -> str:
 
     Args:
         longest: tokens of the longest document; sliding windows shorter than that stay with masked attention.
+        compiled: whether the model will be compiled; then the attention stays, as document lengths are no fixed shape.
     """
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.arange(1, 15, device=model.device) * 7919 % vocabulary
@@ -273,7 +274,8 @@ def enable_packing(model: PreTrainedModel, longest: int) -> str:
         for ids in documents:
             logits = model(ids[None], use_cache=False).logits[0, :-1].float()
             apart.append(F.cross_entropy(logits, ids[1:], reduction="none"))
-        _choose_attention(model, longest)
+        if not compiled:
+            _choose_attention(model, longest)
         micro = move_data_to_device(pack_documents(documents), model.device)
         packed = PackedLM(model, Method())(micro)[1]
     model.train(training)

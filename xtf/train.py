@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from xtf.artifacts import read_json, write_atomic, write_json
 from xtf.config import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
@@ -29,8 +30,8 @@ from xtf.data import Encoded, Step, StepLoader, TrainingRows
 from xtf.masks import weights_to_labels
 from xtf.methods import Method, Scores, SelfEvolving
 from xtf.models import precision
-from xtf.module import TokenFilteredLM, enable_packing
-from xtf.progress import bar
+from xtf.module import PACKED, TokenFilteredLM, enable_packing
+from xtf.progress import bar, console
 from xtf.scorers import score_rows
 
 LOG_COLUMNS = (
@@ -64,6 +65,7 @@ def fit(
     Args:
         table: what `xtf.data.TrainingRows` describes.
         config: resolved: tuning.epochs, learning_rate and batch_size are numbers.
+        pad_id: fills packed rows up where `config.trainer.compile` wants one shape; nothing attends to it.
         tokenizer: saved beside the weights, so that the folder loads by itself.
 
     Raises:
@@ -84,7 +86,12 @@ def fit(
     training, validation = _split(table, tuning, config.seed, extra)
     longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
     original = model.config._attn_implementation
-    attention = enable_packing(model, longest)
+    attention = enable_packing(model, longest, config.trainer.compile)
+    if method.prompt_attention and attention != PACKED:
+        raise ValueError(
+            f"method={method.name} reads attention in the training step, which {attention} attention does not show; "
+            "use model.attention=sdpa, trainer.compile=false and documents within the sliding window"
+        )
     progress = Progress(run_dir, config.trainer.checkpoint_every)
     with _quiet():
         trainer = _trainer(config, run_dir, loggers, progress)
@@ -97,6 +104,7 @@ def fit(
         budget=config.trainer.tokens_per_microbatch,
         rank=trainer.global_rank,
         devices=trainer.world_size,
+        fill_with=pad_id if config.trainer.compile else None,
     )
     module = TokenFilteredLM(
         _trainable(model, tuning, config.seed),
@@ -106,6 +114,8 @@ def fit(
         validation=validation,
         seed=config.seed,
     )
+    if config.trainer.compile:
+        model.get_decoder().compile(dynamic=False)
     last = run_dir / LAST
     with _quiet(), bar("training", loader.tokens()) as advance:
         progress.advance = advance
@@ -354,6 +364,7 @@ def _record(
         "divisor": tuning.divisor.value,
         "precision": precision(config.trainer),
         "attention": attention,
+        "compiled": config.trainer.compile,
         "devices": config.trainer.devices,
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
@@ -370,6 +381,8 @@ def _save(
     temporary = folder.with_name(f".{folder.name}.tmp")
     for stale in (temporary, folder):
         shutil.rmtree(stale, ignore_errors=True)
+    if not console.is_terminal:
+        transformers_logging.disable_progress_bar()
     # A tied weight has two names in a state; the model's own list has it once.
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     weights = {name: value for name, value in weights.items() if name in names}
