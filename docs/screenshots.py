@@ -27,6 +27,7 @@ def main(folder: Path, pages: list[str]) -> None:
             address, name = page.rsplit("=", 1)
             path, _, fragment = address.partition("#")
             tab = browser.new_page(viewport={"width": 1200, "height": 760})
+            tab.set_default_timeout(120_000)
             tab.goto(f"{Path(path).resolve().as_uri()}#{fragment}")
             tab.wait_for_timeout(3000)  # plots are drawn after the text
             target = folder / f"{name}.png"

@@ -64,7 +64,9 @@ def test_an_offline_run_holds_figures_histograms_examples_and_generations(tmp_pa
     run = write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), experiment="table2")
     assert publish(run, byte_tokenizer(), LOGGER, "offline")
     found = records(run)
-    while "exit" not in [record.WhichOneof("record_type") for record in found]:  # its service writes on its own
+    while "exit" not in [
+        record.WhichOneof("record_type") for record in found
+    ]:  # its service writes on its own
         time.sleep(0.2)
         found = records(run)
     (described,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
