@@ -148,8 +148,7 @@ class PackedLM(nn.Module):
         self.method = method
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(base, PreTrainedModel)
-        # In a tuple, so that they are not registered a second time: they are in the tree already, below
-        # `model`.
+        # In a tuple, so that they are not registered a second time: `model` holds them already.
         self._parts = (base, base.get_decoder(), base.get_output_embeddings())
         self.config = base.config.get_text_config()
         self.progress = 0.0  # share of the training steps done
@@ -164,8 +163,7 @@ class PackedLM(nn.Module):
             return self._loss(hidden, micro.targets, micro.weights)
         if self.method.pointwise:
             return self._loss(hidden, micro.targets, micro.weights, micro)
-        # The rule ranks tokens against each other: all log-probabilities first, then the loss of the chosen
-        # ones.
+        # The rule ranks tokens against each other: all losses first, then the gradient of the chosen ones.
         with torch.no_grad():
             losses = self._loss(hidden, micro.targets, micro.weights)[1]
         weights = micro.weights * self.method.online_weights(
@@ -231,8 +229,7 @@ class PackedLM(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """LM head with the scaling and soft-capping that the architecture puts behind it, [n, D] -> [n,
-        V]."""
+        """LM head with the scaling and soft-capping that the architecture puts behind it, [n, D] -> [n, V]."""
         logits: Tensor = self._parts[2](hidden)
         if scale := getattr(self.config, "logit_scale", None):
             logits = logits * scale
