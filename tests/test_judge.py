@@ -91,7 +91,7 @@ def config(server: Server, monkeypatch: pytest.MonkeyPatch) -> JudgeConfig:
         model="judge-1",
         api_key_env="TEST_KEY",
         retries=3,
-        timeout_seconds=5.0,
+        timeout_seconds=30.0,
     )
 
 
@@ -147,7 +147,7 @@ FAULTS: dict[str, Answer] = {
         handler.wfile.write(b"\x00\xff garbage\r\n\r\n"),
         handler.connection.close(),
     )[0],
-    "time-out": lambda handler, _: time.sleep(0.6),
+    "time-out": lambda handler, _: time.sleep(1.5),
 }
 
 
@@ -158,7 +158,7 @@ def test_a_fault_that_passes_is_retried_and_one_that_stays_gives_no_verdict(
     def twice(handler: Handler, count: int) -> None:
         FAULTS[fault](handler, count) if count <= 2 else handler.say("yes")
 
-    config = replace(config, timeout_seconds=0.3 if fault == "time-out" else 5.0)
+    config = replace(config, timeout_seconds=1.0 if fault == "time-out" else 30.0)
     server.answer = twice
     (grade,) = JudgeGrader(config, tmp_path).grade(items("Paris"))
     assert grade.correct is True and len(server.requests) == 3
@@ -213,12 +213,16 @@ def test_the_cap_on_requests_counts_retries_and_leaves_the_rest_without_verdict(
 def test_no_more_requests_run_at_once_than_allowed(
     server: Server, config: JudgeConfig, tmp_path: Path
 ) -> None:
-    def slow(handler: Handler, _: int) -> None:
-        time.sleep(0.05)
+    three = threading.Barrier(3, timeout=60)
+
+    def wait_for_two_others(handler: Handler, _: int) -> None:
+        three.wait()
         handler.say("yes")
 
-    server.answer = slow
-    grades = JudgeGrader(replace(config, concurrency=3), tmp_path).grade(items(*map(str, range(12))))
+    server.answer = wait_for_two_others
+    grades = JudgeGrader(replace(config, concurrency=3, timeout_seconds=60.0), tmp_path).grade(
+        items(*map(str, range(12)))
+    )
     assert all(grade.correct for grade in grades) and server.busiest == 3
 
 

@@ -246,7 +246,7 @@ time.sleep(60)
     ],
 )
 def test_every_limit_ends_the_program(program: str, reason: str) -> None:
-    with Sandbox(replace(CONFIG, wall_seconds=2.5, workers=1)) as box:
+    with Sandbox(replace(CONFIG, wall_seconds=4.0, workers=1)) as box:
         started = time.monotonic()
         outcome = run(box, program)
         assert not outcome.passed and reason in outcome.reason
