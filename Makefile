@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 quickstart: $(VENV)/.base  ## install, then the whole pipeline on the tiny model and the bundled math data
 	$(BIN)/python run.py
 
-test: $(VENV)/.test lint  ## install with the test extra, lint, types, then the whole suite
+test: $(VENV)/.test $(VENV)/.chromium lint  ## install with the test extra, lint, types, then the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.test
@@ -31,7 +31,14 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(BIN)/python -m pip install -q -e '.[test,judge]' -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[test,judge,dashboard]' -c constraints.txt
+	touch $@
+
+# The explorer's tests drive a Chromium of the distribution; where there is none and none can be installed, they skip.
+$(VENV)/.chromium: | $(VENV)/bin/python
+	command -v chromium || command -v google-chrome || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium fonts-noto-core fonts-noto-cjk > /dev/null; } || \
+	  echo "no Chromium here: the browser tests will be skipped"
 	touch $@
 
 clean:

@@ -16,7 +16,7 @@ from test_preview import HOSTILE, byte_tokenizer, encode
 
 from xtf.config import Attribute
 from xtf.masks import build_mask
-from xtf.preview import preview
+from xtf.explorer import preview
 from xtf.report import run_report
 from xtf.thresholds import PRESETS
 from xtf.tokens import response_tokens

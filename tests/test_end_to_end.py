@@ -254,7 +254,7 @@ def test_a_row_that_cannot_be_used_is_named_by_file_number_and_field(run, tmp_pa
 
 
 def test_a_prompt_that_leaves_no_room_is_counted(run):
-    run("stage=score", "model.max_length=110")
+    run("stage=score", "model.max_length=80")
     (manifest,) = (p for p in Path(RUN).glob("*/seed0/manifest.json") if "no_room" in p.read_text()
                    and read_json(p)["encoding"]["no_room"])  # fmt: skip
     report = read_json(manifest)["encoding"]

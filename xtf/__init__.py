@@ -1,8 +1,8 @@
 """XTF: find which label tokens of a fine-tuning set teach a language model, and train without the rest.
 
-    scored = xtf.score(model, tokenizer, examples)
-    masked = xtf.mask(scored, threshold="paper")
-    xtf.preview(masked, tokenizer, "preview.html")
+scored = xtf.score(model, tokenizer, examples)
+masked = xtf.mask(scored, threshold="paper")
+xtf.preview(masked, tokenizer, "preview.html")
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xtf.api import mask, score
-    from xtf.preview import preview
+    from xtf.explorer import preview
 
 __version__ = "0.1.0"
 __all__ = ["mask", "preview", "score"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "preview":
-        from xtf.preview import preview
+        from xtf.explorer import preview
 
         return preview
     raise AttributeError(f"module 'xtf' has no attribute {name!r}")

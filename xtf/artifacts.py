@@ -89,7 +89,7 @@ def git_commit(folder: Path) -> str | None:
 def versions() -> dict[str, str]:
     """Versions of what can change a result."""
     names = ("xtf", "torch", "transformers", "pytorch-lightning", "peft", "tokenizers", "datasets", "numpy",
-             "scikit-image", "math-verify", "hydra-core")  # fmt: skip
+             "math-verify", "hydra-core")  # fmt: skip
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in names:
         try:

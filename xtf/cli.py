@@ -55,8 +55,8 @@ def help_text(root: Path) -> str:
         )
         out.append(f"  {name:16} {header}")
     out.append(
-        "\nother keys: stage=all|score|mask|train|evaluate|report|preview|dashboard, seed=N, output_dir=FOLDER, and every key of\n"
-        "a group's file. xtf/config.py lists all of them with types, defaults and meaning;\n"
+        "\nother keys: stage=all|score|mask|train|evaluate|report|preview|dashboard, seed=N, output_dir=FOLDER, and\n"
+        "every key of a group. xtf/config.py lists all of them with types, defaults and meaning;\n"
         "python run.py --cfg job prints the composed configuration without running it."
     )
     return "\n".join(out)

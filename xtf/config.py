@@ -344,7 +344,7 @@ class EvaluateConfig:
 @dataclass(frozen=True)
 class PreviewConfig:
     format: str = "html"  # html or text
-    examples: int = _within(2000, 1)
+    examples: int | None = _within(None, 1)  # None: 2,000 in HTML, 5 as text
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from xtf.artifacts import write_atomic
 from xtf.config import LoggerConfig
-from xtf.preview import preview_text
+from xtf.explorer import preview_text
 from xtf.results import Run, load_run, read_lines
 from xtf.sweeps import reported_share
 from xtf.tokens import response_tokens

@@ -67,6 +67,8 @@ def generate_batch(
     """Completions of token-id prompts: left padding, KV cache, stop at EOS; text after a `stop` string is cut."""
     import torch
 
+    from xtf.data import decode_response
+
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     input_ids = torch.full((len(prompts), longest), pad)
@@ -91,7 +93,7 @@ def generate_batch(
             max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(stops), pad_token_id=pad, use_cache=True,
             **sampling,
         )  # fmt: skip
-    texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    texts = [decode_response(tokenizer, ids) for ids in output[:, longest:].tolist()]
     for mark in stop:
         texts = [text.split(mark, 1)[0] for text in texts]
     return texts

@@ -37,7 +37,9 @@ def wandb_mode(config: Config) -> Literal["online", "offline", "disabled"]:
     """`logger.mode`, else $WANDB_MODE, else online where a key is configured, else offline: never a prompt."""
     import wandb
 
-    mode = config.logger.mode or os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    mode = (
+        config.logger.mode or os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    )
     if mode not in ("online", "offline", "disabled"):
         raise ConfigError(f"logger.mode={mode} is not known; it is online, offline or disabled")
     return cast("Literal['online', 'offline', 'disabled']", mode)

@@ -102,11 +102,16 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    model: ModelConfig, trainer: TrainerConfig, dtype: torch.dtype, folder: Path | None = None
+    model: ModelConfig,
+    trainer: TrainerConfig,
+    dtype: torch.dtype,
+    folder: Path | None = None,
+    place: str | None = None,
 ) -> PreTrainedModel:
     """The base model, or the fine-tuned one in `folder` (a PEFT adapter there is put on the base model and merged).
 
-    Returned in `dtype`, on the trainer's device, in evaluation mode. ValueError if it is neither cached nor reachable.
+    Returned in `dtype`, in evaluation mode, on the device `place`, by default the trainer's. ValueError if it is
+    neither cached nor reachable.
     """
     import transformers
     from transformers import AutoModelForCausalLM
@@ -125,7 +130,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise _unreachable(model, "weights", error) from error
-    loaded = loaded.to(device(trainer))  # type: ignore[arg-type]
+    loaded = loaded.to(place or device(trainer))  # type: ignore[arg-type]
     if adapter:
         from peft import PeftModel
 

@@ -475,37 +475,57 @@ class Job:
                 say("W&B could not be reached; the run is stored offline, `wandb sync` uploads it")
 
     def report(self, record: Mapping[str, Any]) -> None:
-        """Write the run's report and show its summary."""
+        """Write the run's report, the explorer beside it, and show the summary."""
         from xtf.report import console_table, run_report
 
-        name = "-".join(self.folder.relative_to(self.output / "runs").parts)
-        files = run_report(self.folder, self.output / "reports" / name)
+        files = [self.explorer(), *run_report(self.folder, self.reports)]
         console.print(console_table(dict(record)))
         say(f"metrics: {self.metrics_file}")
         for file in files:
             if file.suffix in (".html", ".md"):
                 say(f"report:  {file}")
 
+    @property
+    def reports(self) -> Path:
+        """Where people find what they read about this run."""
+        return self.output / "reports" / "-".join(self.folder.relative_to(self.output / "runs").parts)
+
+    def explorer(self) -> Path:
+        """The page that shows which tokens train and why the others were dropped."""
+        import pyarrow.parquet as pq
+
+        from xtf.explorer import preview
+        from xtf.results import command_line
+
+        config, path = self.config, self.reports / "preview.html"
+        key = digest([self.manifest["stages"]["mask"]["sha256"], config.preview.examples])
+        if path.exists() and self.manifest.get("explorer") == key:
+            return path
+        table = pq.read_table(self.folder / "mask.parquet")
+        names = {
+            key: value for key, value in plain(config).items() if isinstance(value, dict) and "name" in value
+        }
+        record = {key: value["name"] for key, value in names.items()}
+        line = command_line({**record, "seed": config.seed, "overrides": plain(dict(self.changed))})
+        preview(
+            table, self.tokenizer, path, threshold=config.threshold, examples=config.preview.examples or 2000,
+            command=line,
+        )  # fmt: skip
+        self.manifest["explorer"] = key
+        self._save()
+        return path
+
     def preview(self) -> None:
         """Show which tokens train and why the others were dropped: an HTML file, or coloured text."""
         import pyarrow.parquet as pq
 
-        from xtf.preview import preview, preview_text
+        from xtf.explorer import preview_text
 
-        table = pq.read_table(self.folder / "mask.parquet")
         if self.config.preview.format == "text":
-            console.print(preview_text(table, self.tokenizer, examples=self.config.preview.examples))
-            return
-        name = "-".join(self.folder.relative_to(self.output / "runs").parts)
-        path = self.output / "reports" / name / "preview.html"
-        preview(
-            table,
-            self.tokenizer,
-            path,
-            threshold=self.config.threshold,
-            examples=self.config.preview.examples,
-        )
-        say(f"preview: {path}")
+            table = pq.read_table(self.folder / "mask.parquet")
+            console.print(preview_text(table, self.tokenizer, examples=self.config.preview.examples or 5))
+        else:
+            say(f"preview: {self.explorer()}")
 
 
 TIMED = ("score", "mask", "evaluate_base", "train", "evaluate")

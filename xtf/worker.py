@@ -23,7 +23,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     # Full tuning keeps float32 master weights; LoRA's frozen base does not change, so it needs no more than inference.
     dtype = torch.float32 if config.tuning.name is Tuning.full else inference_dtype(config.trainer)
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, config.trainer, dtype)
+    # With several devices every process loads into main memory, and the strategy moves it to the process's own.
+    place = "cpu" if config.trainer.devices > 1 else None
+    model = load_model(config.model, config.trainer, dtype, place=place)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     table, loggers = pq.read_table(folder / "mask.parquet"), make_loggers(config, folder)
     return fit(model, table, config, folder, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from xtf.config import Attribute, RIThreshold, ThresholdConfig
 from xtf.masks import build_mask
-from xtf.preview import preview, preview_text
+from xtf.explorer import preview, preview_text
 from xtf.sensitivity import NEVER, sweep
 from xtf.thresholds import PRESETS, SOURCE, Scores
 from xtf.tokens import Pieces, response_tokens, visible
@@ -172,7 +172,7 @@ def test_a_file_that_would_be_too_large_is_sampled(tmp_path: Path, monkeypatch: 
     table, tokenizer = masked_table(60), byte_tokenizer()
     whole = preview(table, tokenizer, tmp_path / "whole.html").stat().st_size
     one = preview(table, tokenizer, tmp_path / "one.html", examples=1).stat().st_size
-    monkeypatch.setattr("xtf.preview.MOST_BYTES", (whole + one) // 2)
+    monkeypatch.setattr("xtf.explorer.MOST_BYTES", (whole + one) // 2)
     path = preview(table, tokenizer, tmp_path / "some.html")
     assert path.stat().st_size <= (whole + one) // 2
     assert 1 <= len(payload(path)[0]["rows"]) < 60
