@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from made_runs import scored_table, write_run
-from test_preview import HOSTILE, byte_tokenizer, encode
+from test_explorer import HOSTILE, byte_tokenizer, encode
 
 from xtf.config import Attribute
-from xtf.masks import build_mask
 from xtf.explorer import preview
+from xtf.masks import build_mask
 from xtf.report import run_report
 from xtf.thresholds import PRESETS
 from xtf.tokens import response_tokens

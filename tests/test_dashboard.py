@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from made_runs import scored_table, write_run
-from test_preview import byte_tokenizer
+from test_explorer import byte_tokenizer
 from test_report import outcomes
 
 from xtf.config import Attribute, LoggerConfig

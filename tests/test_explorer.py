@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from xtf.config import Attribute, RIThreshold, ThresholdConfig
-from xtf.masks import build_mask
 from xtf.explorer import preview, preview_text
+from xtf.masks import build_mask
 from xtf.sensitivity import NEVER, sweep
 from xtf.thresholds import PRESETS, SOURCE, Scores
 from xtf.tokens import Pieces, response_tokens, visible

@@ -338,7 +338,9 @@ class LoggerConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     base: bool = True  # grade the untouched base model too (once per model and task)
-    general: list[str] = field(default_factory=list)  # lm-eval tasks run before and after (extra `general`)
+    # lm-eval tasks run before and after (extra `general`); hellaswag:FILE reads the items from a local file
+    general: list[str] = field(default_factory=list)
+    general_limit: int | None = _within(None, 1)  # only the first items of each
 
 
 @dataclass(frozen=True)
@@ -598,7 +600,7 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
 
 # Keys that change neither what is learnt nor what is measured, so they do not name a run folder.
 _NEUTRAL = (
-    "stage", "seed", "output_dir", "experiment", "cases", "logger.", "preview.", "evaluate.", "scorer.compute",
+    "stage", "seed", "output_dir", "experiment", "cases", "logger.", "preview.", "evaluate.base", "scorer.compute",
     "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.tokens_per_",
     "trainer.checkpoint_every", "trainer.shard_examples", "task.grader", "task.judge.", "task.sandbox.",
 )  # fmt: skip

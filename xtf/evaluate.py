@@ -160,7 +160,7 @@ def evaluate(
     key = digest({"identity": identity, "decoding": decoding, "prompts": prompts, "stop": stop})
     record = read_json(record_file) if record_file.exists() else {}
     if record.get("key") == key and stored.exists():
-        items = [json.loads(line) for line in stored.read_text(encoding="utf-8").splitlines()]
+        items = [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n")[:-1]]
         completions = {(item["example_id"], item["sample"]): item["completion"] for item in items}
     else:
         marker = folder / "generations.partial.key"

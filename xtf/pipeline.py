@@ -144,7 +144,7 @@ class Job:
     def task(self) -> Any:
         from xtf.tasks.base import load_task
 
-        return load_task(self.config.task)
+        return load_task(self.config.task, self.config.output_dir)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -208,6 +208,10 @@ class Job:
             device(config.trainer)
             self.task.check()
             assert self.eval_examples
+            if config.evaluate.general:
+                from xtf.tasks.general import check_general
+
+                check_general(config.evaluate.general)
         passes = self.score()
         if last == ORDER.index(Stage.score):
             for path in passes.values():
@@ -415,10 +419,35 @@ class Job:
                     )  # fmt: skip
                     entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
                 write_json(entry_file, entry)
+            metrics = entry["metrics"] | self._general(which, folder)
         stage = "evaluate_base" if which == "base" else "evaluate"
         self._done(stage, entry["seconds"], grader=grader, path=str(folder / "generations.jsonl"))
-        self.manifest["stages"][stage] |= {"metrics": entry["metrics"], "grading": entry["grading"]}
+        self.manifest["stages"][stage] |= {"metrics": metrics, "grading": entry["grading"]}
         self._save()
+
+    def _general(self, which: str, folder: Path) -> dict[str, Any]:
+        """Figures of `evaluate.general` by lm-eval, to see what fine-tuning made the model forget; kept in `folder`."""
+        from xtf.models import device, location
+        from xtf.tasks.general import evaluate_general
+
+        model, tasks, limit = (
+            self.config.model,
+            self.config.evaluate.general,
+            self.config.evaluate.general_limit,
+        )
+        file = folder / "general.json"
+        figures: dict[str, Any] = read_json(file) if file.exists() else {}
+        names = {task: f"{task}[:{limit or ''}]" for task in tasks}
+        for task, name in names.items():
+            if name not in figures:
+                found = evaluate_general(
+                    location(model) if which == "base" else str(self.folder / "model"), [task],
+                    revision=model.revision or "main", device=str(device(self.config.trainer)),
+                    limit=limit,
+                )  # fmt: skip
+                figures[name] = {key: dataclasses.asdict(metric) for key, metric in found.items()}
+                write_json(file, figures)
+        return {key: metric for name in names.values() for key, metric in figures[name].items()}
 
     def record(self) -> dict[str, Any]:
         """Write metrics.json, the mark of a finished run, from what the stages left."""
