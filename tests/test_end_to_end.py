@@ -207,7 +207,7 @@ def test_other_thresholds_and_fewer_attributes_reuse_the_scores_without_a_model(
 def test_a_random_mask_drops_as_many_tokens_of_each_example_as_xtf(run, no_model):
     run("stage=mask", "method=random")
     (ours,) = Path("outputs/runs/math/tiny/full/random").glob("*/seed0/mask.parquet")
-    (xtf,) = Path(RUN).glob("xtf-paper-*/seed0/mask.parquet")
+    xtf = next(file.parent / "mask.parquet" for file in Path(RUN).glob("xtf-paper-*/seed0/metrics.json"))
 
     def counts(file):
         return [row.count(-100) for row in pq.read_table(file)["labels"].to_pylist()]
@@ -334,7 +334,9 @@ def test_methods_that_need_more_than_a_mask_get_it(run, method):
 
 
 def test_a_users_own_labels_train_as_they_are(run, whole, tmp_path):
-    (mask,) = (whole[0] / RUN).glob("xtf-paper-*/seed0/mask.parquet")
+    mask = next(
+        file.parent / "mask.parquet" for file in (whole[0] / RUN).glob("xtf-paper-*/seed0/metrics.json")
+    )
     table = pq.read_table(mask).select(["example_id", "input_ids", "prompt_length", "labels"])
     pq.write_table(table, tmp_path / "mine.parquet")
     run("method=given", f"task.train.path={tmp_path / 'mine.parquet'}", "stage=mask")

@@ -170,7 +170,9 @@ def main(root: Path, argv: list[str] | None = None) -> int:
         plain = [a for a in arguments if not a.startswith("-") and "=" in a]
         check_overrides(root, plain, sweep)
         if sweep:
-            arguments += sweep_arguments(root, plain)
+            # Flags first: Hydra's parser takes no overrides before and behind a flag.
+            rest = [a for a in arguments if a not in ("-m", "--multirun")]
+            arguments = ["--multirun", *rest, *sweep_arguments(root, plain)]
         sys.argv = [str(root / "run.py"), *arguments]
         job()
     except ConfigError as error:

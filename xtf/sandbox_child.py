@@ -579,7 +579,8 @@ def build_root(readable: list[str]) -> None:
         open(f"{root}/dev/{device}", "x").close()
         mount(f"/dev/{device}", f"{root}/dev/{device}", "", MS_BIND)
     os.mkdir(root + "/box")
-    os.symlink("box", root + "/tmp")
+    if not os.path.lexists(root + "/tmp"):  # it exists where the interpreter lies below /tmp
+        os.symlink("box", root + "/tmp")
     os.chdir(root)
     call(libc.pivot_root, b".", b".")
     call(libc.umount2, b".", MNT_DETACH)
