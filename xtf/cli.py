@@ -203,7 +203,11 @@ def _run_job(node: Any, failed: list[tuple[str, Exception]]) -> None:
         from xtf.sweeps import sweep_report
 
         output = Path(node.output_dir)
-        for file in sweep_report(node.experiment, output / "runs", output / "reports"):
+        try:
+            files = sweep_report(node.experiment, output / "runs", output / "reports")
+        except ValueError as error:  # no run of it yet, or none that has finished
+            raise ConfigError(str(error)) from error
+        for file in files:
             print(f"report: {file}")
         return
     if hydra_node.mode == RunMode.RUN and hydra_node.sweeper.get("params"):

@@ -565,6 +565,8 @@ def resolve(config: Config) -> Config:
         raise ConfigError(
             f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}"
         )
+    if config.preview.format not in ("html", "text"):
+        raise ConfigError(f"preview.format={config.preview.format} is not known; it is html or text")
     if config.trainer.strategy == "auto" and config.trainer.devices > 1:
         raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
     return dataclasses.replace(config, task=task, tuning=tuning)
