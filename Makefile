@@ -20,7 +20,8 @@ lint: $(VENV)/.test
 
 tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base model again
 	$(BIN)/python -m xtf.tiny.generate
-	$(BIN)/python -m xtf.tiny.pretrain
+	$(BIN)/python run.py stage=pretrain trainer.precision=bf16-mixed
+	cp outputs/pretrained/tiny-*/model/* xtf/tiny/model/
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

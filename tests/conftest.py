@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -20,8 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from xtf.config import register
 from xtf.data import Encoded
 
+ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"
 
 WINDOW = 7  # tokens that a sliding-window layer sees
@@ -36,6 +39,17 @@ CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
 }
+
+
+@pytest.fixture(scope="module")
+def composing() -> Iterator[None]:
+    """Hydra with the project's configuration, for `hydra.compose`."""
+    register()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XTF_ROOT", str(ROOT))
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ WORDS = [
     " the",
     " answer",
 ]
+CSV = LoggerConfig(name="csv")
 LISTS = {"ri": pa.float32(), "kn": pa.float32(), "tr": pa.float32(), "logp": pa.float32()}
 
 
@@ -96,6 +97,7 @@ def write_run(
     scored: pa.Table | None = None,
     correct: list[bool | None],
     base: list[bool | None] | None,
+    logger: LoggerConfig = CSV,
     **identity: Any,
 ) -> Path:
     """Writes a run's folder under `root`/runs and, with `base`, the base model's completions."""
@@ -118,7 +120,8 @@ def write_run(
     )
     folder.mkdir(parents=True)
     attributes = [] if who["scorer"] == "none" else list(Attribute)
-    mask = build_mask(scored or scored_table(12), PRESETS[who["threshold"]], attributes)
+    scored = scored or scored_table(12)
+    mask = build_mask(scored, PRESETS[who["threshold"]], attributes)
     pq.write_table(mask.table, folder / "mask.parquet")
     _write_lines(folder / "generations.jsonl", generations(correct))
     artifacts = {"metrics": str(folder / "metrics.json"), "base_generations": None}
@@ -126,11 +129,12 @@ def write_run(
         artifacts["base_generations"] = "somewhere/base/key/generations.jsonl"
         (root / "base" / "key").mkdir(parents=True, exist_ok=True)
         _write_lines(root / "base" / "key" / "generations.jsonl", generations(base))
-    log = "step,loss,kept_tokens\n" + "".join(
-        f"{step},{2 / (step + 1):.4f},{100 + step}\n" for step in range(30)
+    log = "step,loss,kept_tokens,validation_loss\n" + "".join(
+        f"{step},{2 / step:.4f},{100 + step},{'1.5' if step == 30 else ''}\n" for step in range(1, 31)
     )
     (folder / "train_log.csv").write_text(log)
     config = Config(
+        output_dir=str(root),
         seed=who["seed"],
         experiment=who["experiment"],
         model=ModelConfig(name=who["model"], path="models/tiny"),
@@ -140,7 +144,7 @@ def write_run(
         method=METHODS[who["method"]](),
         tuning=TuningConfig(name=Tuning(who["tuning"])),
         trainer=TrainerConfig(name="cpu"),
-        logger=LoggerConfig(name="csv"),
+        logger=logger,
     )
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     record = who | {
@@ -159,6 +163,12 @@ def write_run(
         "artifacts": artifacts,
     }
     (folder / "metrics.json").write_text(json.dumps(record))
+    store = root / "scores" / "pass"
+    store.mkdir(parents=True, exist_ok=True)
+    pq.write_table(scored, store / "0.parquet")
+    (store / "manifest.json").write_text(json.dumps({"shards": {"0.parquet": {}}}))
+    stages = {"score": {"paths": {"scores": str(store)}}, "mask": {"stats": record["mask"]}}
+    (folder / "manifest.json").write_text(json.dumps({"stages": stages}))
     return folder
 
 

@@ -51,8 +51,11 @@ def closed_pages(browser: Any) -> Iterator[None]:
 class Page:
     """A page, and whatever it complained about."""
 
-    def __init__(self, browser: Any, path: Path, fragment: str = "") -> None:
+    def __init__(self, browser: Any, path: Path, fragment: str = "", measured: bool = False) -> None:
         self.page = browser.new_page(viewport={"width": 1400, "height": 900})
+        if measured:
+            self.session = self.page.context.new_cdp_session(self.page)
+            self.session.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -63,6 +66,11 @@ class Page:
         self.page.goto(path.as_uri() + fragment)
         if path.name.startswith("preview"):
             self.page.wait_for_selector(READY)
+
+    def main_thread_seconds(self) -> float:
+        """Processor time that the page's main thread has worked so far."""
+        found = self.session.send("Performance.getMetrics")["metrics"]
+        return float(next(each["value"] for each in found if each["name"] == "TaskDuration"))
 
     def totals(self) -> tuple[int, list[int]]:
         """Kept tokens, and tokens by what dropped them (bit 0 RI, bit 1 KN, bit 2 TR)."""
@@ -237,11 +245,17 @@ def test_nothing_of_a_hostile_dataset_runs_and_all_of_it_is_shown(browser: Any, 
 
 
 def test_two_thousand_examples_open_and_stay_on_few_elements(browser: Any, tmp_path: Path) -> None:
-    """The limit of 3 s (on an idle machine) is not asserted, but what makes it possible: few elements."""
+    """The limit is 3 s on an idle machine; measured: 2.0 s of the main thread's own time, whatever else runs.
+
+    Asserted is twice the limit, in that time and not by the clock: a slower processor or a busy one must not fail,
+    a page that does needless work for every token must.
+    """
     table = build_mask(scored_table(2000, tokens=400), PRESETS["paper"], list(Attribute)).table
     path = preview(table, byte_tokenizer(), tmp_path / "preview.html")
     assert path.stat().st_size <= 25_000_000
-    page = Page(browser, path).page
+    opened = Page(browser, path, measured=True)
+    page = opened.page
+    assert 0 < opened.main_thread_seconds() < 6
     assert page.locator(".card").count() == 2000
     assert page.locator(".t").count() < 20_000
     page.evaluate("scrollTo(0, document.body.scrollHeight / 2)")

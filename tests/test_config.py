@@ -14,6 +14,8 @@ from xtf.config import (
     GROUPS,
     Config,
     ConfigError,
+    differing_keys,
+    identity,
     load_config,
     overrides,
     plain,
@@ -96,6 +98,15 @@ def test_the_bundled_sample_belongs_to_the_tiny_model_alone(compose):
     assert (real.train.split, real.eval.split) == ("train", "test")
 
 
+def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose):
+    def grader(*arguments):
+        return resolve(to_config(compose("task=finance", *arguments))).task.grader
+
+    assert grader() == "decision"
+    assert grader("task.judge.base_url=http://localhost:1/v1") == "judge"
+    assert grader("model=llama_1b") == "judge"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,6 +121,8 @@ def test_the_bundled_sample_belongs_to_the_tiny_model_alone(compose):
         (["task.samples=5"], "equal completions"),
         (["task.pass_at=[1,10]"], "needs task.samples >= 10"),
         (["task.train.path=nowhere.jsonl"], r"task\.train\.path=nowhere\.jsonl: there is no such file"),
+        (["evaluate.forgetting=mix.jsonl"], r"is read with evaluate\.losses=true only"),
+        (["evaluate.forgetting=mix.jsonl", "evaluate.losses=true"], "there is no such file"),
         (["trainer.devices=2"], "needs trainer=ddp or trainer=fsdp"),
     ],
 )
@@ -139,6 +152,15 @@ def test_an_override_gives_a_folder_of_its_own_however_it_is_written(compose):
     assert folder("tuning.epochs=2", "threshold.kn.pcp=0.9") == folder(
         "threshold.kn.pcp=0.9", "tuning.epochs=2"
     )
+
+
+def test_a_record_from_before_a_key_existed_agrees_with_the_keys_default_alone(compose):
+    config = resolve(to_config(compose()))
+    recorded = plain(identity(config))
+    del recorded["scorer.ri.layer"], recorded["tuning.betas"], recorded["tuning.lora.r"]
+    assert differing_keys(recorded, config) == []
+    other = resolve(to_config(compose("scorer.ri.layer=2", "tuning.learning_rate=1")))
+    assert differing_keys(recorded, other) == ["scorer.ri.layer", "tuning.learning_rate"]
 
 
 def test_a_written_configuration_reads_back_as_the_same_one(compose):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import hydra
 import pyarrow.parquet as pq
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xtf import cli, models, pipeline
 from xtf.artifacts import read_json
@@ -216,6 +218,27 @@ def test_a_random_mask_drops_as_many_tokens_of_each_example_as_xtf(run, no_model
     assert pq.read_table(ours)["labels"] != pq.read_table(xtf)["labels"]
 
 
+def test_losses_asked_for_later_are_added_to_a_finished_run(run, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was trained or completions were made")
+
+    before = run()
+    monkeypatch.setattr("xtf.worker.train", refuse)
+    monkeypatch.setattr("xtf.evaluate.generate_share", refuse)
+    after = run("evaluate.losses=true")
+    figures = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
+    for which in ("metrics", "base_metrics"):
+        assert {name: after[which][name] for name in before[which]} == before[which]
+        assert set(after[which]) == {*before[which], *figures}
+        for name in figures:
+            found = after[which][name]
+            assert found["low"] < found["value"] < found["high"], name
+    assert after["metrics"]["loss"]["value"] < after["base_metrics"]["loss"]["value"]
+    assert after["metrics"]["loss"]["n"] == 12
+    monkeypatch.setattr("xtf.losses.predict", refuse)
+    assert run("evaluate.losses=true")["metrics"] == after["metrics"]
+
+
 def test_a_broken_score_shard_is_found_by_its_hash_and_scored_again(run, caplog):
     (shard,) = Path("outputs/scores").glob("*/00001.parquet")
     good = shard.read_bytes()
@@ -307,15 +330,28 @@ def test_lora_trains_an_adapter_that_is_evaluated(run):
     (adapter,) = Path("outputs/runs/math/tiny/lora").glob("**/model/adapter_model.safetensors")
     assert adapter.stat().st_size < 2**20
     assert record["metrics"]["accuracy"]["n"] == 12
-    assert list(adapter.parents[1].glob("**/events.out.tfevents*"))
+    events = EventAccumulator(str(adapter.parents[1] / "tensorboard")).Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/kept_tokens", "train/grad_norm", "eval/accuracy", "mask/kept"} <= names
+    with (adapter.parents[1] / "train_log.csv").open(newline="") as lines:
+        losses = [float(row["loss"]) for row in csv.DictReader(lines)]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
 
 
 def test_wandb_without_a_key_logs_offline_and_never_asks(run, monkeypatch):
     for key in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("NETRC", str(Path("no-netrc").absolute()))
-    run("logger=wandb", "tuning.max_steps=2", "method=normal")
-    assert list(Path("outputs/runs/math/tiny/full/normal").glob("**/offline-run-*"))
+    steps = ("tuning.max_steps=2", "method=normal")
+    run(*steps)
+    (folder,) = Path("outputs/runs/math/tiny/full/normal").glob("*/seed0")
+    assert not (folder / "wandb").exists()
+    run("logger=wandb", *steps)  # a finished run is told about from its files
+    assert len(list(folder.glob("wandb/offline-run-*"))) == len(["score", "mask", "train", "evaluate"])
+    run("logger=wandb", *steps)
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 4
+    run("logger=wandb", "tuning.max_steps=1", "method=normal", "stage=train")
+    assert len(list(Path("outputs/runs/math/tiny/full/normal").glob("**/offline-run-*"))) == 4 + 3
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from xtf import evaluate as evaluation
 from xtf import tiny
 from xtf.config import TaskConfig
-from xtf.evaluate import Decoding, evaluate, generate, generate_batch, plan_batches
+from xtf.evaluate import Decoding, evaluate, generate, generate_share, plan
 from xtf.tasks.base import Example, load_task
 
 GREEDY = Decoding(max_new_tokens=12, samples=1, temperature=0.0, top_p=1.0, seed=0)
@@ -44,17 +45,29 @@ def make_prompts(tokenizer, count):
     return [tokenizer(f"What is {'1' * (1 + i % 5)} plus {i}?")["input_ids"] for i in range(count)]
 
 
-def test_batches_hold_the_longest_prompts_first_within_the_budget():
-    assert plan_batches([3, 9, 5], max_new_tokens=1, samples=1, budget=20) == [[(1, 0), (2, 0)], [(0, 0)]]
-    assert plan_batches([50], max_new_tokens=1, samples=2, budget=20) == [[(0, 0)], [(0, 1)]]
+def test_shares_hold_the_longest_prompts_first_and_run_within_the_budget(monkeypatch):
+    monkeypatch.setattr(evaluation, "ROUNDS", 1)
+    shares = plan([3, 9, 5], max_new_tokens=1, samples=1, budget=20)
+    assert [(share.items, share.places) for share in shares] == [([(1, 0), (2, 0)], 2), ([(0, 0)], 5)]
+    shares = plan([50], max_new_tokens=1, samples=2, budget=20)
+    assert [(share.items, share.places) for share in shares] == [([(0, 0)], 1), ([(0, 1)], 1)]
 
 
 def test_every_prompt_and_sample_is_planned_once():
-    lengths = [7, 3, 7, 1, 12, 5]
-    plan = plan_batches(lengths, max_new_tokens=4, samples=3, budget=40)
-    flat = [item for batch in plan for item in batch]
-    assert sorted(flat) == [(i, k) for i in range(6) for k in range(3)]
-    assert all(len(batch) * (max(lengths[i] for i, _ in batch) + 4) <= 40 for batch in plan)
+    lengths = [7, 3, 7, 1, 12, 5, 6]
+    shares = plan(lengths, max_new_tokens=4, samples=3, budget=16)
+    flat = [item for share in shares for item in share.items]
+    assert sorted(flat) == [(i, k) for i in range(7) for k in range(3)] and len(shares) == 3
+    assert all(share.places * (max(lengths[i] for i, _ in share.items) + 4) <= 16 for share in shares)
+
+
+def texts_of(model, tokenizer, prompts, decoding=GREEDY, stop=(), places=2):
+    found = dict(
+        generate_share(
+            model, tokenizer, prompts, decoding, places=places, seeds=range(len(prompts)), stop=stop
+        )
+    )
+    return [found[index] for index in range(len(prompts))]
 
 
 def slow_greedy(model, prompt, steps, eos):
@@ -71,18 +84,34 @@ def slow_greedy(model, prompt, steps, eos):
 
 def test_a_padded_batch_generates_what_each_prompt_generates_alone(model, tokenizer):
     prompts = make_prompts(tokenizer, 6)
-    texts = generate_batch(model, tokenizer, prompts, GREEDY, (), 0)
+    texts = texts_of(model, tokenizer, prompts)
     for prompt, text in zip(prompts, texts, strict=True):
         expected = slow_greedy(model, prompt, GREEDY.max_new_tokens, tokenizer.eos_token_id)
         assert text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_text_after_a_stop_string_is_cut(model, tokenizer):
+def test_text_after_a_stop_string_is_cut_and_not_generated(model, tokenizer):
+    decoding = Decoding(max_new_tokens=64, samples=1, temperature=0.0, top_p=1.0, seed=0)
     prompts = make_prompts(tokenizer, 1)
-    (text,) = generate_batch(model, tokenizer, prompts, GREEDY, (), 0)
-    mark = text[len(text) // 2]
-    (cut,) = generate_batch(model, tokenizer, prompts, GREEDY, (mark,), 0)
+    (text,) = texts_of(model, tokenizer, prompts, decoding)
+    mark = text[len(text) // 4]
+    read = []
+    hook = model.register_forward_pre_hook(lambda *_: read.append(1))
+    try:
+        (cut,) = texts_of(model, tokenizer, prompts, decoding, (mark,))
+    finally:
+        hook.remove()
     assert cut == text.split(mark, 1)[0] != text
+    assert len(read) < 64
+
+
+def test_a_sample_depends_on_its_own_seed_alone(model, tokenizer):
+    decoding = Decoding(max_new_tokens=12, samples=1, temperature=1.0, top_p=0.9, seed=0)
+    prompts = make_prompts(tokenizer, 6)
+    together = texts_of(model, tokenizer, prompts, decoding, places=6)
+    assert texts_of(model, tokenizer, prompts, decoding, places=2) == together
+    same_prompt = texts_of(model, tokenizer, [prompts[0]] * 6, decoding, places=6)
+    assert same_prompt[0] == together[0] and len(set(same_prompt)) > 1
 
 
 class Killed(Exception):
@@ -91,8 +120,9 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(
-    model, tokenizer, tmp_path, temperature
+    model, tokenizer, tmp_path, monkeypatch, temperature
 ):
+    monkeypatch.setattr(evaluation, "ROUNDS", 2)
     decoding = Decoding(
         max_new_tokens=8, samples=2 if temperature else 1, temperature=temperature, top_p=0.9, seed=3
     )
@@ -102,18 +132,19 @@ def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(
         lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=tmp_path / "whole"
     )
 
-    calls = 0
+    ended = 0
 
-    def stop_after_two(_):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
+    def kill(_):
+        nonlocal ended
+        ended += 1
+        if ended == 8:  # two of the second share
             raise Killed
 
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
         generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=folder,
-                 progress=stop_after_two)  # fmt: skip
+                 progress=kill)  # fmt: skip
+    assert len((folder / "generations.partial.jsonl").read_text().splitlines()) == 6
     with (folder / "generations.partial.jsonl").open("a") as handle:
         handle.write('{"example_id": "8", "sam')  # a line that the kill cut off
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import hydra
@@ -10,20 +11,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from xtf import cli
-from xtf.config import register, resolve, run_folder, to_config
+from xtf.config import resolve, to_config
+from xtf.jobs import compose_jobs
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = cli.choices(ROOT, "experiments")
 
 
 @pytest.fixture(scope="module")
-def compose():
-    register()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XTF_ROOT", str(ROOT))
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield lambda *arguments: hydra.compose("config", overrides=list(arguments))
-    patch.undo()
+def compose(composing):
+    return lambda *arguments: hydra.compose("config", overrides=list(arguments))
 
 
 def jobs(name, **fixed):
@@ -43,18 +40,57 @@ def test_the_header_says_what_is_run_how_and_what_the_authors_report(name):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_job_composes_resolves_and_has_a_folder_of_its_own(compose, name):
-    folders, ran = set(), 0
-    for arguments in jobs(name, seed="7"):
-        config = to_config(compose(*arguments))
-        if config.cases and f"{config.model.name}/{config.tuning.name.value}" not in config.cases:
+def test_every_job_composes_has_a_folder_of_its_own_and_is_counted_in_the_header(compose, name):
+    found = [job for job in compose_jobs(list(jobs(name))) if job.is_case]
+    assert len({job.folder for job in found}) == len(found)
+    assert {job.config.experiment for job in found} == {name}
+    (line,) = (line for line in EXPERIMENTS[name].read_text().splitlines() if line.startswith("# Jobs: "))
+    counted = re.search(r"= (\d+)", line) or re.search(r"(\d+)", line)
+    assert counted is not None
+    assert int(counted[1]) == len(found)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_is_trained_is_trained_with_three_seeds_or_more(compose, name):
+    node = OmegaConf.load(EXPERIMENTS[name])
+    if node.get("stage") in ("mask", "score"):
+        return
+    assert len(set(str(node.hydra.sweeper.params.seed).split(","))) >= 3
+
+
+TABLE_3 = {  # training examples, learning rate, that of medicine, epochs; written off the paper's table 3
+    ("llama_1b", "full"): (500, 9e-6, 1e-5, 3),
+    ("deepseek_qwen_1_5b", "full"): (600, 9e-6, 1e-5, 3),
+    ("llama_3b", "full"): (1000, 8e-6, 3e-6, 3),
+    ("llama_8b", "full"): (3000, 5e-6, 2e-6, 3),
+    ("mistral_7b", "full"): (3000, 5e-6, 2e-6, 3),
+    ("deepseek_qwen_7b", "full"): (3000, 5e-6, 2e-6, 3),
+    ("llama_8b", "lora"): (3000, 5e-5, 5e-5, 5),
+    ("mistral_7b", "lora"): (3000, 5e-5, 5e-5, 5),
+    ("deepseek_qwen_7b", "lora"): (3000, 5e-5, 5e-5, 5),
+    ("deepseek_qwen_14b", "lora"): (3000, 3e-5, 3e-5, 5),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["table1_math", "table1_medical", "table2", "table4_math500", "table4_finance", "table5", "fig5_code"],
+)
+def test_every_job_of_the_papers_tables_trains_as_table_3_says(compose, name):
+    seen = set()
+    for job in compose_jobs(list(jobs(name, seed="0"))):
+        if not job.is_case:
             continue
-        resolve(config)
-        changed = dict(argument.split("=") for argument in arguments if "." in argument)
-        folders.add(run_folder(config, changed))
-        ran += 1
-        assert config.experiment == name
-    assert len(folders) == ran > 0
+        config = job.config
+        case = (config.model.name, config.tuning.name.value)
+        examples, rate, medical, epochs = TABLE_3[case]
+        tuning = config.tuning
+        assert config.task.train.limit == (3000 if config.task.name == "math500" else examples), job.name
+        assert tuning.learning_rate == (medical if config.task.name == "medical" else rate), job.name
+        assert (tuning.epochs, tuning.batch_size, tuning.schedule.value) == (epochs, 8, "constant"), job.name
+        assert (tuning.lora.r, tuning.lora.alpha, tuning.lora.dropout) == (8, 32, 0.0)
+        seen.add(case)
+    assert seen
 
 
 def test_the_main_tables_run_the_papers_ten_cases(compose):
@@ -70,7 +106,7 @@ def test_the_main_tables_run_the_papers_ten_cases(compose):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "table4_finance"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_tiny_model_runs_any_of_them_on_its_bundled_rows(compose, name):
     for arguments in jobs(name, seed="0", model="tiny"):
         config = resolve(to_config(compose(*arguments)))

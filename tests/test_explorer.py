@@ -106,12 +106,14 @@ def test_blanks_and_control_characters_are_made_visible() -> None:
 # -- sliders --
 
 
+@pytest.mark.parametrize("shift", [-0.03, 0.0, 0.03])
 @pytest.mark.parametrize("preset", ["paper", "released", "quantile"])
 @pytest.mark.parametrize("attribute", list(Attribute))
 def test_every_slider_position_drops_what_a_mask_with_that_setting_drops(
-    preset: str, attribute: Attribute
+    preset: str, attribute: Attribute, shift: float
 ) -> None:
-    scored, config = scored_table(15), PRESETS[preset]
+    scored, chosen = scored_table(15), getattr(PRESETS[preset], attribute.value)
+    config = replace(PRESETS[preset], **{attribute.value: replace(chosen, shift=shift)})
     tokens = response_tokens(build_mask(scored, config, [attribute]).table)
     block = Scores(np.diff(tokens.offsets), {SOURCE[attribute]: tokens.scores[SOURCE[attribute]]})
     found = sweep(attribute, config, block, block)

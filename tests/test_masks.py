@@ -117,6 +117,19 @@ def test_a_rule_that_filters_nothing_and_one_that_filters_more_than_half_are_nam
     }
 
 
+def test_an_attribute_that_drops_the_end_of_most_responses_is_named():
+    """Five values: TR drops the second cluster, which holds the last token of three responses of four."""
+    responses = [([1], [2, 3, 4]), ([1], [5, 6, 4]), ([1], [5, 6, 4]), ([1], [2, 3, 6])]
+    values = [[0.0, 0.6, 0.2], [0.8, 1.0, 0.2], [0.8, 1.0, 0.2], [0.0, 0.6, 1.0]]
+    known_end = [[NEW, NEW, KNOWN]] * 4  # an end that the model expects is not worth a label
+    scored = table(*responses, tr=values, logp=known_end)
+    assert build_mask(scored, PAPER, [TR]).table["drop_tr"].to_pylist() == [
+        [False, False, True], [False, False, True], [False, False, True], [False, False, False],
+    ]  # fmt: skip
+    assert [attribute for attribute, reason in reasons(scored, TR, KN) if "last token of" in reason] == ["tr"]
+    assert any("75% of the responses" in reason for _, reason in reasons(scored, TR))
+
+
 @pytest.mark.parametrize(
     ("values", "constant"),
     [

@@ -15,6 +15,7 @@ import torch
 from xtf.config import Attribute, ThresholdConfig
 from xtf.methods import (
     METHODS,
+    Decile,
     Forgetting,
     HighLoss,
     LowLoss,
@@ -95,6 +96,23 @@ def test_random_keeps_the_count_per_example_and_follows_the_seed() -> None:
         assert labels == labels_of(Random(), seed)
         seen.add(str(labels))
     assert len(seen) == 12, "6 pairs of the four tokens, times 2"
+
+
+def test_a_decile_is_a_tenth_of_all_response_tokens_by_probability_and_ties_go_by_position() -> None:
+    # Twelve tokens of two examples; tenths end at ranks 1, 2, 3, 4, 6, 7, 8, 9, 10, 12.
+    logp = np.array([-5, -9, -1, -1, -1, -2, -8, -7, -6, -4, -3, 0], np.float32)
+    scores = Scores(np.array([0, 5, 12]), {"logp": logp})
+    kept = [np.flatnonzero(Decile(decile=number).weights(scores, 0)).tolist() for number in range(1, 11)]
+    assert kept == [[1], [6], [7], [8], [0, 9], [10], [5], [2], [3], [4, 11]]
+    for number, tenth in enumerate(kept, start=1):
+        others = np.flatnonzero(Decile(decile=number, invert=True).weights(scores, 0)).tolist()
+        assert sorted(tenth + others) == list(range(12))
+
+
+@pytest.mark.parametrize("number", [0, 11])
+def test_an_eleventh_decile_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=rf"method\.decile={number}"):
+        Decile(decile=number)
 
 
 def test_data_filtering_keeps_whole_examples_by_ifd_below_one() -> None:

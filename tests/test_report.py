@@ -322,7 +322,7 @@ def test_a_sweep_table_has_means_paired_differences_and_what_is_missing(tmp_path
     assert float(xtf["random_difference"]) == pytest.approx(0.40)
     assert (xtf["seeds"], xtf["normal_seeds"], xtf["random_seeds"]) == ("2", "2", "1")
     assert xtf["note"] == "1 run not finished"
-    assert xtf["best"] == "1"
+    assert xtf["mark"] == "best"
     assert table["math", "method=random"]["note"] == "no seed 0"
     assert table["medical", "method=random"]["note"] == "no run"
     assert table["medical", "method=random"]["value"] == ""
@@ -335,7 +335,7 @@ def test_nothing_is_marked_best_where_intervals_meet(tmp_path: Path) -> None:
     write_run(tmp_path, correct=outcomes(45, 55), base=outcomes(40, 60), experiment="t")
     write_run(tmp_path, correct=outcomes(44, 56), base=outcomes(40, 60), method="normal", experiment="t")
     sweep_report("t", tmp_path / "runs", tmp_path / "out")
-    assert {row["best"] for row in read_table(tmp_path / "out" / "t.csv").values()} == {"0"}
+    assert {row["mark"] for row in read_table(tmp_path / "out" / "t.csv").values()} == {""}
 
 
 def test_an_experiment_is_found_by_name_and_an_unknown_one_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def scorer(
 
 
 def table_for(model, rows, config, **words):
-    return tr_table(model, count_tokens(rows, model.config.vocab_size), config, **words)
+    return tr_table(model, count_tokens(rows), config, **words)
 
 
 def eager(model, row, layer=-1):
@@ -237,9 +237,17 @@ def test_released_tr_refuses_what_it_cannot_use(small_model, random_rows, words,
         table_for(small_model("qwen2"), random_rows, config, domain_words=words, tokenizer=tokenizer)
 
 
-def test_ids_beyond_the_vocabulary_are_refused():
-    with pytest.raises(ValueError, match="97"):
-        count_tokens([Encoded("a", [1, 97], 1)], 97)
+def test_counts_worked_out_by_hand_do_not_depend_on_the_rows_counted_at_once(monkeypatch):
+    rows = [Encoded("a", [1, 1, 3], 1), Encoded("b", [0, 1], 1), Encoded("c", [2, 5, 5], 2)]
+    for at_once in (1, 2, 3):
+        monkeypatch.setattr(scorers, "ROWS_AT_ONCE", at_once)
+        counts = count_tokens(rows)
+        assert counts.all.tolist() == [1, 3, 1, 1, 0, 2] and counts.response.tolist() == [0, 2, 0, 1, 0, 1]
+
+
+def test_ids_beyond_the_vocabulary_are_refused(small_model):
+    with pytest.raises(ValueError, match="id 97 does not fit a vocabulary of 97"):
+        table_for(small_model("qwen2"), [Encoded("a", [1, 97], 1)], scorer(TR))
 
 
 def test_a_table_of_other_rows_is_refused(small_model, random_rows):

@@ -193,9 +193,9 @@ def test_all_mbpp_solutions_pass_their_own_tests_and_returning_none_fails() -> N
             example,
             "".join(f"def {name}(*args, **kwargs):\n    return None\n" for name in suite(example.row).names),
         )
-        for example in examples[::4]
+        for example in examples
     ]
     grades = task.grade(nothing)
     assert [
-        example.example_id for example, grade in zip(examples[::4], grades, strict=True) if grade.correct
+        example.example_id for example, grade in zip(examples, grades, strict=True) if grade.correct
     ] == []

@@ -13,8 +13,9 @@ import pytest
 from xtf.tiny import DATA_DIR, MODEL_DIR, generate
 from xtf.tiny.corpus import LATE_MIX, MIX, documents, scenario
 
-TASKS = ("math", "code", "medical")
-QUESTION = {"math": "question", "code": "prompt", "medical": "question"}
+TASKS = ("math", "code", "medical", "finance")
+QUESTION = {"math": "question", "code": "prompt", "medical": "question", "finance": "input"}
+SIZES = {"math": (1200, 400), "code": (1000, 300), "medical": (1000, 300), "finance": (600, 150)}
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -30,15 +31,14 @@ def all_rows(task: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("task", TASKS)
 def test_there_are_enough_rows_and_no_question_occurs_twice(task: str) -> None:
     train, held_out = rows(f"{task}_train"), rows(f"{task}_eval")
-    assert len(train) >= 1000
-    assert len(held_out) >= 300
+    assert (len(train), len(held_out)) == SIZES[task]
     questions = [row[QUESTION[task]] for row in train + held_out]
     assert len(set(questions)) == len(questions)
 
 
-def test_the_six_files_are_small() -> None:
+def test_the_eight_files_are_small() -> None:
     sizes = [path.stat().st_size for path in DATA_DIR.glob("*.jsonl")]
-    assert len(sizes) == 6
+    assert len(sizes) == 8
     assert sum(sizes) <= 3_000_000
 
 
@@ -49,6 +49,27 @@ def test_generating_again_writes_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name in names:
         assert (tmp_path / name).read_bytes() == (DATA_DIR / name).read_bytes()
+
+
+def test_every_decision_on_money_follows_from_the_numbers_of_its_question() -> None:
+    seen = set()
+    for row in all_rows("finance"):
+        numbers = [int(text) for text in re.findall(r"\d+", row["input"])]
+        if "owes" in row["input"]:
+            amount, years, points, fee = numbers
+            pays = amount * points * years > 100 * fee
+        elif "card" in row["input"]:
+            spent, share, price = numbers
+            pays = spent * share > 100 * price
+        elif "rent" in row["input"]:
+            rent, price, resale, months = numbers
+            pays = rent * months > price - resale
+        else:
+            need, have, months = numbers
+            pays = have >= need * months
+        assert row["output"].endswith(f"Decision: {'yes' if pays else 'no'}"), row
+        seen.add(pays)
+    assert seen == {True, False}
 
 
 def test_every_calculation_and_every_final_number_in_math_is_right() -> None:
@@ -165,48 +186,6 @@ def test_pretraining_text_depends_on_the_seed_only() -> None:
     random.seed(2)
     assert list(itertools.islice(documents(3), 50)) == first
     assert list(itertools.islice(documents(4), 50)) != first
-
-
-def test_quick_pretraining_writes_a_model_that_loads_and_generates(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from xtf.tiny import pretrain
-
-    record = pretrain.pretrain(pretrain.QUICK, tmp_path)
-    assert record["loss_curve"][-1][0] == pretrain.QUICK.steps
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    ids = tokenizer("Ana has 12 pears.", return_tensors="pt").input_ids
-    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
-    assert not (tmp_path / "unfinished").exists()
-
-
-def test_a_killed_pretraining_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file
-
-    from xtf.tiny import pretrain
-
-    pretrain.pretrain(pretrain.QUICK, tmp_path / "whole")
-    real_loss, calls = pretrain.row_loss, itertools.count()
-
-    def dies_at_the_sixth_step(model: Any, rows: Any) -> Any:
-        if next(calls) == 5:
-            raise KeyboardInterrupt
-        return real_loss(model, rows)
-
-    monkeypatch.setattr(pretrain, "row_loss", dies_at_the_sixth_step)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain.pretrain(pretrain.QUICK, tmp_path / "killed")
-    assert (tmp_path / "killed" / "unfinished" / "checkpoint.pt").exists()
-    monkeypatch.setattr(pretrain, "row_loss", real_loss)
-    pretrain.pretrain(pretrain.QUICK, tmp_path / "killed")
-    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    for name, weight in whole.items():
-        assert torch.equal(weight, killed[name]), name
 
 
 class TestBundledModel:

@@ -65,7 +65,9 @@ def table(rows: int = 20) -> pa.Table:
     return pa.table({"example_id": names, "input_ids": ids, "prompt_length": prompts, "labels": labels})
 
 
-TUNING = TuningConfig(name=Tuning.full, epochs=2, learning_rate=1e-2, batch_size=6)
+TUNING = TuningConfig(
+    name=Tuning.full, epochs=2, learning_rate=1e-2, batch_size=6, schedule=Schedule.constant, warmup_ratio=0.0
+)
 TRAINER = TrainerConfig(name="cpu", tokens_per_microbatch=40, checkpoint_every=3)
 
 

@@ -61,7 +61,7 @@ def score(
             )
     table = None
     if Attribute.tr in computed(config):
-        counts = count_tokens(rows, model.config.get_text_config().vocab_size)
+        counts = count_tokens(rows)
         table = tr_table(
             model,
             counts,

@@ -100,7 +100,7 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line of this process, as typed (the interpreter's path left out)."""
+    """The command line as typed (the interpreter's path left out), of this process or of its sweep."""
     import shlex
 
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    return os.environ.get("XTF_COMMAND") or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,11 @@ from typing import Any
 # `main` can word its errors for users.
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 os.environ["HYDRA_FULL_ERROR"] = "1"
+# conf/hydra/launcher/joblib.yaml has the name of the plugin's own schema, and is meant to be checked against it.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/joblib' is validated", UserWarning)
 
-GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "experiments")
+GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "pretrain",
+          "experiments")  # fmt: skip
 
 USAGE = """\
 XTF finds which label tokens of a fine-tuning set teach a language model, trains without the rest,
@@ -26,8 +32,10 @@ usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
   python run.py task.train.path=my.jsonl              own rows
   python run.py -m scorer=none,ri,kn,tr,xtf seed=0,1  a sweep: one run for each combination
   python run.py -m experiments=table2                 a table of the paper
+  python run.py -m experiments=table2 stage=plan      what that would cost
   python run.py experiments=table2 stage=report       its report, also while it is running
   python run.py stage=score                           one stage; earlier artifacts are reused
+  python run.py probe=true task.train.path=my.jsonl   what would be dropped, a short pilot, how large a study must be
 """
 
 
@@ -55,8 +63,8 @@ def help_text(root: Path) -> str:
         )
         out.append(f"  {name:16} {header}")
     out.append(
-        "\nother keys: stage=all|score|mask|train|evaluate|report|preview|dashboard, seed=N, output_dir=FOLDER, and\n"
-        "every key of a group. xtf/config.py lists all of them with types, defaults and meaning;\n"
+        "\nother keys: stage=all|score|mask|train|evaluate|report|preview|plan|dashboard|pretrain, seed=N,\n"
+        "and every key of a group. xtf/config.py lists all of them with types, defaults and meaning;\n"
         "python run.py --cfg job prints the composed configuration without running it."
     )
     return "\n".join(out)
@@ -97,6 +105,8 @@ def check_overrides(root: Path, arguments: list[str], sweep: bool) -> None:
         key, text = override.key_or_group, override.input_line
         if override.is_sweep_override() and not sweep:
             raise ConfigError(f"{text} names several runs: put -m before it (python run.py -m {text})")
+        if key == "hydra/launcher":
+            _check_launcher(str(override.value()))
         if key.split(".")[0].split("/")[0] == "hydra":
             continue
         if key in GROUPS:
@@ -109,6 +119,19 @@ def check_overrides(root: Path, arguments: list[str], sweep: bool) -> None:
                     )
         elif not any(key == known or (known in _OPEN and key.startswith(f"{known}.")) for known in keys):
             raise ConfigError(f"{text}: there is no key {key!r}{nearest(key, sorted(keys) + list(GROUPS))}")
+
+
+def _check_launcher(name: str) -> None:
+    from importlib.util import find_spec
+
+    from xtf.config import ConfigError
+
+    plugin, extra = {
+        "joblib": ("hydra_joblib_launcher", "sweep"),
+        "slurm": ("hydra_submitit_launcher", "slurm"),
+    }.get(name, ("", ""))
+    if plugin and find_spec(f"hydra_plugins.{plugin}") is None:
+        raise ConfigError(f"hydra/launcher={name} needs the extra {extra!r}: pip install 'xtf[{extra}]'")
 
 
 _OPEN = {"model.recipes"}  # keys whose children are free names
@@ -125,7 +148,7 @@ def sweep_arguments(root: Path, arguments: list[str]) -> list[str]:
     """What a sweep adds to its command line.
 
     The grid of experiments=NAME, less the keys that the command line sets: Hydra would run the product of both. And
-    for a sweep over scorers, the attributes of all its jobs, so that one scoring pass serves them.
+    for a sweep over scorers or methods, the attributes of all its jobs, so that one scoring pass serves them.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -137,10 +160,12 @@ def sweep_arguments(root: Path, arguments: list[str]) -> list[str]:
         grid = OmegaConf.load(choices(root, "experiments")[str(override.value())]).hydra.sweeper.params
         added += [f"{key}={value}" for key, value in grid.items() if key not in given]
         added.append("hydra.sweeper.params=null")
-    scorers = [o for o in parser.parse_overrides(arguments + added) if o.key_or_group == "scorer"]
-    if scorers and scorers[0].is_sweep_override() and "scorer.compute" not in given:
+    swept = {o.key_or_group: o for o in parser.parse_overrides(arguments + added) if o.is_sweep_override()}
+    if swept.keys() & {"scorer", "method"} and "scorer.compute" not in given:
+        chosen = [o for o in parser.parse_overrides(arguments + added) if o.key_or_group == "scorer"]
         files = choices(root, "scorer")
-        union = {a for name in _values(scorers[0]) for a in OmegaConf.load(files[name]).attributes}
+        names = [name for override in chosen for name in _values(override)] or ["xtf"]
+        union = {a for name in names for a in OmegaConf.load(files[name]).attributes}
         added.append(f"scorer.compute=[{','.join(sorted(union))}]")
     return added
 
@@ -157,12 +182,7 @@ def main(root: Path, argv: list[str] | None = None) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from xtf.config import ConfigError, register
-
-    failed: list[tuple[str, Exception]] = []
-
-    @hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")
-    def job(node: Any) -> None:
-        _run_job(node, failed)
+    from xtf.jobs import JobsFailedError
 
     try:
         register()
@@ -170,47 +190,52 @@ def main(root: Path, argv: list[str] | None = None) -> int:
         plain = [a for a in arguments if not a.startswith("-") and "=" in a]
         check_overrides(root, plain, sweep)
         if sweep:
+            # What jobs in other processes have to know: the command as it was typed, and where xtf lies.
+            os.environ["XTF_COMMAND"] = shlex.join(["python", "run.py", *arguments])
+            paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+            os.environ["PYTHONPATH"] = os.pathsep.join(paths)
             # Flags first: Hydra's parser takes no overrides before and behind a flag.
             rest = [a for a in arguments if a not in ("-m", "--multirun")]
             arguments = ["--multirun", *rest, *sweep_arguments(root, plain)]
         sys.argv = [str(root / "run.py"), *arguments]
-        job()
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(run_job)()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}\n(python run.py --help lists groups and keys)", file=sys.stderr)
         return 2
+    except (JobFailedError, JobsFailedError) as error:
+        print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    for name, problem in failed:
-        print(f"error: {name}: {problem}" if sweep else f"error: {problem}", file=sys.stderr)
-    if failed and sweep:
-        print(f"{len(failed)} runs failed; the same command runs what is missing", file=sys.stderr)
-    return max((2 if isinstance(problem, ConfigError) else 1 for _, problem in failed), default=0)
+    return 0
 
 
-def _run_job(node: Any, failed: list[tuple[str, Exception]]) -> None:
-    """One run. What users can mend goes to `failed`, so that the rest of a sweep runs; a fault of ours is raised."""
+class JobFailedError(Exception):
+    """The one job of a command line failed for a reason that its user can mend."""
+
+
+def run_job(node: Any) -> None:
+    """One run, in the process where a launcher calls this.
+
+    In a sweep every error goes to the run's error.json, so that the rest runs; else what users can mend is worded, and
+    a fault of ours is raised as it is.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from xtf.config import ConfigError, overrides, resolve, run_folder, to_config
+    from xtf.config import ConfigError, Stage, overrides, resolve, run_folder, to_config
+    from xtf.jobs import ERROR_FILE, Planned, claim_device, record_error
 
     hydra_node = HydraConfig.get()
-    if str(node.stage.name) == "report" and node.experiment and hydra_node.mode == RunMode.RUN:
-        from xtf.sweeps import sweep_report
-
-        output = Path(node.output_dir)
-        try:
-            files = sweep_report(node.experiment, output / "runs", output / "reports")
-        except ValueError as error:  # no run of it yet, or none that has finished
-            raise ConfigError(str(error)) from error
-        for file in files:
-            print(f"report: {file}")
+    sweep = hydra_node.mode == RunMode.MULTIRUN
+    if str(node.stage.name) == "report" and node.experiment and not sweep:
+        _report(str(node.experiment), Path(node.output_dir), node.archive)
         return
-    if hydra_node.mode == RunMode.RUN and hydra_node.sweeper.get("params"):
+    if not sweep and hydra_node.sweeper.get("params"):
         name = hydra_node.runtime.choices["experiments"]
         raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")
     changed = overrides(node, _default(hydra_node.runtime.choices))
@@ -218,20 +243,47 @@ def _run_job(node: Any, failed: list[tuple[str, Exception]]) -> None:
         composed = to_config(node)
     except ValueError as error:  # a method that refuses its settings
         raise ConfigError(str(error)) from error
-    name = str(run_folder(composed, changed)).removeprefix("runs/")
-    case = f"{composed.model.name}/{composed.tuning.name.value}"
-    if composed.cases and case not in composed.cases and not composed.model.bundled_data:
-        print(f"{name}: skipped, {case} is not one of the experiment's cases")
+    folder = Path(composed.output_dir) / run_folder(composed, changed)
+    if composed.stage is Stage.plan:
+        from xtf.plan import show_plan
+
+        config = resolve(dataclasses.replace(composed, stage=Stage.all))
+        show_plan([Planned((), config, changed)])
         return
+    (folder / ERROR_FILE).unlink(missing_ok=True)
     try:
         config = resolve(composed)
-        from xtf.pipeline import run
+        if "joblib" in hydra_node.launcher["_target_"]:
+            claim_device(config)
+        if config.probe:
+            from xtf.probe import probe
 
-        run(config, changed)
-    except (ValueError, OSError) as error:  # a wrong value, a missing or broken file
-        if TRACEBACKS:
+            probe(config, changed)
+        else:
+            from xtf.pipeline import run
+
+            run(config, changed)
+    except Exception as error:
+        if sweep:
+            record_error(folder, error)
+            print(f"error: {folder}: {error}", file=sys.stderr)
+        elif TRACEBACKS or isinstance(error, ConfigError) or not isinstance(error, (ValueError, OSError)):
             raise
-        failed.append((name, error))
+        else:  # a wrong value, a missing or broken file
+            raise JobFailedError(str(error)) from error
+
+
+def _report(experiment: str, output: Path, archive: str | None) -> None:
+    from xtf.config import ConfigError
+    from xtf.sweeps import experiment_report
+
+    try:
+        stored = None if archive is None else Path(archive)
+        files = experiment_report(experiment, output / "runs", output / "reports", archive=stored)
+    except ValueError as error:  # no run of it yet, or none that has finished
+        raise ConfigError(str(error)) from error
+    for file in files:
+        print(f"report: {file}")
 
 
 def _default(chosen: Any) -> Any:

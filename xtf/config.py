@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import importlib.util
 import json
 import types
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,8 @@ class Stage(Enum):
     report = "report"
     preview = "preview"
     dashboard = "dashboard"  # lay out the W&B workspace
+    pretrain = "pretrain"  # make a base model from nothing
+    plan = "plan"  # what the other stages would cost; runs nothing
 
 
 class Attribute(Enum):
@@ -92,11 +95,27 @@ class Schedule(Enum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
+    trapezoid = "trapezoid"  # constant, then linear to 0 over the last third of the steps
+
+
+class Optimizer(Enum):
+    adamw = "adamw"
+    muon = "muon"  # Muon for the matrices of the layers, AdamW for the rest; on whole weights only
 
 
 class Divisor(Enum):
     kept = "kept"  # tokens that carry loss in the whole optimizer step
     response = "response"  # all response tokens of the step, dropped ones included
+
+
+class PlantKind(Enum):
+    """Kinds of noise that can be planted into training responses (`xtf.planting`)."""
+
+    off_task = "off_task"  # sentences of another domain
+    boilerplate = "boilerplate"  # fixed openings and closings, the same in many rows
+    corrupted = "corrupted"  # numbers, operators, names or words changed so that a step is wrong
+    redundant = "redundant"  # a step restated
+    formatting = "formatting"  # blanks, Markdown, list marks
 
 
 class Turns(Enum):
@@ -107,6 +126,13 @@ class Turns(Enum):
 class CheckpointChoice(Enum):
     last = "last"
     best = "best"  # lowest validation loss; needs tuning.validation_fraction > 0
+
+
+class Backend(Enum):
+    """What generates the completions of an evaluation."""
+
+    hf = "hf"
+    vllm = "vllm"  # extra `vllm`; on a GPU
 
 
 class AttentionKernel(Enum):
@@ -125,6 +151,24 @@ class Recipe:
     learning_rate: float = MISSING
     learning_rate_by_task: dict[str, float] = field(default_factory=dict)
     batch_size: int = 8
+    schedule: Schedule = Schedule.constant
+    warmup_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What stage=plan counts memory with, where the model's own config.json is not on this machine."""
+
+    layers: int = 0  # 0: not stated
+    hidden: int = 0
+    intermediate: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0  # 0: hidden / heads
+    vocabulary: int = 0
+    tied: bool = False  # the LM head is the embedding
+    bias: bool = False  # of the query, key and value projections
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +181,7 @@ class ModelConfig:
     max_new_tokens: int | None = _within(None, 1)  # a cap on the task's
     attention: AttentionKernel = AttentionKernel.auto
     recipes: dict[str, Recipe] = field(default_factory=dict)  # tuning name -> table 3
+    shape: ModelShape = field(default_factory=ModelShape)
 
 
 @dataclass(frozen=True)
@@ -186,9 +231,22 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
+class TaskSize:
+    """What stage=plan counts with, where the rows are not on this machine: rows, and tokens of an average one."""
+
+    train_rows: int = 1000
+    eval_rows: int = 1000
+    prompt: int = 200
+    response: int = 200
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     name: str = MISSING  # math, code, medical, math500, finance, custom
     bundled: str | None = None  # which bundled sample the tiny model gets
+    bundled_grader: str | None = (
+        None  # what grades that sample, unless a judge is given (task.judge.base_url)
+    )
     train: SourceConfig = field(default_factory=SourceConfig)
     eval: SourceConfig = field(default_factory=SourceConfig)
     prompt: str | None = None  # for own data: template over a row's fields, "{question}"
@@ -208,6 +266,7 @@ class TaskConfig:
     domain_words: list[str] = field(default_factory=list)  # for scorer.tr.variant=released
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    size: TaskSize = field(default_factory=TaskSize)
 
 
 @dataclass(frozen=True)
@@ -294,9 +353,10 @@ class TuningConfig:
     learning_rate: float | None = _within(None, 0)  # None: from the recipe
     batch_size: int | None = _within(None, 1)  # examples per optimizer step; None: from the recipe
     max_steps: int | None = _within(None, 1)  # stop after so many optimizer steps
-    schedule: Schedule = Schedule.constant
-    warmup_ratio: float = _within(0.0, 0, 1)
+    schedule: Schedule | None = None  # None: from the recipe
+    warmup_ratio: float | None = _within(None, 0, 1)  # share of the steps; None: from the recipe
     weight_decay: float = _within(0.0, 0)
+    optimizer: Optimizer = Optimizer.adamw
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     max_grad_norm: float = _within(1.0, 0)
     divisor: Divisor = Divisor.kept
@@ -332,21 +392,84 @@ class LoggerConfig:
         None  # wandb: online, offline or disabled; None: online if a key is configured, else offline
     )
     tags: list[str] = field(default_factory=list)
+    timeout_seconds: float = _within(30.0, 1)  # wandb: longest wait for its server, at start and end
     every: int = _within(1, 1)  # optimizer steps between logged training values
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     base: bool = True  # grade the untouched base model too (once per model and task)
+    backend: Backend = Backend.hf
+    vllm_memory: float = _within(0.8, 0.05, 1)  # share of the device's memory that vLLM may take
     # lm-eval tasks run before and after (extra `general`); hellaswag:FILE reads the items from a local file
     general: list[str] = field(default_factory=list)
     general_limit: int | None = _within(None, 1)  # only the first items of each
+    losses: bool = False  # also loss, calibration and forgetting, on given texts (xtf/losses.py)
+    # JSON lines with `text` like that of pre-training, for forgetting_loss; the tiny model brings its own
+    forgetting: str | None = None
+
+
+@dataclass(frozen=True)
+class PlantConfig:
+    """Noise at known places of the training responses, to see who finds it; evaluation rows stay clean."""
+
+    share: float = _within(0.0, 0, 0.9)  # of the response tokens; 0: none
+    kinds: list[PlantKind] = field(default_factory=lambda: list(PlantKind))  # in equal parts
+    seed: int = 0  # apart from the run's seed: runs with different seeds train on the same rows
+
+
+@dataclass(frozen=True)
+class PilotConfig:
+    """The short study of `probe=true`: normal, xtf and random, paired by seed."""
+
+    seeds: int = _within(3, 2)
+    examples: int = _within(400, 2)  # training rows at most
+    eval_examples: int = _within(100, 2)
+    gain: float = _within(0.02, 1e-4, 1)  # the gain that the answer's sentence is about, as a share
 
 
 @dataclass(frozen=True)
 class PreviewConfig:
     format: str = "html"  # html or text
     examples: int | None = _within(None, 1)  # None: 2,000 in HTML, 5 as text
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What stage=plan assumes of a device."""
+
+    device_memory_gb: float | None = _within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
+    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. 10,000
+    # is what 6e13 operations a second give, a fifth of an A100's peak in bfloat16.
+    tokens_per_second: float = _within(10_000.0, 1e-9)
+
+
+class PretrainText(Enum):
+    """The generated text that a base model is trained on (`xtf/tiny`)."""
+
+    tiny = "tiny"
+    broad = "broad"  # more domains, styles and levels; some facts are withheld
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """stage=pretrain: a Qwen2-architecture model from nothing. Lengths and sizes in tokens unless the name says."""
+
+    name: str = "tiny"
+    text: PretrainText = PretrainText.tiny
+    vocabulary: int = _within(2048, 300)
+    tokenizer_documents: int = _within(40_000, 1)  # that the tokenizer is trained on
+    hidden: int = _within(192, 1)
+    layers: int = _within(6, 1)
+    heads: int = _within(4, 1)
+    key_value_heads: int = _within(1, 1)
+    intermediate: int = _within(512, 1)
+    row_tokens: int = _within(256, 2)
+    step_rows: int = _within(24, 1)  # per optimizer step
+    steps: int = _within(900, 3)
+    warmup_ratio: float = _within(0.11, 0, 1)
+    learning_rate: float = _within(3e-3, 0)
+    weight_decay: float = _within(0.1, 0)
 
 
 @dataclass(frozen=True)
@@ -364,15 +487,23 @@ class Config:
     tuning: TuningConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    probe: bool = False  # look at the data and run a pilot instead of one run (xtf/probe.py)
+    pilot: PilotConfig = field(default_factory=PilotConfig)
+    plant: PlantConfig = field(default_factory=PlantConfig)
     experiment: str | None = None  # set by the files in experiments/
+    archive: str | None = (
+        None  # with stage=report experiments=NAME: read stored runs (xtf/archive.py), not outputs
+    )
     cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig, "task": TaskConfig, "scorer": ScorerConfig, "threshold": ThresholdConfig,
-    "tuning": TuningConfig, "trainer": TrainerConfig, "logger": LoggerConfig,
+    "tuning": TuningConfig, "trainer": TrainerConfig, "logger": LoggerConfig, "pretrain": PretrainConfig,
 }  # fmt: skip
 
 # --- composing, checking, resolving ----------------------------------------------------------------------------------
@@ -396,7 +527,21 @@ def _writable(cls: Any) -> Any:
             parts.append((item.name, hint, field(default_factory=item.default_factory)))
         else:
             parts.append((item.name, hint, field(default=item.default)))
-    return dataclasses.make_dataclass(cls.__name__, parts)
+    twin = dataclasses.make_dataclass(cls.__name__, parts)
+    # Launchers with processes of their own send the schema there: it has to pickle by reference (see __getattr__).
+    twin.__module__, twin.__qualname__ = (
+        __name__,
+        f"writable {cls.__module__.replace('.', '/')} {cls.__qualname__}",
+    )
+    return twin
+
+
+def __getattr__(name: str) -> Any:
+    """The twin of a dataclass by its qualified name, which is what unpickling asks this module for."""
+    kind, *path = name.split(" ")
+    if kind != "writable":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _writable(getattr(importlib.import_module(path[0].replace("/", ".")), path[1]))
 
 
 def _schema(value: Any) -> DictConfig:
@@ -545,6 +690,12 @@ def resolve(config: Config) -> Config:
             learning_rate=_given(tuning.learning_rate, rate),
             batch_size=_given(tuning.batch_size, recipe.batch_size),
         )
+    shape = recipe or Recipe()
+    tuning = dataclasses.replace(
+        tuning,
+        schedule=_given(tuning.schedule, shape.schedule),
+        warmup_ratio=_given(tuning.warmup_ratio, shape.warmup_ratio),
+    )
     if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
         raise ConfigError(
             "tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1"
@@ -553,6 +704,8 @@ def resolve(config: Config) -> Config:
     train = _source(task, "train", model)
     if train.limit is None and tuning.examples is not None:
         train = dataclasses.replace(train, limit=tuning.examples)
+    if model.bundled_data and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
+        task = dataclasses.replace(task, grader=task.bundled_grader)
     max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
     task = dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
 
@@ -565,8 +718,34 @@ def resolve(config: Config) -> Config:
         raise ConfigError(
             f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}"
         )
+    plant = config.plant
+    if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
+        raise ConfigError(
+            f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
+            + ", ".join(kind.value for kind in PlantKind)
+        )
+    if plant.share and config.method.name == "given":
+        raise ConfigError(f"plant.share={plant.share}: method=given trains a token table as it is; unset one")
+    if config.evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "
+            "or leave evaluate.backend=hf"
+        )
     if config.preview.format not in ("html", "text"):
         raise ConfigError(f"preview.format={config.preview.format} is not known; it is html or text")
+    if config.archive is not None:
+        raise ConfigError(f"archive={config.archive} is read by stage=report experiments=NAME only")
+    forgetting = config.evaluate.forgetting
+    if forgetting is not None and not config.evaluate.losses:
+        raise ConfigError(f"evaluate.forgetting={forgetting} is read with evaluate.losses=true only")
+    if forgetting is not None and not Path(forgetting).is_file():
+        raise ConfigError(f"evaluate.forgetting={forgetting}: there is no such file")
+    if tuning.optimizer is Optimizer.muon and (
+        tuning.name is Tuning.lora or config.trainer.strategy == "fsdp"
+    ):
+        raise ConfigError(
+            "tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp"
+        )
     if config.trainer.strategy == "auto" and config.trainer.devices > 1:
         raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
     return dataclasses.replace(config, task=task, tuning=tuning)
@@ -602,9 +781,12 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
 
 # Keys that change neither what is learnt nor what is measured, so they do not name a run folder.
 _NEUTRAL = (
-    "stage", "seed", "output_dir", "experiment", "cases", "logger.", "preview.", "evaluate.base", "scorer.compute",
+    "stage", "seed", "output_dir", "experiment", "archive", "probe", "pilot.", "cases", "logger.", "preview.",
+    "evaluate.base", "evaluate.vllm_memory", "evaluate.losses", "evaluate.forgetting", "scorer.compute",
+    "pretrain.",
     "trainer.name", "trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.tokens_per_",
     "trainer.checkpoint_every", "trainer.shard_examples", "task.grader", "task.judge.", "task.sandbox.",
+    "task.size.", "task.bundled_grader", "model.shape.", "plan.",
 )  # fmt: skip
 
 
@@ -612,6 +794,29 @@ def identity(config: Config) -> dict[str, Any]:
     """The result-determining keys of a resolved configuration. Data files count by content, which the run records."""
     skip = (*_NEUTRAL, "task.train.path", "task.eval.path")
     return {key: value for key, value in leaves(plain(config)) if not key.startswith(skip)}
+
+
+def differing_keys(recorded: Mapping[str, Any], config: Config) -> list[str]:
+    """The result-determining keys in which a recorded `identity` and `config` differ.
+
+    A key that the record does not have was unknown to the version that wrote it, which then did what is the key's
+    default now.
+    """
+    now = plain(identity(config))
+    before = {**dict(_defaults(config, "")), **recorded}
+    return sorted(key for key in recorded.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _defaults(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, default) of every leaf below a dataclass that has one."""
+    for item in dataclasses.fields(part):
+        value, key = getattr(part, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _defaults(value, f"{key}.")
+        elif item.default_factory is not dataclasses.MISSING:
+            yield from leaves(plain(item.default_factory()), key)
+        elif item.default is not dataclasses.MISSING:
+            yield key, plain(item.default)
 
 
 def grader_identity(config: Config) -> str:

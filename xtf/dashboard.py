@@ -1,48 +1,65 @@
-"""What a finished run shows on Weights & Biases and TensorBoard, and the dashboards that lay it out.
+"""What a run shows on Weights & Biases, TensorBoard and in scalars.csv, and the dashboards that lay it out.
 
-Training logs `train/loss`, `train/kept_tokens`, `train/tokens_per_second`, `train/learning_rate`,
-`train/grad_norm` and `validation/loss` per step. From a finished run's files come, under names that stay:
+Training logs every step as it goes, and train_log.csv holds the same under the names in parentheses:
+
+    train/loss (loss), train/kept_tokens (kept_tokens), train/tokens_per_second (tokens_per_second),
+    train/learning_rate (learning_rate), train/grad_norm (grad_norm), validation/loss (validation_loss)
+
+From the run's files come, under names that stay, the same in all three places:
 
     eval/<metric>, eval/<metric>_low, eval/<metric>_high    the fine-tuned model, with its 95 % interval
     base/<metric>, base/<metric>_low, base/<metric>_high    the base model
     difference/<metric>                                     fine-tuned minus base
     reported/<metric>                                       what the paper reports, as a share
-    mask/kept, mask/dropped/<attribute>, mask/dropped/union, mask/overlap/<attributes>    shares of response
-    tokens time/<stage>                                            seconds scores/<attribute>   histograms
-    examples   coloured text        generations   table with verdicts (W&B only)
+    mask/kept, mask/dropped/<attribute>, mask/dropped/union, mask/overlap/<attributes>
+                                                            shares of response tokens
+    time/<stage>                                            seconds
 
-The run's files are the record; what is here mirrors them, and can be published again from them.
+and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations`
+(a table with verdicts). `xtf.loggers` says which W&B run holds what. The run's files are the record; what is here
+mirrors them, and can be published again from them.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from xtf.artifacts import write_atomic
-from xtf.config import LoggerConfig
+from xtf.artifacts import read_json, write_atomic
+from xtf.config import Config
 from xtf.explorer import preview_text
+from xtf.loggers import STEP, start_run, wandb_mode
 from xtf.results import Run, load_run, read_lines
+from xtf.score_store import read_pass
 from xtf.sweeps import reported_share
-from xtf.tokens import response_tokens
 
 if TYPE_CHECKING:
     import wandb
     from transformers import PreTrainedTokenizerBase
 
-Mode = Literal["online", "offline", "disabled"]
 BINS = 64
 SHOWN_EXAMPLES = 20
 SHOWN_GENERATIONS = 200
+ATTRIBUTES = ("ri", "kn", "tr")
+CURVES = {  # name -> column of train_log.csv
+    "train/loss": "loss",
+    "train/kept_tokens": "kept_tokens",
+    "train/tokens_per_second": "tokens_per_second",
+    "train/learning_rate": "learning_rate",
+    "train/grad_norm": "grad_norm",
+    "validation/loss": "validation_loss",
+}
 
 
 def scalars(run: Run) -> dict[str, float]:
@@ -59,67 +76,88 @@ def scalars(run: Run) -> dict[str, float]:
         reported = reported_share(run, name)
         if reported is not None:
             found[f"reported/{name}"] = reported
-    stats = record["mask"]
-    found["mask/kept"] = stats["kept_share"]
-    found |= {f"mask/dropped/{name}": share for name, share in stats["dropped_share"].items()}
-    found |= {f"mask/overlap/{name}": share for name, share in stats["overlap"].items()}
+    found |= mask_scalars(record["mask"])
     return found | {f"time/{name}": seconds for name, seconds in record["timing"].items()}
+
+
+def mask_scalars(stats: Mapping[str, Any]) -> dict[str, float]:
+    """The shares of a mask (`MaskStats`) under their documented names."""
+    found = {"mask/kept": stats["kept_share"]}
+    found |= {f"mask/dropped/{name}": share for name, share in stats["dropped_share"].items()}
+    return found | {f"mask/overlap/{name}": share for name, share in stats["overlap"].items()}
+
+
+def write_scalars(run: Run) -> Path:
+    """The run's scalars.csv, with the columns name and value."""
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("name", "value"), *scalars(run).items()])
+
+    write_atomic(run.folder / "scalars.csv", write)
+    return run.folder / "scalars.csv"
+
+
+def publish_tensorboard(run: Run) -> None:
+    """Adds the same scalars to the run's TensorBoard files."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run.folder / "tensorboard")) as writer:
+        for name, value in scalars(run).items():
+            writer.add_scalar(name, value, 0)
 
 
 # -- Weights & Biases ---------------------------------------------------------------------------------------
 
 
-def publish(run_dir: Path, tokenizer: PreTrainedTokenizerBase, logger: LoggerConfig, mode: Mode) -> bool:
-    """Mirrors a finished run to W&B, as a run of job type `report` in the group of its experiment.
+def publish(config: Config, folder: Path, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Mirrors what a done stage (score, mask, train or evaluate) left in a run's folder to W&B.
 
-    `mode` is online, offline or disabled. Offline files lie in the run's folder, and `wandb sync` uploads
-    them; if the server cannot be reached, the run is written offline, and the answer is False, else True.
-    ValueError if the run has not finished.
+    ValueError: stage=evaluate of a run that has not finished.
     """
     import wandb
 
-    run = load_run(run_dir)
-    record = run.record
-    described = {
-        key: record[key] for key in ("task", "model", "tuning", "method", "scorer", "threshold", "seed")
-    }
-    settings: dict[str, Any] = {
-        "project": logger.project,
-        "entity": logger.entity,
-        "dir": str(run_dir),
-        "name": "/".join(map(str, described.values())),
-        "group": record["experiment"],
-        "job_type": "report",
-        "tags": [
-            *(str(described[key]) for key in ("model", "task", "method", "scorer", "threshold")),
-            *logger.tags,
-        ],
-        "config": described | {"overrides": dict(record["overrides"])},
-        "reinit": "finish_previous",
-    }
-    arrived = True
-    try:
-        session = wandb.init(mode=mode, **settings)
-    except wandb.errors.CommError:
-        session, arrived = wandb.init(mode="offline", **settings), False
-    with session:
-        found = scalars(run)
-        session.log({**found, **_media(run, tokenizer)})
+    stages = read_json(folder / "manifest.json")["stages"]
+    with start_run(config, folder, stage) as session:
+        if stage == "train":
+            for row in read_curves(folder / "train_log.csv"):
+                session.log(row)
+            return
+        found: dict[str, float] = {}
+        media: dict[str, Any] = {}
+        if stage == "score":
+            for kind, path in stages["score"]["paths"].items():
+                table = read_pass(Path(config.output_dir) / "scores" / Path(path).name)
+                media |= _histograms(table, "" if kind == "scores" else f"{kind}_")
+        elif stage == "mask":
+            found = mask_scalars(stages["mask"]["stats"])
+            table = pq.read_table(folder / "mask.parquet").slice(0, SHOWN_EXAMPLES)
+            media["examples"] = wandb.Html(examples_html(table, tokenizer), inject=False)
+        else:
+            run = load_run(folder)
+            found = scalars(run)
+            media["generations"] = _generations(run)
+        session.log({**found, **media})
         session.summary.update(found)
-    return arrived
 
 
-def _media(run: Run, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def read_curves(path: Path) -> Iterator[dict[str, float]]:
+    """The lines of a train_log.csv as training logged them live: names of `CURVES`, and the step."""
+    with path.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            values = {name: float(row[column]) for name, column in CURVES.items() if row.get(column)}
+            yield {**values, STEP: int(row["step"])}
+
+
+def _histograms(table: pa.Table, prefix: str) -> dict[str, wandb.Histogram]:
     import wandb
 
-    table = pq.read_table(run.folder / "mask.parquet")
-    media: dict[str, Any] = {
-        f"scores/{name}": wandb.Histogram(np_histogram=np.histogram(values, BINS))
-        for name, values in response_tokens(table).scores.items()
-    }
-    media["examples"] = wandb.Html(examples_html(table.slice(0, SHOWN_EXAMPLES), tokenizer), inject=False)
-    media["generations"] = _generations(run)
-    return media
+    found = {}
+    for name in table.column_names:
+        if pa.types.is_list(table.schema.field(name).type) and name != "input_ids":
+            values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            found[f"scores/{prefix}{name}"] = wandb.Histogram(np_histogram=np.histogram(values, BINS))
+    return found
 
 
 def examples_html(table: Any, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -156,15 +194,6 @@ def _generations(run: Run) -> wandb.Table:
     return wandb.Table(columns=columns, data=rows)
 
 
-def publish_tensorboard(run_dir: Path) -> None:
-    """Adds the same scalars to the run's TensorBoard files."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(run_dir / "tensorboard")) as writer:
-        for name, value in scalars(load_run(run_dir)).items():
-            writer.add_scalar(name, value, 0)
-
-
 # -- dashboards ---------------------------------------------------------------------------------------------
 
 
@@ -179,16 +208,30 @@ class Panel:
 
 @dataclass(frozen=True)
 class Dashboard:
+    """`group_by` are configuration keys whose runs are averaged; `columns` stand in the table of runs."""
+
     name: str
     sections: Mapping[str, Sequence[Panel]]
+    group_by: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
-ATTRIBUTES = ("ri", "kn", "tr")
+HEADLINES = ("accuracy", "pass@1")  # a task has one of them
 QUALITY = (
-    Panel("accuracy, fine-tuned", "bar", ("eval/accuracy",)),
-    Panel("fine-tuned minus base", "bar", ("difference/accuracy",)),
-    Panel("base, fine-tuned, reported", "bar", ("base/accuracy", "eval/accuracy", "reported/accuracy")),
-    Panel("95 % interval", "bar", ("eval/accuracy_low", "eval/accuracy_high")),
+    Panel("fine-tuned", "bar", tuple(f"eval/{name}" for name in HEADLINES)),
+    Panel("fine-tuned minus base", "bar", tuple(f"difference/{name}" for name in HEADLINES)),
+    Panel(
+        "base, fine-tuned, reported",
+        "bar",
+        tuple(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "reported")),
+    ),
+    Panel(
+        "95 % interval", "bar", tuple(f"eval/{name}_{end}" for name in HEADLINES for end in ("low", "high"))
+    ),
+)
+COLUMNS = (
+    *(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "difference", "reported")),
+    "mask/kept",
 )
 SHARES = (
     Panel("response tokens kept", "bar", ("mask/kept",)),
@@ -218,24 +261,40 @@ DASHBOARDS = (
             "Completions": (Panel("generations", "media", ("generations",)),),
             "Training": TRAINING,
         },
+        columns=COLUMNS,
     ),
-    Dashboard("XTF: a sweep", {"Did it help?": QUALITY, "What was dropped": SHARES, "Training": TRAINING}),
+    Dashboard(
+        "XTF: a sweep",
+        {"Did it help?": QUALITY, "What was dropped": SHARES, "Training": TRAINING},
+        group_by=("model", "task", "tuning", "method", "scorer", "threshold"),
+        columns=COLUMNS,
+    ),
 )
 
 
-def create_dashboards(logger: LoggerConfig, out_dir: Path, mode: Mode) -> list[str]:
-    """Creates the W&B workspaces, or unless `mode` is online writes what it would create.
+def create_dashboards(config: Config, out_dir: Path) -> list[str]:
+    """Creates the W&B workspaces, or unless runs go online (`xtf.loggers.wandb_mode`) writes what it would create.
 
-    Returns their addresses, or the path of dashboards.json. ValueError: online, but no entity is set.
+    Returns their addresses, or the path of dashboards.json. ValueError: online, but no entity is set, the extra
+    `dashboard` is not installed, or the server does not answer.
     """
-    if mode != "online":
+    logger = config.logger
+    if wandb_mode(config) != "online":
         path = out_dir / "dashboards.json"
         text = json.dumps([asdict(board) for board in DASHBOARDS], indent=2) + "\n"
         write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
         return [str(path)]
     if logger.entity is None:
         raise ValueError("set logger.entity to the W&B user or team that the dashboards are for")
-    return [str(workspace(board, logger.entity, logger.project).save().url) for board in DASHBOARDS]
+    import wandb
+
+    try:
+        boards = [workspace(board, logger.entity, logger.project) for board in DASHBOARDS]
+        return [str(board.save().url) for board in boards]
+    except ModuleNotFoundError as error:
+        raise ValueError("stage=dashboard needs wandb-workspaces: pip install 'xtf[dashboard]'") from error
+    except (wandb.errors.Error, OSError) as error:
+        raise ValueError(f"W&B did not create the dashboards: {error}") from error
 
 
 def workspace(board: Dashboard, entity: str, project: str) -> Any:
@@ -246,7 +305,13 @@ def workspace(board: Dashboard, entity: str, project: str) -> Any:
         workspaces.Section(name=name, panels=[_panel(panel) for panel in panels], is_open=True)
         for name, panels in board.sections.items()
     ]
-    return workspaces.Workspace(entity=entity, project=project, name=board.name, sections=sections)
+    runs = workspaces.RunsetSettings(
+        groupby=[workspaces.Config(name) for name in board.group_by],
+        pinned_columns=[f"summary:{name}" for name in board.columns],
+    )
+    return workspaces.Workspace(
+        entity=entity, project=project, name=board.name, sections=sections, runset_settings=runs
+    )
 
 
 def _panel(panel: Panel) -> Any:
@@ -254,7 +319,7 @@ def _panel(panel: Panel) -> Any:
 
     keys: list[Any] = list(panel.keys)
     if panel.kind == "line":
-        return v2.LinePlot(title=panel.title, x="Step", y=keys)
+        return v2.LinePlot(title=panel.title, x=STEP, y=keys)
     if panel.kind == "bar":
         return v2.BarPlot(title=panel.title, metrics=keys)
     assert panel.kind == "media", panel.kind

@@ -5,6 +5,7 @@ Only this file decides where a prompt ends.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from bisect import bisect_left, insort
@@ -210,6 +211,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     return _decode(tokenizer, [*anchor, *ids])[len(_decode(tokenizer, anchor)) :]
 
 
+@functools.lru_cache(maxsize=8)
 def continuation_anchor(tokenizer: PreTrainedTokenizerBase) -> str:
     """Text to tokenise a response behind, so that it gets the ids which it has behind a prompt.
 
@@ -235,6 +237,32 @@ def _response_ids(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) 
         if ids[: len(start)] != start:
             raise ValueError(f"{_name(tokenizer)} merges {response[:40]!r} with the text before it")
     return [ids[len(start) :] for ids in rows]
+
+
+def response_offsets(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) -> list[np.ndarray]:
+    """Characters [start, end) of each response that its tokens stand for, int64 [tokens, 2], EOS left out.
+
+    The tokens are those of `encode`. Blanks that a tokenizer leaves out of its offsets count to the token
+    behind them; the tokens of a character that takes several all have that character.
+
+    Raises:
+        ValueError: the tokenizer knows no offsets (a slow one), or they do not cover the text.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{_name(tokenizer)} gives no character offsets; a fast tokenizer is needed here")
+    anchor = continuation_anchor(tokenizer)
+    skipped = len(_ids(tokenizer, [anchor])[0])
+    texts = [anchor + response for response in responses]
+    found = tokenizer(texts, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    rows = []
+    for response, mapping in zip(responses, found["offset_mapping"], strict=True):
+        offsets = np.array(mapping[skipped:], np.int64).reshape(-1, 2) - len(anchor)
+        ends = np.maximum.accumulate(offsets[:, 1])
+        offsets[:, 0] = np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]]))
+        if len(ends) and ends[-1] != len(response):
+            raise ValueError(f"the offsets of {_name(tokenizer)} end at {ends[-1]} of {response[:40]!r}")
+        rows.append(offsets)
+    return rows
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -475,8 +503,8 @@ def _tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 class StepLoader:
     """All optimizer steps of a training, in order; a function of the seed, resumable at any step.
 
-    Each epoch visits every row once; its last step may be smaller than `batch_size`. With `fill_with`, a token id,
-    every micro-batch is filled up to the budget, so that a compiled model sees one shape.
+    Each epoch visits every row once, shuffled unless `shuffle` is off; its last step may be smaller than `batch_size`.
+    With `fill_with`, a token id, every micro-batch is filled up to the budget, so that a compiled model sees one shape.
     """
 
     def __init__(
@@ -491,7 +519,9 @@ class StepLoader:
         rank: int = 0,
         devices: int = 1,
         fill_with: int | None = None,
+        shuffle: bool = True,
     ) -> None:
+        self.shuffle = shuffle
         self.data, self.batch_size, self.seed, self.budget = data, batch_size, seed, budget
         self.rank, self.devices, self.fill_with = rank, devices, fill_with
         self.steps_per_epoch = -(-len(data) // batch_size)
@@ -516,7 +546,8 @@ class StepLoader:
     def rows(self, index: int) -> np.ndarray:
         """Table rows of a step."""
         epoch, within = divmod(index, self.steps_per_epoch)
-        order = epoch_order(len(self.data), self.seed, epoch)
+        rows = len(self.data)
+        order = epoch_order(rows, self.seed, epoch) if self.shuffle else np.arange(rows)
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
     def tokens(self, steps: int | None = None) -> int:

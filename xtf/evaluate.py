@@ -1,26 +1,33 @@
 """Batched generation on the evaluation prompts, grading, and the record of both.
 
-Batches are planned from prompt lengths alone, so a killed evaluation that is started again generates the missing
-batches exactly as it would have, and ends with the same completions.
+The work is cut into shares from prompt lengths alone, so a killed evaluation that is started again generates the
+missing shares exactly as it would have, and ends with the same completions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from xtf.artifacts import read_json, write_atomic, write_json
 from xtf.config import TaskConfig, digest
 from xtf.tasks.base import Example, Task
+from xtf.vllm_engine import VLLMEngine
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Generator: TypeAlias = "PreTrainedModel | VLLMEngine"
 Key = tuple[str, int]  # (example_id, sample number)
+ROUNDS = 8  # times that each place of a share is filled; a kill loses at most one share
+STOP_EVERY = 8  # tokens between two looks for a stop string
 
 
 @dataclass(frozen=True)
@@ -41,76 +48,82 @@ class Decoding:
         )
 
 
-def plan_batches(
-    lengths: Sequence[int], max_new_tokens: int, samples: int, budget: int
-) -> list[list[tuple[int, int]]]:
-    """Batches of (prompt index, sample), longest prompts first, at most `budget` tokens each (padding included).
+@dataclass(frozen=True)
+class Share:
+    """Completions that are generated together and stored together: what a killed evaluation can lose."""
 
-    A prompt that alone exceeds the budget forms a batch of its own: it has to be generated somehow.
+    items: list[tuple[int, int]]  # (prompt index, sample)
+    places: int  # of them that run at the same time
+
+
+def plan(lengths: Sequence[int], max_new_tokens: int, samples: int, budget: int) -> list[Share]:
+    """All prompts and samples in shares, longest prompts first.
+
+    So many run side by side that their KV cache never holds more than `budget` tokens, padding included. One that
+    alone exceeds it runs alone: it has to be generated somehow.
     """
     items = sorted(
         ((i, k) for i in range(len(lengths)) for k in range(samples)), key=lambda ik: (-lengths[ik[0]], ik)
     )
-    batches: list[list[tuple[int, int]]] = []
-    for item in items:
-        if batches and (len(batches[-1]) + 1) * (lengths[batches[-1][0][0]] + max_new_tokens) <= budget:
-            batches[-1].append(item)
-        else:
-            batches.append([item])
-    return batches
+    shares: list[Share] = []
+    while items:
+        places = max(1, budget // (lengths[items[0][0]] + max_new_tokens))
+        shares.append(Share(items[: places * ROUNDS], places))
+        items = items[places * ROUNDS :]
+    return shares
 
 
-def generate_batch(
+def generate_share(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], decoding: Decoding,
-    stop: Sequence[str], batch_seed: int,
-) -> list[str]:  # fmt: skip
-    """Completions of token-id prompts: left padding, KV cache, stop at EOS; text after a `stop` string is cut."""
+    *, places: int, seeds: Sequence[int], stop: Sequence[str] = (),
+) -> Iterator[tuple[int, str]]:  # fmt: skip
+    """Yields (index into `prompts`, completion) as they end: at EOS, or before a `stop` string.
+
+    `seeds` has one for each prompt: what is drawn for one does not depend on the others. Of the model's generation
+    settings the EOS ids alone are heeded: how the models are decoded is the task's choice, alike for all of them.
+    """
     import torch
 
     from xtf.data import decode_response
+    from xtf.generation import complete, draw, greedy
 
-    longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    input_ids = torch.full((len(prompts), longest), pad)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(prompts):
-        input_ids[row, longest - len(ids) :] = torch.tensor(ids)
-        attention_mask[row, longest - len(ids) :] = 1
     eos = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [] if eos is None else [eos])}
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if decoding.temperature:
-        sampling = {
-            "do_sample": True,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "top_k": 0,
-        }
-    torch.manual_seed(batch_seed)
-    with torch.inference_mode():
-        output = model.generate(  # type: ignore[operator]
-            input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device),
-            max_new_tokens=decoding.max_new_tokens, eos_token_id=sorted(stops), pad_token_id=pad, use_cache=True,
-            **sampling,
-        )  # fmt: skip
-    texts = [decode_response(tokenizer, ids) for ids in output[:, longest:].tolist()]
-    for mark in stop:
-        texts = [text.split(mark, 1)[0] for text in texts]
-    return texts
+    uniform = [np.random.default_rng(seed).random(decoding.max_new_tokens, np.float32) for seed in seeds]
+
+    def sample(logits: torch.Tensor, rows: Sequence[tuple[int, int]]) -> torch.Tensor:
+        drawn = torch.tensor([uniform[row][step] for row, step in rows], device=logits.device)
+        return draw(logits, drawn, decoding.temperature, decoding.top_p)
+
+    def over(ids: list[int]) -> bool:
+        """Whether a stop string is there. Looked for now and then, first in the last few tokens."""
+        if not stop or len(ids) % STOP_EVERY:
+            return False
+        tail = decode_response(tokenizer, ids[-STOP_EVERY - max(len(mark.encode()) for mark in stop) :])
+        return any(mark in tail and mark in decode_response(tokenizer, ids) for mark in stop)
+
+    for index, ids in complete(
+        model, prompts, places=places, max_new_tokens=decoding.max_new_tokens, stops=stops, over=over,
+        choose=sample if decoding.temperature else greedy,
+    ):  # fmt: skip
+        text = decode_response(tokenizer, ids)
+        for mark in stop:
+            text = text.split(mark, 1)[0]
+        yield index, text
 
 
 def generate(
-    load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example],
+    load: Callable[[], Generator], tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example],
     prompts: Sequence[Sequence[int]], decoding: Decoding, *, budget: int, folder: Path, stop: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> dict[Key, str]:  # fmt: skip
-    """All completions, by (example_id, sample). Finished batches are kept in `folder`, so a killed call goes on.
+    """All completions, by (example_id, sample). Finished shares are kept in `folder`, so a killed call goes on.
 
     Args:
         load: gives the model; not called when every completion is there already.
         prompts: token ids, one list per example.
-        budget: tokens per batch, prompt padding and new tokens included.
-        progress: told the number of prompt tokens of each finished batch.
+        budget: tokens in the KV cache at most, new tokens included.
+        progress: told the number of prompt tokens of each finished completion.
     """
     partial = folder / "generations.partial.jsonl"
     done: dict[Key, str] = {}
@@ -124,19 +137,30 @@ def generate(
         write_atomic(partial, lambda path: path.write_text("".join(kept), encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     model = None
-    for number, batch in enumerate(
-        plan_batches([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget)
-    ):
-        keys = [(examples[i].example_id, k) for i, k in batch]
-        if not all(key in done for key in keys):
-            model = model or load()
-            seed = int(digest([decoding.seed, number]), 16) % 2**31
-            texts = generate_batch(model, tokenizer, [prompts[i] for i, _ in batch], decoding, stop, seed)
-            with partial.open("a", encoding="utf-8") as handle:
-                handle.writelines(_partial_line(key, text) for key, text in zip(keys, texts, strict=True))
-            done.update(zip(keys, texts, strict=True))
-        if progress:
-            progress(sum(len(prompts[i]) for i, _ in batch))
+    for share in plan([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget):
+        keys = [(examples[i].example_id, k) for i, k in share.items]
+        chosen = [prompts[i] for i, _ in share.items]
+        if all(key in done for key in keys):
+            if progress:
+                progress(sum(map(len, chosen)))
+            continue
+        model = model or load()
+        seeds = [int(digest([decoding.seed, *key]), 16) % 2**31 for key in keys]
+        answers: Iterable[tuple[int, str]]
+        if isinstance(model, VLLMEngine):
+            answers = enumerate(model.complete(tokenizer, chosen, decoding, stop, seeds))
+        else:
+            answers = generate_share(
+                model, tokenizer, chosen, decoding, places=share.places, seeds=seeds, stop=stop
+            )
+        found: dict[Key, str] = {}
+        for index, text in answers:
+            found[keys[index]] = text
+            if progress:
+                progress(len(chosen[index]))
+        with partial.open("a", encoding="utf-8") as handle:
+            handle.writelines(_partial_line(key, found[key]) for key in keys)
+        done.update(found)
     return done
 
 
@@ -148,7 +172,7 @@ def _partial_line(key: Key, completion: str) -> str:
 
 
 def evaluate(
-    load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example],
+    load: Callable[[], Generator], tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example],
     prompts: Sequence[Sequence[int]], decoding: Decoding, *, budget: int, folder: Path,
     identity: Mapping[str, Any], stop: Sequence[str] = (), progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip

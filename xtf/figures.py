@@ -15,13 +15,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from xtf.tasks.base import Metric
 
 COLOURS = {"ri": "#0072B2", "kn": "#D55E00", "tr": "#009E73", "other": "#7A7A7A"}
 NAMES = {"ri": "reasoning importance (RI)", "kn": "knowledge novelty (KN)", "tr": "task relevance (TR)"}
 SCORES = {"ri": "attention received, log", "kn": "1 - p", "tr": "nearness to the task's centre"}
 KEPT = "#BDBDBD"
 HISTOGRAM_BINS = 60
+MARKERS = "os^vDPX*<>hpd"
 
 
 def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
@@ -52,6 +56,33 @@ def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
     axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_xlabel("% of items, with the 95 % interval")
+    return figure
+
+
+def pass_at(metrics: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
+    """Bars of each setting's pass@k, side by side for every k, with intervals (figure 5 of the paper).
+
+    `metrics[name][label]` is (value, low, high), as shares.
+    """
+    labels = list(dict.fromkeys(label for found in metrics.values() for label in found))
+    figure, (axis,) = _panels(1, height=3.4)
+    width = 0.8 / len(labels)
+    for place, label in enumerate(labels):
+        spots = [
+            k + (place - (len(labels) - 1) / 2) * width
+            for k, found in enumerate(metrics.values())
+            if label in found
+        ]
+        values, lows, highs = zip(
+            *(found[label] for found in metrics.values() if label in found), strict=True
+        )
+        heights = 100 * np.array(values)
+        errors = [heights - 100 * np.array(lows), 100 * np.array(highs) - heights]
+        axis.bar(spots, heights, width, yerr=errors, capsize=3, color=f"C{place % 10}", label=label)
+    axis.set_xticks(range(len(metrics)), list(metrics))
+    axis.set_ylabel("% of problems solved, with the 95 % interval")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize=7.5)
     return figure
 
 
@@ -117,6 +148,109 @@ def sensitivity(curves: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]])
         axis.set_xlabel(setting)
         axis.legend(frameon=False, fontsize=7.5)
     axes[0].set_ylabel("% of response tokens dropped")
+    return figure
+
+
+def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> Figure:
+    """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high)."""
+    figure, axes = _panels(len(panels), height=1.1 + 0.3 * max(map(len, panels.values())))
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        for place, (_, value, low, high) in enumerate(reversed(rows)):
+            bars = [[100 * (value - low)], [100 * (high - value)]]
+            axis.errorbar(100 * value, place, xerr=bars, fmt="o", color="black", capsize=3, markersize=4)
+        axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+        axis.set_xlabel("points of accuracy")
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def against_tokens(panels: Mapping[str, Sequence[tuple[str, float, float, float, float]]]) -> Figure:
+    """Accuracy against supervised tokens, a panel each; a dot is (label, tokens, value, low, high)."""
+    figure, axes = _panels(len(panels), height=3.8)
+    labels = list(dict.fromkeys(dot[0] for dots in panels.values() for dot in dots))
+    styles = {label: (MARKERS[place % len(MARKERS)], f"C{place % 10}") for place, label in enumerate(labels)}
+    for axis, (title, dots) in zip(axes, panels.items(), strict=True):
+        for label, tokens, value, low, high in dots:
+            marker, colour = styles[label]
+            bars = [[100 * (value - low)], [100 * (high - value)]]
+            axis.errorbar(
+                tokens, 100 * value, yerr=bars, fmt=marker, color=colour, markersize=5, linewidth=0.8
+            )
+        axis.set_xlabel("supervised tokens")
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_title(title, fontsize=10)
+    axes[0].set_ylabel("accuracy, %")
+    keys = [
+        Line2D([], [], marker=m, color=c, linestyle="none", label=label) for label, (m, c) in styles.items()
+    ]
+    figure.legend(handles=keys, loc="outside right upper", frameon=False, fontsize=7.5)
+    return figure
+
+
+def deciles(
+    curves: Mapping[str, Sequence[tuple[int, float, float, float]]], reference: float | None
+) -> Figure:
+    """Accuracy by decile of base probability, a panel each; a point is (decile, value, low, high).
+
+    `reference`: the accuracy of training on all tokens, as a dashed line.
+    """
+    figure, axes = _panels(len(curves))
+    for axis, (title, points) in zip(axes, curves.items(), strict=True):
+        places, values, lows, highs = (100 * np.array(part, float) for part in zip(*points, strict=True))
+        axis.errorbar(
+            places / 100,
+            values,
+            yerr=[values - lows, highs - values],
+            fmt="o-",
+            color=COLOURS["kn"],
+            capsize=3,
+        )
+        if reference is not None:
+            axis.axhline(100 * reference, color="black", linestyle="--", linewidth=1)
+        axis.set_xticks(range(1, 11))
+        axis.set_xlabel("decile of base probability (1: least likely)")
+        axis.set_title(title, fontsize=10)
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("accuracy, %")
+    return figure
+
+
+def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]) -> Figure:
+    """AUROC of telling noise from clean tokens: a panel per case, a row per detector, a dot with its 95 %
+    interval per planted share, the darker the more was planted. The dashed line is chance.
+    """
+    names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
+    shares = sorted({share for rows in panels.values() for points in rows.values() for share, _ in points})
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (2.2 + 3.2 * columns, lines * (0.9 + 0.34 * len(names)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for axis, (case, rows) in zip(axes, panels.items(), strict=False):
+        for row, name in enumerate(names):
+            for share, metric in rows.get(name, ()):
+                place = shares.index(share)
+                axis.errorbar(
+                    metric.value,
+                    row + 0.22 * (place - (len(shares) - 1) / 2),
+                    xerr=[[metric.value - metric.low], [metric.high - metric.value]],
+                    fmt="o",
+                    markersize=4,
+                    color=COLOURS.get(name.lower(), "black"),
+                    alpha=(place + 1) / len(shares),
+                )
+        axis.axvline(0.5, color="black", linestyle="--", linewidth=1)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_title(case, fontsize=9)
+        axis.set_xlabel("AUROC, with the 95 % interval")
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.supylabel("shares: " + ", ".join(f"{100 * share:g} %" for share in shares), fontsize=8)
     return figure
 
 

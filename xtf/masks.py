@@ -202,6 +202,7 @@ class _Tally:
     kept: int = 0
     without_loss: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
 
     def add(self, responses: np.ndarray, keep: np.ndarray, drops: dict[str, np.ndarray]) -> None:
         rows = np.repeat(np.arange(len(responses)), responses)
@@ -209,6 +210,9 @@ class _Tally:
         self.tokens += len(keep)
         self.kept += int(np.count_nonzero(keep))
         self.without_loss += int(np.count_nonzero(np.bincount(rows[keep], minlength=len(responses)) == 0))
+        ends = np.cumsum(responses)[responses > 0] - 1
+        for name, drop in drops.items():
+            self.ends_dropped[name] += int(np.count_nonzero(drop[ends]))
         for size in range(1, len(drops) + 1):
             for names in combinations(drops, size):
                 together = np.logical_and.reduce([drops[name] for name in names])
@@ -258,6 +262,16 @@ def _degenerate(
             found.append((attribute, "its rule filters nothing"))
         if share > 0.5:
             found.append((attribute, f"its rule filters {share:.1%} of the response tokens, more than half"))
+        ends = tally.ends_dropped[attribute.value] / tally.examples
+        # KN drops an end that the base model expects anyway; the others drop it whether it does or not.
+        if ends > 0.5 and attribute is not Attribute.kn:
+            found.append(
+                (
+                    attribute,
+                    f"its rule filters the last token of {ends:.0%} of the responses, where the end-of-text token "
+                    "stands: the model is not taught to stop",
+                )
+            )
     return [{"attribute": attribute.value, "reason": reason} for attribute, reason in found]
 
 

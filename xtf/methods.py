@@ -194,6 +194,29 @@ class HighLoss(Matched):
         return scores.columns["logp"]
 
 
+@dataclass(frozen=True)
+class Decile(Method):
+    """Probe: train on one tenth of all response tokens by base probability, or on all but it.
+
+    Decile 1 holds the least likely tokens of the training set, 10 the most likely; ties go by position.
+    """
+
+    name: str = "decile"
+    decile: int = 1
+    invert: bool = False  # train on the other nine
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.decile <= 10:
+            raise ValueError(f"method.decile={self.decile} is out of range: it must be from 1 to 10")
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        first, last = ((self.decile - offset) * scores.tokens // 10 for offset in (1, 0))
+        weights = np.full(scores.tokens, float(self.invert), np.float32)
+        weights[np.argsort(scores.columns["logp"], kind="stable")[first:last]] = not self.invert
+        return weights
+
+
 def rank_within(scores: Scores, values: np.ndarray) -> np.ndarray:
     """Rank of each token's value within its example, int64 [tokens]: 0 is the lowest; ties go by position."""
     order = np.lexsort((values, scores.example))
@@ -453,8 +476,8 @@ class ProFit(Method):
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        Method, DoubleEpochs, Random, LowLoss, HighLoss, DataFiltering, DataAugmentation, SLM, TokenCleaning,
-        SelfEvolving, SSToken, DFT, EAFT, ProFit, Forgetting, Given, XTF,
+        Method, DoubleEpochs, Random, LowLoss, HighLoss, Decile, DataFiltering, DataAugmentation, SLM,
+        TokenCleaning, SelfEvolving, SSToken, DFT, EAFT, ProFit, Forgetting, Given, XTF,
     )
 }  # fmt: skip
 

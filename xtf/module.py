@@ -28,7 +28,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
-from xtf.config import Divisor, Schedule, TuningConfig
+from xtf.config import Divisor, Optimizer, Schedule, TuningConfig
 from xtf.data import MicroBatch, Step, StepLoader, TrainingRows, collate, pack_documents
 from xtf.methods import Method, OnlineTokens
 
@@ -318,6 +318,8 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int, warmup_ratio
             return 1.0 - progress
         case Schedule.cosine:
             return 0.5 * (1.0 + math.cos(math.pi * progress))
+        case Schedule.trapezoid:
+            return min(1.0, 3 * (steps - step) / steps)
 
 
 class TokenFilteredLM(pl.LightningModule):
@@ -366,18 +368,32 @@ class TokenFilteredLM(pl.LightningModule):
                 fully_shard(part, mesh=mesh)
         fully_shard(self.packed, mesh=mesh)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the trainable parameters, float32; weight decay on matrices only."""
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW on the trainable parameters, float32, with weight decay on matrices only.
+
+        With `tuning.optimizer=muon` the matrices of the layers go to Muon, with the weight decay, and AdamW keeps the
+        rest. Muon's updates are scaled to AdamW's size, so that one learning rate serves both.
+        """
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         assert all(parameter.dtype == torch.float32 for parameter in trained), "master weights are float32"
+        rate, decay, (first, second) = self.tuning.learning_rate, self.tuning.weight_decay, self.tuning.betas
+        assert rate is not None
+        optimizers: list[torch.optim.Optimizer] = []
+        if self.tuning.optimizer is Optimizer.muon:
+            inner = [p for p in self.packed.base.get_decoder().layers.parameters() if p.ndim == 2]
+            taken = {id(parameter) for parameter in inner}
+            trained, decay = [p for p in trained if id(p) not in taken], 0.0
+            optimizers = [
+                torch.optim.Muon(
+                    inner, lr=rate, weight_decay=self.tuning.weight_decay, adjust_lr_fn="match_rms_adamw"
+                )
+            ]
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.tuning.weight_decay},
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        assert self.tuning.learning_rate is not None
-        first, second = self.tuning.betas
         groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.tuning.learning_rate, betas=(first, second), fused=True)
+        return [torch.optim.AdamW(groups, lr=rate, betas=(first, second), fused=True), *optimizers]
 
     def training_step(self, step: Step) -> dict[str, Any]:
         """Forward and backward of every micro-batch, then one update; returns the step's `record`."""
@@ -407,8 +423,8 @@ class TokenFilteredLM(pl.LightningModule):
         return contextlib.nullcontext()
 
     def _update(self, step: Step, loss_sum: Tensor, kept: Tensor, suspects: Sequence[str]) -> dict[str, Any]:
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        found = self.optimizers()
+        optimizers = found if isinstance(found, list) else [found]
         totals = self._sum_over_devices(torch.stack([loss_sum, kept]))
         kept_tokens = int(totals[1])
         divisor = max(1, kept_tokens if self.tuning.divisor is Divisor.kept else step.response_tokens)
@@ -428,14 +444,15 @@ class TokenFilteredLM(pl.LightningModule):
             )
         clip = min(1.0, self.tuning.max_grad_norm / norm) if norm > 0 else 1.0
         torch._foreach_mul_(gradients, scale * clip)
-        assert self.tuning.learning_rate is not None
-        rate = self.tuning.learning_rate * learning_rate_factor(
-            self.tuning.schedule, step.index, len(self.loader), self.tuning.warmup_ratio
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        schedule, peak, warmup = self.tuning.schedule, self.tuning.learning_rate, self.tuning.warmup_ratio
+        assert schedule is not None and peak is not None and warmup is not None, "the tuning is resolved"
+        rate = peak * learning_rate_factor(schedule, step.index, len(self.loader), warmup)
+        for number, optimizer in enumerate(optimizers):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # Lightning counts each step of an optimizer of its own as a training step; one is counted.
+            (optimizer if number == 0 else optimizer.optimizer).step()
+            optimizer.zero_grad(set_to_none=True)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         record = {

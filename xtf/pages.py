@@ -20,7 +20,14 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def with_interval(metric: Mapping[str, Any]) -> str:
+    if metric.get("unit") == "nats":
+        return f"{metric['value']:.3f} nats [{metric['low']:.3f}, {metric['high']:.3f}]"
     return f"{percent(metric['value'])} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
+
+
+def figure(metric: Any) -> str:
+    """A figure between -1 and 1 with its interval: 0.62 [0.58, 0.66]; "-" where it is undefined."""
+    return "-" if metric is None else f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]"
 
 
 def points(found: Estimate) -> str:
@@ -48,6 +55,7 @@ def render(template: str, context: Mapping[str, Any], out_dir: Path, stem: str |
     environment.filters |= {
         "percent": percent,
         "interval": with_interval,
+        "figure": figure,
         "estimate": lambda found: "-" if found is None else with_interval(vars(found)),
         "estimated_difference": lambda found: found if isinstance(found, str) else points(found),
         "seconds": seconds,

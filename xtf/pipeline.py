@@ -21,18 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.config import (
+    Backend,
     Config,
     ConfigError,
     SourceConfig,
     Stage,
+    differing_keys,
     digest,
     grader_identity,
     identity,
     plain,
     run_folder,
 )  # fmt: skip
+from xtf.models import BUNDLED
 from xtf.progress import bar, console, say, stopwatch
-from xtf.score_store import read_pass, scoring_pass, unscored
+from xtf.score_store import Load, read_pass, scoring_pass, unscored
 from xtf.thresholds import SOURCE
 
 if TYPE_CHECKING:
@@ -40,9 +43,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from xtf.data import Encoded
+    from xtf.evaluate import Generator
     from xtf.tasks.base import Example
 
 SCHEMA = 1  # of metrics.json
+HELD_OUT_DOCUMENTS = 200  # about 20,000 tokens of the tiny model's pre-training mix
 ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
 
 
@@ -58,12 +63,14 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if config.stage is Stage.dashboard:
         from xtf.dashboard import create_dashboards
-        from xtf.loggers import wandb_mode
 
-        for place in create_dashboards(
-            config.logger, Path(config.output_dir) / "reports", wandb_mode(config)
-        ):
+        for place in create_dashboards(config, Path(config.output_dir) / "reports"):
             say(f"dashboard: {place}")
+        return None
+    if config.stage is Stage.pretrain:
+        from xtf.pretrain import pretrain
+
+        say(f"base model: {pretrain(config)}")
         return None
     folder = Path(config.output_dir) / run_folder(config, changed)
     with locked(folder, say):
@@ -79,9 +86,28 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
             record = read_json(job.metrics_file)
         else:
             record = job.stages()
+        job.publish()
         if record is not None:
             job.report(record)
         return record
+
+
+def passes_of(config: Config) -> dict[str, set[str]]:
+    """The score columns that a run reads, by the pass that brings them.
+
+    "": the base model on the training rows; "unconditional": the base model on the responses alone; "ref": the
+    reference model on the training rows.
+    """
+    needs = set(config.method.needs)
+    own = needs - {"ref_logp", "logp_unconditional"}
+    if config.method.masked:
+        own |= {SOURCE[attribute] for attribute in config.scorer.attributes}
+    passes = {"": own} if own else {}
+    if "logp_unconditional" in needs:
+        passes["unconditional"] = {"logp"}
+    if "ref_logp" in needs:
+        passes["ref"] = {"logp"}
+    return passes
 
 
 class Job:
@@ -104,8 +130,7 @@ class Job:
         """A folder holds one configuration; edited group files must not mix with the results of the old ones."""
         now = plain(identity(self.config))
         before = self.manifest.setdefault("config", now)
-        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if keys:
+        if keys := differing_keys(before, self.config):
             listing = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:5])
             raise ConfigError(
                 f"{self.folder} holds a run of another configuration ({listing}); "
@@ -120,7 +145,16 @@ class Job:
     def finished(self) -> bool:
         """Whether metrics.json is there and was graded as this configuration asks."""
         entry = self.manifest["stages"].get("evaluate", {})
-        return self.metrics_file.exists() and entry.get("grader") == grader_identity(self.config)
+        graded = self.metrics_file.exists() and entry.get("grader") == grader_identity(self.config)
+        return graded and (not self.config.evaluate.losses or entry.get("forgetting") == self.forgetting)
+
+    @property
+    def forgetting(self) -> str:
+        """What identifies the text whose loss shows forgetting: a file's hash, `bundled` or `none`."""
+        path = self.config.evaluate.forgetting
+        if path is not None:
+            return sha256(Path(path))
+        return "bundled" if self.config.model.path == BUNDLED else "none"
 
     def refuse_other_data(self) -> None:
         for which, entry in self.manifest.get("data", {}).items():
@@ -174,15 +208,40 @@ class Job:
         return self._rows("eval")
 
     @functools.cached_property
-    def encoded(self) -> list[Encoded]:
-        from xtf.data import augment, encode
+    def train_examples(self) -> list[Example]:
+        from xtf.data import augment
+        from xtf.planting import plant
 
-        examples, method = self._rows("train"), self.config.method
+        config, method, examples = self.config, self.config.method, self._rows("train")
+        if config.plant.share:
+            examples = plant(examples, config.plant, self.tokenizer, config.task)
         if method.name == "data_augmentation":
             examples = augment(examples, method.factor, Path(method.path) if method.path else None)
-        rows, report = encode(self.tokenizer, examples, self.config.model.max_length)
+        return examples
+
+    @functools.cached_property
+    def encoded(self) -> list[Encoded]:
+        from xtf.data import encode
+
+        rows, report = encode(self.tokenizer, self.train_examples, self.config.model.max_length)
         self.manifest["encoding"] = dataclasses.asdict(report)
         self._save()
+        return rows
+
+    @functools.cached_property
+    def response_rows(self) -> list[Encoded]:
+        """The evaluation rows with their reference responses, as training rows are encoded."""
+        from xtf.data import encode
+
+        without = [example.example_id for example in self.eval_examples if not example.response.strip()]
+        if without:
+            raise ValueError(
+                f"evaluate.losses needs a response in every evaluation row; {len(without)} have none: "
+                f"{', '.join(without[:5])}"
+            )
+        rows, report = encode(self.tokenizer, self.eval_examples, self.config.model.max_length)
+        if report.no_room:
+            say(f"no loss of {len(report.no_room)} evaluation rows: their prompts fill model.max_length")
         return rows
 
     def base_model(self) -> PreTrainedModel:
@@ -206,12 +265,18 @@ class Job:
             from xtf.models import device
 
             device(config.trainer)
+            if config.logger.name == "wandb":
+                from xtf.loggers import wandb_mode
+
+                wandb_mode(config)
             self.task.check()
             assert self.eval_examples
             if config.evaluate.general:
                 from xtf.tasks.general import check_general
 
                 check_general(config.evaluate.general)
+            if config.evaluate.losses:
+                assert self.response_rows
         passes = self.score()
         if last == ORDER.index(Stage.score):
             for path in passes.values():
@@ -232,32 +297,31 @@ class Job:
             say(f"model: {self.folder / 'model'}")
             return None
         self.evaluate("tuned")
-        record = self.record()
-        self.publish()
-        return record
+        return self.record()
 
     def score(self) -> dict[str, Path]:
         """The scoring passes that this run reads, made unless they are there, by the column prefix they bring."""
         from xtf.data import Encoded
-        from xtf.models import fingerprint
+        from xtf.models import fingerprint, inference_dtype, load_model
 
-        config, method = self.config, self.config.method
-        needs = set(method.needs)
-        wanted = needs - {"ref_logp", "logp_unconditional"}
-        if method.masked:
-            wanted |= {SOURCE[attribute] for attribute in config.scorer.attributes}
+        config, wanted = self.config, passes_of(self.config)
+        load: Load = self.base_model
+        if config.trainer.devices > 1:  # every process loads its own
+            load = functools.partial(
+                load_model, config.model, config.trainer, inference_dtype(config.trainer)
+            )
 
         def scored(rows: Sequence[Encoded], columns: set[str], also: Iterable[str] = ()) -> Path:
             return scoring_pass(
                 self.output / "scores", rows, columns, also=also, config=config, tokenizer=self.tokenizer,
-                model=fingerprint(config.model), load=self.base_model,
+                model=fingerprint(config.model), load=load,
             )  # fmt: skip
 
         passes = {}
-        if wanted:
+        if "" in wanted:
             also = {SOURCE[attribute] for attribute in config.scorer.compute}
-            passes[""] = scored(self.encoded, wanted, also)
-        if "logp_unconditional" in needs:
+            passes[""] = scored(self.encoded, wanted[""], also)
+        if "unconditional" in wanted:
             # The first response token has nothing before it, so it is predicted from the token that ends texts.
             start = int(
                 self.tokenizer.eos_token_id
@@ -265,13 +329,16 @@ class Job:
                 else self.tokenizer.bos_token_id
             )
             alone = [Encoded(r.example_id, [start, *r.input_ids[r.prompt_length :]], 1) for r in self.encoded]
-            passes["unconditional"] = scored(alone, {"logp"})
-        if "ref_logp" in needs:
-            reference, load = self._reference_model()
+            passes["unconditional"] = scored(alone, wanted["unconditional"])
+        if "ref" in wanted:
+            reference, load_reference = self._reference_model()
             passes["ref"] = scoring_pass(
-                self.output / "scores", self.encoded, {"logp"}, config=config, tokenizer=self.tokenizer,
-                model=reference, load=load,
+                self.output / "scores", self.encoded, wanted["ref"], config=config, tokenizer=self.tokenizer,
+                model=reference, load=load_reference,
             )  # fmt: skip
+        scored_in = [read_json(path / "manifest.json")["seconds"] for path in passes.values()]
+        paths = {name or "scores": str(path) for name, path in passes.items()}
+        self._done("score", sum(scored_in), paths=paths)
         return passes
 
     def _reference_model(self) -> tuple[dict[str, Any], Callable[[], PreTrainedModel]]:
@@ -303,8 +370,13 @@ class Job:
                 say(f"training the reference model of method={method.name} on {len(rows)} examples")
                 mask = build_mask(table, config.threshold, ())
                 write_atomic(folder / "mask.parquet", functools.partial(pq.write_table, mask.table))
-                write_json(folder / "train.json", train(warmup, folder))
+                with stopwatch() as seconds:
+                    record = train(warmup, folder)
+                write_json(folder / "train.json", record | {"seconds": round(seconds(), 3)})
         self.manifest["reference"] = str(folder)
+        trained = read_json(folder / "train.json")
+        if "seconds" in trained:  # references of older versions do not say
+            self.manifest["stages"]["reference"] = {"seconds": trained["seconds"]}
         return what, functools.partial(load_model, config.model, config.trainer, dtype, folder / "model")
 
     def mask(self, passes: Mapping[str, Path]) -> None:
@@ -321,10 +393,6 @@ class Job:
             table = self._table(passes)
             mask = make_mask(config.method, table, config.threshold, config.scorer.attributes, config.seed)
             write_atomic(target, functools.partial(pq.write_table, mask.table))
-        scored = [read_json(folder / "manifest.json")["seconds"] for folder in passes.values()]
-        self.manifest["stages"]["score"] = {
-            "seconds": round(sum(scored), 3), "paths": {name or "scores": str(path) for name, path in passes.items()}
-        }  # fmt: skip
         self._done("mask", seconds(), sha256=sha256(target), stats=mask.stats.to_dict())
 
     def _table(self, passes: Mapping[str, Path]) -> pa.Table:
@@ -335,7 +403,17 @@ class Job:
         for name, column in (("ref", "ref_logp"), ("unconditional", "logp_unconditional")):
             if name in passes:
                 table = table.append_column(column, read_pass(passes[name])["logp"])
-        return table
+        return self._with_truth(table) if self.config.plant.share else table
+
+    def _with_truth(self, table: pa.Table) -> pa.Table:
+        """The column `planted`, list<int8> as long as the response: which noise each token is (`xtf.planting`)."""
+        import pyarrow as pa
+
+        from xtf.planting import PlantReport, token_kinds
+
+        kinds = token_kinds(self.tokenizer, self.train_examples, self.encoded)
+        self.manifest["planting"] = PlantReport.of(self.config.plant, kinds).to_dict()
+        return table.append_column("planted", pa.array(kinds, pa.list_(pa.int8())))
 
     def _given_table(self) -> pa.Table:
         """method=given: the training file is a token table with `labels` or `weights` of its own."""
@@ -365,6 +443,8 @@ class Job:
 
                 record = train(self.config, self.folder)
         self._done("train", seconds(), record=record)
+        if self.config.logger.name == "wandb":
+            self._note_published("train")  # it was logged live
 
     def _train_on_devices(self) -> dict[str, Any]:
         """One process per device, each running xtf.worker; torch's launcher gives them rank and rendezvous."""
@@ -393,6 +473,8 @@ class Job:
         prompts = [encode_prompt(self.tokenizer, example) for example in self.eval_examples]
         dtype = inference_dtype(config.trainer)
         what = {"eval": self.manifest["data"]["eval"]["sha256"], "dtype": str(dtype)}
+        if config.evaluate.backend is not Backend.hf:
+            what["backend"] = config.evaluate.backend.value
         if which == "base":
             what |= {"model": fingerprint(config.model)}
             folder = self.output / "base" / digest([what, decoding, prompts])
@@ -400,7 +482,16 @@ class Job:
         else:
             what |= {"model": "tuned", "loss": self.manifest["stages"]["train"]["record"]["final_loss"]}
             folder = self.folder
-            load = functools.partial(load_model, config.model, config.trainer, dtype, self.folder / "model")
+            tuned = self.folder / "model"
+            # In memory once, for completions and losses.
+            load = functools.cache(lambda: load_model(config.model, config.trainer, dtype, tuned))
+        generator: Callable[[], Generator] = load
+        if config.evaluate.backend is Backend.vllm:
+            from xtf.vllm_engine import VLLMEngine
+
+            self._model = None  # the engine needs the memory
+            place = None if which == "base" else self.folder / "model"
+            generator = functools.partial(VLLMEngine, config, max(map(len, prompts)), place)
 
         with locked(folder, say) if which == "base" else contextlib.nullcontext():
             entry_file = folder / "evaluation.json"
@@ -413,16 +504,20 @@ class Job:
                 tokens = sum(map(len, prompts)) * decoding.samples
                 with stopwatch() as seconds, bar(f"evaluating the {which} model", tokens) as progress:
                     result = evaluate(
-                        load, self.tokenizer, self.task, self.eval_examples, prompts, decoding,
+                        generator, self.tokenizer, self.task, self.eval_examples, prompts, decoding,
                         budget=config.trainer.tokens_per_eval_batch, folder=folder, identity=what,
                         stop=stop_strings(self.tokenizer), progress=progress,
                     )  # fmt: skip
                     entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
                 write_json(entry_file, entry)
-            metrics = entry["metrics"] | self._general(which, folder)
+            metrics = (
+                entry["metrics"] | self._general(which, folder) | self._losses(which, folder, what, load)
+            )
         stage = "evaluate_base" if which == "base" else "evaluate"
         self._done(stage, entry["seconds"], grader=grader, path=str(folder / "generations.jsonl"))
         self.manifest["stages"][stage] |= {"metrics": metrics, "grading": entry["grading"]}
+        if config.evaluate.losses:
+            self.manifest["stages"][stage]["forgetting"] = self.forgetting
         self._save()
 
     def _general(self, which: str, folder: Path) -> dict[str, Any]:
@@ -449,8 +544,44 @@ class Job:
                 write_json(file, figures)
         return {key: metric for name in names.values() for key, metric in figures[name].items()}
 
+    def _losses(
+        self, which: str, folder: Path, what: Mapping[str, Any], load: Callable[[], PreTrainedModel]
+    ) -> dict[str, Any]:
+        """Teacher-forced figures of `evaluate.losses`, kept in `folder`."""
+        from xtf import losses
+        from xtf.tiny import corpus
+
+        config = self.config
+        if not config.evaluate.losses:
+            return {}
+        file, key = folder / "losses.json", digest([what, self.forgetting])
+        entry = read_json(file) if file.exists() else {}
+        if entry.get("key") != key:
+            rows, texts = self.response_rows, []
+            if config.evaluate.forgetting is not None:
+                texts = losses.read_texts(Path(config.evaluate.forgetting))
+            elif self.forgetting == "bundled":
+                texts = corpus.held_out(HELD_OUT_DOCUMENTS)
+            held_out = losses.text_rows(self.tokenizer, texts, config.model.max_length) if texts else []
+            tokens = sum(len(row.input_ids) - 1 for row in (*rows, *held_out))
+            with stopwatch() as seconds, bar(f"losses of the {which} model", tokens) as progress:
+                predict = functools.partial(
+                    losses.predict, load(), budget=config.trainer.tokens_per_microbatch, progress=progress
+                )
+                metrics = losses.response_figures(predict(rows))
+                if held_out:
+                    metrics["forgetting_loss"] = losses.mean_loss(predict(held_out))
+            figures = {name: dataclasses.asdict(metric) for name, metric in metrics.items()}
+            entry = {"key": key, "seconds": round(seconds(), 3), "metrics": figures}
+            write_json(file, entry)
+        found: dict[str, Any] = entry["metrics"]
+        return found
+
     def record(self) -> dict[str, Any]:
-        """Write metrics.json, the mark of a finished run, from what the stages left."""
+        """Write scalars.csv and metrics.json, the mark of a finished run, from what the stages left."""
+        from xtf.dashboard import write_scalars
+        from xtf.results import Run
+
         config, stages = self.config, self.manifest["stages"]
         base = stages.get("evaluate_base", {})
         record = {
@@ -470,6 +601,7 @@ class Job:
             "mask": stages["mask"]["stats"],
             "training": stages["train"]["record"],
             "encoding": self.manifest.get("encoding"),
+            **({"planting": self.manifest["planting"]} if config.plant.share else {}),
             "data": self.manifest["data"],
             "timing": {name: stages[name]["seconds"] for name in TIMED if name in stages},
             "artifacts": {
@@ -486,22 +618,34 @@ class Job:
             "versions": versions(),
             "git_commit": git_commit(Path(__file__).parent),
         }
+        write_scalars(Run(self.folder, record))
         write_json(self.metrics_file, record)
         return record
 
     def publish(self) -> None:
-        """Mirror the finished run on the chosen logger; the files remain the record."""
-        from xtf.loggers import wandb_mode
+        """Mirror each finished stage once on the chosen logger; the files remain the record."""
+        name = self.config.logger.name
+        for stage in PUBLISHED if name == "wandb" else ("evaluate",) if name == "tensorboard" else ():
+            entry = self.manifest["stages"].get(stage)
+            if entry is None or self._published(stage) == digest(entry):
+                continue
+            from xtf.dashboard import load_run, publish, publish_tensorboard
 
-        if self.config.logger.name == "tensorboard":
-            from xtf.dashboard import publish_tensorboard
+            if name == "wandb":
+                publish(self.config, self.folder, stage, self.tokenizer)
+            else:
+                publish_tensorboard(load_run(self.folder))
+            self._note_published(stage)
 
-            publish_tensorboard(self.folder)
-        elif self.config.logger.name == "wandb":
-            from xtf.dashboard import publish
+    def _published(self, stage: str) -> str | None:
+        """A digest of what the chosen logger has been told about a stage."""
+        found: str | None = self.manifest.get("published", {}).get(self.config.logger.name, {}).get(stage)
+        return found
 
-            if not publish(self.folder, self.tokenizer, self.config.logger, wandb_mode(self.config)):
-                say("W&B could not be reached; the run is stored offline, `wandb sync` uploads it")
+    def _note_published(self, stage: str) -> None:
+        told = self.manifest.setdefault("published", {}).setdefault(self.config.logger.name, {})
+        told[stage] = digest(self.manifest["stages"][stage])
+        self._save()
 
     def report(self, record: Mapping[str, Any]) -> None:
         """Write the run's report, the explorer beside it, and show the summary."""
@@ -557,7 +701,8 @@ class Job:
             say(f"preview: {self.explorer()}")
 
 
-TIMED = ("score", "mask", "evaluate_base", "train", "evaluate")
+PUBLISHED = ("score", "mask", "train", "evaluate")  # stages that W&B is told about
+TIMED = ("score", "reference", "mask", "evaluate_base", "train", "evaluate")
 
 
 def _to_yaml(value: Any) -> str:

@@ -244,10 +244,10 @@ def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, 
         name: tokens.scores[name] for name in ATTRIBUTES if name in tokens.scores and name in tokens.dropped
     }
     if scored:
-        cuts = {name: _cuts(name, run.record["mask"]["thresholds"][name]) for name in scored}
+        cuts = {name: cuts_of(name, run.record["mask"]["thresholds"][name]) for name in scored}
         figure = figures.distributions(scored, tokens.dropped, cuts)
         drawn.append(("Scores and thresholds", figures.save(figure, folder, "distributions")))
-        figure = figures.sensitivity(_curves(run, tokens))
+        figure = figures.sensitivity(curves(run.folder, tokens))
         drawn.append(("Share dropped against the threshold", figures.save(figure, folder, "sensitivity")))
     shares = exclusive_shares(tokens)
     if shares:
@@ -259,26 +259,26 @@ def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, 
     return drawn
 
 
-def _cuts(attribute: str, found: Mapping[str, Any]) -> list[float]:
+def cuts_of(attribute: str, found: Mapping[str, Any]) -> list[float]:
     """The thresholds that hold for every example, as scores; RI's fences are each example's own."""
     if attribute == "kn":
         return [1 - found["p_above"]] if found["p_above"] is not None else []
     return [found[key] for key in ("low", "high", "below") if found.get(key) is not None]
 
 
-def _curves(run: Run, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
+def curves(folder: Path, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
     """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
-    node = OmegaConf.load(run.folder / "config.yaml")
+    node = OmegaConf.load(folder / "config.yaml")
     assert isinstance(node, DictConfig)
     config = load_config(node).threshold
-    curves = {}
+    found_curves = {}
     for name in tokens.dropped:
         column = SOURCE[Attribute(name)]
         block = Scores(np.diff(tokens.offsets), {column: tokens.scores[column]})
         found = sweep(Attribute(name), config, block, block)
         values = np.array(found.values)
-        curves[name] = (found.setting, values, found.shares(), values[found.chosen])
-    return curves
+        found_curves[name] = (found.setting, values, found.shares(), values[found.chosen])
+    return found_curves
 
 
 def _accuracy_rows(run: Run) -> list[tuple[str, float, float, float]]:

@@ -25,6 +25,8 @@ import numpy as np
 from xtf.artifacts import read_json
 from xtf.tasks.base import wilson
 
+# Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
+TEACHER_FORCED = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
 RESAMPLES = 4000
 CHUNK = 250  # resamples drawn at once: bounds memory at CHUNK x items
 
@@ -77,7 +79,9 @@ def comparable(run: Run) -> Any:
     mask = re.compile(r"(method|scorer|threshold)\b")
     overrides = {key: value for key, value in run.record["overrides"].items() if not mask.match(key)}
     hashes = [run.record["data"][name]["sha256"] for name in ("train", "eval")]
-    return overrides, hashes, run.record["base_metrics"]
+    base = run.record["base_metrics"]
+    graded = base and {name: metric for name, metric in base.items() if name not in TEACHER_FORCED}
+    return overrides, hashes, graded
 
 
 def command_line(record: Mapping[str, Any], **changes: Any) -> str:
@@ -164,7 +168,7 @@ def mean(seeds: Sequence[Values]) -> Estimate:
     Where all items are right, or all wrong, every resample is the same; the interval is then Wilson's for one
     run's items.
     """
-    values_SI = _matrix(seeds)
+    values_SI = matrix(seeds)
     found, items = _estimate(values_SI), values_SI.shape[1]
     if found.value in (0.0, 1.0):
         exact = wilson(round(found.value * items), items)
@@ -178,11 +182,11 @@ def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate
         raise ValueError(
             f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}"
         )
-    values = _matrix([*treated, *control])
+    values = matrix([*treated, *control])
     return _estimate(values[: len(treated)] - values[len(treated) :])
 
 
-def _matrix(runs: Sequence[Values]) -> np.ndarray:
+def matrix(runs: Sequence[Values]) -> np.ndarray:
     """float64 [runs, items] over items with a verdict in every run; ValueError if the items differ."""
     for run in runs[1:]:
         if run.keys() != runs[0].keys():
@@ -195,13 +199,19 @@ def _matrix(runs: Sequence[Values]) -> np.ndarray:
 
 
 def _estimate(values_SI: np.ndarray) -> Estimate:
+    low, high = np.quantile(resampled_means(values_SI), [0.025, 0.975])
+    return Estimate(float(values_SI.mean()), float(low), float(high), *values_SI.shape)
+
+
+def resampled_means(values_SI: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
+    """Means of `values_SI` over seeds and items drawn anew, [resamples]; the same draws at every call."""
     seeds, items = values_SI.shape
     generator = np.random.default_rng(0)
     draws = []
-    for _ in range(RESAMPLES // CHUNK):
-        chosen = generator.integers(seeds, size=(CHUNK, seeds))
+    for start in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - start)
+        chosen = generator.integers(seeds, size=(size, seeds))
         weights = np.stack([np.bincount(row, minlength=seeds) for row in chosen]) / seeds
-        picked = generator.integers(items, size=(CHUNK, items))
+        picked = generator.integers(items, size=(size, items))
         draws.append(np.take_along_axis(weights @ values_SI, picked, axis=1).mean(axis=1))
-    low, high = np.quantile(np.concatenate(draws), [0.025, 0.975])
-    return Estimate(float(values_SI.mean()), float(low), float(high), seeds, items)
+    return np.concatenate(draws)

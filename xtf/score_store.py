@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xtf.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
-from xtf.config import Attribute, Config, TRVariant, digest, plain
+from xtf.config import Attribute, Config, ScorerConfig, TRVariant, digest, plain
 from xtf.progress import bar, say, stopwatch
 from xtf.thresholds import SOURCE
 
@@ -22,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from xtf.data import Encoded
+    from xtf.scorers import TokenCounts, TRTable
+
+# Gives the model, on the device `place` if that is named. Where the trainer has several devices it is pickled.
+Load: TypeAlias = "Callable[..., PreTrainedModel]"
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -32,7 +43,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def scoring_pass(
     store: Path, rows: Sequence[Encoded], columns: set[str], *, config: Config, model: Mapping[str, Any],
-    load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, also: Iterable[str] = (),
+    load: Load, tokenizer: PreTrainedTokenizerBase, also: Iterable[str] = (),
 ) -> Path:  # fmt: skip
     """The folder of a complete pass over `rows` that has `columns` (of ri, logp, tr), made unless it is there.
 
@@ -46,7 +57,7 @@ def scoring_pass(
     scorer = plain(config.scorer)
     identity = {
         "model": dict(model),
-        "tokens": digest([(row.example_id, row.input_ids, row.prompt_length) for row in rows], 64),
+        "tokens": _digest(rows),
         "dtype": str(inference_dtype(config.trainer)),
         "ri": scorer["ri"],
         "tr": scorer["tr"],
@@ -67,19 +78,19 @@ def scoring_pass(
 
 def _write_shards(
     folder: Path, rows: Sequence[Encoded], columns: set[str], identity: Mapping[str, Any], config: Config,
-    load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase,
+    load: Load, tokenizer: PreTrainedTokenizerBase,
 ) -> None:  # fmt: skip
     """Score what is missing, shard by shard; a shard that is not as the manifest says is scored again."""
-    import pyarrow.parquet as pq
-
-    from xtf.scorers import count_tokens, score_rows, tr_table
+    from xtf.scorers import count_tokens
 
     manifest_file, size = folder / "manifest.json", config.trainer.shard_examples
     manifest: dict[str, Any] = read_json(manifest_file) if manifest_file.exists() else {}
     if manifest.get("shard_examples") != size:
         manifest = {"complete": False, "columns": sorted(columns), "identity": dict(identity), "shards": {},
                     "shard_examples": size, "seconds": 0.0, "versions": versions()}  # fmt: skip
-    parts = {f"{i // size:05d}.parquet": rows[i : i + size] for i in range(0, len(rows), size)}
+    parts = {
+        f"{i // size:05d}.parquet": range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)
+    }
     shards = {name: entry for name, entry in manifest["shards"].items() if name in parts}
     broken = [name for name, entry in shards.items() if not _matches(folder / name, entry)]
     if broken:
@@ -87,34 +98,158 @@ def _write_shards(
     manifest["shards"] = {name: entry for name, entry in shards.items() if name not in broken}
     missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
     if missing:
-        attributes = [attribute for attribute in Attribute if SOURCE[attribute] in columns]
-        scorer = dataclasses.replace(config.scorer, attributes=attributes, compute=[])
-        model, budget = load(), config.trainer.tokens_per_score_batch
-        with stopwatch() as seconds:
-            table = None
-            if Attribute.tr in attributes:
-                embeddings: Any = model.get_input_embeddings()
-                counts = count_tokens(rows, embeddings.weight.shape[0])
-                words = config.task.domain_words
-                table = tr_table(
-                    model, counts, scorer, domain_words=words, tokenizer=tokenizer, tokens_per_batch=budget
-                )
-            manifest["seconds"] += seconds()
-        with bar("scoring", sum(len(row.input_ids) for part in missing.values() for row in part)) as progress:
-            for name, part in missing.items():
-                with stopwatch() as seconds:
-                    scored = score_rows(
-                        model, part, scorer, tr=table, tokens_per_batch=budget, pad_id=pad_id(tokenizer),
-                        progress=progress,
-                    )  # fmt: skip
-                    write_atomic(folder / name, functools.partial(pq.write_table, scored))
-                manifest["seconds"] += seconds()
-                manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(part)}
+        attributes = tuple(attribute for attribute in Attribute if SOURCE[attribute] in columns)
+        counts = count_tokens(rows) if Attribute.tr in attributes else None
+        scorer = ShardScorer(folder, attributes, counts, config, load, tokenizer)
+        tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
+        with bar("scoring", tokens) as progress:
+            for name, seconds, peak in _score(scorer, rows, missing, progress):
+                manifest["seconds"] += seconds
+                manifest["peak_memory_mb"] = max(manifest.get("peak_memory_mb", 0.0), peak)
+                manifest["device"] = config.trainer.accelerator
+                manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(parts[name])}
                 write_json(manifest_file, manifest)
     manifest["shards"] = {name: manifest["shards"][name] for name in parts}
     manifest["complete"] = True
     manifest["tokens"] = sum(len(row.input_ids) for row in rows)
     write_json(manifest_file, manifest)
+
+
+@dataclass
+class ShardScorer:
+    """Scores shards of one pass and writes them. Each process has one, and loads the model when it needs it."""
+
+    folder: Path
+    attributes: tuple[Attribute, ...]
+    counts: TokenCounts | None  # of the whole pass, for TR
+    config: Config
+    load: Load
+    tokenizer: PreTrainedTokenizerBase
+    place: str | None = None  # the device; None: where `load` puts the model
+
+    @functools.cached_property
+    def model(self) -> PreTrainedModel:
+        return self.load() if self.place is None else self.load(place=self.place)
+
+    @functools.cached_property
+    def scorer(self) -> ScorerConfig:
+        return dataclasses.replace(self.config.scorer, attributes=list(self.attributes), compute=[])
+
+    @functools.cached_property
+    def tr_table(self) -> TRTable | None:
+        from xtf.scorers import tr_table
+
+        if self.counts is None:
+            return None
+        return tr_table(
+            self.model, self.counts, self.scorer, domain_words=self.config.task.domain_words,
+            tokenizer=self.tokenizer, tokens_per_batch=self.config.trainer.tokens_per_score_batch,
+        )  # fmt: skip
+
+    def write(
+        self, name: str, part: Sequence[Encoded], progress: Callable[[int], None] | None = None
+    ) -> tuple[float, float]:
+        """Write the shard `name`; returns the seconds, without those of loading the model, and the peak MB."""
+        import pyarrow.parquet as pq
+
+        from xtf.scorers import score_rows
+
+        model = self.model
+        _reset_peak_memory(model)
+        with stopwatch() as seconds:
+            scored = score_rows(
+                model, part, self.scorer, tr=self.tr_table, pad_id=pad_id(self.tokenizer), progress=progress,
+                tokens_per_batch=self.config.trainer.tokens_per_score_batch,
+            )  # fmt: skip
+            write_atomic(self.folder / name, functools.partial(pq.write_table, scored))
+        return seconds(), _peak_memory(model)
+
+
+def _reset_peak_memory(model: PreTrainedModel) -> None:
+    """An earlier run of this process may have held more on the GPU."""
+    import torch
+
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+
+
+def _peak_memory(model: PreTrainedModel) -> float:
+    """MB (1e6 bytes): what tensors took at most in this process; on the CPU, what the whole process did."""
+    import resource
+
+    import torch
+
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+
+
+def _score(
+    scorer: ShardScorer, rows: Sequence[Encoded], parts: Mapping[str, range], progress: Callable[[int], None]
+) -> Iterator[tuple[str, float, float]]:
+    """Write the shards, on every device of the trainer; yields each one's name, what it adds to the seconds, and the
+    peak memory of a device in MB.
+
+    A shard's numbers depend on its own rows and on the counts of the whole pass, not on the process that makes them.
+    """
+    trainer = scorer.config.trainer
+    if trainer.devices == 1:
+        for name, part in parts.items():
+            yield name, *scorer.write(name, rows[part.start : part.stop], progress)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+    places = context.SimpleQueue()
+    for number in range(trainer.devices):
+        places.put("cpu" if trainer.accelerator == "cpu" else f"cuda:{number}")
+    pool = ProcessPoolExecutor(trainer.devices, context, _enter, (scorer, places))
+    try:
+        with stopwatch() as seconds:
+            before = 0.0
+            tasks = {
+                pool.submit(_write_in_process, name, rows[part.start : part.stop]): name
+                for name, part in parts.items()
+            }
+            for task in as_completed(tasks):
+                _, peak = task.result()
+                now = seconds()
+                yield tasks[task], now - before, peak
+                before = now
+                progress(sum(len(rows[i].input_ids) for i in parts[tasks[task]]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_of_this_process: ShardScorer | None = None
+
+
+def _enter(scorer: ShardScorer, places: multiprocessing.SimpleQueue[str]) -> None:
+    """First call in a scoring process."""
+    global _of_this_process
+    _of_this_process = dataclasses.replace(scorer, place=places.get())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its processes to end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _write_in_process(name: str, part: Sequence[Encoded]) -> tuple[float, float]:
+    assert _of_this_process is not None
+    return _of_this_process.write(name, part)
+
+
+def _digest(rows: Sequence[Encoded]) -> str:
+    """`xtf.config.digest` of all tokens, a row at a time: a million rows are not written out in memory."""
+    text = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        item = json.dumps([row.example_id, row.input_ids, row.prompt_length], ensure_ascii=False)
+        text.update((", " * (number > 0) + item).encode())
+    text.update(b"]")
+    return text.hexdigest()
 
 
 def read_pass(folder: Path) -> pa.Table:

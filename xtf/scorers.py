@@ -37,6 +37,7 @@ TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attent
 # Sizes of temporaries in float32 elements. On a CPU a chunk of logits must stay below 32 MiB, above which the
 # allocator maps fresh pages each time (4 times slower), and attention weights near the cache's size (2 times).
 LOGITS_ON_CPU, WEIGHTS_ON_CPU, ON_GPU = 7 * 2**20, 2**20, 2**26
+ROWS_AT_ONCE = 10_000  # whose tokens are counted at once
 
 
 class Row(Protocol):
@@ -460,23 +461,22 @@ def _scoring_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How often each token id occurs in a dataset, int64 (V,): in whole examples, and in responses alone."""
+    """How often each token id occurs in a dataset, int64, by id: in whole examples, and in responses alone."""
 
     all: np.ndarray
     response: np.ndarray
 
 
-def count_tokens(rows: Sequence[Row], vocab_size: int) -> TokenCounts:
-    """Counts over `rows`; ValueError for a token id outside the model's vocabulary."""
-    flat = _flatten(rows)
-    if flat.ids.min() < 0 or flat.ids.max() >= vocab_size:
-        raise ValueError(
-            f"token ids {flat.ids.min()} to {flat.ids.max()} do not fit a vocabulary of {vocab_size}: tokenizer "
-            "and model do not belong together"
-        )
-    return TokenCounts(
-        np.bincount(flat.ids, minlength=vocab_size), np.bincount(flat.response_ids, minlength=vocab_size)
-    )
+def count_tokens(rows: Sequence[Row]) -> TokenCounts:
+    """Counts over `rows`, for ids up to the largest there is."""
+    counts = np.zeros((2, 0), dtype=np.int64)
+    for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
+        flat = _flatten(rows[start : start + ROWS_AT_ONCE])
+        size = max(counts.shape[1], int(flat.ids.max()) + 1)
+        counts = np.pad(counts, ((0, 0), (0, size - counts.shape[1])))
+        counts[0] += np.bincount(flat.ids, minlength=size)
+        counts[1] += np.bincount(flat.response_ids, minlength=size)
+    return TokenCounts(*counts)
 
 
 @dataclass(frozen=True)
@@ -523,9 +523,15 @@ def tr_table(
 
     If all distances are equal, all TR are 1. A vector of zeros has cosine 0 with everything.
 
-    ValueError: vectors that are not finite; variant=released without tokenizer or words, or a word without
-    tokens.
+    ValueError: ids outside the model's vocabulary; vectors that are not finite; variant=released without
+    tokenizer or words, or a word without tokens.
     """
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if len(counts.all) > vocabulary:
+        raise ValueError(
+            f"token id {len(counts.all) - 1} does not fit a vocabulary of {vocabulary}: tokenizer and model do not "
+            "belong together"
+        )
     used = np.flatnonzero(counts.response)
     if scorer.tr.variant is TRVariant.dataset:
         distances = _dataset_distances(model, counts.all, used)
@@ -540,7 +546,7 @@ def tr_table(
             f"{used[~np.isfinite(distances)][0]}"
         )
     nearest, farthest = float(distances.min()), float(distances.max())
-    values = np.full(len(counts.all), np.nan, dtype=np.float32)
+    values = np.full(vocabulary, np.nan, dtype=np.float32)
     values[used] = 1.0 if nearest == farthest else (farthest - distances) / (farthest - nearest)
     return TRTable(values, nearest, farthest)
 

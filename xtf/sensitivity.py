@@ -89,10 +89,12 @@ def settings(attribute: Attribute, config: ThresholdConfig) -> tuple[str, list[f
 def _range(attribute: Attribute, rule: Any) -> tuple[str, Sequence[float], bool]:
     if rule.rule.value == "quantile":
         return "q", [q for q in _steps(0.0, 0.6, 0.01) if 0 <= q + rule.shift <= 1], False
-    if attribute is Attribute.ri:
+    if attribute is Attribute.ri and not rule.shift:
         return "c", _steps(0.0, 3.0, 0.1), True
     if attribute is Attribute.kn:
         return "pcp", [*_steps(0.5, 0.8, 0.01), *_steps(0.8, 0.995, 0.005), 0.999, 0.9999], True
+    # TR's clusters have no knob of one direction. Nor has RI's c beside a shift, which ranks tokens by their distance
+    # from the fence of their example: another c gives another order.
     return "shift", _steps(-0.2, 0.2, 0.01), False
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,10 @@ from typing import Any
 import yaml
 
 from xtf import figures
-from xtf.artifacts import write_atomic
+from xtf.archive import SUFFIX, read_archive
+from xtf.artifacts import read_json, write_atomic
+from xtf.jobs import failure, jobs_file
+from xtf.mask_report import has_results, mask_report
 from xtf.pages import counted, data_url, render
 from xtf.results import Estimate, Run, comparable, difference, item_values, load_run, mean
 
@@ -52,7 +55,7 @@ class Row:
     kept: float | None  # mean share of response tokens that train
     reported: str
     note: str
-    best: bool = False
+    mark: str = ""  # "best" or "second", where the intervals part
 
     @property
     def seeds(self) -> str:
@@ -60,20 +63,44 @@ class Row:
         return "" if self.label == BASE else str(self.estimate.seeds if self.estimate else 0)
 
 
+def experiment_report(
+    experiment: str, runs_root: Path, out_dir: Path, archive: Path | None = None
+) -> list[Path]:
+    """The report of an experiment: of trained models, or of masks against a known truth (`xtf.detection`).
+
+    ValueError: no run was found, or none has finished.
+    """
+    if experiment != "planted":
+        return sweep_report(experiment, runs_root, out_dir, archive=archive)
+    from xtf.detection import detection_report
+
+    if archive is not None:
+        raise ValueError(f"archive={archive}: experiments=planted is reported from its masks; unset archive")
+    return detection_report(experiment, runs_root, out_dir)
+
+
 def sweep_report(
-    source: str | Sequence[Path], runs_root: Path, out_dir: Path, reported_csv: Path | None = None
+    source: str | Sequence[Path],
+    runs_root: Path,
+    out_dir: Path,
+    reported_csv: Path | None = None,
+    archive: Path | None = None,
 ) -> list[Path]:
     """Writes <name>.csv, .md, .html and figures for an experiment or a list of folders; returns their paths.
 
     `source` is an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or
     folders that are runs or hold some; one that does not exist counts as a run that is missing. Runs that did
     not finish are listed, not skipped. `reported_csv` holds the numbers that the paper reports (default: the
-    package's own).
+    package's own). `archive`: see `find_cells`.
 
     ValueError: no run was found, or none has finished.
     """
     name = source if isinstance(source, str) else "sweep"
-    cells = find_cells(source, Path(runs_root))
+    if isinstance(source, str) and archive is None:
+        folders, listed = _experiment_folders(source, Path(runs_root))
+        if not has_results(folders, [job["stage"] for job in listed.values()]):
+            return mask_report(source, folders, Path(out_dir), _reported_table(reported_csv))
+    cells = find_cells(source, Path(runs_root), archive)
     rows = _rows(cells, _reported_table(reported_csv))
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
@@ -94,31 +121,92 @@ def sweep_report(
                 "data": data_url(paths["svg"]),
             }
         )
+    figures_of_k = []
+    for case in dict.fromkeys(row.case for row in rows):
+        bars = _bars([row for row in rows if row.case == case])
+        if bars:
+            stem = f"{name}-{'-'.join(case)}-pass_at_k"
+            paths = figures.save(figures.pass_at(bars), out_dir / "figures", stem)
+            written += paths.values()
+            figures_of_k.append(
+                {"title": f"{' · '.join(case)}: pass@k", "png": paths["png"].relative_to(out_dir).as_posix(),
+                 "data": data_url(paths["svg"])}
+            )  # fmt: skip
     finished = sum(len(cell.runs) for cell in cells)
     context = {
         "title": f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
         "answers": _answers(rows),
         "tables": tables,
-        "unfinished": [str(folder) for cell in cells for folder in cell.unfinished],
+        "figures": figures_of_k,
+        "unfinished": [
+            {"folder": str(folder), "why": _why(folder)} for cell in cells for folder in cell.unfinished
+        ],
     }
     return written + render("sweep", context, out_dir, name)
+
+
+def _bars(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By metric and label the mean with its interval, where a case has several pass@k (figure 5); else nothing."""
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in rows:
+        if row.metric.startswith("pass@") and row.estimate:
+            each = row.estimate
+            found.setdefault(row.metric, {})[row.label] = (each.value, each.low, each.high)
+    return found if len(found) > 1 else {}
+
+
+def _why(folder: Path) -> str:
+    """Why a run has not finished."""
+    if not (folder / "config.yaml").exists():
+        return "not begun"
+    return failure(folder) or "not finished"
 
 
 # -- which runs ---------------------------------------------------------------------------------------------
 
 
-def find_cells(source: str | Sequence[Path], runs_root: Path) -> list[Cell]:
-    """The cells of an experiment or of a list of folders, in the order of their folders."""
+def find_cells(source: str | Sequence[Path], runs_root: Path, archive: Path | None = None) -> list[Cell]:
+    """The cells of an experiment or of a list of folders, in the order of their folders.
+
+    With `archive`, a folder of `xtf.archive` files, an experiment is read from there.
+    """
+    parents: dict[Path, list[Path | Run]] = defaultdict(list)
+    if archive is not None:
+        file = archive / f"{source}{SUFFIX}"
+        if not file.is_file():
+            raise ValueError(f"no run of experiment {source!r} in {archive}: there is no {file.name}")
+        for run in read_archive(file):
+            parents[run.folder.parent].append(run)
+        return [_cell(parent, seeds) for parent, seeds in parents.items()]
+    listed: dict[Path, Mapping[str, Any]] = {}
     if isinstance(source, str):
-        folders = [folder for folder in _run_folders(runs_root) if _experiment(folder) == source]
+        folders, listed = _experiment_folders(source, runs_root)
     else:
         folders = [folder for path in source for folder in _run_folders(Path(path)) or [Path(path)]]
-    if not folders:
-        raise ValueError(f"no run of experiment {source!r} under {runs_root}: run it first")
-    parents: dict[Path, list[Path]] = defaultdict(list)
     for folder in dict.fromkeys(folders):
-        parents[folder.parent].append(folder)
-    return [_cell(parent, seeds) for parent, seeds in parents.items()]
+        finished = (folder / "metrics.json").is_file()
+        parents[folder.parent].append(load_run(folder) if finished else folder)
+    return [_cell(parent, seeds, listed.get(parent)) for parent, seeds in parents.items()]
+
+
+def _experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Path, Mapping[str, Any]]]:
+    """The run folders of an experiment, those that its sweeps have yet to make included, and what the listed ones are.
+
+    The first are in order; the second are by parent folder, that of a cell. ValueError: there is none.
+    """
+    file = jobs_file(runs_root.parent, name)
+    jobs = {
+        runs_root.parent / folder: job for folder, job in (read_json(file) if file.exists() else {}).items()
+    }
+    found = set(experiment_folders(name, runs_root))
+    if not found and not any((folder / "config.yaml").exists() for folder in jobs):
+        raise ValueError(f"no run of experiment {name!r} under {runs_root}: run it first")
+    return sorted(found | jobs.keys()), {folder.parent: job for folder, job in jobs.items()}
+
+
+def experiment_folders(experiment: str, runs_root: Path) -> list[Path]:
+    """The folders of an experiment's runs, finished or not, in order."""
+    return [folder for folder in _run_folders(runs_root) if _experiment(folder) == experiment]
 
 
 def _run_folders(root: Path) -> list[Path]:
@@ -130,13 +218,17 @@ def _experiment(folder: Path) -> str | None:
     return None if found is None else str(found)
 
 
-def _cell(parent: Path, folders: Sequence[Path]) -> Cell:
-    runs = [load_run(folder) for folder in folders if (folder / "metrics.json").is_file()]
-    unfinished = [folder for folder in folders if not (folder / "metrics.json").is_file()]
+def _cell(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any] | None = None) -> Cell:
+    """A cell from finished runs and the folders of unfinished ones; `listed`: what its sweep says of it."""
+    runs = [each for each in found if isinstance(each, Run)]
+    unfinished = [each for each in found if isinstance(each, Path)]
     if runs:
         record = runs[0].record
         setting = {key: record[key] for key in SETTING} | dict(record["overrides"])
         case = [record[key] for key in CASE]
+    elif listed is not None:
+        setting = {key: listed[key] for key in SETTING} | dict(listed["overrides"])
+        case = [listed[key] for key in CASE]
     else:  # the folder says it: <task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<overrides>]
         *case, method, mask = parent.parts[-5:]
         setting = dict(zip(("scorer", "threshold", "overrides"), mask.split("-"), strict=False)) | {
@@ -155,7 +247,9 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
     keys = dict.fromkeys(key for cell in cells for key in cell.setting)
     telling = [key for key in keys if len({cell.setting.get(key) for cell in cells}) > 1] or ["method"]
     return [
-        " ".join(f"{key}={cell.setting[key]}" for key in telling if key in cell.setting) for cell in cells
+        " ".join(f"{key}={cell.setting[key]}" for key in telling if key in cell.setting)
+        or "nothing overridden"
+        for cell in cells
     ]
 
 
@@ -229,7 +323,8 @@ def _row(
 
 def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
     """What keeps a cell from having every seed of the sweep; empty if nothing does."""
-    said = [f"{counted(len(cell.unfinished), 'run')} not finished"] if cell.unfinished else []
+    reasons = Counter("failed" if failure(folder) else _why(folder) for folder in cell.unfinished)
+    said = [f"{counted(number, 'run')} {why}" for why, number in reasons.items()]
     missing = [str(seed) for seed in seeds if seed not in cell.runs]
     if missing and cell.runs:
         said.append(f"no seed {', '.join(missing)}")
@@ -264,13 +359,17 @@ def _against(cell: Cell, control: Cell | None, metric: str) -> Estimate | str:
 
 
 def _mark_best(rows: list[Row]) -> list[Row]:
-    """Marks the highest mean, if its interval lies above the intervals of all others."""
-    found = [row for row in rows if row.estimate]
-    best = max(found, key=lambda row: row.estimate.value if row.estimate else 0.0, default=None)
-    if best is None or best.estimate is None or len(found) < 2:
-        return rows
-    apart = all(best.estimate.low > row.estimate.high for row in found if row is not best and row.estimate)
-    return [replace(row, best=apart and row is best) for row in rows]
+    """Marks the highest mean, and below it the second, as far as their intervals lie above all lower means'."""
+    order = sorted((row for row in rows if row.estimate), key=lambda row: -row.estimate.value)  # type: ignore[union-attr]
+    marks: dict[int, str] = {}
+    for place, mark in enumerate(("best", "second")):
+        if len(order) < place + 2:
+            break
+        own, below = order[place].estimate, [row.estimate for row in order[place + 1 :]]
+        if own is None or not all(other is not None and own.low > other.high for other in below):
+            break
+        marks[id(order[place])] = mark
+    return [replace(row, mark=marks.get(id(row), "")) for row in rows]
 
 
 def _answers(rows: Sequence[Row]) -> list[str]:
@@ -299,7 +398,7 @@ def _answers(rows: Sequence[Row]) -> list[str]:
 
 def reported_share(run: Run, metric: str) -> float | None:
     """What the paper reports for the settings of this run, as a share; None if it reports no such number."""
-    cell = _cell(run.folder.parent, [run.folder])
+    cell = _cell(run.folder.parent, [run])
     number = (
         _reported(_reported_table(None), cell.case, metric, _published_names(cell))
         if _as_published(run)
@@ -358,7 +457,7 @@ def _write_csv(rows: Sequence[Row], path: Path) -> Path:
         f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")
     ]
     writer.writerow(
-        [*CASE, "setting", "metric", "value", "low", "high", "seeds", "items", *columns, "kept_share", "best",
+        [*CASE, "setting", "metric", "value", "low", "high", "seeds", "items", *columns, "kept_share", "mark",
          "reported_percent", "note"]
     )  # fmt: skip
     for row in rows:
@@ -372,8 +471,6 @@ def _write_csv(rows: Sequence[Row], path: Path) -> Path:
                 [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [""] * 4
             )
         kept = "" if row.kept is None else row.kept
-        writer.writerow(
-            [*row.case, row.label, row.metric, *values, kept, int(row.best), row.reported, row.note]
-        )
+        writer.writerow([*row.case, row.label, row.metric, *values, kept, row.mark, row.reported, row.note])
     write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
     return path

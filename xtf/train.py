@@ -55,6 +55,7 @@ def fit(
     pad_id: int,
     loggers: Sequence[Logger],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    shuffle: bool = True,
 ) -> dict[str, Any]:
     """Fine-tune `model` (changed in place) on a masked table and write `run_dir`/model; returns the
     training record.
@@ -64,9 +65,10 @@ def fit(
 
     Args:
         table: what `xtf.data.TrainingRows` describes.
-        config: resolved: tuning.epochs, learning_rate and batch_size are numbers.
+        config: resolved (`xtf.config.resolve`): what tuning leaves to the model's recipe is filled in.
         pad_id: fills packed rows up where `config.trainer.compile` wants one shape; nothing attends to it.
         tokenizer: saved beside the weights, so that the folder loads by itself.
+        shuffle: each epoch anew; otherwise rows are trained in the table's order.
 
     Raises:
         NonFiniteLoss: the loss or a gradient is not finite; the last checkpoint is as it was.
@@ -105,6 +107,7 @@ def fit(
         rank=trainer.global_rank,
         devices=trainer.world_size,
         fill_with=pad_id if config.trainer.compile else None,
+        shuffle=shuffle,
     )
     module = TokenFilteredLM(
         _trainable(model, tuning, config.seed),
@@ -347,6 +350,7 @@ def _record(
     config: Config, module: TokenFilteredLM, loader: StepLoader, attention: str, log: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     tuning = config.tuning
+    assert tuning.schedule is not None
     best = tuning.checkpoint is CheckpointChoice.best
     return {
         "steps": len(loader),

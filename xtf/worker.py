@@ -16,7 +16,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
     import torch
 
-    from xtf.loggers import make_loggers
+    from xtf.loggers import training_loggers
     from xtf.models import inference_dtype, load_model, load_tokenizer
     from xtf.train import fit
 
@@ -27,8 +27,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     place = "cpu" if config.trainer.devices > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    table, loggers = pq.read_table(folder / "mask.parquet"), make_loggers(config, folder)
-    return fit(model, table, config, folder, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+    table = pq.read_table(folder / "mask.parquet")
+    with training_loggers(config, folder) as loggers:
+        return fit(model, table, config, folder, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
 
 
 def main(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from xtf.config import SourceConfig, TaskConfig, Turns
+from xtf.config import PlantKind, SourceConfig, TaskConfig, Turns
 
 ID_FIELDS = ("id", "example_id", "task_id", "unique_id", "pubid")
 BOOTSTRAP_RESAMPLES = 2000
@@ -35,6 +35,16 @@ class Message(TypedDict):
 
 
 @dataclass(frozen=True)
+class PlantedSpan:
+    """Characters [start, end) of a response that `xtf.planting` wrote, and the clean text in their place."""
+
+    start: int
+    end: int
+    kind: PlantKind
+    replaced: str  # empty where text was only added
+
+
+@dataclass(frozen=True)
 class Example:
     """One item: the prompt's turns (the last one is the user's) and the response to learn."""
 
@@ -42,6 +52,7 @@ class Example:
     messages: tuple[Message, ...]
     response: str
     row: Mapping[str, Any] = field(repr=False)  # the raw row: what a grader may need beside the response
+    planted: tuple[PlantedSpan, ...] = ()  # noise in the response, in order
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Metric:
     high: float
     n: int
     interval: str
+    unit: str = "share"  # or nats
 
 
 @dataclass(frozen=True)

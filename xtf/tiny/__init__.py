@@ -1,6 +1,7 @@
 """The bundled sample: three generated datasets and a tiny base model that was trained here from nothing.
 
-`generate.py` writes the datasets, `pretrain.py` trains the model on the text of `corpus.py`. Both are seeded.
+`generate.py` writes the datasets; stage=pretrain (`xtf.pretrain`) trains the model on the text of `corpus.py`, or a
+larger one on the wider text of `broad.py`. All of it is seeded.
 """
 
 from pathlib import Path

@@ -12,6 +12,7 @@ Templates hold slots in braces and alternatives in brackets: "{name} [buys|finds
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from xtf.tiny.math_rows import OPERATIONS
 from xtf.tiny.words import (
@@ -886,6 +887,14 @@ LATE_MIX: Mix = {
     abstract: 0.12,
     prose: 0.04,
 }
+
+
+HELD_OUT_SEED = 10_000  # of text that no model is trained on; pre-training counts its seeds from 0
+
+
+def held_out(count: int) -> list[str]:
+    """Documents of the mix that pre-training has not seen, to measure what a fine-tuned model forgot."""
+    return list(islice(documents(HELD_OUT_SEED), count))
 
 
 def documents(seed: int, mix: Mix = MIX) -> Iterator[str]:

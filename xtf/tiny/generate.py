@@ -1,7 +1,7 @@
 """Write the bundled datasets: `python -m xtf.tiny.generate [--out DIR]`.
 
-Six files, {math,code,medical}_{train,eval}.jsonl, in the row formats of GSM8K, HumanEval and PubMedQA. All of
-it is synthetic and seeded: the same version writes the same bytes. No question or prompt occurs twice, so
+Eight files, {math,code,medical,finance}_{train,eval}.jsonl, in the row formats of GSM8K, HumanEval, PubMedQA and
+FiQA. All of it is synthetic and seeded: the same version writes the same bytes. No question or prompt occurs twice, so
 the evaluation rows are disjoint from the training rows. Responses carry planted token noise; each `*_rows.py`
 module states its kinds and their shares in `NOISE`.
 """
@@ -15,6 +15,8 @@ from typing import Any
 
 from xtf.tiny import DATA_DIR
 from xtf.tiny.code_rows import all_functions, code_row
+from xtf.tiny.finance_rows import DECISIONS as FINANCE_DECISIONS
+from xtf.tiny.finance_rows import finance_row
 from xtf.tiny.math_rows import math_row
 from xtf.tiny.medical_rows import DECISIONS, medical_row
 from xtf.tiny.words import pick
@@ -22,7 +24,7 @@ from xtf.tiny.words import pick
 Row = dict[str, Any]
 
 SEED = 2026
-SIZES = {"math": (1200, 400), "code": (1000, 300), "medical": (1000, 300)}
+SIZES = {"math": (1200, 400), "code": (1000, 300), "medical": (1000, 300), "finance": (600, 150)}
 
 
 def distinct_rows(draw: Callable[[], Row], key: str, count: int) -> list[Row]:
@@ -52,10 +54,17 @@ def medical_rows(count: int) -> list[Row]:
     return [row | {"pubid": 10_000_000 + i} for i, row in enumerate(rows)]
 
 
+def finance_rows(count: int) -> list[Row]:
+    """Distinct questions, half of the rows for each decision on average."""
+    rng = random.Random(f"{SEED}-finance")
+    return distinct_rows(lambda: finance_row(rng, pick(rng, FINANCE_DECISIONS)), "input", count)
+
+
 def datasets() -> dict[str, list[Row]]:
     """File name without suffix ("math_train", ...) -> rows."""
     made = {}
-    for task, make in {"math": math_rows, "code": code_rows, "medical": medical_rows}.items():
+    makers = {"math": math_rows, "code": code_rows, "medical": medical_rows, "finance": finance_rows}
+    for task, make in makers.items():
         train, held_out = SIZES[task]
         rows = make(train + held_out)
         made[f"{task}_train"], made[f"{task}_eval"] = rows[:train], rows[train:]

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from xtf.tiny.words import CONDITIONS, PATIENTS, drug_name, pick
+from xtf.tiny.words import CONDITIONS, PATIENTS, drug_name, noisy, pick
 
 DECISIONS = ("yes", "no", "maybe")
 
@@ -123,21 +123,8 @@ def medical_row(rng: random.Random, decision: str, pubid: int) -> dict[str, Any]
             ],
             "labels": ["BACKGROUND", "METHODS", "RESULTS"],
         },
-        "long_answer": " ".join(plant_noise(rng, question, reason)),
+        "long_answer": " ".join(
+            noisy(rng, reason, f"We asked: {question}", NOISE, OPENINGS, FILLERS, CLOSINGS)
+        ),
         "final_decision": decision,
     }
-
-
-def plant_noise(rng: random.Random, question: str, reason: str) -> list[str]:
-    """The sentences of a long answer: `reason` and, in a share of rows, the noise of `NOISE`."""
-    kinds = {kind for kind, share in NOISE.items() if rng.random() < share}
-    sentences = [reason]
-    if "filler" in kinds:
-        sentences.append(pick(rng, FILLERS))
-    if "restated" in kinds:
-        sentences.insert(0, f"We asked: {question}")
-    if "opening" in kinds:
-        sentences.insert(0, pick(rng, OPENINGS))
-    if "closing" in kinds:
-        sentences.append(pick(rng, CLOSINGS))
-    return sentences

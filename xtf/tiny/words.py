@@ -2,7 +2,7 @@
 """Words that the bundled datasets and the pre-training text share. Drug names are invented."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -39,6 +39,24 @@ PATIENTS = (
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
     return options[rng.randrange(len(options))]
+
+
+def noisy(
+    rng: random.Random, reason: str, restated: str, shares: Mapping[str, float], openings: Sequence[str],
+    fillers: Sequence[str], closings: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """The sentences of an answer: `reason` and, each kind in its share of rows, stock phrases and the question."""
+    kinds = {kind for kind, share in shares.items() if rng.random() < share}
+    sentences = [reason]
+    if "filler" in kinds:
+        sentences.append(pick(rng, fillers))
+    if "restated" in kinds:
+        sentences.insert(0, restated)
+    if "opening" in kinds:
+        sentences.insert(0, pick(rng, openings))
+    if "closing" in kinds:
+        sentences.append(pick(rng, closings))
+    return sentences
 
 
 def drug_name(rng: random.Random) -> str:

@@ -1,0 +1,48 @@
+"""Hydra's sweeper, except that it looks at all jobs before it starts the first one. The work is done in xtf.jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+
+
+class CheckedSweeper(BasicSweeper):
+    """Runs the jobs that are not finished yet; refuses the whole sweep if one of its jobs is wrong."""
+
+    def split_arguments(  # type: ignore[override]  # a static method there; the base class calls it on self
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        from xtf.jobs import compose_jobs, list_jobs, say_what_runs, unfinished
+
+        (every,) = BasicSweeper.split_arguments(overrides, None)
+        if all("stage=plan" in arguments for arguments in every):
+            from xtf.plan import show_plan
+
+            show_plan(compose_jobs([[a for a in arguments if a != "stage=plan"] for arguments in every]))
+            return []
+        self.jobs = compose_jobs(every)
+        say_what_runs(self.jobs)
+        list_jobs(self.jobs)
+        batch = [list(job.overrides) for job in unfinished(self.jobs)]
+        return list(self.split_overrides_to_chunks(batch, max_batch_size)) if batch else []
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Nothing: `split_arguments` has composed every job, and checked more than Hydra would."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from xtf.jobs import raise_failures, write_reports
+
+        self.jobs = []
+        try:
+            returns = super().sweep(arguments)
+        except Exception as error:
+            if self.jobs:  # a launcher that broke down: say what became of the jobs
+                write_reports(self.jobs)
+                raise_failures(self.jobs, error)
+            raise
+        write_reports(self.jobs)
+        raise_failures(self.jobs)
+        return returns

@@ -1,0 +1,334 @@
+"""Measures of detection against hand-worked cases and slow oracles, their intervals by simulation, the report."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import mannwhitneyu
+
+from xtf import cli, detection
+from xtf.config import KNThreshold, PlantKind, ThresholdConfig
+from xtf.detection import (
+    Cell,
+    Detector,
+    Finding,
+    auroc,
+    average_precision,
+    detectors,
+    draws_of,
+    dropped_instead,
+    findings,
+    rule_measures,
+    score_measures,
+    unseen,
+)
+from xtf.planting import CODES
+from xtf.tasks.base import Metric
+
+ROOT = Path(__file__).parents[1]
+
+# -- measures ------------------------------------------------------------------------------------------------
+
+
+def test_auroc_and_average_precision_of_a_hand_worked_case():
+    score = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    noise = np.array([True, False, True, True, False])
+    # pairs (noise above clean): 0.9 beats both, 0.7 and 0.6 beat one each: 4 of 6
+    assert auroc(score, noise) == pytest.approx(4 / 6)
+    # precision at each noise token, from the top: 1/1, 2/3, 3/4
+    assert average_precision(score, noise) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+
+
+def test_ties_count_half_and_are_dropped_together():
+    score = np.array([1.0, 1.0, 1.0, 0.0])
+    noise = np.array([True, False, False, True])
+    # noise at 1.0 ties with both clean ones: 1/2 each; noise at 0.0 loses to both: (0.5 + 0.5 + 0 + 0) / 4
+    assert auroc(score, noise) == pytest.approx(0.25)
+    # at 1.0: precision 1/3, recall 1/2; at 0.0: precision 2/4, recall another 1/2
+    assert average_precision(score, noise) == pytest.approx(0.5 * 1 / 3 + 0.5 * 2 / 4)
+
+
+def test_scores_that_say_nothing_have_auroc_one_half_and_the_share_of_noise_as_precision():
+    noise = np.arange(50) < 10
+    assert auroc(np.ones(50), noise) == 0.5
+    assert average_precision(np.ones(50), noise) == pytest.approx(0.2)
+
+
+def test_measures_without_both_sorts_are_undefined():
+    assert math.isnan(auroc(np.arange(3.0), np.zeros(3, bool)))
+    assert math.isnan(average_precision(np.arange(3.0), np.zeros(3, bool)))
+    with pytest.raises(ValueError, match="0 of 3 tokens"):
+        score_measures(np.arange(3.0), np.zeros(3, bool), np.zeros(3, int), draws_of(1))
+
+
+def slow_auroc(score, noise):
+    pairs = [(a > b) + (a == b) / 2 for a in score[noise] for b in score[~noise]]
+    return sum(pairs) / len(pairs)
+
+
+def slow_average_precision(score, noise):
+    total, recall = 0.0, 0.0
+    for threshold in sorted(set(score.tolist()), reverse=True):
+        dropped = score >= threshold
+        reached = (dropped & noise).sum() / noise.sum()
+        total += (reached - recall) * (dropped & noise).sum() / dropped.sum()
+        recall = reached
+    return total
+
+
+@pytest.mark.parametrize("levels", [3, 20, 10**6])
+def test_both_equal_slow_oracles_and_scipy(levels):
+    generator = np.random.default_rng(levels)
+    for _ in range(20):
+        noise = generator.random(80) < 0.3
+        score = generator.integers(levels, size=80) + 0.2 * levels * noise
+        u = mannwhitneyu(score[noise], score[~noise]).statistic
+        assert auroc(score, noise) == pytest.approx(u / (noise.sum() * (~noise).sum()))
+        assert auroc(score, noise) == pytest.approx(slow_auroc(score, noise))
+        assert average_precision(score, noise) == pytest.approx(slow_average_precision(score, noise))
+
+
+def test_rule_measures_of_a_hand_worked_case():
+    noise = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], bool)
+    dropped = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0], bool)
+    found = rule_measures(dropped, noise, np.zeros(10, int), draws_of(1))
+    values = {name: metric.value for name, metric in found.items()}
+    assert values == pytest.approx({
+        "precision": 3 / 4, "recall": 3 / 4, "f1": 3 / 4, "gain": 3 / 4 - 1 / 6, "clean_dropped": 1 / 6
+    })  # fmt: skip
+    assert all((m.low, m.high) == (m.value, m.value) for m in found.values())  # one example: no other draw
+
+
+def test_what_is_undefined_is_left_out():
+    noise, nothing = np.array([True, False]), np.zeros(2, bool)
+    assert set(rule_measures(nothing, noise, np.zeros(2, int), draws_of(1))) == {
+        "recall", "f1", "gain", "clean_dropped"
+    }  # fmt: skip
+    assert set(rule_measures(~nothing, nothing, np.zeros(2, int), draws_of(1))) == {"clean_dropped"}
+
+
+# -- intervals -----------------------------------------------------------------------------------------------
+
+
+def clustered(generator, examples=60, tokens=12, shift=1.0, spread=0.7):
+    """Scores with an effect of each example's own; the AUROC over all pairs is Phi(shift / sqrt(2 (1 + spread^2)))."""
+    group = np.repeat(np.arange(examples), tokens)
+    noise = generator.random(len(group)) < 0.3
+    effect = spread * generator.normal(size=examples)
+    return generator.normal(size=len(group)) + effect[group] + shift * noise, noise, group
+
+
+def test_intervals_equal_a_slow_bootstrap_over_whole_examples(monkeypatch):
+    score, noise, group = clustered(np.random.default_rng(1), examples=8, tokens=10)
+    draws = draws_of(8, 80)
+    found = score_measures(score, noise, group, draws)
+    for name, slow in (("auroc", slow_auroc), ("average_precision", slow_average_precision)):
+        values = []
+        for counts in draws.astype(int):
+            take = np.concatenate([np.flatnonzero(group == g) for g in np.repeat(np.arange(8), counts)])
+            values.append(slow(score[take], noise[take]))
+        assert found[name].value == pytest.approx(slow(score, noise))
+        assert (found[name].low, found[name].high) == pytest.approx(
+            np.quantile(values, [0.025, 0.975]), abs=0.01
+        )
+
+
+def test_intervals_cover_the_true_auroc_and_the_true_recall():
+    generator = np.random.default_rng(0)
+    draws = draws_of(60, 200)
+    truth = 0.5 * (1 + math.erf(1.0 / math.sqrt(2 * (1 + 0.7**2)) / math.sqrt(2)))
+    recall_truth = 0.5 * (1 - math.erf((1.5 - 1.0) / math.sqrt(1 + 0.7**2) / math.sqrt(2)))
+    covered = np.zeros(2)
+    tries = 300
+    for _ in range(tries):
+        score, noise, group = clustered(generator)
+        ranked = score_measures(score, noise, group, draws)["auroc"]
+        recall = rule_measures(score > 1.5, noise, group, draws)["recall"]
+        covered += (ranked.low <= truth <= ranked.high, recall.low <= recall_truth <= recall.high)
+    assert (covered / tries > 0.90).all(), covered / tries
+    assert (covered / tries < 0.99).all(), covered / tries
+
+
+# -- detectors -----------------------------------------------------------------------------------------------
+
+
+def scored(**columns):
+    return pa.table({
+        "example_id": ["a", "b"], "input_ids": [[1, 2, 3, 4, 5], [1, 6, 7, 8, 9]],
+        "prompt_length": pa.array([1, 1], pa.int32()), **columns,
+    })  # fmt: skip
+
+
+def logs(*rows):
+    return [[math.log(p) for p in row] for row in rows]
+
+
+def test_each_detector_scores_noise_higher_and_drops_by_its_own_rule():
+    table = scored(
+        ri=[[0.0, 0.0, 0.0, -9.0], [0.0, 0.1, 0.2, 0.3]],
+        logp=logs([0.99, 0.5, 0.05, 0.2], [0.3, 0.97, 0.96, 0.4]),
+        ref_logp=logs([0.99, 0.9, 0.5, 0.2], [0.9, 0.98, 0.96, 0.1]),
+        tr=[[0.1, 0.3, 0.5, 0.7], [0.9, 0.9, 0.9, 0.9]],
+    )
+    found = detectors(table, ThresholdConfig(name="paper", kn=KNThreshold(pcp=0.95)), seed=0)
+    assert found["RI"].dropped.tolist() == [False, False, False, True] + [False] * 4
+    assert found["KN"].dropped.tolist() == [True, False, False, False, False, True, True, False]
+    assert found["TR"].dropped.tolist() == [False, True] + [False] * 6  # the second smallest of five clusters
+    assert found["RI or KN or TR"].dropped.tolist() == [True, True, False, True, False, True, True, False]
+    assert found["RI or KN"].score is None
+    np.testing.assert_allclose(found["RI"].score, [0, 0, 0, 9, 0, -0.1, -0.2, -0.3], atol=1e-6)
+    assert np.argmax(found["KN"].score) == 0
+    assert np.argmax(found["high loss (low p)"].score) == 2
+    assert found["ProFit (p at most 0.1)"].dropped.tolist() == [False, False, True] + [False] * 5
+    # as many tokens of each example as the union drops: three of the first, two of the second
+    for name in ("random", "low loss", "high loss (low p)"):
+        assert found[name].dropped.reshape(2, 4).sum(1).tolist() == [3, 2], name
+    assert found["low loss"].dropped.tolist() == [True, True, False, True, False, True, True, False]
+    # gains of the reference model, in nats: 0, 0.59, 2.3, 0, 1.1, 0.01, 0, -1.4; five of eight are kept
+    assert found["token cleaning"].dropped.tolist() == [False, False, False, True, False, False, True, True]
+
+
+def test_columns_that_are_not_there_bring_no_detector():
+    found = detectors(
+        scored(logp=logs([0.99, 0.5, 0.05, 0.2], [0.3, 0.97, 0.96, 0.4])), ThresholdConfig(name="paper"), 0
+    )
+    assert set(found) == {"KN", "random", "low loss", "high loss (low p)", "ProFit (p at most 0.1)"}
+
+
+# -- findings ------------------------------------------------------------------------------------------------
+
+
+def cell(planted, dropped, score=None, tokens=None):
+    planted = np.asarray(planted, np.int8)
+    count = len(planted)
+    detector = Detector(None if score is None else np.asarray(score, float), np.asarray(dropped, bool))
+    ids = np.arange(count) if tokens is None else np.asarray(tokens)
+    return Cell("case", 0.3, 0.3, planted, np.zeros(count, int), ids, {"KN": detector}, None)
+
+
+def test_other_kinds_and_straddling_tokens_take_no_part():
+    corrupted, formatting = CODES[PlantKind.corrupted], CODES[PlantKind.formatting]
+    one = cell([corrupted, corrupted, formatting, -corrupted, 0, 0], [1, 0, 1, 1, 1, 0])
+    by_kind = {finding.kind: finding for finding in findings(one)}
+    assert set(by_kind) == {"any kind", "corrupted", "formatting"}
+    assert (by_kind["corrupted"].noise_tokens, by_kind["corrupted"].clean_tokens) == (2, 2)
+    assert by_kind["corrupted"].measures["precision"].value == 1 / 2
+    assert by_kind["corrupted"].measures["recall"].value == 1 / 2
+    assert by_kind["any kind"].measures["recall"].value == pytest.approx(2 / 3)
+
+
+def test_without_noise_only_the_dropped_share_of_clean_tokens_is_reported():
+    (finding,) = findings(cell([0, 0, 0, 0], [1, 0, 0, 0], score=[1, 2, 3, 4]))
+    assert {name: metric.value for name, metric in finding.measures.items()} == {"clean_dropped": 0.25}
+
+
+def test_what_was_dropped_instead_is_counted_by_token():
+    noise = CODES[PlantKind.redundant]
+    found = dropped_instead(
+        cell([0, 0, 0, noise, 0, -noise], [1, 1, 0, 1, 1, 0], tokens=[7, 7, 7, 7, 3, 3]), "KN"
+    )
+    assert found.total == 4
+    assert found.shares == {"redundant": 0.25, "straddling": 0.0, "clean": 0.75}
+    assert list(found.clean) == [(7, 2, 3), (3, 1, 1)]
+
+
+def test_the_report_says_in_words_which_kinds_no_attribute_sees():
+    def finding(kind, detector, low, high, gain):
+        rank = Metric((low + high) / 2, low, high, 9, "")
+        return Finding(
+            "math",
+            0.3,
+            kind,
+            detector,
+            5,
+            5,
+            {"auroc": rank, "gain": Metric(gain, gain - 0.1, gain + 0.1, 9, "")},
+        )
+
+    rows = [
+        finding("corrupted", "RI", 0.4, 0.6, 0.0), finding("corrupted", "KN", 0.1, 0.2, -0.3),
+        finding("redundant", "RI", 0.4, 0.6, 0.0), finding("redundant", "KN", 0.7, 0.8, 0.2),
+    ]  # fmt: skip
+    assert unseen(rows) == [
+        "math, corrupted: not what any of the three attributes can see (RI AUROC 0.50 with a gain of +0.00, "
+        "KN AUROC 0.15 with a gain of -0.30); by KN it looks more worth keeping than clean tokens.",
+        "math, redundant: seen by KN AUROC 0.75 with a gain of +0.20.",
+    ]
+
+
+# -- the report ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The sweep over a few rows with and without noise, and its report."""
+    folder = tmp_path_factory.mktemp("planted")
+    sweep = [
+        "-m",
+        "experiments=planted",
+        "task=math",
+        "plant.share=0,0.3",
+        "plant.seed=0",
+        "task.train.limit=20",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XTF_ROOT", str(ROOT))
+        for arguments in (sweep, ["stage=report", "experiments=planted"]):
+            assert cli.main(ROOT, arguments) == 0
+    return folder / "outputs"
+
+
+def test_a_sweep_leaves_the_truth_beside_the_scores(reported):
+    import pyarrow.parquet as pq
+
+    from xtf.artifacts import read_json
+
+    masks = sorted(reported.rglob("mask.parquet"))
+    tables = [pq.read_table(mask) for mask in masks]
+    assert sorted("planted" in table.column_names for table in tables) == [False, True]
+    for table in tables:
+        if "planted" not in table.column_names:
+            continue
+        assert table["planted"].type == pa.list_(pa.int8())
+        assert (
+            table["planted"]
+            .combine_chunks()
+            .value_lengths()
+            .equals(table["ri"].combine_chunks().value_lengths())
+        )
+    reports = [read_json(mask.parent / "manifest.json").get("planting") for mask in masks]
+    assert [report["asked"] for report in reports if report] == [0.3]
+
+
+def test_the_report_has_every_detector_kind_and_share_and_a_figure_per_kind(reported):
+    with (reported / "reports" / "planted.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["share"] for row in rows} == {"0.0", "0.3"}
+    kinds = {"any kind", *(kind.value for kind in PlantKind)}
+    assert {row["kind"] for row in rows if row["share"] == "0.3"} == kinds
+    assert {"RI", "KN", "TR", "RI or KN or TR", "random", "low loss"} <= {row["detector"] for row in rows}
+    for row in rows:
+        if row["auroc"]:
+            assert 0 <= float(row["auroc_low"]) <= float(row["auroc"]) <= float(row["auroc_high"]) <= 1
+    for kind in kinds:
+        for suffix in ("png", "svg"):
+            assert (
+                (reported / "reports" / "figures" / f"planted-{kind.replace(' ', '_')}.{suffix}")
+                .stat()
+                .st_size
+            )
+    for suffix in ("md", "html"):
+        text = (reported / "reports" / f"planted.{suffix}").read_text()
+        assert "Which noise the attributes see" in text
+        assert "What was dropped instead" in text
+
+
+def test_an_experiment_without_masks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none of the 0 runs"):
+        detection.detection_report("planted", tmp_path, tmp_path)

@@ -1,0 +1,138 @@
+"""Finished runs without their models: every run's metrics.json and every verdict, small enough to keep for good.
+
+    python -m xtf.archive study_methods                     # outputs/runs -> experiments/results/study_methods.json.gz
+    python run.py stage=report experiments=study_methods archive=experiments/results
+
+One gzipped JSON file per experiment: `items`, lists of the example ids of evaluation sets; `generations`, verdicts of
+one model each as a text, one character per sample (1 right, 0 wrong, - no verdict), `samples` per item in the order
+of `items`; `runs`, each with its `record`, its `folder` below runs/, and the places of its own and the base
+model's generations. Equal generations are stored once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtf.artifacts import write_atomic
+from xtf.results import Run, item_values, read_lines
+
+SUFFIX = ".json.gz"
+LETTERS = {True: "1", False: "0", None: "-"}
+VERDICTS = {letter: verdict for verdict, letter in LETTERS.items()}
+
+
+@dataclass(frozen=True)
+class ArchivedRun(Run):
+    """A run of an archive: it knows verdicts, not completions."""
+
+    generations: Sequence[Mapping[str, Any]]
+    base: Sequence[Mapping[str, Any]] | None
+
+    def verdicts(self, metric: str) -> dict[str, float | None]:
+        return item_values(self.generations, metric)
+
+    def base_generations(self) -> list[dict[str, Any]] | None:
+        return None if self.base is None else [dict(line) for line in self.base]
+
+
+def write_archive(experiment: str, runs_root: Path, target: Path) -> Path:
+    """Stores the finished runs of an experiment in `target`/<experiment>.json.gz; returns that path.
+
+    ValueError: the experiment has no finished run under `runs_root`.
+    """
+    from xtf.sweeps import find_cells
+
+    runs = [run for cell in find_cells(experiment, runs_root) for run in cell.runs.values()]
+    if not runs:
+        raise ValueError(f"no run of experiment {experiment!r} under {runs_root} has finished")
+    items: list[list[str]] = []
+    generations: list[dict[str, Any]] = []
+    stored = []
+    for run in runs:
+        base = run.base_generations()
+        stored.append(
+            {
+                "folder": run.folder.relative_to(runs_root).as_posix(),
+                "record": _portable(run.record, runs_root.parent),
+                "generations": _place(
+                    generations, _packed(read_lines(run.folder / "generations.jsonl"), items)
+                ),
+                "base": None if base is None else _place(generations, _packed(base, items)),
+            }
+        )
+    content = {"experiment": experiment, "items": items, "generations": generations, "runs": stored}
+    data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
+    path = target / f"{experiment}{SUFFIX}"
+    write_atomic(path, lambda temporary: temporary.write_bytes(data))
+    return path
+
+
+def _portable(record: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
+    """The record with its output folder called outputs/, wherever it lies on the machine that made it."""
+    text = json.dumps(record, ensure_ascii=False)
+    found: dict[str, Any] = json.loads(text.replace(json.dumps(str(output_dir))[1:-1], "outputs"))
+    return found
+
+
+def _packed(lines: Sequence[Mapping[str, Any]], items: list[list[str]]) -> dict[str, Any]:
+    """Lines of a generations.jsonl (all samples of an item side by side) as one letter each."""
+    ids = [line["example_id"] for line in lines if line["sample"] == 0]
+    samples = len(lines) // len(ids)
+    assert [(line["example_id"], line["sample"]) for line in lines] == [
+        (name, sample) for name in ids for sample in range(samples)
+    ], "generations.jsonl is ordered by item, then by sample"
+    letters = "".join(LETTERS[line["correct"]] for line in lines)
+    return {"items": _place(items, ids), "samples": samples, "verdicts": letters}
+
+
+def _place(known: list[Any], value: Any) -> int:
+    """Where `value` stands in `known`, at its end if it is new."""
+    if value not in known:
+        known.append(value)
+    return known.index(value)
+
+
+def read_archive(path: Path) -> list[ArchivedRun]:
+    """The runs of an archive; their folders are those below an output folder's runs/."""
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    unpacked = [_unpacked(packed, content["items"]) for packed in content["generations"]]
+    return [
+        ArchivedRun(
+            Path(run["folder"]),
+            run["record"],
+            unpacked[run["generations"]],
+            None if run["base"] is None else unpacked[run["base"]],
+        )
+        for run in content["runs"]
+    ]
+
+
+def _unpacked(packed: Mapping[str, Any], items: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    keys = [(name, sample) for name in items[packed["items"]] for sample in range(packed["samples"])]
+    return [
+        {"example_id": name, "sample": sample, "correct": VERDICTS[letter]}
+        for (name, sample), letter in zip(keys, packed["verdicts"], strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Store the finished runs of experiments, without their models."
+    )
+    parser.add_argument("experiments", nargs="+", help="names, such as study_methods")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="default: %(default)s")
+    parser.add_argument("--to", type=Path, default=Path("experiments/results"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    for experiment in arguments.experiments:
+        path = write_archive(experiment, arguments.output_dir / "runs", arguments.to)
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,492 @@
+"""Who finds planted noise: every attribute, every union of them, and other methods' scores, against the truth.
+
+A *detector* has a score (higher: more like noise), a rule that drops tokens, or both. It is asked to tell the
+noise of one kind from clean tokens; tokens of other kinds and those that straddle planted and clean text
+(`xtf.planting.response_kinds`) are left out. Threshold-free: AUROC and average precision of the score. At its
+threshold: precision, recall, F1, and recall minus the share of clean tokens that it drops as well, which is 0
+for a rule that looks away. Intervals are 95 % percentile bootstraps over examples, for tokens of one response
+stand and fall together; several plantings into the same examples are pooled, an example is drawn with all.
+
+Everything is computed from stored masks and scores; no model is loaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, OmegaConf
+
+from xtf import figures
+from xtf.artifacts import read_json, write_atomic
+from xtf.config import Attribute, Config, PlantKind, ThresholdConfig, load_config
+from xtf.masks import build_mask
+from xtf.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
+from xtf.pages import counted, data_url, render
+from xtf.planting import CODES
+from xtf.sweeps import experiment_folders
+from xtf.tasks.base import Metric
+from xtf.thresholds import SOURCE
+
+RESAMPLES = 1000
+BINS = 256  # of a score within the bootstrap; the estimate itself is exact
+ANY = "any kind"
+MEASURES = ("auroc", "average_precision", "precision", "recall", "f1", "gain")
+SHOWN = 12  # clean tokens in the list of what was dropped instead
+
+# --- threshold-free measures --------------------------------------------------------------------------------
+
+
+def auroc(score: np.ndarray, noise: np.ndarray) -> float:
+    """The chance that a noise token scores above a clean one, ties counted half; NaN without either.
+
+    score: float [N]; noise: bool [N]. This is the Mann-Whitney U statistic over its maximum.
+    """
+    return float(_auroc(*_counts(score, noise)))
+
+
+def average_precision(score: np.ndarray, noise: np.ndarray) -> float:
+    """Sum over thresholds, from the highest score down, of precision times the recall gained; NaN without noise.
+
+    Tokens of equal score are dropped together, so their order does not matter.
+    """
+    return float(_average_precision(*_counts(score, noise)))
+
+
+def _counts(score: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Noise and clean tokens at each distinct score, ascending; float64."""
+    values, place = np.unique(score, return_inverse=True)
+    return tuple(np.bincount(place[part], minlength=len(values)).astype(float) for part in (noise, ~noise))  # type: ignore[return-value]
+
+
+def _auroc(noise_B: np.ndarray, clean_B: np.ndarray) -> np.ndarray:
+    """From counts per ascending score, along the last axis."""
+    below_B = np.cumsum(clean_B, -1) - clean_B / 2
+    return _ratio((noise_B * below_B).sum(-1), noise_B.sum(-1) * clean_B.sum(-1))
+
+
+def _average_precision(noise_B: np.ndarray, clean_B: np.ndarray) -> np.ndarray:
+    noise_B, clean_B = noise_B[..., ::-1], clean_B[..., ::-1]
+    found_B, dropped_B = np.cumsum(noise_B, -1), np.cumsum(noise_B + clean_B, -1)
+    precision_B = np.divide(found_B, dropped_B, out=np.zeros_like(found_B), where=dropped_B > 0)
+    return _ratio((noise_B * precision_B).sum(-1), noise_B.sum(-1))
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    top, bottom = np.asarray(top, float), np.asarray(bottom, float)
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+# --- measures with intervals --------------------------------------------------------------------------------
+
+
+def draws_of(groups: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each example is drawn in each resample, float32 [resamples, groups]; fixed seed."""
+    return np.random.default_rng(0).multinomial(groups, [1 / groups] * groups, resamples).astype(np.float32)
+
+
+def score_measures(
+    score: np.ndarray, noise: np.ndarray, group: np.ndarray, draws_RG: np.ndarray
+) -> dict[str, Metric]:
+    """`auroc` and `average_precision` of a score [N] with intervals over examples; `group` [N] numbers them.
+
+    The resamples count tokens in `BINS` bins of equal size; the interval is moved by what this costs the
+    estimate. ValueError if there is no noise or no clean token.
+    """
+    if not noise.any() or noise.all():
+        raise ValueError(f"{int(noise.sum())} of {len(noise)} tokens are noise: both sorts are needed")
+    edges = np.unique(np.quantile(score, np.linspace(0, 1, BINS + 1)[1:-1]))
+    place, groups = group * (len(edges) + 1) + np.searchsorted(edges, score), draws_RG.shape[1]
+    tables = [
+        np.bincount(place[part], minlength=groups * (len(edges) + 1)).reshape(groups, -1).astype(np.float32)
+        for part in (noise, ~noise)
+    ]
+    noise_RB, clean_RB = (draws_RG @ table for table in tables)
+    found = {}
+    for name, exact, rough in (
+        ("auroc", auroc(score, noise), _auroc),
+        ("average_precision", average_precision(score, noise), _average_precision),
+    ):
+        shift = exact - float(rough(*(table.sum(0) for table in tables)))
+        found[name] = _metric(exact, rough(noise_RB, clean_RB) + shift, groups)
+    return found
+
+
+def rule_measures(
+    dropped: np.ndarray, noise: np.ndarray, group: np.ndarray, draws_RG: np.ndarray
+) -> dict[str, Metric]:
+    """`precision`, `recall`, `f1`, `gain` (recall - dropped share of the clean tokens), and that share as
+    `clean_dropped`; what is undefined (nothing dropped, no noise) is left out."""
+    cells = (dropped & noise, dropped & ~noise, noise, ~noise)
+    counts_GC = np.stack([np.bincount(group[cell], minlength=draws_RG.shape[1]) for cell in cells], -1)
+    found = {}
+    whole, draws = _rates(counts_GC.sum(0)), _rates(draws_RG @ counts_GC.astype(np.float32))
+    for name, value in whole.items():
+        if not np.isnan(value):
+            found[name] = _metric(float(value), draws[name], draws_RG.shape[1])
+    return found
+
+
+def _rates(counts_C: np.ndarray) -> dict[str, np.ndarray]:
+    hit, false, noise, clean = np.moveaxis(np.asarray(counts_C, float), -1, 0)
+    recall, clean_dropped = _ratio(hit, noise), _ratio(false, clean)
+    some = np.where(noise > 0, 1.0, np.nan)
+    return {
+        "precision": some * _ratio(hit, hit + false), "recall": recall,
+        "f1": some * _ratio(2 * hit, hit + false + noise), "gain": recall - clean_dropped,
+        "clean_dropped": clean_dropped,
+    }  # fmt: skip
+
+
+def _metric(value: float, draws: np.ndarray, groups: int) -> Metric:
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Metric(value, float(min(low, value)), float(max(high, value)), groups, "bootstrap over examples")
+
+
+# --- detectors ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Detector:
+    """score: float [N], higher is more like noise; dropped: bool [N]. Either may be missing."""
+
+    score: np.ndarray | None
+    dropped: np.ndarray | None
+
+
+def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[str, Detector]:
+    """Every detector that the score columns of a table allow, by name.
+
+    `RI`, `KN`, `TR` and their unions drop by `threshold`. `low loss`, `high loss` and `random` drop as many
+    tokens of each example as the union of the attributes. A low p is what DFT gives little weight and ProFit
+    drops, so the score of both is that of `high loss (low p)`; DFT has no threshold.
+    """
+    attributes = [attribute for attribute in Attribute if SOURCE[attribute] in table.column_names]
+    mask = build_mask(table, threshold, attributes)
+    columns = {SOURCE[attribute] for attribute in attributes}
+    columns |= {f"drop_{attribute.value}" for attribute in attributes} | {"labels"}
+    scores = Scores.from_table(mask.table, columns | ({"ref_logp"} & set(table.column_names)))
+    drops = {a.value.upper(): scores.columns[f"drop_{a.value}"].astype(bool) for a in attributes}
+    found = {
+        a.value.upper(): Detector(_noise_score(a, scores.columns[SOURCE[a]]), drops[a.value.upper()])
+        for a in attributes
+    }
+    for size in range(2, len(drops) + 1):
+        for names in combinations(drops, size):
+            found[" or ".join(names)] = Detector(None, np.logical_or.reduce([drops[name] for name in names]))
+    found["random"] = _as_detector(Random(), scores, seed)
+    if Attribute.kn in attributes:
+        logp = scores.columns["logp"]
+        found["low loss"] = _as_detector(LowLoss(), scores, seed)
+        found["high loss (low p)"] = _as_detector(HighLoss(), scores, seed)
+        found[f"ProFit (p at most {ProFit().tau:g})"] = Detector(None, logp <= np.log(ProFit().tau))
+        if "ref_logp" in scores.columns:
+            dropped = TokenCleaning().weights(scores, seed) == 0
+            found["token cleaning"] = Detector(-excess_loss(scores), dropped)
+    return found
+
+
+def _noise_score(attribute: Attribute, stored: np.ndarray) -> np.ndarray:
+    """Little attention, a high probability (KN is stored as log p) and distance from the centre speak for noise."""
+    return stored if attribute is Attribute.kn else -stored
+
+
+def _as_detector(method: Random | LowLoss | HighLoss, scores: Scores, seed: int) -> Detector:
+    return Detector(-method.order(scores, seed), method.weights(scores, seed) == 0)
+
+
+# --- what the runs of an experiment say ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Masks that differ in nothing but the planting's seed: the tokens of all, one after the other.
+
+    planted: int8 [N], `CODES`; group: int64 [N], which example; tokens: int32 [N], their ids.
+    """
+
+    case: str
+    share: float
+    reached: float
+    planted: np.ndarray
+    group: np.ndarray
+    tokens: np.ndarray
+    detectors: Mapping[str, Detector]
+    config: Config
+
+    @property
+    def kinds(self) -> list[str]:
+        present = [kind.value for kind in PlantKind if (self.planted == CODES[kind]).any()]
+        return [ANY, *present] if present else []
+
+    def of_kind(self, kind: str) -> np.ndarray:
+        found: np.ndarray = self.planted > 0 if kind == ANY else self.planted == CODES[PlantKind(kind)]
+        return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One detector on one kind of noise in one cell; measures that are undefined are missing."""
+
+    case: str
+    share: float
+    kind: str
+    detector: str
+    noise_tokens: int
+    clean_tokens: int
+    measures: Mapping[str, Metric]
+
+
+def read_cells(folders: Sequence[Path]) -> list[Cell]:
+    """Cells of finished masks, ordered by case and share."""
+    parts: dict[tuple[str, float], list[tuple[Config, pa.Table]]] = defaultdict(list)
+    for folder in folders:
+        node = OmegaConf.load(folder / "config.yaml")
+        assert isinstance(node, DictConfig)
+        config, data = load_config(node), read_json(folder / "manifest.json")["data"]["train"]
+        case = f"{config.task.name}, {data['rows']} rows of {data['source']}, {config.model.name}"
+        case += "" if config.method.name == "xtf" else f", method={config.method.name}"
+        case += "" if config.threshold.name == "paper" else f", threshold={config.threshold.name}"
+        parts[case, config.plant.share].append((config, pq.read_table(folder / "mask.parquet")))
+    return [_cell(*key, runs) for key, runs in sorted(parts.items(), key=lambda item: item[0])]
+
+
+def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> Cell:
+    ids = {name: number for number, name in enumerate(runs[0][1]["example_id"].to_pylist())}
+    planted, groups, tokens, found = [], [], [], defaultdict[str, list[Detector]](list)
+    for config, table in runs:
+        prompts, rows = table["prompt_length"].to_pylist(), table["input_ids"].to_pylist()
+        responses = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
+        lengths = [len(response) for response in responses]
+        numbers = [ids.setdefault(name, len(ids)) for name in table["example_id"].to_pylist()]
+        groups.append(np.repeat(numbers, lengths))
+        tokens.append(np.concatenate(responses))
+        truth = table["planted"] if "planted" in table.column_names else None
+        planted.append(
+            np.zeros(sum(lengths), np.int8) if truth is None else truth.combine_chunks().flatten().to_numpy()
+        )
+        for name, detector in detectors(table, config.threshold, config.plant.seed).items():
+            found[name].append(detector)
+    whole = np.concatenate(planted)
+    return Cell(
+        case, share, float((whole > 0).mean()), whole, np.concatenate(groups), np.concatenate(tokens),
+        {name: _joined(parts) for name, parts in found.items() if len(parts) == len(runs)}, runs[0][0],
+    )  # fmt: skip
+
+
+def _joined(parts: Sequence[Detector]) -> Detector:
+    scores = [part.score for part in parts if part.score is not None]
+    drops = [part.dropped for part in parts if part.dropped is not None]
+    return Detector(np.concatenate(scores) if scores else None, np.concatenate(drops) if drops else None)
+
+
+def findings(cell: Cell) -> list[Finding]:
+    """Every detector on every kind; without noise only what it drops of the clean tokens."""
+    draws_RG = draws_of(int(cell.group.max()) + 1)
+    clean, found = cell.planted == 0, []
+    for kind in cell.kinds or [ANY]:
+        noise = cell.of_kind(kind)
+        part = noise | clean
+        for name, detector in cell.detectors.items():
+            measures: dict[str, Metric] = {}
+            if detector.score is not None and noise.any():
+                measures |= score_measures(detector.score[part], noise[part], cell.group[part], draws_RG)
+            if detector.dropped is not None:
+                measures |= rule_measures(detector.dropped[part], noise[part], cell.group[part], draws_RG)
+            counts = int(noise.sum()), int(clean.sum())
+            found.append(Finding(cell.case, cell.share, kind, name, *counts, measures))
+    return found
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What a rule dropped: shares of its drops by kind, clean and straddling tokens included, and the clean
+    tokens behind the largest parts as (token id, drops, occurrences)."""
+
+    detector: str
+    total: int
+    shares: Mapping[str, float]
+    clean: Sequence[tuple[int, int, int]]
+
+
+def dropped_instead(cell: Cell, name: str) -> Dropped:
+    """The confusion table of one detector that has a rule."""
+    dropped = cell.detectors[name].dropped
+    assert dropped is not None, name
+    total, clean = int(dropped.sum()), cell.planted == 0
+    sorts = {kind: cell.of_kind(kind) for kind in cell.kinds if kind != ANY}
+    sorts |= {"straddling": cell.planted < 0, "clean": clean}
+    counts = np.bincount(cell.tokens[dropped & clean])
+    every = np.bincount(cell.tokens[clean], minlength=len(counts))
+    most = [int(token) for token in np.argsort(-counts, kind="stable")[:SHOWN] if counts[token]]
+    return Dropped(
+        name, total, {sort: int((dropped & part).sum()) / max(total, 1) for sort, part in sorts.items()},
+        [(token, int(counts[token]), int(every[token])) for token in most],
+    )  # fmt: skip
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def unseen(rows: Sequence[Finding]) -> list[str]:
+    """For each case and kind, in words, what the three attributes make of it at the largest share."""
+    said = []
+    for case in dict.fromkeys(row.case for row in rows):
+        share = max(row.share for row in rows if row.case == case)
+        here = [row for row in rows if row.case == case and row.share == share]
+        for kind in dict.fromkeys(row.kind for row in here if row.kind != ANY and row.noise_tokens):
+            one = {row.detector: row.measures for row in here if row.kind == kind}
+            names = [attribute.value.upper() for attribute in Attribute if attribute.value.upper() in one]
+            seen = [name for name in names if one[name]["auroc"].low > 0.5 or _gains(one[name])]
+            inverted = [name for name in names if one[name]["auroc"].high < 0.5]
+            said.append(
+                f"{case}, {kind}: "
+                + ("seen by " if seen else "not what any of the three attributes can see (")
+                + ", ".join(f"{name} {_in_short(one[name])}" for name in seen or names)
+                + ("" if seen else ")")
+                + (
+                    f"; by {', '.join(inverted)} it looks more worth keeping than clean tokens"
+                    if inverted
+                    else ""
+                )
+                + "."
+            )
+    return said
+
+
+def _in_short(measures: Mapping[str, Metric]) -> str:
+    gain = f" with a gain of {measures['gain'].value:+.2f}" if "gain" in measures else ""
+    return f"AUROC {measures['auroc'].value:.2f}{gain}"
+
+
+def _gains(measures: Mapping[str, Metric]) -> bool:
+    return "gain" in measures and measures["gain"].low > 0
+
+
+def detection_report(experiment: str, runs_root: Path, out_dir: Path) -> list[Path]:
+    """Writes <experiment>.csv, .md, .html and one figure per kind of noise; returns their paths.
+
+    ValueError: no run of the experiment has a mask yet.
+    """
+    from xtf.models import load_tokenizer
+    from xtf.tokens import Pieces
+
+    folders = experiment_folders(experiment, runs_root)
+    done = [folder for folder in folders if (folder / "mask.parquet").is_file()]
+    if not done:
+        raise ValueError(f"none of the {len(folders)} runs of experiment {experiment!r} has a mask yet")
+    cells = read_cells(done)
+    rows = [finding for cell in cells for finding in findings(cell)]
+    written = [_write_csv(rows, out_dir / f"{experiment}.csv")]
+    kinds = [*dict.fromkeys(row.kind for row in rows if row.noise_tokens)]
+    pictures = []
+    for kind in kinds:
+        figure = figures.detection(_curves(rows, kind))
+        paths = figures.save(figure, out_dir / "figures", f"{experiment}-{kind.replace(' ', '_')}")
+        written += paths.values()
+        pictures.append((kind, paths["png"].relative_to(out_dir).as_posix(), data_url(paths["svg"])))
+    instead = []
+    for cell in _largest(cells):
+        pieces = Pieces(load_tokenizer(cell.config.model))
+        names = [name for name in ("RI", "KN", "TR", "RI or KN or TR") if name in cell.detectors]
+        for each in (dropped_instead(cell, name) for name in names):
+            tokens = [(repr(pieces.alone(token)), drops, every) for token, drops, every in each.clean]
+            instead.append({"case": cell.case, "share": cell.share, "dropped": each, "tokens": tokens})
+    context = {
+        "title": f"{experiment}: {counted(len(done), 'mask')}, {counted(len(cells), 'setting')}",
+        "unseen": unseen(rows),
+        "tables": _tables(cells, rows),
+        "pictures": pictures,
+        "instead": instead,
+        "unfinished": [str(folder) for folder in folders if folder not in done],
+    }
+    return written + render("detection", context, out_dir, experiment)
+
+
+def _largest(cells: Sequence[Cell]) -> list[Cell]:
+    """Of each case the cell with the largest share."""
+    return list(
+        {cell.case: cell for cell in sorted(cells, key=lambda cell: (cell.case, cell.share))}.values()
+    )
+
+
+def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tuple[float, Metric]]]]:
+    """AUROC by case, detector and share."""
+    found: dict[str, dict[str, list[tuple[float, Metric]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.kind == kind and "auroc" in row.measures:
+            found[row.case][row.detector].append((row.share, row.measures["auroc"]))
+    return found
+
+
+def _tables(cells: Sequence[Cell], rows: Sequence[Finding]) -> list[dict[str, Any]]:
+    """For each cell: AUROC by detector and kind, and every measure for all kinds together."""
+    found = []
+    for cell in cells:
+        here = [row for row in rows if (row.case, row.share) == (cell.case, cell.share)]
+        by = {(row.detector, row.kind): row.measures for row in here}
+        kinds = cell.kinds
+        found.append(
+            {
+                "title": f"{cell.case}: share {100 * cell.share:g} %",
+                "reached": cell.reached,
+                "tokens": len(cell.planted),
+                "counts": {kind: int(cell.of_kind(kind).sum()) for kind in cell.kinds},
+                "kinds": kinds,
+                "auroc": [
+                    (name, [by[name, kind].get("auroc") for kind in kinds])
+                    for name in cell.detectors
+                    if "auroc" in by[name, ANY]
+                ],
+                "recall": [
+                    (name, [by[name, kind].get("recall") for kind in kinds], by[name, ANY]["clean_dropped"])
+                    for name in cell.detectors
+                    if "clean_dropped" in by[name, ANY]
+                ],
+                "all": [
+                    (name, [by[name, ANY].get(measure) for measure in MEASURES]) for name in cell.detectors
+                ],
+            }
+        )
+    return found
+
+
+def _write_csv(rows: Sequence[Finding], path: Path) -> Path:
+    """One line per finding; each measure with its interval, empty where it is undefined."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = (*MEASURES, "clean_dropped")
+    columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    writer.writerow(
+        ["case", "share", "kind", "detector", "noise_tokens", "clean_tokens", "examples", *columns]
+    )
+    for row in rows:
+        found = [row.measures.get(name) for name in names]
+        numbers = [
+            number for each in found for number in ((each.value, each.low, each.high) if each else [""] * 3)
+        ]
+        examples = next((each.n for each in found if each), "")
+        writer.writerow(
+            [
+                row.case,
+                row.share,
+                row.kind,
+                row.detector,
+                row.noise_tokens,
+                row.clean_tokens,
+                examples,
+                *numbers,
+            ]
+        )
+    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
+    return path
