@@ -44,7 +44,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import Claim, console, report
-from xtf.config import Config, LoggerConfig, TrainerConfig, Tuning, TuningConfig
+from xtf.config import Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
 from xtf.methods import METHODS
 from xtf.train import fit
 
@@ -98,7 +98,14 @@ class Bench:
         return found
 
     def ours(self, keep: float) -> float:
-        tuning = TuningConfig(name=Tuning.full, epochs=2, learning_rate=RATE, batch_size=self.rows)
+        tuning = TuningConfig(
+            name=Tuning.full,
+            epochs=2,
+            learning_rate=RATE,
+            batch_size=self.rows,
+            schedule=Schedule.constant,
+            warmup_ratio=0.0,
+        )
         accelerator = "gpu" if self.device == "cuda" else "cpu"
         config = Config(
             method=METHODS["xtf"](),

@@ -1,0 +1,174 @@
+"""What generation costs beside the usual loop: `generate` on padded batches of 8, in the order of the data.
+
+    python -m benchmarks.evaluation [--quick] [--device cuda] [--model PATH] [--prompts FILE]
+
+Both decode greedily, the same prompts with the same model, and must give the same tokens in float32. When rows end is
+what matters here, so both end a row after as many tokens as its reference answer has, as a fine-tuned model would;
+the model's own end of text counts for nothing. The loop, whose rate does not depend on how many rows there are, gets
+the first quarter of them. Rows are those of GSM8K's test set (`--rows-from`: its test.jsonl as
+published, by default beside the repository), else the bundled ones. The model is the bundled one, or `--model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.measure import Claim, alternate, console, report
+from xtf import tiny
+from xtf.data import encode_prompt
+from xtf.evaluate import plan
+from xtf.generation import complete, greedy
+from xtf.tasks.base import Example
+
+GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k/test.jsonl"
+BUNDLED = Path(tiny.__file__).parent / "data/math_eval.jsonl"
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    prompt: list[int]
+    length: int  # tokens of the reference answer, at most those allowed
+
+
+def read_rows(file: Path, rows: int, tokenizer: PreTrainedTokenizerBase, new: int) -> list[Row]:
+    with file.open(encoding="utf-8") as lines:
+        items = [json.loads(line) for line, _ in zip(lines, range(rows), strict=False)]
+    found = []
+    for item in items:
+        example = Example("", ({"role": "user", "content": item["question"]},), item["answer"], {})
+        answer = tokenizer(item["answer"], add_special_tokens=False)["input_ids"]
+        found.append(Row(list(encode_prompt(tokenizer, example)), min(new, len(answer))))
+    return found
+
+
+class AsLongAsTheReference(StoppingCriteria):
+    def __init__(self, rows: Sequence[Row], width: int) -> None:
+        self.ends = torch.tensor([width + row.length for row in rows])
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        return input_ids.shape[1] >= self.ends.to(input_ids.device)  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def loop(model: PreTrainedModel, rows: Sequence[Row], new: int) -> list[list[int]]:
+    """Padded batches in data order, the whole batch until its last row ends."""
+    completions = []
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        width = max(len(row.prompt) for row in batch)
+        ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in batch])
+        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch])
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=new, do_sample=False,
+            eos_token_id=-1, pad_token_id=0, stopping_criteria=[AsLongAsTheReference(batch, width)],
+        )[:, width:].tolist()  # fmt: skip
+        completions += [ids[: row.length] for ids, row in zip(output, batch, strict=True)]
+    return completions
+
+
+def ours(model: PreTrainedModel, rows: Sequence[Row], new: int, budget: int) -> list[list[int]]:
+    """The way of `xtf.evaluate`, without texts and files."""
+    completions: list[list[int]] = [[] for _ in rows]
+    for share in plan([len(row.prompt) for row in rows], new, 1, budget):
+        members = [index for index, _ in share.items]
+
+        def choose(
+            logits: torch.Tensor, at: Sequence[tuple[int, int]], members: list[int] = members
+        ) -> torch.Tensor:
+            over = torch.tensor([step == rows[members[place]].length for place, step in at])
+            return greedy(logits, at).masked_fill(over.to(logits.device), -1)
+
+        prompts = [rows[index].prompt for index in members]
+        for place, ids in complete(
+            model, prompts, places=share.places, max_new_tokens=new, stops=[-1], choose=choose
+        ):
+            completions[members[place]] = ids
+    return completions
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter completions: three minutes")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--model", default=str(tiny.MODEL_DIR))
+    parser.add_argument("--rows-from", type=Path, default=GSM8K if GSM8K.exists() else BUNDLED)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--new", type=int, help="new tokens at most")
+    parser.add_argument("--budget", type=int, default=65536, help="trainer.tokens_per_eval_batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    count, new = (256, 512) if options.quick else (400, 512)
+    count, new = options.rows or count, options.new or new
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # about the id that never ends a row
+    started = time.monotonic()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(options.device).eval()
+    rows = read_rows(options.rows_from, count, tokenizer, new)
+    made: dict[str, list[list[int]]] = {}
+    times = alternate(
+        {
+            "loop": lambda: made.update(loop=loop(model, rows[: count // 4], new)),
+            "xtf": lambda: made.update(xtf=ours(model, rows, new, options.budget)),
+        },
+        options.repeats,
+    )
+    tokens = {name: sum(map(len, completions)) for name, completions in made.items()}
+    lengths = np.array([len(ids) for ids in made["xtf"]])
+    prompt_tokens = sum(len(row.prompt) for row in rows)
+    equal = sum(a == b for a, b in zip(made["loop"], made["xtf"], strict=False))
+    seconds = {name: float(np.median(found.wall)) for name, found in times.items()}
+    share = tokens["xtf"] / tokens["loop"]
+    cpu = float(np.median(times["loop"].cpu / times["xtf"].cpu)) * share
+    rates = {name: tokens[name] / seconds[name] for name in tokens}
+    console.print(
+        f"{count} rows of {options.rows_from.name}: {prompt_tokens / count:.0f} prompt tokens and "
+        f"{lengths.mean():.0f} new ones on average; {equal} of {count // 4} completions equal token by token"
+    )
+    claim = Claim(
+        f"tokens/s against padded batches of {BATCH} in data order",
+        times["loop"].wall / times["xtf"].wall * share,
+        3.0,
+        at_least=True,
+        note=f"{rates['xtf']:,.0f} / {rates['loop']:,.0f} tokens/s; CPU time {cpu:.3g}",
+    )
+    details = {
+        "settings": {"rows": count, "new": new, "budget": options.budget, "file": options.rows_from.name},
+        "model": Path(options.model).name,
+        "seconds": {name: found.wall.tolist() for name, found in times.items()},
+        "tokens": tokens,
+        "new_tokens_quartiles": np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+        "equal_completions": equal,
+        "took": time.monotonic() - started,
+    }
+    status = report("evaluation", [claim], details)
+    if dtype is torch.float32 and equal < count // 4:
+        console.print(f"{count // 4 - equal} completions differ", style="red")
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
