@@ -1,6 +1,7 @@
-"""Takes the README's pictures: python docs/screenshots.py FOLDER PAGE.html[#fragment]=NAME ...
+"""Takes the README's pictures: python docs/screenshots.py FOLDER PAGE.html[#fragment]=NAME[@HEIGHT] ...
 
-Each page is opened in headless Chromium and saved as FOLDER/NAME.png, at most 300 KB. Needs Playwright (extra `test`)
+Each page is opened in headless Chromium, 1200 pixels wide and HEIGHT (default 760) high, and saved as FOLDER/NAME.png,
+at most 300 KB. The README says which runs its pages come from. Needs Playwright (extra `test`)
 and a Chromium from the system.
 """
 
@@ -25,8 +26,9 @@ def main(folder: Path, pages: list[str]) -> None:
         browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
         for page in pages:
             address, name = page.rsplit("=", 1)
+            name, _, height = name.partition("@")
             path, _, fragment = address.partition("#")
-            tab = browser.new_page(viewport={"width": 1200, "height": 760})
+            tab = browser.new_page(viewport={"width": 1200, "height": int(height or 760)})
             tab.set_default_timeout(120_000)
             tab.goto(f"{Path(path).resolve().as_uri()}#{fragment}")
             tab.wait_for_timeout(3000)  # plots are drawn after the text
