@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--budget", type=int, default=65536, help="trainer.tokens_per_eval_batch")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    count, new = (256, 512) if options.quick else (400, 512)
+    count, new = (192, 512) if options.quick else (400, 512)
     count, new = options.rows or count, options.new or new
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # about the id that never ends a row

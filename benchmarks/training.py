@@ -7,7 +7,8 @@ with the same mask (26 % of the response tokens dropped), AdamW, clipping, preci
 second of two epochs is timed, from update to update: data, forward, backward, update; on a CPU in seconds of
 the process's CPU time, which other processes disturb less. Of the documented settings of each of the other two
 trainers the fastest in a first round is taken (`--quick` takes those that were fastest before). Peak memory is
-that of a process of its own (of the device, on a GPU). TRL is an extra: pip install trl.
+what training adds to a process of its own that has the model already (of the device with it, on a GPU). TRL is an
+extra: pip install trl.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import argparse
 import importlib.util
 import json
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,6 +45,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import Claim, console, report
 from xtf.config import Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
+from xtf.memory import peak_memory, reset_peak_memory
 from xtf.methods import METHODS
 from xtf.train import fit
 
@@ -221,8 +222,8 @@ def fastest(first: dict[str, float], family: str) -> str | None:
     return min(names, key=first.__getitem__) if names else None
 
 
-def peak_memory(arguments: argparse.Namespace, subject: str) -> float:
-    """Peak bytes of a process that trains one subject."""
+def added_memory(arguments: argparse.Namespace, subject: str) -> int:
+    """Bytes that training one subject adds at most, in a process of its own."""
     command = [
         sys.executable,
         "-m",
@@ -234,7 +235,7 @@ def peak_memory(arguments: argparse.Namespace, subject: str) -> float:
     ]
     command += ["--rows", str(arguments.rows), "--steps", "1", "--only", subject]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return int(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> int:
@@ -247,20 +248,21 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=16, help="rows per optimizer step")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps per epoch")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", help="train this subject once and print the process's peak memory")
+    parser.add_argument("--only", help="train this subject once and print the memory that this took")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.shape, arguments.rows, arguments.steps = "small", 6, 1
+        arguments.shape, arguments.rows, arguments.steps = "small", 4, 1
     for name in ("pytorch_lightning", "transformers", "trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     bench = Bench(arguments.shape, arguments.rows, arguments.steps, arguments.device)
     if arguments.only:
+        device = bench.model.device
+        reset_peak_memory(device)
+        before = 0 if device.type == "cuda" else peak_memory(device)
         bench.subjects[arguments.only]()
-        on_gpu = arguments.device == "cuda"
-        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps(torch.cuda.max_memory_allocated() if on_gpu else kibibytes * 1024))
+        print(json.dumps(peak_memory(device) - before))
         return 0
     subjects = bench.subjects
     first = {name: run() for name, run in subjects.items() if not arguments.quick or name in (OURS, *QUICK)}
@@ -273,7 +275,7 @@ def main() -> int:
         for name in chosen:
             seconds[name].append(subjects[name]())
     times = {name: np.array(values) for name, values in seconds.items()}
-    memory = {name: peak_memory(arguments, name) for name in chosen}
+    memory = {name: added_memory(arguments, name) for name in chosen}
     best = min(others, key=lambda name: float(np.median(times[name])))
     promised = 1.2 if arguments.device == "cuda" else 1.7
     claims = [Claim(f"tokens/s against {name}", times[name] / times[OURS], at_least=True) for name in others]
@@ -281,7 +283,7 @@ def main() -> int:
         Claim(f"tokens/s against the faster ({best})", times[best] / times[OURS], promised, at_least=True),
         Claim("tokens/s with the mask against without", times[UNMASKED] / times[OURS], 1.05, at_least=True),
         Claim(
-            "peak memory against the lower of the others",
+            "peak memory that training adds, against the lower of the others",
             np.array([memory[OURS] / min(memory[name] for name in others)]),
             1.0,
             note=", ".join(f"{name} {memory[name] / 2**30:.2f} GiB" for name in chosen),

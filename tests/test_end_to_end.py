@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import hydra
@@ -129,33 +128,24 @@ def test_the_same_command_again_does_nothing_and_says_so(whole):
     }
 
 
-def lines(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-MOMENTS = {
-    "score": lambda folder: any(folder.glob("outputs/scores/*/00000.parquet")),
-    "mask": lambda folder: any(folder.glob(f"{RUN}/*/seed0/mask.parquet")),
-    "evaluate the base": lambda folder: any(
-        lines(p) for p in folder.glob("outputs/base/*/generations.partial.jsonl")
-    ),
-    "train": lambda folder: any(lines(p) > 2 for p in folder.glob(f"{RUN}/*/seed0/train_log.csv")),
-    "evaluate": lambda folder: any(lines(p) for p in folder.glob(f"{RUN}/*/seed0/generations.partial.jsonl")),
+MOMENTS = {  # what is written when it is killed, and for which time
+    "score": (r"outputs/scores/\w+/00001\.parquet$", 1),
+    "mask": (rf"{RUN}/[^/]+/seed0/mask\.parquet$", 1),
+    "evaluate the base": (r"outputs/base/\w+/generations\.partial\.jsonl$", 2),
+    "train": (rf"{RUN}/[^/]+/seed0/checkpoints/last\.ckpt$", 3),
+    "evaluate": (rf"{RUN}/[^/]+/seed0/generations\.partial\.jsonl$", 2),
+    "record": (rf"{RUN}/[^/]+/seed0/metrics\.json$", 1),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_at_any_stage_and_started_again_ends_with_the_same_record(whole, tmp_path, moment):
-    process = start(tmp_path)
-    deadline = time.monotonic() + 600
-    while not MOMENTS[moment](tmp_path):
-        assert process.poll() is None, (
-            f"the run ended before it could be killed:\n{(tmp_path / 'log').read_text()}"
-        )
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    pattern, time = MOMENTS[moment]
+    killed = subprocess.run(
+        [sys.executable, str(ROOT / "tests/killed.py"), pattern, str(time), *command()[1:]],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     assert not list(tmp_path.glob(f"{RUN}/*/seed0/metrics.json"))
     finish(tmp_path)
     assert record(tmp_path) == record(whole[0])

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,8 +231,22 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["xtf.train"])
 
 
-def long_training(folder: Path) -> None:
+def kill_after(step: int) -> None:
+    """This process ends by SIGKILL as soon as it has done so many steps."""
+    after_step = train_file.Progress.on_train_batch_end
+
+    def die(self: Any, *rest: Any) -> None:
+        after_step(self, *rest)
+        if rest[-2].index + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_file.Progress.on_train_batch_end = die  # type: ignore[method-assign]
+
+
+def long_training(folder: Path, killed_at: int | None = None) -> None:
     """With dropout and best-checkpoint choice, so that a resumed run has more than weights to restore."""
+    if killed_at is not None:
+        kill_after(killed_at)
     settings = config(validation_fraction=0.2, checkpoint=CheckpointChoice.best, epochs=8)
     train(folder, settings, build(attention_dropout=0.2))
 
@@ -252,12 +265,9 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finished(long_training, (whole,))
     for steps in (5, 14):
-        process = PROCESSES.Process(target=long_training, args=(killed,))
+        process = PROCESSES.Process(target=long_training, args=(killed, steps))
         process.start()
-        while process.is_alive() and len(read_log(killed / "train_log.csv")) < steps:
-            time.sleep(0.002)
-        process.kill()
-        process.join(60)
+        process.join(300)
         assert process.exitcode == -signal.SIGKILL
         assert (killed / "checkpoints/last.ckpt").exists()
         with (killed / "train_log.csv").open("a") as log:

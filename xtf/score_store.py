@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xtf.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.config import Attribute, Config, ScorerConfig, TRVariant, digest, plain
+from xtf.memory import peak_memory, reset_peak_memory
 from xtf.progress import bar, say, stopwatch
 from xtf.thresholds import SOURCE
 
@@ -155,33 +156,14 @@ class ShardScorer:
         from xtf.scorers import score_rows
 
         model = self.model
-        _reset_peak_memory(model)
+        reset_peak_memory(model.device)
         with stopwatch() as seconds:
             scored = score_rows(
                 model, part, self.scorer, tr=self.tr_table, pad_id=pad_id(self.tokenizer), progress=progress,
                 tokens_per_batch=self.config.trainer.tokens_per_score_batch,
             )  # fmt: skip
             write_atomic(self.folder / name, functools.partial(pq.write_table, scored))
-        return seconds(), _peak_memory(model)
-
-
-def _reset_peak_memory(model: PreTrainedModel) -> None:
-    """An earlier run of this process may have held more on the GPU."""
-    import torch
-
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-
-
-def _peak_memory(model: PreTrainedModel) -> float:
-    """MB (1e6 bytes): what tensors took at most in this process; on the CPU, what the whole process did."""
-    import resource
-
-    import torch
-
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+        return seconds(), peak_memory(model.device) / 1e6
 
 
 def _score(
