@@ -22,7 +22,7 @@ from xtf.config import overrides, register, resolve, to_config
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "task.train.limit=48", "task.eval.limit=12", "task.max_new_tokens=16", "trainer.shard_examples=16",
-    "trainer.checkpoint_every=1", "trainer.tokens_per_eval_batch=600", "tuning.epochs=1", "tuning.batch_size=8",
+    "trainer.checkpoint_every=1", "trainer.tokens_per_eval_batch=100", "tuning.epochs=1", "tuning.batch_size=8",
 ]  # fmt: skip
 RUN = "outputs/runs/math/tiny/full/xtf"
 
@@ -128,10 +128,10 @@ def test_the_same_command_again_does_nothing_and_says_so(whole):
     }
 
 
-MOMENTS = {  # what is written when it is killed, and for which time
-    "score": (r"outputs/scores/\w+/00001\.parquet$", 1),
+MOMENTS = {  # what it is about to write when it is killed, and for which time
+    "score": (r"outputs/scores/[^/]+/00001\.parquet$", 1),
     "mask": (rf"{RUN}/[^/]+/seed0/mask\.parquet$", 1),
-    "evaluate the base": (r"outputs/base/\w+/generations\.partial\.jsonl$", 2),
+    "evaluate the base": (r"outputs/base/[^/]+/generations\.partial\.jsonl$", 2),
     "train": (rf"{RUN}/[^/]+/seed0/checkpoints/last\.ckpt$", 3),
     "evaluate": (rf"{RUN}/[^/]+/seed0/generations\.partial\.jsonl$", 2),
     "record": (rf"{RUN}/[^/]+/seed0/metrics\.json$", 1),
