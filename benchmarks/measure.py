@@ -46,7 +46,7 @@ def alternate(subjects: Mapping[str, Callable[[], Any]], repeats: int) -> dict[s
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio that was measured, and what is promised of it.
+    """A figure that was measured, nearly always a ratio, and what is promised of it.
 
     `ratios` are of repeats that ran next to each other. The promise is broken only by more than the noise: if
     even the better quartile of the ratios is on the wrong side of `limit`. None promises nothing.
@@ -83,11 +83,25 @@ class Claim:
         }
 
 
+def profile(what: str, run: Callable[[], Any], rows: int = 12) -> None:
+    """Prints the operations that take most of the CPU time of one call of `run`, each without what it calls."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        run()
+    events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    table = Table(title=f"{what}: {total / 1e6:.1f} s", title_justify="left")
+    for heading in ("operation", "share", "calls"):
+        table.add_column(heading, justify="left" if heading == "operation" else "right")
+    for event in events[:rows]:
+        table.add_row(event.key, f"{event.self_cpu_time_total / total:.1%}", f"{event.count:,}")
+    console.print(table)
+
+
 def report(name: str, claims: Sequence[Claim], details: Mapping[str, Any]) -> int:
     """Prints the table, writes results/<name>.json, and returns the exit status: 1 if a promise is broken."""
     table = Table(title=name, title_justify="left")
-    for heading in ("ratio", "median", "quartiles", "promised", "aim", "", "note"):
-        table.add_column(heading, justify="left" if heading in ("ratio", "note", "") else "right")
+    for heading in ("figure", "median", "quartiles", "promised", "aim", "", "note"):
+        table.add_column(heading, justify="left" if heading in ("figure", "note", "") else "right")
     for claim in claims:
         low, high = np.quantile(claim.ratios, [0.25, 0.75])
         sign = ">=" if claim.at_least else "<="

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.measure import Claim, Times, alternate, console, report
+from benchmarks.measure import Claim, Times, alternate, console, profile, report
 from xtf import tiny
 from xtf.config import Attribute, Config, RIConfig, ScorerConfig, TaskConfig, TrainerConfig
 from xtf.data import Encoded
@@ -374,6 +374,9 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--shape", default="60m", choices=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the time goes, and measure nothing"
+    )
     parser.add_argument("--growth", help="numbers of rows, with commas between them")
     parser.add_argument("--peak", nargs=7, help=argparse.SUPPRESS)
     parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
@@ -391,6 +394,12 @@ def main() -> int:
     started = time.monotonic()
     budget = 4096 if device == "cpu" else 65536
     rows = (6 if quick else 64) if device == "cpu" else 1024
+    if options.profile:
+        model = build(options.shape, device)
+        data = Case(rows, 160, 0.5).make(model.config.vocab_size)
+        score(model, data, budget)
+        profile("scoring, 50% prompt", lambda: score(model, data, budget))
+        return 0
     lengths = (2048, 8192) if quick else (8192, 16384, 32768)
     memory = memory_claims(options.shape, device, max(rows, 16), lengths, budget)
     model = build(options.shape, device)

@@ -43,7 +43,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.measure import Claim, console, report
+from benchmarks.measure import Claim, console, profile, report
 from xtf.config import Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
 from xtf.memory import peak_memory, reset_peak_memory
 from xtf.methods import METHODS
@@ -82,7 +82,8 @@ class Bench:
         self.model: PreTrainedModel = model.to(device)
         self.device, self.rows, self.steps = device, rows, steps
         self.table = make_table(rows * steps, KEEP)
-        self.tokens = sum(map(len, self.table["input_ids"].to_pylist()))
+        lengths = [len(row) for row in self.table["input_ids"].to_pylist()]
+        self.tokens, self.largest = sum(lengths), sum(sorted(lengths)[-rows:])
 
     @property
     def subjects(self) -> dict[str, Callable[[], float]]:
@@ -98,7 +99,7 @@ class Bench:
             found["SFTTrainer, padding-free"] = lambda: self.sft_trainer(padding_free=True)
         return found
 
-    def ours(self, keep: float) -> float:
+    def ours(self, keep: float, compiled: bool = False) -> float:
         tuning = TuningConfig(
             name=Tuning.full,
             epochs=2,
@@ -111,7 +112,14 @@ class Bench:
         config = Config(
             method=METHODS["xtf"](),
             tuning=tuning,
-            trainer=TrainerConfig(name="bench", accelerator=accelerator, checkpoint_every=10**9),
+            trainer=TrainerConfig(
+                name="bench",
+                accelerator=accelerator,
+                checkpoint_every=10**9,
+                compile=compiled,
+                # a compiled model sees one shape, filled up: as much as the largest step
+                tokens_per_microbatch=self.largest if compiled else TrainerConfig.tokens_per_microbatch,
+            ),
             logger=LoggerConfig(name="csv"),
         )
         table = make_table(self.rows * self.steps, keep)
@@ -238,6 +246,20 @@ def added_memory(arguments: argparse.Namespace, subject: str) -> int:
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
+def report_compile(arguments: argparse.Namespace) -> int:
+    """Warm steps with `trainer.compile=true` against without; compiling falls into the epoch that is not timed."""
+    plain, compiled = (
+        Bench(arguments.shape, arguments.rows, arguments.steps, arguments.device) for _ in range(2)
+    )
+    first = compiled.ours(KEEP, compiled=True)
+    console.print(f"compiled once; then {compiled.tokens / first:,.0f} tokens/s", highlight=False)
+    pairs = np.array(
+        [(plain.ours(KEEP), compiled.ours(KEEP, compiled=True)) for _ in range(arguments.repeats)]
+    )
+    claim = Claim("tokens/s, compiled against not", pairs[:, 0] / pairs[:, 1], at_least=True)
+    return report("compile", [claim], {"settings": vars(arguments), "seconds": pairs.tolist()})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -248,6 +270,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=16, help="rows per optimizer step")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps per epoch")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the time goes, and measure nothing"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="measure torch.compile against its absence, and nothing else"
+    )
     parser.add_argument("--only", help="train this subject once and print the memory that this took")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -256,6 +284,8 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
+    if arguments.compile:
+        return report_compile(arguments)
     bench = Bench(arguments.shape, arguments.rows, arguments.steps, arguments.device)
     if arguments.only:
         device = bench.model.device
@@ -263,6 +293,9 @@ def main() -> int:
         before = 0 if device.type == "cuda" else peak_memory(device)
         bench.subjects[arguments.only]()
         print(json.dumps(peak_memory(device) - before))
+        return 0
+    if arguments.profile:
+        profile("training, two epochs", bench.subjects[OURS])
         return 0
     subjects = bench.subjects
     first = {name: run() for name, run in subjects.items() if not arguments.quick or name in (OURS, *QUICK)}
