@@ -50,6 +50,18 @@ def test_an_archive_is_the_same_file_each_time_and_small(tmp_path: Path) -> None
     assert len(first) < bare / 3
 
 
+def test_runs_of_two_output_folders_meet_in_one_archive(tmp_path: Path) -> None:
+    for seeds, name in (((0, 1), "one"), ((1, 2), "two")):
+        for seed in seeds:
+            right = 10 + seed + 50 * (name == "two")
+            write_run(tmp_path / name, correct=outcomes(right, 99 - right), base=None, method="xtf", seed=seed,
+                      experiment="t")  # fmt: skip
+        path = write_archive("t", tmp_path / name / "runs", tmp_path, add=True)
+    found = {run.seed: sum(filter(None, run.verdicts("accuracy").values())) for run in read_archive(path)}
+    assert found == {0: 10, 1: 61, 2: 62}
+    assert len(read_archive(write_archive("t", tmp_path / "two/runs", tmp_path))) == 2
+
+
 def test_several_samples_of_an_item_stay_together(tmp_path: Path) -> None:
     folder = write_run(tmp_path, correct=outcomes(1, 1), base=None, experiment="t")
     lines = [

@@ -41,34 +41,44 @@ class ArchivedRun(Run):
         return None if self.base is None else [dict(line) for line in self.base]
 
 
-def write_archive(experiment: str, runs_root: Path, target: Path) -> Path:
+def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool = False) -> Path:
     """Stores the finished runs of an experiment in `target`/<experiment>.json.gz; returns that path.
 
-    ValueError: the experiment has no finished run under `runs_root`.
+    Args:
+        add: keep what the archive holds already, from another machine or an output folder that is gone; a run
+            that is in both is taken from `runs_root`.
+
+    Raises:
+        ValueError: the experiment has no finished run under `runs_root`.
     """
     from xtf.sweeps import find_cells
 
+    path = target / f"{experiment}{SUFFIX}"
     runs = [run for cell in find_cells(experiment, runs_root) for run in cell.runs.values()]
     if not runs:
         raise ValueError(f"no run of experiment {experiment!r} under {runs_root} has finished")
+    here = {
+        run.folder.relative_to(runs_root): ArchivedRun(
+            run.folder.relative_to(runs_root), _portable(run.record, runs_root.parent),
+            read_lines(run.folder / "generations.jsonl"), run.base_generations(),
+        )
+        for run in runs
+    }  # fmt: skip
+    if add and path.exists():
+        here |= {run.folder: run for run in read_archive(path) if run.folder not in here}
     items: list[list[str]] = []
     generations: list[dict[str, Any]] = []
-    stored = []
-    for run in runs:
-        base = run.base_generations()
-        stored.append(
-            {
-                "folder": run.folder.relative_to(runs_root).as_posix(),
-                "record": _portable(run.record, runs_root.parent),
-                "generations": _place(
-                    generations, _packed(read_lines(run.folder / "generations.jsonl"), items)
-                ),
-                "base": None if base is None else _place(generations, _packed(base, items)),
-            }
-        )
+    stored = [
+        {
+            "folder": run.folder.as_posix(),
+            "record": run.record,
+            "generations": _place(generations, _packed(run.generations, items)),
+            "base": None if run.base is None else _place(generations, _packed(run.base, items)),
+        }
+        for run in here.values()
+    ]
     content = {"experiment": experiment, "items": items, "generations": generations, "runs": stored}
     data = gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0)
-    path = target / f"{experiment}{SUFFIX}"
     write_atomic(path, lambda temporary: temporary.write_bytes(data))
     return path
 
@@ -128,9 +138,10 @@ def main() -> None:
     parser.add_argument("experiments", nargs="+", help="names, such as study_methods")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="default: %(default)s")
     parser.add_argument("--to", type=Path, default=Path("experiments/results"), help="default: %(default)s")
+    parser.add_argument("--add", action="store_true", help="keep the runs that the archive holds already")
     arguments = parser.parse_args()
     for experiment in arguments.experiments:
-        path = write_archive(experiment, arguments.output_dir / "runs", arguments.to)
+        path = write_archive(experiment, arguments.output_dir / "runs", arguments.to, add=arguments.add)
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 
