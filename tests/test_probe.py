@@ -56,6 +56,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_probe_runs_end_to_end_and_its_runs_are_ordinary_ones(tmp_path: Path) -> None:
+    assert "9 jobs: 0 done, 9 to do" in run(tmp_path, "probe=true", "stage=plan").stdout
+    assert not (tmp_path / "outputs").exists()
     done = run(tmp_path, "probe=true")
     assert done.returncode == 0, done.stderr
     for words in (
@@ -86,6 +88,7 @@ def test_a_probe_runs_end_to_end_and_its_runs_are_ordinary_ones(tmp_path: Path) 
     assert f"| xtf | {100 * dropped['xtf'].mean():.2f} % |" in text.read_text(encoding="utf-8")
 
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("outputs/runs/**/metrics.json")}
+    assert "9 jobs: 9 done, 0 to do" in run(tmp_path, "probe=true", "stage=plan").stdout
     assert run(tmp_path, "probe=true").returncode == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
     plain = run(tmp_path, "task.train.limit=24", "task.eval.limit=6", "method=random", "seed=1")

@@ -248,7 +248,12 @@ def run_job(node: Any) -> None:
         from xtf.plan import show_plan
 
         config = resolve(dataclasses.replace(composed, stage=Stage.all))
-        show_plan([Planned((), config, changed)])
+        if config.probe:
+            from xtf.probe import planned
+
+            show_plan(planned(config, changed))
+        else:
+            show_plan([Planned((), config, changed)])
         return
     (folder / ERROR_FILE).unlink(missing_ok=True)
     try:

@@ -403,6 +403,11 @@ def _too_large(config: Config, found: Memory) -> list[str]:
     return said
 
 
+def _short(value: float) -> str:
+    """0.49, 8.9, 196: what a rough figure can bear."""
+    return f"{value:,.{2 if value < 1 else 1 if value < 10 else 0}f}"
+
+
 def show_plan(jobs: Sequence[Planned]) -> None:
     """Print the plan as a table. ConfigError, in words, if something cannot fit on its device."""
     from rich.table import Table
@@ -411,16 +416,15 @@ def show_plan(jobs: Sequence[Planned]) -> None:
 
     found = make_plan(jobs)
     table = Table()
-    for name in ("task", "model", "tuning"):
-        table.add_column(name, no_wrap=True)
-    for name in ("done/jobs", "tokens", "GiB", "hours"):
+    table.add_column("task/model/tuning", no_wrap=True)
+    for name in ("done", "tokens", "GiB", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in found.lines:
         need = line.memory
         mark = {"stated": "~", "sampled": "≈"}.get(line.source, "")
         table.add_row(
-            *line.case, f"{line.done}/{line.jobs}", f"{mark}{line.tokens / 1e6:,.2f} M",
-            f"{need.scoring:.1f} {need.training:.1f} {need.evaluation:.1f}", f"{line.hours:.2f}",
+            "/".join(line.case), f"{line.done}/{line.jobs}", f"{mark}{_short(line.tokens / 1e6)} M",
+            f"{_short(need.scoring)} {_short(need.training)} {_short(need.evaluation)}", _short(line.hours),
         )  # fmt: skip
     console.print(table)
     total, done = sum(line.jobs for line in found.lines), sum(line.done for line in found.lines)

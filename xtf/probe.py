@@ -18,6 +18,7 @@ from rich.table import Table
 from xtf import figures
 from xtf.artifacts import locked, read_json
 from xtf.config import Config, ConfigError, SourceConfig, Stage, digest, run_folder
+from xtf.jobs import Planned
 from xtf.methods import METHODS, ProFit, Scores
 from xtf.pages import data_url, percent, render, seconds
 from xtf.progress import console, say
@@ -108,6 +109,22 @@ def pilot_settings(config: Config, changed: Mapping[str, Any]) -> tuple[Config, 
         sources[which] = source
     task = dataclasses.replace(config.task, **sources)
     return dataclasses.replace(config, task=task), named
+
+
+def planned(config: Config, changed: Mapping[str, Any]) -> list[Planned]:
+    """The jobs of a probe, for `stage=plan`: the pilot's runs, and the masks that are compared beside them."""
+    small, named = pilot_settings(config, changed)
+    runs = [
+        dataclasses.replace(small, method=METHODS[name](), seed=small.seed + number)
+        for name in PILOT
+        for number in range(config.pilot.seeds)
+    ]
+    masks = [
+        dataclasses.replace(small, method=METHODS[name](), stage=Stage.mask)
+        for name in MASKS
+        if name not in PILOT
+    ]
+    return [Planned((), job, named) for job in (*runs, *masks)]
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
