@@ -247,6 +247,8 @@ def test_the_report_says_in_words_which_kinds_no_attribute_sees():
             detector,
             5,
             5,
+            10,
+            0.5,
             {"auroc": rank, "gain": Metric(gain, gain - 0.1, gain + 0.1, 9, "")},
         )
 
@@ -327,6 +329,19 @@ def test_the_report_has_every_detector_kind_and_share_and_a_figure_per_kind(repo
         text = (reported / "reports" / f"planted.{suffix}").read_text()
         assert "Which noise the attributes see" in text
         assert "What was dropped instead" in text
+
+
+def test_the_report_can_be_made_again_from_its_csv_alone(reported, tmp_path):
+    first = reported / "reports"
+    detection.detection_report("planted", tmp_path / "no runs", tmp_path / "again", archive=first)
+    assert (tmp_path / "again/planted.csv").read_text() == (first / "planted.csv").read_text()
+    for suffix in ("md", "html"):
+        old, new = ((folder / f"planted.{suffix}").read_text() for folder in (first, tmp_path / "again"))
+        assert "What was dropped instead" not in new
+        if suffix == "md":
+            assert old[old.index("## Which noise") : old.index("## What was dropped")].strip() in new
+    with pytest.raises(ValueError, match=r"there is no planted\.csv"):
+        detection.detection_report("planted", tmp_path, tmp_path, archive=tmp_path)
 
 
 def test_an_experiment_without_masks_is_refused(tmp_path):

@@ -7,7 +7,8 @@ threshold: precision, recall, F1, and recall minus the share of clean tokens tha
 for a rule that looks away. Intervals are 95 % percentile bootstraps over examples, for tokens of one response
 stand and fall together; several plantings into the same examples are pooled, an example is drawn with all.
 
-Everything is computed from stored masks and scores; no model is loaded.
+Everything is computed from stored masks and scores; no model is loaded. The report's CSV file holds every finding, and
+the report can be made again from it alone (`archive=FOLDER`), but for the list of tokens.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from xtf.tasks.base import Metric
 from xtf.thresholds import SOURCE
 
 RESAMPLES = 1000
+INTERVAL = "bootstrap over examples"
 BINS = 256  # of a score within the bootstrap; the estimate itself is exact
 ANY = "any kind"
 MEASURES = ("auroc", "average_precision", "precision", "recall", "f1", "gain")
@@ -112,13 +114,11 @@ def score_measures(
         for part in (noise, ~noise)
     ]
     noise_RB, clean_RB = (draws_RG @ table for table in tables)
-    found = {}
-    for name, exact, rough in (
-        ("auroc", auroc(score, noise), _auroc),
-        ("average_precision", average_precision(score, noise), _average_precision),
-    ):
-        shift = exact - float(rough(*(table.sum(0) for table in tables)))
-        found[name] = _metric(exact, rough(noise_RB, clean_RB) + shift, groups)
+    counts, found = _counts(score, noise), {}
+    for name, measure in (("auroc", _auroc), ("average_precision", _average_precision)):
+        exact = float(measure(*counts))
+        shift = exact - float(measure(*(table.sum(0) for table in tables)))
+        found[name] = _metric(exact, measure(noise_RB, clean_RB) + shift, groups)
     return found
 
 
@@ -150,7 +150,7 @@ def _rates(counts_C: np.ndarray) -> dict[str, np.ndarray]:
 
 def _metric(value: float, draws: np.ndarray, groups: int) -> Metric:
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Metric(value, float(min(low, value)), float(max(high, value)), groups, "bootstrap over examples")
+    return Metric(value, float(min(low, value)), float(max(high, value)), groups, INTERVAL)
 
 
 # --- detectors ----------------------------------------------------------------------------------------------
@@ -244,6 +244,8 @@ class Finding:
     detector: str
     noise_tokens: int
     clean_tokens: int
+    response_tokens: int  # of all kinds, straddling ones included
+    reached: float  # the share of them that was planted
     measures: Mapping[str, Metric]
 
 
@@ -303,7 +305,7 @@ def findings(cell: Cell) -> list[Finding]:
                 measures |= score_measures(detector.score[part], noise[part], cell.group[part], draws_RG)
             if detector.dropped is not None:
                 measures |= rule_measures(detector.dropped[part], noise[part], cell.group[part], draws_RG)
-            counts = int(noise.sum()), int(clean.sum())
+            counts = int(noise.sum()), int(clean.sum()), len(noise), cell.reached
             found.append(Finding(cell.case, cell.share, kind, name, *counts, measures))
     return found
 
@@ -373,44 +375,70 @@ def _gains(measures: Mapping[str, Metric]) -> bool:
     return "gain" in measures and measures["gain"].low > 0
 
 
-def detection_report(experiment: str, runs_root: Path, out_dir: Path) -> list[Path]:
+def detection_report(
+    experiment: str, runs_root: Path, out_dir: Path, archive: Path | None = None
+) -> list[Path]:
     """Writes <experiment>.csv, .md, .html and one figure per kind of noise; returns their paths.
 
-    ValueError: no run of the experiment has a mask yet.
-    """
-    from xtf.models import load_tokenizer
-    from xtf.tokens import Pieces
+    Args:
+        archive: folder with the <experiment>.csv of an earlier report, which is then read instead of masks.
 
+    Raises:
+        ValueError: no run of the experiment has a mask yet, or the archive has no such file.
+    """
+    if archive is not None:
+        rows = read_findings(archive / f"{experiment}.csv")
+        return _write_report(experiment, rows, out_dir, source=f"findings of {archive.name}/{experiment}.csv")
     folders = experiment_folders(experiment, runs_root)
     done = [folder for folder in folders if (folder / "mask.parquet").is_file()]
     if not done:
         raise ValueError(f"none of the {len(folders)} runs of experiment {experiment!r} has a mask yet")
     cells = read_cells(done)
-    rows = [finding for cell in cells for finding in findings(cell)]
+    return _write_report(
+        experiment,
+        [finding for cell in cells for finding in findings(cell)],
+        out_dir,
+        source=f"{counted(len(done), 'mask')}, {counted(len(cells), 'setting')}",
+        instead=_instead(cells),
+        unfinished=[str(folder) for folder in folders if folder not in done],
+    )
+
+
+def _write_report(
+    experiment: str, rows: Sequence[Finding], out_dir: Path, *, source: str,
+    instead: Sequence[Mapping[str, Any]] = (), unfinished: Sequence[str] = (),
+) -> list[Path]:  # fmt: skip
     written = [_write_csv(rows, out_dir / f"{experiment}.csv")]
-    kinds = [*dict.fromkeys(row.kind for row in rows if row.noise_tokens)]
     pictures = []
-    for kind in kinds:
+    for kind in dict.fromkeys(row.kind for row in rows if row.noise_tokens):
         figure = figures.detection(_curves(rows, kind))
         paths = figures.save(figure, out_dir / "figures", f"{experiment}-{kind.replace(' ', '_')}")
         written += paths.values()
         pictures.append((kind, paths["png"].relative_to(out_dir).as_posix(), data_url(paths["svg"])))
-    instead = []
+    context = {
+        "title": f"{experiment}: {source}",
+        "unseen": unseen(rows),
+        "tables": _tables(rows),
+        "pictures": pictures,
+        "instead": instead,
+        "unfinished": unfinished,
+    }
+    return written + render("detection", context, out_dir, experiment)
+
+
+def _instead(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """What the attributes dropped at the largest share of each case, tokens in words."""
+    from xtf.models import load_tokenizer
+    from xtf.tokens import Pieces
+
+    found = []
     for cell in _largest(cells):
         pieces = Pieces(load_tokenizer(cell.config.model))
         names = [name for name in ("RI", "KN", "TR", "RI or KN or TR") if name in cell.detectors]
         for each in (dropped_instead(cell, name) for name in names):
             tokens = [(repr(pieces.alone(token)), drops, every) for token, drops, every in each.clean]
-            instead.append({"case": cell.case, "share": cell.share, "dropped": each, "tokens": tokens})
-    context = {
-        "title": f"{experiment}: {counted(len(done), 'mask')}, {counted(len(cells), 'setting')}",
-        "unseen": unseen(rows),
-        "tables": _tables(cells, rows),
-        "pictures": pictures,
-        "instead": instead,
-        "unfinished": [str(folder) for folder in folders if folder not in done],
-    }
-    return written + render("detection", context, out_dir, experiment)
+            found.append({"case": cell.case, "share": cell.share, "dropped": each, "tokens": tokens})
+    return found
 
 
 def _largest(cells: Sequence[Cell]) -> list[Cell]:
@@ -429,64 +457,74 @@ def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tupl
     return found
 
 
-def _tables(cells: Sequence[Cell], rows: Sequence[Finding]) -> list[dict[str, Any]]:
-    """For each cell: AUROC by detector and kind, and every measure for all kinds together."""
+def _tables(rows: Sequence[Finding]) -> list[dict[str, Any]]:
+    """For each case and share: AUROC by detector and kind, and every measure for all kinds together."""
     found = []
-    for cell in cells:
-        here = [row for row in rows if (row.case, row.share) == (cell.case, cell.share)]
+    for case, share in dict.fromkeys((row.case, row.share) for row in rows):
+        here = [row for row in rows if (row.case, row.share) == (case, share)]
         by = {(row.detector, row.kind): row.measures for row in here}
-        kinds = cell.kinds
+        counts = {row.kind: row.noise_tokens for row in here if row.noise_tokens}
+        names = list(dict.fromkeys(row.detector for row in here))
         found.append(
             {
-                "title": f"{cell.case}: share {100 * cell.share:g} %",
-                "reached": cell.reached,
-                "tokens": len(cell.planted),
-                "counts": {kind: int(cell.of_kind(kind).sum()) for kind in cell.kinds},
-                "kinds": kinds,
+                "title": f"{case}: share {100 * share:g} %",
+                "reached": here[0].reached,
+                "tokens": here[0].response_tokens,
+                "counts": counts,
+                "kinds": list(counts),
                 "auroc": [
-                    (name, [by[name, kind].get("auroc") for kind in kinds])
-                    for name in cell.detectors
+                    (name, [by[name, kind].get("auroc") for kind in counts])
+                    for name in names
                     if "auroc" in by[name, ANY]
                 ],
                 "recall": [
-                    (name, [by[name, kind].get("recall") for kind in kinds], by[name, ANY]["clean_dropped"])
-                    for name in cell.detectors
+                    (name, [by[name, kind].get("recall") for kind in counts], by[name, ANY]["clean_dropped"])
+                    for name in names
                     if "clean_dropped" in by[name, ANY]
                 ],
-                "all": [
-                    (name, [by[name, ANY].get(measure) for measure in MEASURES]) for name in cell.detectors
-                ],
+                "all": [(name, [by[name, ANY].get(measure) for measure in MEASURES]) for name in names],
             }
         )
     return found
+
+
+_SHOWN = (*MEASURES, "clean_dropped")
+_COLUMNS = ("case", "share", "kind", "detector", "noise_tokens", "clean_tokens", "response_tokens", "reached",
+            "examples")  # fmt: skip
 
 
 def _write_csv(rows: Sequence[Finding], path: Path) -> Path:
     """One line per finding; each measure with its interval, empty where it is undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = (*MEASURES, "clean_dropped")
-    columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
-    writer.writerow(
-        ["case", "share", "kind", "detector", "noise_tokens", "clean_tokens", "examples", *columns]
-    )
+    writer.writerow([*_COLUMNS, *(f"{name}{part}" for name in _SHOWN for part in ("", "_low", "_high"))])
     for row in rows:
-        found = [row.measures.get(name) for name in names]
+        found = [row.measures.get(name) for name in _SHOWN]
         numbers = [
             number for each in found for number in ((each.value, each.low, each.high) if each else [""] * 3)
         ]
         examples = next((each.n for each in found if each), "")
-        writer.writerow(
-            [
-                row.case,
-                row.share,
-                row.kind,
-                row.detector,
-                row.noise_tokens,
-                row.clean_tokens,
-                examples,
-                *numbers,
-            ]
-        )
+        counts = (row.noise_tokens, row.clean_tokens, row.response_tokens, row.reached)
+        writer.writerow([row.case, row.share, row.kind, row.detector, *counts, examples, *numbers])
     write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
     return path
+
+
+def read_findings(path: Path) -> list[Finding]:
+    """The lines of a report's CSV file. ValueError: there is no such file."""
+    if not path.is_file():
+        raise ValueError(f"there is no {path.name} in {path.parent}")
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Finding(
+                row["case"], float(row["share"]), row["kind"], row["detector"], int(row["noise_tokens"]),
+                int(row["clean_tokens"]), int(row["response_tokens"]), float(row["reached"]),
+                {name: _read_metric(row, name) for name in _SHOWN if row[name]},
+            )
+            for row in csv.DictReader(file)
+        ]  # fmt: skip
+
+
+def _read_metric(row: Mapping[str, str], name: str) -> Metric:
+    value, low, high = (float(row[f"{name}{part}"]) for part in ("", "_low", "_high"))
+    return Metric(value, low, high, int(row["examples"]), INTERVAL)

@@ -74,9 +74,7 @@ def experiment_report(
         return sweep_report(experiment, runs_root, out_dir, archive=archive)
     from xtf.detection import detection_report
 
-    if archive is not None:
-        raise ValueError(f"archive={archive}: experiments=planted is reported from its masks; unset archive")
-    return detection_report(experiment, runs_root, out_dir)
+    return detection_report(experiment, runs_root, out_dir, archive)
 
 
 def sweep_report(
