@@ -152,14 +152,28 @@ def sensitivity(curves: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]])
 
 
 def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> Figure:
-    """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high)."""
-    figure, axes = _panels(len(panels), height=1.1 + 0.3 * max(map(len, panels.values())))
+    """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
+
+    A label stands at the same height in all panels, best on top by the first panel that has it.
+    """
+    figure, axes = _panels(
+        len(panels), height=1.1 + 0.3 * len({row[0] for rows in panels.values() for row in rows})
+    )
+    first: dict[str, float] = {}
+    for rows in panels.values():
+        first = {label: value for label, value, *_ in rows} | first
+    places = {label: place for place, label in enumerate(sorted(first, key=first.__getitem__))}
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
-        for place, (_, value, low, high) in enumerate(reversed(rows)):
+        for label, value, low, high in rows:
             bars = [[100 * (value - low)], [100 * (high - value)]]
-            axis.errorbar(100 * value, place, xerr=bars, fmt="o", color="black", capsize=3, markersize=4)
+            axis.errorbar(
+                100 * value, places[label], xerr=bars, fmt="o", color="black", capsize=3, markersize=4
+            )
         axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+        axis.set_yticks(range(len(places)), list(places) if axis is axes[0] else [""] * len(places))
+        axis.set_ylim(-0.6, len(places) - 0.4)
+        if axis is not axes[0]:
+            axis.sharex(axes[0])
         axis.set_xlabel("points of accuracy")
         axis.set_title(title, fontsize=10)
     return figure
