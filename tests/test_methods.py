@@ -21,6 +21,7 @@ from xtf.methods import (
     LowLoss,
     Method,
     OnlineTokens,
+    Oracle,
     Random,
     Scores,
     SelfEvolving,
@@ -113,6 +114,13 @@ def test_a_decile_is_a_tenth_of_all_response_tokens_by_probability_and_ties_go_b
 def test_an_eleventh_decile_is_refused(number: int) -> None:
     with pytest.raises(ValueError, match=rf"method\.decile={number}"):
         Decile(decile=number)
+
+
+def test_the_oracle_drops_every_token_with_planted_text_and_no_other() -> None:
+    # Codes: 0 clean, 1 to 5 the kinds of noise, below 0 planted and clean text in one token.
+    planted = np.array([0, 3, 0, -1, 5], np.int8)
+    scores = Scores(np.array([0, 2, 5]), {"planted": planted})
+    assert Oracle().weights(scores, 0).tolist() == [1, 0, 1, 0, 0]
 
 
 def test_data_filtering_keeps_whole_examples_by_ifd_below_one() -> None:

@@ -387,6 +387,7 @@ def test_the_truth_stays_with_its_tokens_when_documents_are_packed():
         (["plant.share=0.3", "plant.kinds=[]"], "plant.kinds"),
         (["plant.share=0.3", "plant.kinds=[corrupted,corrupted]"], "plant.kinds"),
         (["plant.share=0.3", "method=given"], "method=given"),
+        (["method=oracle"], "set plant.share"),
     ],
 )
 def test_settings_that_cannot_be_planted_are_refused(arguments, said, monkeypatch):

@@ -92,7 +92,7 @@ class Method:
 
     name: str = "normal"
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # score columns: logp, ref_logp, logp_unconditional
+    needs: ClassVar[frozenset[str]] = frozenset()  # columns: logp, ref_logp, logp_unconditional; planted
     masked: ClassVar[bool] = False  # whether `weights` reads the mask of the run's scorer and threshold
     online: ClassVar[bool] = False
     pointwise: ClassVar[bool] = True  # an online weight depends on its own token alone
@@ -215,6 +215,20 @@ class Decile(Method):
         weights = np.full(scores.tokens, float(self.invert), np.float32)
         weights[np.argsort(scores.columns["logp"], kind="stable")[first:last]] = not self.invert
         return weights
+
+
+@dataclass(frozen=True)
+class Oracle(Method):
+    """Control: drop exactly the noise that `plant` planted, the most that any filter of labels could find.
+
+    A token that holds both planted and clean text goes too. The noise stays in the input.
+    """
+
+    name: str = "oracle"
+    needs: ClassVar[frozenset[str]] = frozenset({"planted"})
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        return (scores.columns["planted"] == 0).astype(np.float32)
 
 
 def rank_within(scores: Scores, values: np.ndarray) -> np.ndarray:
@@ -476,8 +490,8 @@ class ProFit(Method):
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        Method, DoubleEpochs, Random, LowLoss, HighLoss, Decile, DataFiltering, DataAugmentation, SLM,
-        TokenCleaning, SelfEvolving, SSToken, DFT, EAFT, ProFit, Forgetting, Given, XTF,
+        Method, DoubleEpochs, Random, LowLoss, HighLoss, Decile, Oracle, DataFiltering, DataAugmentation,
+        SLM, TokenCleaning, SelfEvolving, SSToken, DFT, EAFT, ProFit, Forgetting, Given, XTF,
     )
 }  # fmt: skip
 

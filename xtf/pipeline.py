@@ -99,7 +99,7 @@ def passes_of(config: Config) -> dict[str, set[str]]:
     reference model on the training rows.
     """
     needs = set(config.method.needs)
-    own = needs - {"ref_logp", "logp_unconditional"}
+    own = needs - {"ref_logp", "logp_unconditional", "planted"}
     if config.method.masked:
         own |= {SOURCE[attribute] for attribute in config.scorer.attributes}
     passes = {"": own} if own else {}
