@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xtf import statistics
+from xtf import figures, statistics
 from xtf.study import Arm, Study, arm_of, hypotheses, load, over_tasks, study_report
 from xtf.sweeps import find_cells
 
@@ -195,3 +195,19 @@ def test_other_settings_make_an_arm_of_their_own(tmp_path: Path) -> None:
     assert arm_of(run) == Arm("math", 0.3, "xtf")
     run.record["overrides"]["tuning.epochs"] = 2  # type: ignore[index]
     assert arm_of(run) == Arm("math", 0.3, "xtf tuning.epochs=2")
+
+
+def test_no_panel_cuts_off_an_interval_that_another_panel_does_not_have() -> None:
+    panels = {
+        "clean": [("xtf", -0.4, -0.5, -0.3)],
+        "noisy": [("xtf", -0.03, -0.05, 0.0), ("oracle", 0.1, 0.05, 0.2)],
+    }
+    for axis in figures.effects(panels).axes:
+        low, high = axis.get_xlim()
+        assert low < -50 and high > 20
+    dots = {
+        title: [(n, 1e4, v + 0.5, a + 0.5, b + 0.5) for n, v, a, b in rows] for title, rows in panels.items()
+    }
+    for axis in figures.against_tokens(dots).axes:
+        low, high = axis.get_ylim()
+        assert low < 0.1 and high > 70

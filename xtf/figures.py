@@ -156,9 +156,8 @@ def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> 
 
     A label stands at the same height in all panels, best on top by the first panel that has it.
     """
-    figure, axes = _panels(
-        len(panels), height=1.1 + 0.3 * len({row[0] for rows in panels.values() for row in rows})
-    )
+    labels = {row[0] for rows in panels.values() for row in rows}
+    figure, axes = _panels(len(panels), height=1.1 + 0.3 * len(labels), sharex=True, sharey=True)
     first: dict[str, float] = {}
     for rows in panels.values():
         first = {label: value for label, value, *_ in rows} | first
@@ -170,18 +169,16 @@ def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> 
                 100 * value, places[label], xerr=bars, fmt="o", color="black", capsize=3, markersize=4
             )
         axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(places)), list(places) if axis is axes[0] else [""] * len(places))
-        axis.set_ylim(-0.6, len(places) - 0.4)
-        if axis is not axes[0]:
-            axis.sharex(axes[0])
         axis.set_xlabel("points of accuracy")
         axis.set_title(title, fontsize=10)
+    axes[0].set_yticks(range(len(places)), list(places))
+    axes[0].set_ylim(-0.6, len(places) - 0.4)
     return figure
 
 
 def against_tokens(panels: Mapping[str, Sequence[tuple[str, float, float, float, float]]]) -> Figure:
     """Accuracy against supervised tokens, a panel each; a dot is (label, tokens, value, low, high)."""
-    figure, axes = _panels(len(panels), height=3.8)
+    figure, axes = _panels(len(panels), height=3.8, sharey=True)
     labels = list(dict.fromkeys(dot[0] for dots in panels.values() for dot in dots))
     styles = {label: (MARKERS[place % len(MARKERS)], f"C{place % 10}") for place, label in enumerate(labels)}
     for axis, (title, dots) in zip(axes, panels.items(), strict=True):
@@ -210,7 +207,7 @@ def deciles(
 
     `reference`: the accuracy of training on all tokens, as a dashed line.
     """
-    figure, axes = _panels(len(curves))
+    figure, axes = _panels(len(curves), sharey=True)
     for axis, (title, points) in zip(axes, curves.items(), strict=True):
         places, values, lows, highs = (100 * np.array(part, float) for part in zip(*points, strict=True))
         axis.errorbar(
@@ -276,9 +273,10 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
     return figure
 
 
-def _panels(count: int, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, height: float = 2.9, **shared: bool) -> tuple[Figure, list[Axes]]:
+    """`shared`: sharex and sharey of all panels."""
     figure = Figure(figsize=(max(6.4, 3.4 * count), height), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, count)))
+    axes = list(np.atleast_1d(figure.subplots(1, count, **shared)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
