@@ -494,14 +494,16 @@ _COLUMNS = ("case", "share", "kind", "detector", "noise_tokens", "clean_tokens",
 
 
 def _write_csv(rows: Sequence[Finding], path: Path) -> Path:
-    """One line per finding; each measure with its interval, empty where it is undefined."""
+    """One line per finding; each measure with its interval in five digits, empty where it is undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *(f"{name}{part}" for name in _SHOWN for part in ("", "_low", "_high"))])
     for row in rows:
         found = [row.measures.get(name) for name in _SHOWN]
         numbers = [
-            number for each in found for number in ((each.value, each.low, each.high) if each else [""] * 3)
+            f"{number:.5g}" if each else ""
+            for each in found
+            for number in ((each.value, each.low, each.high) if each else [0.0] * 3)
         ]
         examples = next((each.n for each in found if each), "")
         counts = (row.noise_tokens, row.clean_tokens, row.response_tokens, row.reached)
