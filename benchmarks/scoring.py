@@ -312,11 +312,11 @@ def memory_claims(shape: str, device: str, rows: int, lengths: tuple[int, ...], 
 class ManyRows(Sequence[Encoded]):
     """Short rows made when they are asked for, so that memory shows what the pass holds and not its input."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
 
     def __len__(self) -> int:
-        return self.count
+        return self.rows
 
     @overload
     def __getitem__(self, index: int) -> Encoded: ...
@@ -324,8 +324,8 @@ class ManyRows(Sequence[Encoded]):
     def __getitem__(self, index: slice) -> list[Encoded]: ...
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.count))]
-        if index >= self.count:
+            return [self[i] for i in range(*index.indices(self.rows))]
+        if index >= self.rows:
             raise IndexError(index)
         length = 8 + index * 7919 % 9
         return Encoded(str(index), [(index * 31 + place * 17) % 512 for place in range(length)], length // 2)
@@ -400,7 +400,7 @@ def main() -> int:
         score(model, data, budget)
         profile("scoring, 50% prompt", lambda: score(model, data, budget))
         return 0
-    lengths = (2048, 8192) if quick else (8192, 16384, 32768)
+    lengths = (8192, 32768) if quick else (8192, 16384, 32768)
     memory = memory_claims(options.shape, device, max(rows, 16), lengths, budget)
     model = build(options.shape, device)
     size = sum(parameter.numel() for parameter in model.parameters())

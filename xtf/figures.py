@@ -273,10 +273,11 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
     return figure
 
 
-def _panels(count: int, height: float = 2.9, **shared: bool) -> tuple[Figure, list[Axes]]:
-    """`shared`: sharex and sharey of all panels."""
+def _panels(
+    count: int, height: float = 2.9, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(max(6.4, 3.4 * count), height), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, count, **shared)))
+    axes = list(np.atleast_1d(figure.subplots(1, count, sharex=sharex, sharey=sharey)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
