@@ -211,3 +211,6 @@ def test_no_panel_cuts_off_an_interval_that_another_panel_does_not_have() -> Non
     for axis in figures.against_tokens(dots).axes:
         low, high = axis.get_ylim()
         assert low < 0.1 and high > 70
+    curves = {"alone": [(1, 0.01, 0.0, 0.02)], "left out": [(1, 0.4, 0.3, 0.5)]}
+    for axis in figures.deciles(curves, reference=0.41).axes:
+        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 50

@@ -223,7 +223,7 @@ def deciles(
         axis.set_xticks(range(1, 11))
         axis.set_xlabel("decile of base probability (1: least likely)")
         axis.set_title(title, fontsize=10)
-        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)  # last, as it ends the fitting of the shared axis to what is drawn
     axes[0].set_ylabel("accuracy, %")
     return figure
 
