@@ -34,7 +34,7 @@ def test_agreement_as_worked_by_hand() -> None:
 def test_the_sentence_names_seeds_and_items() -> None:
     parts = Components(seeds=1e-4, items=0.04, rest=0.2)
     assert needed(parts, 0.05, 600) == (
-        "To tell a gain of 5 points you need about 2 seeds and 522 evaluation items."
+        "To tell a gain of 5 points you need about 4 seeds and 494 evaluation items."
     )
     assert needed(Components(0, 0.5, 0.5), 0.01, 100).endswith("evaluation items (there are 100).")
     assert "100 seeds would not be enough" in needed(Components(0.01, 0, 0), 0.01, 100)

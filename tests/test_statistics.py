@@ -10,11 +10,14 @@ from xtf.results import resampled_means
 from xtf.statistics import (
     Components,
     Effect,
+    Student,
     components,
+    crossed_effect,
     effect,
     family,
     holm,
     items_needed,
+    power,
     random_effects,
     seed_effect,
     smallest_study,
@@ -28,7 +31,11 @@ def test_with_one_seed_the_interval_is_scipys_percentile_bootstrap_over_items() 
     assert ours.interval() == pytest.approx(
         (theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.008
     )
-    assert ours.deviation == pytest.approx(theirs.standard_error, rel=0.03)
+    assert ours.draws is not None
+    assert ours.draws.std() == pytest.approx(theirs.standard_error, rel=0.03)
+    alone = stats.ttest_1samp(values, 0)
+    assert ours.student.interval() == pytest.approx(tuple(alone.confidence_interval(0.95)))
+    assert ours.student.p_value() == pytest.approx(alone.pvalue)
 
 
 def test_the_bootstrap_over_seeds_and_items_has_the_variance_worked_out_by_hand() -> None:
@@ -40,29 +47,52 @@ def test_the_bootstrap_over_seeds_and_items_has_the_variance_worked_out_by_hand(
     assert draws.var() == pytest.approx(1 / 2 + 2 / 9 + 1 / 9, rel=0.02)
 
 
-def coverage(a: float, b: float, e: float, seeds: int, items: int, repeats: int = 300) -> float:
-    """How often the 95 % bootstrap interval holds the true effect, 0, given the spreads of the three parts."""
+def coverage(a: float, b: float, e: float, seeds: int, items: int, repeats: int = 300) -> tuple[float, float]:
+    """How often the 95 % intervals of the bootstrap and of Student's t hold the true effect, 0."""
     generator = np.random.default_rng(7)
-    held = 0
+    held = np.zeros(2)
     for _ in range(repeats):
         values = (
             a * generator.normal(size=(seeds, 1))
             + b * generator.normal(size=(1, items))
             + e * generator.normal(size=(seeds, items))
         )
-        low, high = np.quantile(resampled_means(values, 500), [0.025, 0.975])
-        held += low <= 0 <= high
-    return held / repeats
+        bootstrap = np.quantile(resampled_means(values, 500), [0.025, 0.975])
+        intervals = bootstrap, crossed_effect(values).interval()
+        held += [low <= 0 <= high for low, high in intervals]
+    return held[0] / repeats, held[1] / repeats
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    assert 0.92 <= coverage(a=0.0, b=0.4, e=0.4, seeds=5, items=60) <= 0.99
-    assert 0.92 <= coverage(a=0.05, b=0.4, e=0.4, seeds=5, items=60) <= 0.99
+    for found in (
+        *coverage(a=0.0, b=0.4, e=0.4, seeds=5, items=60),
+        *coverage(a=0.05, b=0.4, e=0.4, seeds=5, items=60),
+    ):
+        assert 0.92 <= found <= 0.99
 
 
-def test_five_seeds_that_differ_by_more_than_items_make_intervals_too_short() -> None:
-    # The docstring of xtf.statistics.effect says so: sqrt(4 / 5) of the width, and no t quantile.
-    assert 0.76 <= coverage(a=0.4, b=0.1, e=0.1, seeds=5, items=60) <= 0.9
+def test_five_seeds_that_differ_by_more_than_items_make_the_bootstrap_too_short_and_students_t_not() -> None:
+    bootstrap, student = coverage(a=0.4, b=0.1, e=0.1, seeds=5, items=60)
+    assert 0.76 <= bootstrap <= 0.9
+    assert 0.92 <= student <= 0.98
+
+
+def test_two_seeds_are_enough_for_students_t_to_hold_the_truth() -> None:
+    assert coverage(a=0.1, b=0.4, e=0.4, seeds=2, items=60)[1] >= 0.92
+    assert coverage(a=0.4, b=0.1, e=0.1, seeds=2, items=60)[1] >= 0.92
+
+
+def test_students_t_over_seeds_and_items_as_worked_by_hand() -> None:
+    # Row means 1, 6; column means 2, 5; what is left: -1 1 / 1 -1. Mean squares 2 * 12.5, 2 * 4.5, 4 / 1: the variance
+    # is (25 + 9 - 4) / 4, on 30^2 / (25^2 + 9^2 + 4^2) degrees of freedom.
+    found = crossed_effect(np.array([[-1.5, 3.5], [5.5, 6.5]]))
+    assert found.value == 3.5
+    assert found.student.deviation == pytest.approx((30 / 4) ** 0.5)
+    assert found.student.degrees == pytest.approx(900 / (625 + 81 + 16))
+    # Without a part of the seeds' own (row means equal), items and what is left: 9 alone, on one degree of freedom.
+    items_only = crossed_effect(np.array([[1.0, 6.0], [3.0, 4.0]]))
+    assert items_only.student.deviation == pytest.approx((2 * 4.5 / 4) ** 0.5)
+    assert items_only.student.degrees == pytest.approx(1.0)
 
 
 def test_a_figure_of_whole_runs_has_students_interval_over_seeds() -> None:
@@ -87,7 +117,8 @@ def test_an_interval_leaves_out_zero_exactly_where_holm_rejects() -> None:
     decided = 0
     for _ in range(60):
         effects = [
-            Effect(0, 5, 9, shift + generator.normal(size=999), 1.0) for shift in generator.normal(0, 2.2, 5)
+            Effect(0, 5, 9, shift + generator.normal(size=999), Student(0, 1.0, 4))
+            for shift in generator.normal(0, 2.2, 5)
         ]
         for found in family(effects):
             assert (found.sign != 0) == (found.p <= 0.05)
@@ -102,14 +133,33 @@ def test_no_difference_at_all_has_p_one() -> None:
 
 
 def test_random_effects_as_worked_by_hand() -> None:
-    apart = random_effects([1.0, 3.0], [1.0, 1.0])  # Q = 2, scale 2 - 2 / 2 = 1, tau^2 = 1; weights 1 / 2
-    assert (apart.value, apart.tau) == pytest.approx((2.0, 1.0))
-    assert (apart.low, apart.high) == pytest.approx((2 - 1.96, 2 + 1.96), abs=1e-3)
-    alike = random_effects([0.0, 2.0], [1.0, 3.0])  # centre 1 / 2, Q = 1 = k - 1: tau^2 = 0; variance 3 / 4
+    # Q = 2, scale 2 - 2 / 2 = 1, tau^2 = 1; weights 1 / 2, q = 1; t of one degree of freedom is 12.706
+    apart = random_effects([1.0, 3.0], [1.0, 1.0])
+    assert (apart.value, apart.tau, apart.tasks) == pytest.approx((2.0, 1.0, 2))
+    assert (apart.low, apart.high) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+    # centre 1 / 2, Q = 1 = k - 1: tau^2 = 0; variance 3 / 4, q = 1
+    alike = random_effects([0.0, 2.0], [1.0, 3.0])
     assert (alike.value, alike.tau) == pytest.approx((0.5, 0.0))
-    assert alike.high - alike.value == pytest.approx(1.96 * 0.75**0.5, abs=1e-3)
+    assert alike.high - alike.value == pytest.approx(12.706 * 0.75**0.5, abs=1e-3)
+    # tasks that agree better than their variances allow: q = 0 counts as 1, so the interval does not shrink to nothing
+    same = random_effects([2.0, 2.0, 2.0], [3.0, 3.0, 3.0])
+    assert (same.low, same.high) == pytest.approx((2 - 4.3027, 2 + 4.3027), abs=1e-3)
     with pytest.raises(ValueError, match="two tasks"):
         random_effects([1.0], [1.0])
+    with pytest.raises(ValueError, match="positive variances"):
+        random_effects([1.0, 2.0], [1.0, 0.0])
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0, 5.0])
+def test_three_tasks_are_enough_for_the_pooled_interval_to_hold_the_truth(tau: float) -> None:
+    generator = np.random.default_rng(7)
+    variances = np.array([0.5, 1.0, 2.0])
+    held = 0
+    for _ in range(1000):
+        drawn = generator.normal(10, tau, 3) + generator.normal(0, np.sqrt(variances))
+        pooled = random_effects(drawn.tolist(), variances.tolist())
+        held += pooled.low <= 10 <= pooled.high
+    assert held >= 930  # 95 %, less three standard errors of a simulation of 1,000
 
 
 def test_variance_components_as_worked_by_hand() -> None:
@@ -121,31 +171,48 @@ def test_variance_components_as_worked_by_hand() -> None:
         components(np.zeros((1, 5)))
 
 
-def test_the_study_that_the_power_formula_asks_for_finds_the_gain_four_times_in_five() -> None:
-    parts, gain = Components(seeds=1e-4, items=0.04, rest=0.2), 0.05
-    items = items_needed(parts, gain, seeds=2)
-    assert items == 522  # (0.04 + 0.1) / ((0.05 / 2.8016)^2 - 0.0001 / 2)
-    generator = np.random.default_rng(0)
+@pytest.mark.parametrize(
+    ("parts", "seeds"),
+    [(Components(1e-4, 0.04, 0.2), 3), (Components(4e-4, 0.04, 0.2), 5), (Components(0.0, 0.0, 0.2), 3)],
+)
+def test_the_study_that_is_asked_for_finds_the_gain_four_times_in_five(parts: Components, seeds: int) -> None:
+    gain = 0.05
+    items = items_needed(parts, gain, seeds)
+    assert items is not None
+    generator = np.random.default_rng(1)
     found = 0
     for _ in range(500):
         table = (
             gain
-            + generator.normal(0, 1e-2, (2, 1))
-            + generator.normal(0, 0.2, (1, items))
-            + generator.normal(0, 0.2**0.5, (2, items))
+            + generator.normal(0, parts.seeds**0.5, (seeds, 1))
+            + generator.normal(0, parts.items**0.5, (1, items))
+            + generator.normal(0, parts.rest**0.5, (seeds, items))
         )
-        found += abs(table.mean()) > 1.96 * parts.variance(2, items) ** 0.5
+        found += crossed_effect(table).interval()[0] > 0
     assert found / 500 == pytest.approx(0.8, abs=0.05)
+    assert power(parts, gain, seeds, int(items / 1.3)) < 0.8
+
+
+def test_with_many_seeds_the_power_is_that_of_the_normal_approximation() -> None:
+    parts = Components(seeds=1e-4, items=0.04, rest=0.2)
+    known = stats.norm.sf(1.96 - 0.03 / parts.variance(100, 400) ** 0.5)
+    assert 0.5 < known < 0.95
+    assert power(parts, 0.03, 100, 400) == pytest.approx(known, abs=0.02)
 
 
 def test_the_smallest_study_uses_the_items_at_hand_before_more_seeds() -> None:
     parts = Components(seeds=1e-4, items=0.04, rest=0.2)
-    assert smallest_study(parts, 0.05, most_items=600) == (2, 522)
-    seeds, items = smallest_study(parts, 0.05, most_items=300)
-    assert seeds > 2
-    assert items <= 300
-    assert items_needed(parts, 0.05, seeds - 1) > 300
-    assert items_needed(parts, 0.001, seeds=5) is None  # 0.0001 / 5 alone is more than 0.001 allows
+    seeds, items = smallest_study(parts, 0.05, most_items=600)
+    assert (seeds, items <= 600) == (4, True)
+    before = items_needed(parts, 0.05, seeds - 1)
+    assert before is not None
+    assert before > 600
+    assert (
+        items_needed(parts, 0.05, 2) is None
+    )  # two seeds say too little of their spread, whatever the items
+    # 0.0001 / 5 alone is more than the variance that a gain of 0.001 allows
+    assert items_needed(parts, 0.001, seeds=5) is None
+    assert smallest_study(parts, 0.05, most_items=50)[1] > 50
     with pytest.raises(ValueError, match="study of 100 seeds"):
         smallest_study(Components(0.01, 0.0, 0.0), 0.01, most_items=100)
     with pytest.raises(ValueError, match="gain=0"):

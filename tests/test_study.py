@@ -148,9 +148,19 @@ def test_effects_are_pooled_over_tasks_where_there_are_two(tmp_path: Path) -> No
     make(tmp_path, seeds=2)
     assert over_tasks(load(tmp_path)[0]) == []
     make(tmp_path, seeds=2, tasks=("math", "medical"))
-    rows = {tuple(row[:3]): row[3:] for row in over_tasks(load(tmp_path)[0])}
-    assert rows["0%", "xtf", "normal"][0].startswith("-30.0 [")
-    assert rows["0%", "xtf", "normal"][1:] == ["0.0", "2"]
+    rows = {row[:3]: row for row in over_tasks(load(tmp_path)[0])}
+    found = rows[0.0, "xtf", "normal"]
+    assert found.tasks == ("math", "medical")
+    assert found.pooled is not None
+    assert (found.pooled.value, found.pooled.tau) == pytest.approx((-0.3, 0.0))
+    assert rows[0.0, "dft", "normal"].pooled is None  # the same items right in every run
+    study_report(tmp_path, tmp_path / "out")
+    report = (tmp_path / "out" / "study.md").read_text()
+    assert "Not pooled, for every item came out alike in a task: dft - normal, noise 0%; " in report
+    assert (tmp_path / "out" / "figures" / "tasks-effects.png").is_file()
+    lines = list(csv.DictReader((tmp_path / "out" / "tasks.csv").open()))
+    assert len(lines) == len(rows)
+    assert {line["value"] for line in lines if line["arm"] == "dft" and line["control"] == "normal"} == {""}
 
 
 def test_the_report_holds_numbers_figures_and_what_is_missing(tmp_path: Path) -> None:
