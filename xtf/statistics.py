@@ -288,8 +288,8 @@ def power(parts: Components, gain: float, seeds: int, items: int) -> float:
         (parts.rest + seeds * parts.items, items - 1),
         (parts.rest, (seeds - 1) * (items - 1)),
     )
-    squares = [square * generator.chisquare(own, STUDIES) / own for square, own in expected]
-    variance, degrees = _satterthwaite(*squares, seeds, items)
+    by_seed, by_item, rest = (square * generator.chisquare(own, STUDIES) / own for square, own in expected)
+    variance, degrees = _satterthwaite(by_seed, by_item, rest, seeds, items)
     return float(np.mean(value > stats.t.ppf(1 - ALPHA / 2, degrees) * np.sqrt(variance)))
 
 
@@ -319,9 +319,11 @@ def smallest_study(parts: Components, gain: float, most_items: int, wanted: floa
     found: list[tuple[int, int]] = []
     for seeds in SEEDS:
         items = items_needed(parts, gain, seeds, wanted)
-        if items is not None and items <= most_items:
+        if items is None:
+            continue
+        if items <= most_items:
             return seeds, items
-        found += [(seeds, items)] * (items is not None)
+        found.append((seeds, items))
     if not found:
         raise ValueError(f"the spread between seeds hides a gain of {gain} from a study of {SEEDS[-1]} seeds")
     return min(found, key=lambda pair: pair[0] * pair[1])
