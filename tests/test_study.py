@@ -198,6 +198,19 @@ def test_settings_that_all_runs_share_are_no_part_of_an_arms_name(tmp_path: Path
     assert {arm.name for arm in Study(cells).runs} == names
 
 
+def test_settings_of_one_task_are_no_part_of_its_arms_names(tmp_path: Path) -> None:
+    make(tmp_path, seeds=1, tasks=("math", "medical"))
+    cells = find_cells("study_methods", tmp_path / "runs", tmp_path)
+    for cell in cells:
+        for run in cell.runs.values():
+            if run.record["task"] == "medical":
+                run.record["overrides"]["task.samples"] = 1  # type: ignore[index]
+    study = Study(cells)
+    assert {arm.name for arm in study.runs if arm.task == "medical"} == {
+        arm.name for arm in study.runs if arm.task == "math"
+    }
+
+
 def test_other_settings_make_an_arm_of_their_own(tmp_path: Path) -> None:
     make(tmp_path, seeds=1)
     study: Study = load(tmp_path)[0]
@@ -212,9 +225,9 @@ def test_no_panel_cuts_off_an_interval_that_another_panel_does_not_have() -> Non
         "clean": [("xtf", -0.4, -0.5, -0.3)],
         "noisy": [("xtf", -0.03, -0.05, 0.0), ("oracle", 0.1, 0.05, 0.2)],
     }
-    for axis in figures.effects(panels).axes:
+    for axis, rows in zip(figures.effects(panels).axes, panels.values(), strict=True):
         low, high = axis.get_xlim()
-        assert low < -50 and high > 20
+        assert low < 100 * min(row[2] for row in rows) and high > 100 * max(row[3] for row in rows)
     dots = {
         title: [(n, 1e4, v + 0.5, a + 0.5, b + 0.5) for n, v, a, b in rows] for title, rows in panels.items()
     }
@@ -222,5 +235,5 @@ def test_no_panel_cuts_off_an_interval_that_another_panel_does_not_have() -> Non
         low, high = axis.get_ylim()
         assert low < 0.1 and high > 70
     curves = {"alone": [(1, 0.01, 0.0, 0.02)], "left out": [(1, 0.4, 0.3, 0.5)]}
-    for axis in figures.deciles(curves, reference=0.41).axes:
+    for axis in figures.deciles(curves, {"all tokens": 0.41}).axes:
         assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 50

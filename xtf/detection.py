@@ -43,6 +43,7 @@ RESAMPLES = 1000
 INTERVAL = "bootstrap over examples"
 BINS = 256  # of a score within the bootstrap; the estimate itself is exact
 ANY = "any kind"
+METHOD = ", method="  # in the name of a case
 MEASURES = ("auroc", "average_precision", "precision", "recall", "f1", "gain")
 SHOWN = 12  # clean tokens in the list of what was dropped instead
 
@@ -257,7 +258,7 @@ def read_cells(folders: Sequence[Path]) -> list[Cell]:
         assert isinstance(node, DictConfig)
         config, data = load_config(node), read_json(folder / "manifest.json")["data"]["train"]
         case = f"{config.task.name}, {data['rows']} rows of {data['source']}, {config.model.name}"
-        case += "" if config.method.name == "xtf" else f", method={config.method.name}"
+        case += "" if config.method.name == "xtf" else f"{METHOD}{config.method.name}"
         case += "" if config.threshold.name == "paper" else f", threshold={config.threshold.name}"
         parts[case, config.plant.share].append((config, pq.read_table(folder / "mask.parquet")))
     return [_cell(*key, runs) for key, runs in sorted(parts.items(), key=lambda item: item[0])]
@@ -449,11 +450,19 @@ def _largest(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tuple[float, Metric]]]]:
-    """AUROC by case, detector and share."""
+    """AUROC by case, detector and share, for the figure.
+
+    What another method adds stands in its rows' own case. `low loss` is KN's score again and `random` is chance.
+    """
     found: dict[str, dict[str, list[tuple[float, Metric]]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row.kind == kind and "auroc" in row.measures:
-            found[row.case][row.detector].append((row.share, row.measures["auroc"]))
+    cases = {row.case for row in rows}
+    for row in sorted(rows, key=lambda row: METHOD in row.case):
+        if row.kind != kind or "auroc" not in row.measures or row.detector in ("low loss", "random"):
+            continue
+        case = row.case.partition(METHOD)[0]
+        points = found[case if case in cases else row.case][row.detector]
+        if row.share not in {share for share, _ in points}:
+            points.append((row.share, row.measures["auroc"]))
     return found
 
 

@@ -7,6 +7,7 @@ be drawn from a run's files without loading a model.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -151,13 +152,18 @@ def sensitivity(curves: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]])
     return figure
 
 
-def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> Figure:
+def effects(
+    panels: Mapping[str, Sequence[tuple[str, float, float, float]]],
+    control: str = "control",
+    untrained: Mapping[str, float] | None = None,
+) -> Figure:
     """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
 
-    A label stands at the same height in all panels, best on top by the first panel that has it.
+    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its
+    own scale. `untrained`: the base model's difference by panel, as a dotted line.
     """
     labels = {row[0] for rows in panels.values() for row in rows}
-    figure, axes = _panels(len(panels), height=1.1 + 0.3 * len(labels), sharex=True, sharey=True)
+    figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
     first: dict[str, float] = {}
     for rows in panels.values():
         first = {label: value for label, value, *_ in rows} | first
@@ -168,11 +174,32 @@ def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> 
             axis.errorbar(
                 100 * value, places[label], xerr=bars, fmt="o", color="black", capsize=3, markersize=4
             )
-        axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1)
-        axis.set_xlabel("points of accuracy")
+        axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1, label=control)
+        if untrained and title in untrained:
+            line = {"color": COLOURS["ri"], "linestyle": ":", "linewidth": 1.5}
+            axis.axvline(100 * untrained[title], **line, label="untrained")
+        for label in labels - {row[0] for row in rows}:
+            axis.text(
+                0.02,
+                places[label],
+                "not run",
+                transform=axis.get_yaxis_transform(),
+                va="center",
+                fontsize=7.5,
+            )
+        axis.set_xlabel(f"points minus {control}")
         axis.set_title(title, fontsize=10)
     axes[0].set_yticks(range(len(places)), list(places))
     axes[0].set_ylim(-0.6, len(places) - 0.4)
+    lines = {
+        str(line.get_label()): line
+        for axis in axes
+        for line in axis.get_lines()
+        if line.get_label()[0] != "_"
+    }
+    figure.legend(
+        lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8
+    )
     return figure
 
 
@@ -201,13 +228,13 @@ def against_tokens(panels: Mapping[str, Sequence[tuple[str, float, float, float,
 
 
 def deciles(
-    curves: Mapping[str, Sequence[tuple[int, float, float, float]]], reference: float | None
+    curves: Mapping[str, Sequence[tuple[int, float, float, float]]], references: Mapping[str, float]
 ) -> Figure:
     """Accuracy by decile of base probability, a panel each; a point is (decile, value, low, high).
 
-    `reference`: the accuracy of training on all tokens, as a dashed line.
+    `references`: accuracies to compare with, by name, as lines.
     """
-    figure, axes = _panels(len(curves), sharey=True)
+    figure, axes = _panels(len(curves), height=3.3, sharey=True)
     for axis, (title, points) in zip(axes, curves.items(), strict=True):
         places, values, lows, highs = (100 * np.array(part, float) for part in zip(*points, strict=True))
         axis.errorbar(
@@ -218,13 +245,16 @@ def deciles(
             color=COLOURS["kn"],
             capsize=3,
         )
-        if reference is not None:
-            axis.axhline(100 * reference, color="black", linestyle="--", linewidth=1)
+        for (name, reference), style in zip(references.items(), ("--", ":", "-."), strict=False):
+            axis.axhline(100 * reference, color="black", linestyle=style, linewidth=1, label=name)
         axis.set_xticks(range(1, 11))
         axis.set_xlabel("decile of base probability (1: least likely)")
         axis.set_title(title, fontsize=10)
     axes[0].set_ylim(bottom=0)  # last, as it ends the fitting of the shared axis to what is drawn
     axes[0].set_ylabel("accuracy, %")
+    if references:
+        lines = axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=len(references), frameon=False, fontsize=8)
     return figure
 
 
@@ -233,12 +263,14 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
     interval per planted share, the darker the more was planted. The dashed line is chance.
     """
     names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
+    metrics = [metric for rows in panels.values() for points in rows.values() for _, metric in points]
+    reach = 0.03 + max((abs(limit - 0.5) for one in metrics for limit in (one.low, one.high)), default=0.5)
     shares = sorted({share for rows in panels.values() for points in rows.values() for share, _ in points})
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    size = (2.2 + 3.2 * columns, lines * (0.9 + 0.34 * len(names)))
+    size = (2.2 + 2.8 * columns, 0.4 + lines * (1.1 + 0.34 * len(names)))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, (case, rows) in zip(axes, panels.items(), strict=False):
         for row, name in enumerate(names):
             for share, metric in rows.get(name, ()):
@@ -252,16 +284,26 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
                     color=COLOURS.get(name.lower(), "black"),
                     alpha=(place + 1) / len(shares),
                 )
+            if name not in rows:
+                axis.text(
+                    0.03, row, "not run", transform=axis.get_yaxis_transform(), va="center", fontsize=7.5
+                )
         axis.axvline(0.5, color="black", linestyle="--", linewidth=1)
-        axis.set_xlim(-0.02, 1.02)
-        axis.set_title(case, fontsize=9)
-        axis.set_xlabel("AUROC, with the 95 % interval")
+        axis.set_xlim(0.5 - reach, 0.5 + reach)
+        axis.set_title(textwrap.fill(case, 34), fontsize=9)
+        axis.set_xlabel("\N{LEFTWARDS ARROW} kept   AUROC   found \N{RIGHTWARDS ARROW}")
+        axis.tick_params(labelbottom=True)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    figure.supylabel("shares: " + ", ".join(f"{100 * share:g} %" for share in shares), fontsize=8)
+    keys = [
+        Line2D([], [], marker="o", markersize=5, color="black", linestyle="none", alpha=(place + 1) / len(shares),
+               label=f"{100 * share:g} % planted")
+        for place, share in enumerate(shares)
+    ]  # fmt: skip
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(shares), frameon=False, fontsize=8)
     return figure
 
 

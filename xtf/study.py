@@ -45,7 +45,7 @@ class Arm(NamedTuple):
 
 
 def common_overrides(runs: Sequence[Run]) -> set[str]:
-    """Keys that are set alike in all runs, or if they say how noise is planted, in all that have some."""
+    """Keys that are set alike in all runs of a task, or if they say how noise is planted, in all that have some."""
     noisy = [run for run in runs if run.record["overrides"].get(SHARE)]
     keys = {key for run in runs for key in run.record["overrides"]} - {SHARE, DECILE, INVERT}
     return {
@@ -82,10 +82,14 @@ class Study:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.runs: dict[Arm, dict[int, Run]] = {}
-        found = [run for cell in cells for run in cell.runs.values()]
-        common = common_overrides(found)
-        for run in found:
-            self.runs.setdefault(arm_of(run, common), {})[run.seed] = run
+        by_task: dict[str, list[Run]] = {}
+        for cell in cells:
+            for run in cell.runs.values():
+                by_task.setdefault(run.record["task"], []).append(run)
+        for runs in by_task.values():
+            common = common_overrides(runs)
+            for run in runs:
+                self.runs.setdefault(arm_of(run, common), {})[run.seed] = run
         self.unfinished = [str(folder) for cell in cells for folder in cell.unfinished]
 
     @property
@@ -99,6 +103,12 @@ class Study:
         """Arms of a task and share, the deciles left out."""
         found = [arm.name for arm in self.runs if (arm.task, arm.share) == (task, share)]
         return [name for name in found if "decile" not in name]
+
+    def base(self, task: str) -> float | None:
+        """The headline of the model before training, if a run of the task graded it."""
+        found = [run for arm, runs in self.runs.items() if arm.task == task for run in runs.values()]
+        graded = [(run.record.get("base_metrics") or {}).get(run.headline) for run in found]
+        return next((float(metric["value"]) for metric in graded if metric is not None), None)
 
     @functools.cache  # noqa: B019 - a study lives as long as the process
     def verdicts(self, arm: Arm, seed: int) -> Values:
@@ -393,6 +403,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             for answer in answers
             for line in answer.lines
         ]
+        base = study.base(task)
         by_share = {share: against_controls(study, task, share) for share in study.shares(task)}
         section = _effects_section(task, by_share)
         panels = {
@@ -401,9 +412,14 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             if found["normal"]
         }
         if panels:
-            section["figures"] = [
-                drawn(figures.effects(panels), f"{task}-effects", "Each method minus normal")
-            ]
+            normals = {share: rows.get(Arm(task, share, "normal")) for share in by_share}
+            untrained = {
+                f"noise {share:.0%}": base - normal.accuracy.value
+                for share, normal in normals.items()
+                if normal is not None and base is not None
+            }
+            figure = figures.effects(panels, "normal", untrained)
+            section["figures"] = [drawn(figure, f"{task}-effects", "Each method minus normal")]
         sections.append(section)
         comparisons += [
             _csv_line("all", task, share, arm.name, control, one, "points")
@@ -431,7 +447,9 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
         curves = _decile_curves(study, task, rows)
         if curves:
             normal = rows.get(Arm(task, 0.0, "normal"))
-            figure = figures.deciles(curves, normal.accuracy.value if normal else None)
+            references = {} if normal is None else {"all tokens": normal.accuracy.value}
+            references |= {} if base is None else {"untrained": base}
+            figure = figures.deciles(curves, references)
             sections.append(
                 {"title": f"{task}: deciles of base probability", "text": [DECILES_TEXT], "columns": [], "rows": [],
                  "figures": [drawn(figure, f"{task}-deciles", "Accuracy by decile of base probability")]}
@@ -445,7 +463,11 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
     }
     if len(panels) > 1:
         section["figures"] = [
-            drawn(figures.effects(panels), "tasks-effects", "Each method minus normal, no noise planted")
+            drawn(
+                figures.effects(panels, "normal"),
+                "tasks-effects",
+                "Each method minus normal, no noise planted",
+            )
         ]
     sections.append(section)
     lacking = missing + [f"not finished: {folder}" for folder in study.unfinished]
