@@ -176,8 +176,8 @@ def effects(
             )
         axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1, label=control)
         if untrained and title in untrained:
-            line = {"color": COLOURS["ri"], "linestyle": ":", "linewidth": 1.5}
-            axis.axvline(100 * untrained[title], **line, label="untrained")
+            place = 100 * untrained[title]
+            axis.axvline(place, color=COLOURS["ri"], linestyle=":", linewidth=1.5, label="untrained")
         for label in labels - {row[0] for row in rows}:
             axis.text(
                 0.02,
@@ -191,15 +191,10 @@ def effects(
         axis.set_title(title, fontsize=10)
     axes[0].set_yticks(range(len(places)), list(places))
     axes[0].set_ylim(-0.6, len(places) - 0.4)
-    lines = {
-        str(line.get_label()): line
-        for axis in axes
-        for line in axis.get_lines()
-        if line.get_label()[0] != "_"
+    keys = {
+        label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=8
-    )
+    figure.legend(keys.values(), keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
     return figure
 
 
