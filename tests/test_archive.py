@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from made_runs import write_run
 
-from xtf.archive import read_archive, write_archive
+from xtf.archive import ArchiveError, read_archive, write_archive
 from xtf.results import load_run
 from xtf.sweeps import sweep_report
 
@@ -59,7 +61,37 @@ def test_runs_of_two_output_folders_meet_in_one_archive(tmp_path: Path) -> None:
         path = write_archive("t", tmp_path / name / "runs", tmp_path, add=True)
     found = {run.seed: sum(filter(None, run.verdicts("accuracy").values())) for run in read_archive(path)}
     assert found == {0: 10, 1: 61, 2: 62}
-    assert len(read_archive(write_archive("t", tmp_path / "two/runs", tmp_path))) == 2
+    with pytest.raises(ValueError, match=r"holds 1 runs that are not under .*seed0: --add keeps them"):
+        write_archive("t", tmp_path / "two/runs", tmp_path)
+    assert len(read_archive(path)) == 3
+
+
+@pytest.mark.parametrize("folder", ["out", "o", "a.b"])
+def test_nothing_but_the_output_folder_is_renamed(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = write_run(Path(folder), correct=outcomes(1, 1), base=None, experiment="t")
+    record = json.loads((place / "metrics.json").read_text())
+    record |= {"command": f"python run.py note=out output_dir={folder} seed=0", "mask": f"{folder}/runs/x"}
+    record |= {"examples_without_loss": 3, "overrides": {"tuning.lora.dropout": "out of o a.b"}}
+    (place / "metrics.json").write_text(json.dumps(record))
+    (stored,) = read_archive(write_archive("t", Path(folder) / "runs", tmp_path))
+    assert stored.record["command"] == "python run.py note=out output_dir=outputs seed=0"
+    assert stored.record["mask"] == "outputs/runs/x"
+    assert stored.record["examples_without_loss"] == 3
+    assert stored.record["overrides"] == record["overrides"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: gzip.compress(b'{"runs": [')]
+)
+def test_a_damaged_archive_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    runs(tmp_path)
+    path = write_archive("t", tmp_path / "runs", tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ArchiveError, match=r"t\.json\.gz is damaged"):
+        read_archive(path)
 
 
 def test_several_samples_of_an_item_stay_together(tmp_path: Path) -> None:

@@ -77,9 +77,11 @@ def test_five_seeds_that_differ_by_more_than_items_make_the_bootstrap_too_short_
     assert 0.92 <= student <= 0.98
 
 
-def test_two_seeds_are_enough_for_students_t_to_hold_the_truth() -> None:
-    assert coverage(a=0.1, b=0.4, e=0.4, seeds=2, items=60)[1] >= 0.92
-    assert coverage(a=0.4, b=0.1, e=0.1, seeds=2, items=60)[1] >= 0.92
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("a", [0.0, 0.05, 0.13, 0.4])
+def test_students_t_holds_the_truth_whatever_differs(seeds: int, a: float) -> None:
+    # At 0.13 = sqrt(e / items) the seeds' own part is as large as what they are told from, and most often missed.
+    assert coverage(a=a, b=0.1, e=1.0, seeds=seeds, items=60)[1] >= 0.91
 
 
 def test_students_t_over_seeds_and_items_as_worked_by_hand() -> None:
@@ -89,10 +91,14 @@ def test_students_t_over_seeds_and_items_as_worked_by_hand() -> None:
     assert found.value == 3.5
     assert found.student.deviation == pytest.approx((30 / 4) ** 0.5)
     assert found.student.degrees == pytest.approx(900 / (625 + 81 + 16))
-    # Without a part of the seeds' own (row means equal), items and what is left: 9 alone, on one degree of freedom.
-    items_only = crossed_effect(np.array([[1.0, 6.0], [3.0, 4.0]]))
-    assert items_only.student.deviation == pytest.approx((2 * 4.5 / 4) ** 0.5)
-    assert items_only.student.degrees == pytest.approx(1.0)
+    # Row means equal: of two seeds the rest stands for theirs, (4 + 9 - 4) / 4 on 9^2 / (4^2 + 9^2 + 4^2), at least 1.
+    alike = crossed_effect(np.array([[1.0, 6.0], [3.0, 4.0]]))
+    assert alike.student.deviation == pytest.approx((9 / 4) ** 0.5)
+    assert alike.student.degrees == 1
+    # Of three seeds it is left out: 3 * 4.5 of the items alone, on one degree of freedom.
+    three = crossed_effect(np.array([[1.0, 6.0], [3.0, 4.0], [2.0, 5.0]]))
+    assert three.student.deviation == pytest.approx((3 * 4.5 / 6) ** 0.5)
+    assert three.student.degrees == pytest.approx(1.0)
 
 
 def test_a_figure_of_whole_runs_has_students_interval_over_seeds() -> None:
@@ -124,6 +130,18 @@ def test_an_interval_leaves_out_zero_exactly_where_holm_rejects() -> None:
             assert (found.sign != 0) == (found.p <= 0.05)
             decided += found.sign != 0
     assert 30 < decided < 270
+
+
+def test_students_intervals_have_holms_levels_from_their_own_p() -> None:
+    generator = np.random.default_rng(5)
+    tables = [generator.normal(shift, 1, (4, 50)) for shift in (0.0, 0.1, 0.3, 0.6)]
+    found = family([effect(table) for table in tables])
+    alone = family([crossed_effect(table) for table in tables])
+    assert [one.student for one in found] == [(one.low, one.high) for one in alone]
+    assert [one.student_p for one in found] == [one.p for one in alone]
+    assert [one.student_p < 0.05 for one in found] == [
+        not (low <= 0 <= high) for low, high in (one.student for one in found)
+    ]
 
 
 def test_no_difference_at_all_has_p_one() -> None:

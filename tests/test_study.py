@@ -215,9 +215,37 @@ def test_other_settings_make_an_arm_of_their_own(tmp_path: Path) -> None:
     make(tmp_path, seeds=1)
     study: Study = load(tmp_path)[0]
     run = study.runs[Arm("math", 0.3, "xtf")][0]
-    assert arm_of(run) == Arm("math", 0.3, "xtf")
+    common = {"model", "tuning", "threshold"}
+    assert arm_of(run, common) == Arm("math", 0.3, "xtf")
     run.record["overrides"]["tuning.epochs"] = 2  # type: ignore[index]
-    assert arm_of(run) == Arm("math", 0.3, "xtf tuning.epochs=2")
+    assert arm_of(run, common) == Arm("math", 0.3, "xtf tuning.epochs=2")
+    assert arm_of(run, {"tuning"}) == Arm("math", 0.3, "xtf model=tiny threshold=paper tuning.epochs=2")
+
+
+def test_runs_of_two_models_are_not_taken_for_one_arm(tmp_path: Path) -> None:
+    runs = [
+        stored(right, 0, method=method, model=model)
+        for model, right in (("tiny", 20), ("other", 60))
+        for method in ("normal", "xtf")
+    ]
+    write_archive(tmp_path, "study_methods", runs)
+    names = {arm.name for arm in load(tmp_path)[0].runs}
+    assert names == {f"{method} model={model}" for method in ("normal", "xtf") for model in ("tiny", "other")}
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
+    write_archive(tmp_path, "study_methods", [stored(20, 0)])
+    write_archive(tmp_path, "study_attributes", [stored(60, 0) | {"folder": "elsewhere/seed0"}])
+    with pytest.raises(ValueError, match="two runs of normal on math with seed 0"):
+        load(tmp_path)
+
+
+def test_a_damaged_archive_is_not_taken_for_one_that_was_not_run(tmp_path: Path) -> None:
+    make(tmp_path, seeds=1)
+    file = tmp_path / "study_attributes.json.gz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"study_attributes\.json\.gz is damaged"):
+        load(tmp_path)
 
 
 def test_no_panel_cuts_off_an_interval_that_another_panel_does_not_have() -> None:

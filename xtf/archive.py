@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,10 @@ from xtf.results import Run, item_values, read_lines
 SUFFIX = ".json.gz"
 LETTERS = {True: "1", False: "0", None: "-"}
 VERDICTS = {letter: verdict for verdict, letter in LETTERS.items()}
+
+
+class ArchiveError(ValueError):
+    """An archive that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
             that is in both is taken from `runs_root`.
 
     Raises:
-        ValueError: the experiment has no finished run under `runs_root`.
+        ValueError: the experiment has no finished run under `runs_root`, or the archive has runs that would be lost.
     """
     from xtf.sweeps import find_cells
 
@@ -64,8 +70,14 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
         )
         for run in runs
     }  # fmt: skip
-    if add and path.exists():
-        here |= {run.folder: run for run in read_archive(path) if run.folder not in here}
+    kept = {run.folder: run for run in read_archive(path)} if path.exists() else {}
+    lost = kept.keys() - here.keys()
+    if lost and not add:
+        raise ValueError(
+            f"{path} holds {len(lost)} runs that are not under {runs_root}, such as {min(lost)}: --add keeps them; "
+            "to be rid of them, delete the file first"
+        )
+    here = kept | here
     items: list[list[str]] = []
     generations: list[dict[str, Any]] = []
     stored = [
@@ -85,9 +97,21 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
 
 def _portable(record: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
     """The record with its output folder called outputs/, wherever it lies on the machine that made it."""
-    text = json.dumps(record, ensure_ascii=False)
-    found: dict[str, Any] = json.loads(text.replace(json.dumps(str(output_dir))[1:-1], "outputs"))
-    return found
+    folder = str(output_dir)
+    setting = re.compile(rf"output_dir={re.escape(folder)}(?=[\s'\"]|$)")
+
+    def portable(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: portable(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [portable(part) for part in value]
+        if not isinstance(value, str):
+            return value
+        if value == folder or value.startswith(folder + "/"):
+            return "outputs" + value[len(folder) :]
+        return setting.sub("output_dir=outputs", value)
+
+    return {key: portable(value) for key, value in record.items()}
 
 
 def _packed(lines: Sequence[Mapping[str, Any]], items: list[list[str]]) -> dict[str, Any]:
@@ -109,8 +133,14 @@ def _place(known: list[Any], value: Any) -> int:
 
 
 def read_archive(path: Path) -> list[ArchivedRun]:
-    """The runs of an archive; their folders are those below an output folder's runs/."""
-    content = json.loads(gzip.decompress(path.read_bytes()))
+    """The runs of an archive; their folders are those below an output folder's runs/.
+
+    ArchiveError: the file is damaged.
+    """
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise ArchiveError(f"{path} is damaged ({error}); take it from where it came again") from error
     unpacked = [_unpacked(packed, content["items"]) for packed in content["generations"]]
     return [
         ArchivedRun(
@@ -141,7 +171,10 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep the runs that the archive holds already")
     arguments = parser.parse_args()
     for experiment in arguments.experiments:
-        path = write_archive(experiment, arguments.output_dir / "runs", arguments.to, add=arguments.add)
+        try:
+            path = write_archive(experiment, arguments.output_dir / "runs", arguments.to, add=arguments.add)
+        except ValueError as error:
+            parser.exit(2, f"error: {error}\n")
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 

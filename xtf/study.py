@@ -29,7 +29,7 @@ from xtf.artifacts import write_atomic
 from xtf.pages import data_url, percent, render, seconds
 from xtf.results import TEACHER_FORCED, Estimate, Run, Values, matrix, mean
 from xtf.statistics import Comparison, Effect, Pooled, effect, family, random_effects, seed_effect
-from xtf.sweeps import Cell, find_cells
+from xtf.sweeps import Cell, NoRuns, find_cells
 
 STUDY = ("study_methods", "study_attributes", "study_deciles", "study_oracle")
 SHARE, DECILE, INVERT = "plant.share", "method.decile", "method.invert"
@@ -44,33 +44,39 @@ class Arm(NamedTuple):
     name: str
 
 
-def common_overrides(runs: Sequence[Run]) -> set[str]:
-    """Keys that are set alike in all runs of a task, or if they say how noise is planted, in all that have some."""
-    noisy = [run for run in runs if run.record["overrides"].get(SHARE)]
-    keys = {key for run in runs for key in run.record["overrides"]} - {SHARE, DECILE, INVERT}
-    return {
-        key
-        for key in keys
-        if len(
-            {str(run.record["overrides"].get(key)) for run in (noisy if key.startswith("plant.") else runs)}
-        )
-        == 1
-    }
-
-
-def arm_of(run: Run, common: Collection[str] = ()) -> Arm:
-    """Which arm a run belongs to; settings that are no part of the study, nor `common`, stand in the name."""
+def settings(run: Run) -> dict[str, Any]:
+    """What was chosen for a run beside task, method and seed; the scorer of xtf is part of the method."""
     record = run.record
-    overrides = {key: value for key, value in record["overrides"].items() if key not in common}
-    share = float(overrides.pop(SHARE, 0.0))
+    chosen = {key: record[key] for key in ("model", "tuning", "threshold")}
+    if record["method"] != "xtf":
+        chosen["scorer"] = record["scorer"]
+    return chosen | record["overrides"]
+
+
+def common_settings(runs: Sequence[Run]) -> set[str]:
+    """Keys that are set alike in all runs of a task; how noise is planted, in all that have some."""
+    found = [settings(run) for run in runs]
+    noisy = [each for each in found if each.get(SHARE)]
+    scored = [each for each in found if "scorer" in each]
+    keys = {key for each in found for key in each} - {SHARE, DECILE, INVERT}
+
+    def among(key: str) -> list[dict[str, Any]]:
+        return noisy if key.startswith("plant.") else scored if key == "scorer" else found
+
+    return {key for key in keys if len({str(each.get(key)) for each in among(key)}) == 1}
+
+
+def arm_of(run: Run, common: Collection[str]) -> Arm:
+    """Which arm a run belongs to; settings that are not `common` to the study's runs stand in the name."""
+    record = run.record
+    chosen = {key: value for key, value in settings(run).items() if key not in common}
+    share = float(chosen.pop(SHARE, 0.0))
     name = record["method"]
     if name == "xtf" and record["scorer"] != "xtf":
         name = record["scorer"]
     if name == "decile":
-        name = decile_name(int(overrides.pop(DECILE, 1)), bool(overrides.pop(INVERT, False)))
-    return Arm(
-        record["task"], share, " ".join([name, *(f"{key}={value}" for key, value in overrides.items())])
-    )
+        name = decile_name(int(chosen.pop(DECILE, 1)), bool(chosen.pop(INVERT, False)))
+    return Arm(record["task"], share, " ".join([name, *(f"{key}={value}" for key, value in chosen.items())]))
 
 
 def decile_name(number: int, left_out: bool) -> str:
@@ -78,7 +84,7 @@ def decile_name(number: int, left_out: bool) -> str:
 
 
 class Study:
-    """The finished runs by arm and seed, and effects between arms."""
+    """The finished runs by arm and seed, and effects between arms. ValueError: two runs have the same arm and seed."""
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.runs: dict[Arm, dict[int, Run]] = {}
@@ -87,10 +93,17 @@ class Study:
             for run in cell.runs.values():
                 by_task.setdefault(run.record["task"], []).append(run)
         for runs in by_task.values():
-            common = common_overrides(runs)
+            common = common_settings(runs)
             for run in runs:
-                self.runs.setdefault(arm_of(run, common), {})[run.seed] = run
+                self._add(arm_of(run, common), run)
         self.unfinished = [str(folder) for cell in cells for folder in cell.unfinished]
+
+    def _add(self, arm: Arm, run: Run) -> None:
+        known = self.runs.setdefault(arm, {}).setdefault(run.seed, run)
+        if known is not run and known.folder != run.folder:
+            raise ValueError(
+                f"two runs of {arm.name} on {arm.task} with seed {run.seed}: {known.folder} and {run.folder}"
+            )
 
     @property
     def tasks(self) -> list[str]:
@@ -104,11 +117,14 @@ class Study:
         found = [arm.name for arm in self.runs if (arm.task, arm.share) == (task, share)]
         return [name for name in found if "decile" not in name]
 
-    def base(self, task: str) -> float | None:
-        """The headline of the model before training, if a run of the task graded it."""
-        found = [run for arm, runs in self.runs.items() if arm.task == task for run in runs.values()]
-        graded = [(run.record.get("base_metrics") or {}).get(run.headline) for run in found]
-        return next((float(metric["value"]) for metric in graded if metric is not None), None)
+    def base(self, task: str) -> dict[str, float]:
+        """Figures of the model before training, by metric; `headline` is that of the runs. Empty if none was taken."""
+        for runs in (runs for arm, runs in self.runs.items() if arm.task == task):
+            for run in runs.values():
+                if graded := run.record.get("base_metrics"):
+                    found = {name: float(metric["value"]) for name, metric in graded.items()}
+                    return found | {"headline": found[run.headline]}
+        return {}
 
     @functools.cache  # noqa: B019 - a study lives as long as the process
     def verdicts(self, arm: Arm, seed: int) -> Values:
@@ -343,6 +359,10 @@ def interval_text(low: float, high: float, unit: str = "points") -> str:
     return f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
 
 
+def _p_text(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
+
+
 def _figure_text(found: Effect | None, share: bool) -> str:
     if found is None:
         return "-"
@@ -365,7 +385,7 @@ def load(source: Path) -> tuple[Study, list[str]]:
     for name in STUDY:
         try:
             cells += find_cells(name, source / "runs", archive)
-        except ValueError as error:
+        except NoRuns as error:
             missing.append(str(error))
     study = Study(cells)
     if not study.runs:
@@ -414,9 +434,9 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
         if panels:
             normals = {share: rows.get(Arm(task, share, "normal")) for share in by_share}
             untrained = {
-                f"noise {share:.0%}": base - normal.accuracy.value
+                f"noise {share:.0%}": base["headline"] - normal.accuracy.value
                 for share, normal in normals.items()
-                if normal is not None and base is not None
+                if normal is not None and base
             }
             figure = figures.effects(panels, "normal", untrained)
             section["figures"] = [drawn(figure, f"{task}-effects", "Each method minus normal")]
@@ -443,12 +463,12 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
         if points:
             title = "Accuracy against supervised tokens"
             section["figures"] = [drawn(figures.against_tokens(points), f"{task}-tokens", title)]
-        sections += [section, _losses_section(task, here), _cost_section(task, here)]
+        sections += [section, _losses_section(task, here, base), _cost_section(task, here)]
         curves = _decile_curves(study, task, rows)
         if curves:
             normal = rows.get(Arm(task, 0.0, "normal"))
             references = {} if normal is None else {"all tokens": normal.accuracy.value}
-            references |= {} if base is None else {"untrained": base}
+            references |= {"untrained": base["headline"]} if base else {}
             figure = figures.deciles(curves, references)
             sections.append(
                 {"title": f"{task}: deciles of base probability", "text": [DECILES_TEXT], "columns": [], "rows": [],
@@ -489,12 +509,16 @@ DECILES_TEXT = (
     "intervals over seeds and items; the dashed line is normal fine-tuning on all tokens."
 )
 HOLM_TEXT = (
-    "Differences in points of accuracy, paired by seed and item, bootstrap over both. The intervals of one question "
-    "are Holm's: one that leaves out zero decides, with 5 % error over all comparisons of the question."
+    "Differences in points of accuracy, paired by seed and item, bootstrap over both. Each interval is at its own "
+    "level by Holm: one that leaves out zero decides, with 5 % error over all comparisons of the question."
+)
+STUDENT_TEXT = (
+    "Where seeds differ more than items do, few of them make the bootstrap too short. Student's t, seeds and items both "
+    "drawn at random, is not, with Holm's levels of its own; what it does not confirm is not sure."
 )
 
 ORACLE_TEXT = (
-    "`oracle` drops exactly the planted tokens. It is no part of the plan: it was added after the first results, to "
+    "`oracle` drops the planted tokens, those that are planted in part included. It is no part of the plan: it was added after the first results, to "
     "show what a filter of labels could reach."
 )
 
@@ -505,22 +529,33 @@ def _hypotheses_section(task: str, answers: Sequence[Answer]) -> dict[str, Any]:
         rows += [
             [answer.name, answer.claim, line.label,
              shown(line.found.value, line.found.low, line.found.high, line.unit),
-             interval_text(*line.found.student, line.unit), f"{line.found.p:.4f}", f"{line.found.effect.seeds}",
-             answer.reading]
+             _p_text(line.found.p), interval_text(*line.found.student, line.unit), _p_text(line.found.student_p),
+             f"{line.found.effect.seeds}", answer.reading]
             for line in answer.lines
         ]  # fmt: skip
         rows += [
-            [answer.name, answer.claim, label, "-", "-", "-", "0", answer.reading] for label in answer.missing
+            [answer.name, answer.claim, label, "-", "-", "-", "-", "0", answer.reading]
+            for label in answer.missing
         ]
     return {
         "title": f"{task}: the hypotheses",
         "text": [
             HOLM_TEXT,
-            "Readings go by the bootstrap, as planned. Where seeds differ more than items do, few of them make it too "
-            "short; Student's t with seeds and items both drawn at random, at the same level, does not, and is wider. "
-            "Forgetting is in nats, with Student's t over the seeds alone.",
+            "Readings go by the bootstrap, as planned, and are those of a whole hypothesis. Forgetting is in nats, by "
+            "Student's t over the seeds alone.",
+            STUDENT_TEXT,
         ],
-        "columns": ["", "hypothesis", "comparison", "effect", "Student's t", "p (Holm)", "seeds", "reading"],
+        "columns": [
+            "",
+            "hypothesis",
+            "comparison",
+            "effect",
+            "p (Holm)",
+            "Student's t",
+            "its p (Holm)",
+            "seeds",
+            "reading",
+        ],
         "rows": rows,
         "figures": [],
     }
@@ -534,14 +569,24 @@ def _effects_section(
         columns = {control: dict(pairs) for control, pairs in found.items()}
         for arm in dict.fromkeys(arm for pairs in columns.values() for arm in pairs):
             cells = [columns[control].get(arm) for control in CONTROLS]
-            texts = ["" if one is None else shown(one.value, one.low, one.high) for one in cells]
-            seeds = max((one.effect.seeds for one in cells if one is not None), default=0)
-            rows.append([f"{share:.0%}", arm.name, *texts, str(seeds)])
+            texts = [
+                text
+                for one in cells
+                for text in (
+                    ("", "")
+                    if one is None
+                    else (shown(one.value, one.low, one.high), interval_text(*one.student))
+                )
+            ]
+            seeds = "/".join(
+                str(n) for n in dict.fromkeys(one.effect.seeds for one in cells if one is not None)
+            )
+            rows.append([f"{share:.0%}", arm.name, *texts, seeds])
     text = [HOLM_TEXT + " Here a question is one control at one share of noise."]
     return {
         "title": f"{task}: every method against normal and random",
-        "text": text + [ORACLE_TEXT] * any(row[1] == "oracle" for row in rows),
-        "columns": ["noise", "method", *(f"minus {control}" for control in CONTROLS), "seeds"],
+        "text": text + [STUDENT_TEXT] + [ORACLE_TEXT] * any(row[1] == "oracle" for row in rows),
+        "columns": ["noise", "method", "minus normal", "Student's t", "minus random", "Student's t", "seeds"],
         "rows": rows,
         "figures": [],
     }
@@ -565,7 +610,11 @@ def _tokens_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _losses_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
+def _losses_section(task: str, rows: Sequence[ArmRow], base: Mapping[str, float]) -> dict[str, Any]:
+    def text(name: str) -> str:
+        return percent(base[name]) if not name.endswith("loss") else f"{base[name]:.3f}"
+
+    untrained = ["", "untrained", *(text(name) if name in base else "-" for name in TEACHER_FORCED)]
     return {
         "title": f"{task}: loss, calibration, forgetting",
         "text": [
@@ -573,7 +622,7 @@ def _losses_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
             "(forgetting); calibration error of next-token predictions. Means with Student's interval over seeds."
         ],
         "columns": ["noise", "method", "loss", "token accuracy", "calibration error", "forgetting loss"],
-        "rows": [
+        "rows": [untrained] * bool(base) + [
             [f"{row.arm.share:.0%}", row.arm.name,
              *(_figure_text(row.figures[name], share=not name.endswith("loss")) for name in TEACHER_FORCED)]
             for row in rows
@@ -641,7 +690,7 @@ def _tasks_section(rows: Sequence[PooledRow]) -> dict[str, Any]:
 
 COMPARISON_COLUMNS = (
     "question", "task", "share", "arm", "control", "unit", "value", "low", "high", "level", "p_holm",
-    "student_low", "student_high", "standard_error", "seeds", "items",
+    "student_low", "student_high", "student_p_holm", "standard_error", "seeds", "items",
 )  # fmt: skip
 ARM_COLUMNS = (
     "task", "share", "arm", "accuracy", "low", "high", "seeds", "items", "supervised_tokens", "steps", *TEACHER_FORCED,
@@ -654,8 +703,8 @@ def _csv_line(
 ) -> list[Any]:
     return [
         question, task, share, arm, control, "share" if unit == "points" else unit, found.value, found.low, found.high,
-        1 - found.alpha, found.p, *found.student, found.effect.student.deviation, found.effect.seeds,
-        found.effect.items,
+        1 - found.alpha, found.p, *found.student, found.student_p, found.effect.student.deviation,
+        found.effect.seeds, found.effect.items,
     ]  # fmt: skip
 
 

@@ -163,16 +163,20 @@ def _why(folder: Path) -> str:
 # -- which runs ---------------------------------------------------------------------------------------------
 
 
+class NoRuns(ValueError):
+    """An experiment of which there is no run."""
+
+
 def find_cells(source: str | Sequence[Path], runs_root: Path, archive: Path | None = None) -> list[Cell]:
     """The cells of an experiment or of a list of folders, in the order of their folders.
 
-    With `archive`, a folder of `xtf.archive` files, an experiment is read from there.
+    With `archive`, a folder of `xtf.archive` files, an experiment is read from there. NoRuns: there is none.
     """
     parents: dict[Path, list[Path | Run]] = defaultdict(list)
     if archive is not None:
         file = archive / f"{source}{SUFFIX}"
         if not file.is_file():
-            raise ValueError(f"no run of experiment {source!r} in {archive}: there is no {file.name}")
+            raise NoRuns(f"no run of experiment {source!r} in {archive}: there is no {file.name}")
         for run in read_archive(file):
             parents[run.folder.parent].append(run)
         return [_cell(parent, seeds) for parent, seeds in parents.items()]
@@ -198,7 +202,7 @@ def _experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Pa
     }
     found = set(experiment_folders(name, runs_root))
     if not found and not any((folder / "config.yaml").exists() for folder in jobs):
-        raise ValueError(f"no run of experiment {name!r} under {runs_root}: run it first")
+        raise NoRuns(f"no run of experiment {name!r} under {runs_root}: run it first")
     return sorted(found | jobs.keys()), {folder.parent: job for folder, job in jobs.items()}
 
 
