@@ -119,6 +119,11 @@ def test_a_sweep_counts_its_cases_its_shared_passes_and_its_reference_models(com
     assert found.references == 10
 
 
+def test_rows_with_other_planted_noise_have_a_reference_model_of_their_own(compose):
+    shares = {"seed": ["0", "1"], "method": ["slm"], "plant.share": ["0", "0.15", "0.3"]}
+    assert plan.make_plan(jobs.compose_jobs(batch("study_methods", **shares))).references == 3
+
+
 def test_tokens_of_a_real_model_are_stated_and_trained_for_every_epoch(compose):
     (job,) = jobs.compose_jobs([["model=llama_1b", "task=math", "method=double_epochs"]])
     found = plan.make_plan([job])

@@ -38,7 +38,7 @@ def test_the_sentence_names_seeds_and_items() -> None:
     )
     assert needed(Components(0, 0.5, 0.5), 0.01, 100).endswith("evaluation items (there are 100).")
     assert "100 seeds would not be enough" in needed(Components(0.01, 0, 0), 0.01, 100)
-    assert "No item came out differently" in needed(Components(0, 0, 0), 0.01, 100)
+    assert "Every item of the pilot differs alike" in needed(Components(0, 0, 0), 0.01, 100)
 
 
 SMALL = [

@@ -282,9 +282,9 @@ def reference_key(config: Config) -> str | None:
     if "ref_logp" not in config.method.needs or config.method.reference is not None:
         return None
     warmup = config.method.warmup_rows(config.task.train.limit or config.task.size.train_rows)
-    return digest(
-        [config.task.name, plain(config.task.train), config.model.path, plain(config.tuning), len(warmup)]
-    )
+    planted = plain(config.plant) if config.plant.share else None
+    rows = [config.task.name, plain(config.task.train), planted, len(warmup)]
+    return digest([rows, config.model.path, plain(config.tuning)])
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------

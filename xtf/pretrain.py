@@ -254,7 +254,7 @@ def _pretrain(config: Config, folder: Path) -> dict[str, Any]:
 def _held_out_loss(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: PretrainConfig, seed: int
 ) -> float:
-    """Nats per token of the main mix, on documents that training has not seen."""
+    """Nats per token of the main mix, freshly drawn (see `xtf.tiny.corpus.held_out` for what repeats itself)."""
     text = corpus.documents(corpus.HELD_OUT_SEED + seed, MIXES[settings.text][0])
     rows = packed_rows(tokenizer, settings.row_tokens + 1, HELD_OUT_ROWS, text)
     encoded = [Encoded(f"row-{number}", row.tolist(), 1) for number, row in enumerate(rows)]

@@ -289,7 +289,7 @@ def needed(parts: Components, gain: float, at_hand: int) -> str:
     """How large a study must be to tell a gain, in a sentence."""
     points = f"{100 * gain:g} points"
     if not (parts.items or parts.rest or parts.seeds):
-        return f"No item came out differently in the pilot, so nothing can be said about a gain of {points}."
+        return f"Every item of the pilot differs alike, so nothing can be said about a gain of {points}."
     try:
         study = smallest_study(parts, gain, at_hand, POWER)
     except ValueError:

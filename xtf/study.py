@@ -513,13 +513,13 @@ HOLM_TEXT = (
     "level by Holm: one that leaves out zero decides, with 5 % error over all comparisons of the question."
 )
 STUDENT_TEXT = (
-    "Where seeds differ more than items do, few of them make the bootstrap too short. Student's t, seeds and items both "
-    "drawn at random, is not, with Holm's levels of its own; what it does not confirm is not sure."
+    "Where seeds differ more than items do, few of them make the bootstrap too short. Student's t, seeds and items "
+    "both drawn at random and with Holm's levels of its own, is not: do not build on what it does not confirm."
 )
 
 ORACLE_TEXT = (
-    "`oracle` drops the planted tokens, those that are planted in part included. It is no part of the plan: it was added after the first results, to "
-    "show what a filter of labels could reach."
+    "`oracle` drops the planted tokens, those that are planted in part included. It is no part of the plan: it was "
+    "added after the first results, to show what a filter of labels could reach."
 )
 
 
