@@ -272,6 +272,7 @@ class ArmRow:
 
     arm: Arm
     accuracy: Estimate
+    unreadable: float  # share of the answers in which none was found
     kept_tokens: float  # supervised, over all epochs
     steps: float
     figures: Mapping[str, Effect | None]
@@ -289,6 +290,7 @@ def arm_row(study: Study, arm: Arm) -> ArmRow:
     return ArmRow(
         arm,
         mean([study.verdicts(arm, run.seed) for run in runs]),
+        average([run.record["metrics"]["unreadable"]["value"] for run in runs]),
         average([run.record["training"]["kept_tokens"] for run in runs]),
         average([run.record["training"]["steps"] for run in runs]),
         {name: study.figure(name, (1.0, arm)) for name in TEACHER_FORCED},
@@ -597,13 +599,13 @@ def _tokens_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
         "title": f"{task}: equal steps, unequal supervised tokens",
         "text": [
             "All methods take the same optimizer steps over the same rows; the tokens that carry loss differ. "
-            "`random` drops as many tokens as `xtf`, example by example."
+            "`random` drops as many tokens as `xtf`, example by example. Unreadable: answers in which none was found."
         ],
-        "columns": ["noise", "method", "accuracy", "supervised tokens", "steps", "seeds"],
+        "columns": ["noise", "method", "accuracy", "unreadable", "supervised tokens", "steps", "seeds"],
         "rows": [
             [f"{row.arm.share:.0%}", row.arm.name,
              f"{percent(row.accuracy.value)} [{100 * row.accuracy.low:.1f}, {100 * row.accuracy.high:.1f}]",
-             f"{row.kept_tokens:,.0f}", f"{row.steps:,.0f}", str(row.accuracy.seeds)]
+             percent(row.unreadable), f"{row.kept_tokens:,.0f}", f"{row.steps:,.0f}", str(row.accuracy.seeds)]
             for row in rows
         ],
         "figures": [],
@@ -693,8 +695,8 @@ COMPARISON_COLUMNS = (
     "student_low", "student_high", "student_p_holm", "standard_error", "seeds", "items",
 )  # fmt: skip
 ARM_COLUMNS = (
-    "task", "share", "arm", "accuracy", "low", "high", "seeds", "items", "supervised_tokens", "steps", *TEACHER_FORCED,
-    "scoring_seconds", "training_seconds",
+    "task", "share", "arm", "accuracy", "low", "high", "seeds", "items", "unreadable", "supervised_tokens", "steps",
+    *TEACHER_FORCED, "scoring_seconds", "training_seconds",
 )  # fmt: skip
 
 
@@ -721,8 +723,8 @@ def _arm_line(row: ArmRow) -> list[Any]:
     found = row.accuracy
     losses = [None if one is None else one.value for one in row.figures.values()]
     return [
-        *row.arm[:2], row.arm.name, found.value, found.low, found.high, found.seeds, found.items, row.kept_tokens,
-        row.steps, *losses, row.scoring_seconds, row.training_seconds,
+        *row.arm[:2], row.arm.name, found.value, found.low, found.high, found.seeds, found.items, row.unreadable,
+        row.kept_tokens, row.steps, *losses, row.scoring_seconds, row.training_seconds,
     ]  # fmt: skip
 
 
