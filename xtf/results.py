@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from xtf.artifacts import read_json
+from xtf.methods import METHODS
 from xtf.tasks.base import wilson
 
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
@@ -74,14 +75,37 @@ def load_run(folder: Path) -> Run:
     return Run(folder, read_json(file))
 
 
-def comparable(run: Run) -> Any:
-    """What two runs must share to be comparable, method, mask and seed aside."""
-    mask = re.compile(r"(method|scorer|threshold)\b")
-    overrides = {key: value for key, value in run.record["overrides"].items() if not mask.match(key)}
-    hashes = [run.record["data"][name]["sha256"] for name in ("train", "eval")]
+def control_runs(runs: Sequence[Run], others: Iterable[Run], control: str) -> dict[int, Run]:
+    """Those of `others`, runs of the method `control`, that compare with the `runs` of one setting, by seed.
+
+    They share data and settings with all of `runs`; scorer and threshold only where the control's mask takes its
+    size from them. With the run of its own seed each shares the base model's figures too, as runs that were graded
+    differently do not compare. Of several with one seed the first counts.
+    """
+    found: dict[int, Run] = {}
+    for other in others:
+        if all(
+            _settings(run, control) == _settings(other, control)
+            and (run.seed != other.seed or _base_figures(run) == _base_figures(other))
+            for run in runs
+        ):
+            found.setdefault(other.seed, other)
+    return found
+
+
+def _settings(run: Run, control: str) -> Any:
+    """What a run must share with one of the method `control`, whatever their seeds."""
+    record, masked = run.record, METHODS[control].masked
+    aside = re.compile(r"method\.(?!match$)" if masked else r"(method|scorer|threshold)\.")
+    overrides = {key: value for key, value in record["overrides"].items() if not aside.match(key)}
+    hashes = [record["data"][name]["sha256"] for name in ("train", "eval")]
+    return overrides, hashes, (record["scorer"], record["threshold"]) if masked else None
+
+
+def _base_figures(run: Run) -> Any:
+    """The base model's, which differ between seeds where completions are sampled."""
     base = run.record["base_metrics"]
-    graded = base and {name: metric for name, metric in base.items() if name not in TEACHER_FORCED}
-    return overrides, hashes, graded
+    return base and {name: metric for name, metric in base.items() if name not in TEACHER_FORCED}
 
 
 def command_line(record: Mapping[str, Any], **changes: Any) -> str:
