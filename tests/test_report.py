@@ -201,16 +201,21 @@ def sampled(root: Path, seeds: dict[str, tuple[int, ...]]) -> dict[str, Path]:
     return last
 
 
-def test_sampled_runs_are_paired_seed_by_seed(tmp_path: Path) -> None:
+def test_sampled_runs_are_paired_seed_by_seed_each_with_its_own_base(tmp_path: Path) -> None:
     every = (0, 1, 2)
     run = sampled(tmp_path, {"normal": every, "random": every, "xtf": every})["xtf"]
-    for line in verdict(load_run(run))[1:]:
+    over_base, *controls = verdict(load_run(run))
+    assert "from 10.0 % to 40.0 %: +30.0 [" in over_base
+    assert "100 items and 3 seeds." in over_base
+    for line in controls:
         assert "+10.0 [" in line
         assert "100 items and 3 seeds." in line
     sweep_report("t", tmp_path / "runs", tmp_path / "out")
-    xtf = read_table(tmp_path / "out" / "t.csv")["code", "method=xtf"]
-    for name in ("normal", "random"):
-        assert (float(xtf[f"{name}_difference"]), xtf[f"{name}_seeds"]) == (pytest.approx(0.1), "3")
+    table = read_table(tmp_path / "out" / "t.csv")
+    base, xtf = table["code", "base model"], table["code", "method=xtf"]
+    assert (float(base["value"]), base["seeds"]) == (pytest.approx(0.1), "3")
+    for name, found in (("base", 0.3), ("normal", 0.1), ("random", 0.1)):
+        assert (float(xtf[f"{name}_difference"]), xtf[f"{name}_seeds"]) == (pytest.approx(found), "3")
 
 
 def test_a_control_without_its_first_seed_is_compared_over_the_others(tmp_path: Path) -> None:

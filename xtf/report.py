@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from xtf.results import (
     command_line,
     control_runs,
     difference,
-    item_values,
     load_run,
+    over_base,
     read_lines,
 )
 from xtf.sensitivity import sweep
@@ -105,13 +106,12 @@ def _against_base(run: Run, arm: Sequence[Run]) -> str:
     metric = run.headline
     after = run.record["metrics"][metric]
     name = f"Fine-tuning with {run.record['method']}"
-    base = run.base_generations()
-    if base is None:
+    found = over_base(arm, metric)
+    if found is None:
         return f"{name} reached {metric} {with_interval(after)}; the base model was not graded."
-    before = run.record["base_metrics"][metric]
-    found = difference([one.verdicts(metric) for one in arm], [item_values(base, metric)] * len(arm))
+    before = fmean(base[metric]["value"] for one in arm if (base := one.record["base_metrics"]))
     return (
-        f"{name} took {metric} from {percent(before['value'])} to {percent(found.value + before['value'])}: "
+        f"{name} took {metric} from {percent(before)} to {percent(found.value + before)}: "
         f"{points(found)} points over {_basis(found)}. {_reading(found, 'the base model')}"
     )
 

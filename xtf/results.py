@@ -52,6 +52,10 @@ class Run:
     def verdicts(self, metric: str) -> dict[str, float | None]:
         return item_values(read_lines(self.folder / "generations.jsonl"), metric)
 
+    def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
+        base = self.base_generations()
+        return None if base is None else item_values(base, metric)
+
     def base_generations(self) -> list[dict[str, Any]] | None:
         """Completions of the untouched base model; None if the run did not grade it.
 
@@ -201,13 +205,26 @@ def mean(seeds: Sequence[Values]) -> Estimate:
 
 
 def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
-    """treated - control; entry i of both is the same seed. A base model has none: repeat it."""
+    """treated - control; entry i of both is the same seed."""
     if len(treated) != len(control):
         raise ValueError(
             f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}"
         )
     values = matrix([*treated, *control])
     return _estimate(values[: len(treated)] - values[len(treated) :])
+
+
+def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:
+    """Each run minus the base model as the run graded it; None if none did."""
+    pairs = [(run.verdicts(metric), base) for run in runs if (base := run.base_verdicts(metric)) is not None]
+    return difference([tuned for tuned, _ in pairs], [base for _, base in pairs]) if pairs else None
+
+
+def base_mean(runs: Sequence[Run], metric: str) -> Estimate | None:
+    """The base model's mean; greedy completions are the same for all seeds and count once. None: not graded."""
+    distinct = {run.record["artifacts"]["base_generations"]: run for run in runs}.values()
+    values = [base for run in distinct if (base := run.base_verdicts(metric)) is not None]
+    return mean(values) if values else None
 
 
 def matrix(runs: Sequence[Values]) -> np.ndarray:

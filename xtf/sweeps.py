@@ -26,7 +26,7 @@ from xtf.artifacts import read_json, write_atomic
 from xtf.jobs import failure, jobs_file
 from xtf.mask_report import has_results, mask_report
 from xtf.pages import counted, data_url, render
-from xtf.results import Estimate, Run, control_runs, difference, item_values, load_run, mean
+from xtf.results import Estimate, Run, base_mean, control_runs, difference, load_run, mean, over_base
 
 CASE = ("task", "model", "tuning")
 SETTING = ("method", "scorer", "threshold")
@@ -266,12 +266,10 @@ def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[
         if not finished:
             rows += [_empty(case, labels[id(cell)], "-", "no finished run") for cell in here]
             continue
-        record = next(iter(finished[0].runs.values()))
-        metrics = [
-            name for name in record.record["metrics"] if name == "accuracy" or name.startswith("pass@")
-        ]
+        record = next(iter(finished[0].runs.values())).record
+        metrics = [name for name in record["metrics"] if name == "accuracy" or name.startswith("pass@")]
         for metric in metrics:
-            part = _base_rows(case, metric, record, reported)
+            part = [_base_row(finished[0], metric, reported)]
             for label in dict.fromkeys(labels.values()):
                 cell = next((cell for cell in here if labels[id(cell)] == label), None)
                 if cell is None:
@@ -288,14 +286,13 @@ def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> Row:
     return Row(case, label, metric, None, {}, None, "", note)
 
 
-def _base_rows(
-    case: tuple[str, ...], metric: str, run: Run, reported: Sequence[Mapping[str, str]]
-) -> list[Row]:
-    base = run.base_generations()
+def _base_row(cell: Cell, metric: str, reported: Sequence[Mapping[str, str]]) -> Row:
+    runs = list(cell.runs.values())
+    base = base_mean(runs, metric)
     if base is None:
-        return [_empty(case, BASE, metric, "not graded (evaluate.base=false)")]
-    number = _reported(reported, case, metric, ["base"]) if _as_published(run) else ""
-    return [Row(case, BASE, metric, mean([item_values(base, metric)]), {}, None, number, "")]
+        return _empty(cell.case, BASE, metric, "not graded (evaluate.base=false)")
+    number = _reported(reported, cell.case, metric, ["base"]) if _as_published(runs[0]) else ""
+    return Row(cell.case, BASE, metric, base, {}, None, number, "")
 
 
 def _row(
@@ -308,10 +305,9 @@ def _row(
 ) -> Row:
     runs = list(cell.runs.values())
     differences: dict[str, Estimate | str] = {}
-    base = runs[0].base_generations()
+    base = over_base(runs, metric)
     if base is not None:
-        values = [run.verdicts(metric) for run in runs]
-        differences["base"] = difference(values, [item_values(base, metric)] * len(runs))
+        differences["base"] = base
     for name in CONTROLS:
         differences[name] = _against(cell, peers, name, metric)
     kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
