@@ -21,6 +21,7 @@ from xtf.config import (
     TrainerConfig,
     Tuning,
     TuningConfig,
+    digest,
     plain,
 )
 from xtf.masks import build_mask
@@ -112,10 +113,11 @@ def write_run(
         "overrides": {},
         "experiment": None,
     } | identity
+    overrides: Any = who["overrides"]
     folder = root.joinpath(
         "runs",
         *(who[key] for key in ("task", "model", "tuning", "method")),
-        f"{who['scorer']}-{who['threshold']}",
+        f"{who['scorer']}-{who['threshold']}" + (f"-{digest(overrides, 8)}" if overrides else ""),
         f"seed{who['seed']}",
     )
     folder.mkdir(parents=True)
@@ -126,9 +128,10 @@ def write_run(
     _write_lines(folder / "generations.jsonl", generations(correct))
     artifacts = {"metrics": str(folder / "metrics.json"), "base_generations": None}
     if base is not None:
-        artifacts["base_generations"] = "somewhere/base/key/generations.jsonl"
-        (root / "base" / "key").mkdir(parents=True, exist_ok=True)
-        _write_lines(root / "base" / "key" / "generations.jsonl", generations(base))
+        file = Path("base", digest(base), "generations.jsonl")
+        artifacts["base_generations"] = str("somewhere" / file)
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        _write_lines(root / file, generations(base))
     log = "step,loss,kept_tokens,validation_loss\n" + "".join(
         f"{step},{2 / step:.4f},{100 + step},{'1.5' if step == 30 else ''}\n" for step in range(1, 31)
     )

@@ -163,6 +163,77 @@ def test_a_control_with_other_settings_is_no_control(tmp_path: Path) -> None:
     assert "no such run" in verdict(load_run(run))[1]
 
 
+def write_cutoffs(root: Path) -> list[Path]:
+    """XTF and random masks of two cutoffs of KN: with the second, random is as good as XTF. Returns XTF's runs."""
+    runs = []
+    for pcp, xtf, random in ((0.5, 20, 10), (0.99, 60, 60)):
+        more = {"base": outcomes(10, 90), "overrides": {"threshold.kn.pcp": pcp}, "experiment": "t"}
+        runs.append(write_run(root, correct=outcomes(xtf, 100 - xtf), **more))
+        write_run(root, correct=outcomes(random, 100 - random), method="random", **more)
+    write_run(root, correct=outcomes(30, 70), base=outcomes(10, 90), method="normal", experiment="t")
+    return runs
+
+
+def test_a_random_mask_is_the_control_of_its_own_scorer_and_threshold_alone(tmp_path: Path) -> None:
+    cutoffs = write_cutoffs(tmp_path)
+    other = write_run(tmp_path, correct=outcomes(60, 40), base=outcomes(10, 90), scorer="kn")
+    _, normal, random = zip(*(verdict(load_run(run)) for run in (*cutoffs, other)), strict=True)
+    assert [re.search(r": (\S+)", line)[1] for line in normal] == ["-10.0", "+30.0", "+30.0"]  # type: ignore[index]
+    assert random[0].startswith("Against a random mask as large as XTF's: +10.0 [")
+    assert random[1].startswith("Against a random mask as large as XTF's: +0.0 [")
+    assert random[2].startswith("Not compared with a random mask as large as XTF's: no such run")
+
+
+def sampled(root: Path, seeds: dict[str, tuple[int, ...]]) -> dict[str, Path]:
+    """Runs at temperature 0.8 by method, where every seed has its own base completions; the last run of each.
+
+    Right in per cent, XTF and base: 20 and 5 with seed 0, 40 and 10 with 1, 60 and 15 with 2, 80 and 20 with 3; a
+    control has 10 less than XTF.
+    """
+    last = {}
+    for method, chosen in seeds.items():
+        for seed in chosen:
+            right, base = 20 * (seed + 1) - 10 * (method != "xtf"), 5 * (seed + 1)
+            last[method] = write_run(
+                root, correct=outcomes(right, 100 - right), base=outcomes(base, 100 - base), method=method,
+                seed=seed, task="code", overrides={"task.temperature": 0.8}, experiment="t",
+            )  # fmt: skip
+    return last
+
+
+def test_sampled_runs_are_paired_seed_by_seed_each_with_its_own_base(tmp_path: Path) -> None:
+    every = (0, 1, 2)
+    run = sampled(tmp_path, {"normal": every, "random": every, "xtf": every})["xtf"]
+    over_base, *controls = verdict(load_run(run))
+    assert "from 10.0 % to 40.0 %: +30.0 [" in over_base
+    assert "100 items and 3 seeds." in over_base
+    for line in controls:
+        assert "+10.0 [" in line
+        assert "100 items and 3 seeds." in line
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    table = read_table(tmp_path / "out" / "t.csv")
+    base, xtf = table["code", "base model"], table["code", "method=xtf"]
+    assert (float(base["value"]), base["seeds"]) == (pytest.approx(0.1), "3")
+    for name, found in (("base", 0.3), ("normal", 0.1), ("random", 0.1)):
+        assert (float(xtf[f"{name}_difference"]), xtf[f"{name}_seeds"]) == (pytest.approx(found), "3")
+
+
+def test_a_control_without_its_first_seed_is_compared_over_the_others(tmp_path: Path) -> None:
+    run = sampled(tmp_path, {"normal": (1, 2), "random": (2, 3), "xtf": (0, 1, 2)})["xtf"]
+    basis = [re.search(r"items and (\d) seed", line)[1] for line in verdict(load_run(run))]  # type: ignore[index]
+    assert basis == ["3", "2", "1"]
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    xtf = read_table(tmp_path / "out" / "t.csv")["code", "method=xtf"]
+    assert float(xtf["normal_difference"]) == float(xtf["random_difference"]) == pytest.approx(0.1)
+    assert (xtf["base_seeds"], xtf["normal_seeds"], xtf["random_seeds"]) == ("3", "2", "1")
+
+
+def test_a_run_whose_base_was_graded_otherwise_is_no_control(tmp_path: Path) -> None:
+    run = write_run(tmp_path, correct=outcomes(60, 40), base=outcomes(10, 90), seed=1)
+    write_run(tmp_path, correct=outcomes(50, 50), base=outcomes(30, 70), method="normal", seed=1)
+    assert "no such run" in verdict(load_run(run))[1]
+
+
 def test_run_report_writes_pages_and_figures_that_hold_the_runs_numbers(tmp_path: Path) -> None:
     scored = scored_table(30)
     run = write_run(tmp_path, scored=scored, correct=outcomes(60, 40), base=outcomes(10, 90))
@@ -329,6 +400,37 @@ def test_a_sweep_table_has_means_paired_differences_and_what_is_missing(tmp_path
     text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
     assert "**80.5 % [" in text
     assert "/seed2`" in text
+
+
+def test_a_sweep_over_thresholds_pairs_each_with_its_own_random_mask(tmp_path: Path) -> None:
+    write_cutoffs(tmp_path)
+    write_run(tmp_path, correct=outcomes(70, 30), base=outcomes(10, 90), experiment="t")
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    table = read_table(tmp_path / "out" / "t.csv")
+    settings = [f"method=xtf{cutoff}" for cutoff in (" threshold.kn.pcp=0.5", " threshold.kn.pcp=0.99", "")]
+    found = {
+        name: [table["math", setting][f"{name}_difference"] for setting in settings]
+        for name in ("normal", "random")
+    }
+    assert [float(each) for each in found["normal"]] == pytest.approx([-0.1, 0.3, 0.4])
+    assert [float(each) for each in found["random"][:2]] == pytest.approx([0.1, 0.0])
+    assert found["random"][2] == ""
+    assert "| no run |" in (tmp_path / "out" / "t.md").read_text(encoding="utf-8")
+
+
+def test_xtf_without_a_scorer_is_plain_fine_tuning_unless_attributes_are_given(tmp_path: Path) -> None:
+    def over_normal() -> dict[str, str]:
+        sweep_report("t", tmp_path / "runs", tmp_path / "out")
+        rows = read_table(tmp_path / "out" / "t.csv").values()
+        return {row["value"]: row["normal_difference"][:4] for row in rows if row["setting"] != "base model"}
+
+    more = {"base": outcomes(10, 90), "experiment": "t"}
+    masked = {"scorer.attributes": ["kn"]}
+    write_run(tmp_path, correct=outcomes(80, 20), scorer="none", overrides=masked, **more)
+    write_run(tmp_path, correct=outcomes(60, 40), **more)
+    assert over_normal() == {"0.8": "", "0.6": ""}
+    write_run(tmp_path, correct=outcomes(35, 65), scorer="none", **more)
+    assert over_normal() == {"0.8": "0.45", "0.6": "0.25", "0.35": ""}
 
 
 def test_nothing_is_marked_best_where_intervals_meet(tmp_path: Path) -> None:

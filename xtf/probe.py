@@ -22,7 +22,7 @@ from xtf.jobs import Planned
 from xtf.methods import METHODS, ProFit, Scores
 from xtf.pages import data_url, percent, render, seconds
 from xtf.progress import console, say
-from xtf.results import Run, item_values, load_run, matrix, mean
+from xtf.results import Run, base_mean, load_run, matrix, mean
 from xtf.statistics import Comparison, Components, components, crossed_effect, family, smallest_study
 
 PILOT = ("normal", "xtf", "random")
@@ -249,9 +249,9 @@ def compare(runs: Mapping[str, Sequence[Run]]) -> dict[str, Comparison]:
 
 
 def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Comparison]) -> dict[str, Any]:
-    first = runs["normal"][0]
-    metric, base = first.headline, first.base_generations()
-    arms = {} if base is None else {"base model": mean([item_values(base, metric)])}
+    metric = runs["normal"][0].headline
+    base = base_mean(runs["normal"], metric)
+    arms = {} if base is None else {"base model": base}
     arms |= {name: mean([run.verdicts(metric) for run in some]) for name, some in runs.items()}
     rows = [
         [name, f"{percent(one.value)} [{100 * one.low:.1f}, {100 * one.high:.1f}]", "", ""]

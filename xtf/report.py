@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ from xtf.results import (
     Estimate,
     Run,
     command_line,
-    comparable,
+    control_runs,
     difference,
-    item_values,
     load_run,
+    over_base,
     read_lines,
 )
 from xtf.sensitivity import sweep
@@ -37,7 +38,10 @@ from xtf.thresholds import SOURCE, Scores
 from xtf.tokens import ResponseTokens, response_tokens, visible
 
 ATTRIBUTES = ("ri", "kn", "tr")
-CONTROLS = {"normal": "plain fine-tuning on every response token", "random": "a random mask of the same size"}
+CONTROLS = {
+    "normal": "plain fine-tuning on every response token",
+    "random": "a random mask as large as XTF's",
+}
 SHOWN_GENERATIONS = 12
 SHOWN_TOKENS = 15
 
@@ -86,7 +90,7 @@ def verdict(run: Run) -> list[str]:
     for method, words in CONTROLS.items():
         if method == run.record["method"]:
             continue
-        control = {other.seed: other for other in _control_runs(run, method)}
+        control = _controls(arm, method)
         shared = [one for one in arm if one.seed in control]
         if shared:
             sentences.append(_against_control(run, shared, [control[one.seed] for one in shared], words))
@@ -102,13 +106,12 @@ def _against_base(run: Run, arm: Sequence[Run]) -> str:
     metric = run.headline
     after = run.record["metrics"][metric]
     name = f"Fine-tuning with {run.record['method']}"
-    base = run.base_generations()
-    if base is None:
+    found = over_base(arm, metric)
+    if found is None:
         return f"{name} reached {metric} {with_interval(after)}; the base model was not graded."
-    before = run.record["base_metrics"][metric]
-    found = difference([one.verdicts(metric) for one in arm], [item_values(base, metric)] * len(arm))
+    before = fmean(base[metric]["value"] for one in arm if (base := one.record["base_metrics"]))
     return (
-        f"{name} took {metric} from {percent(before['value'])} to {percent(found.value + before['value'])}: "
+        f"{name} took {metric} from {percent(before)} to {percent(found.value + before)}: "
         f"{points(found)} points over {_basis(found)}. {_reading(found, 'the base model')}"
     )
 
@@ -143,15 +146,10 @@ def _seeds(run: Run) -> list[Run]:
     return [load_run(file.parent) for file in sorted(run.folder.parent.glob("seed*/metrics.json"))]
 
 
-def _control_runs(run: Run, method: str) -> list[Run]:
-    """Finished runs of another method with the same settings; for a random mask, the same scorer too."""
-    found: dict[int, Run] = {}
-    for file in sorted(run.folder.parents[2].glob(f"{method}/*/seed*/metrics.json")):
-        other = load_run(file.parent)
-        same_mask = all(other.record[key] == run.record[key] for key in ("scorer", "threshold"))
-        if comparable(other) == comparable(run) and (method != "random" or same_mask):
-            found.setdefault(other.seed, other)
-    return list(found.values())
+def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:
+    """The finished runs of another method in the same tree that compare with the arm's, by seed."""
+    files = sorted(arm[0].folder.parents[2].glob(f"{method}/*/seed*/metrics.json"))
+    return control_runs(arm, (load_run(file.parent) for file in files), method)
 
 
 # -- one run -------------------------------------------------------------------------------------------------
@@ -285,10 +283,9 @@ def _accuracy_rows(run: Run) -> list[tuple[str, float, float, float]]:
     metric = run.headline
     rows = [("fine-tuned: " + run.record["method"], run.record["metrics"][metric])]
     rows += [
-        (f"fine-tuned: {method}", other.record["metrics"][metric])
+        (f"fine-tuned: {method}", control.record["metrics"][metric])
         for method in CONTROLS
-        for other in _control_runs(run, method)
-        if other.seed == run.seed and method != run.record["method"]
+        if method != run.record["method"] and (control := _controls([run], method).get(run.seed))
     ]
     if run.record["base_metrics"]:
         rows.insert(0, ("base model", run.record["base_metrics"][metric]))

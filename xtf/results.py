@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from xtf.artifacts import read_json
+from xtf.methods import METHODS
 from xtf.tasks.base import wilson
 
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
@@ -51,6 +52,10 @@ class Run:
     def verdicts(self, metric: str) -> dict[str, float | None]:
         return item_values(read_lines(self.folder / "generations.jsonl"), metric)
 
+    def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
+        base = self.base_generations()
+        return None if base is None else item_values(base, metric)
+
     def base_generations(self) -> list[dict[str, Any]] | None:
         """Completions of the untouched base model; None if the run did not grade it.
 
@@ -74,14 +79,37 @@ def load_run(folder: Path) -> Run:
     return Run(folder, read_json(file))
 
 
-def comparable(run: Run) -> Any:
-    """What two runs must share to be comparable, method, mask and seed aside."""
-    mask = re.compile(r"(method|scorer|threshold)\b")
-    overrides = {key: value for key, value in run.record["overrides"].items() if not mask.match(key)}
-    hashes = [run.record["data"][name]["sha256"] for name in ("train", "eval")]
+def control_runs(runs: Sequence[Run], others: Iterable[Run], control: str) -> dict[int, Run]:
+    """Those of `others`, runs of the method `control`, that compare with the `runs` of one setting, by seed.
+
+    They share data and settings with all of `runs`; scorer and threshold only where the control's mask takes its
+    size from them. With the run of its own seed each shares the base model's figures too, as runs that were graded
+    differently do not compare. Of several with one seed the first counts.
+    """
+    found: dict[int, Run] = {}
+    for other in others:
+        if all(
+            _settings(run, control) == _settings(other, control)
+            and (run.seed != other.seed or _base_figures(run) == _base_figures(other))
+            for run in runs
+        ):
+            found.setdefault(other.seed, other)
+    return found
+
+
+def _settings(run: Run, control: str) -> Any:
+    """What a run must share with one of the method `control`, whatever their seeds."""
+    record, masked = run.record, METHODS[control].masked
+    aside = re.compile(r"method\.(?!match$)" if masked else r"(method|scorer|threshold)\.")
+    overrides = {key: value for key, value in record["overrides"].items() if not aside.match(key)}
+    hashes = [record["data"][name]["sha256"] for name in ("train", "eval")]
+    return overrides, hashes, (record["scorer"], record["threshold"]) if masked else None
+
+
+def _base_figures(run: Run) -> Any:
+    """The base model's, which differ between seeds where completions are sampled."""
     base = run.record["base_metrics"]
-    graded = base and {name: metric for name, metric in base.items() if name not in TEACHER_FORCED}
-    return overrides, hashes, graded
+    return base and {name: metric for name, metric in base.items() if name not in TEACHER_FORCED}
 
 
 def command_line(record: Mapping[str, Any], **changes: Any) -> str:
@@ -177,13 +205,26 @@ def mean(seeds: Sequence[Values]) -> Estimate:
 
 
 def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
-    """treated - control; entry i of both is the same seed. A base model has none: repeat it."""
+    """treated - control; entry i of both is the same seed."""
     if len(treated) != len(control):
         raise ValueError(
             f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}"
         )
     values = matrix([*treated, *control])
     return _estimate(values[: len(treated)] - values[len(treated) :])
+
+
+def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:
+    """Each run minus the base model as the run graded it; None if none did."""
+    pairs = [(run.verdicts(metric), base) for run in runs if (base := run.base_verdicts(metric)) is not None]
+    return difference([tuned for tuned, _ in pairs], [base for _, base in pairs]) if pairs else None
+
+
+def base_mean(runs: Sequence[Run], metric: str) -> Estimate | None:
+    """The base model's mean; greedy completions are the same for all seeds and count once. None: not graded."""
+    distinct = {run.record["artifacts"]["base_generations"]: run for run in runs}.values()
+    values = [base for run in distinct if (base := run.base_verdicts(metric)) is not None]
+    return mean(values) if values else None
 
 
 def matrix(runs: Sequence[Values]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The report of many runs: one table over settings and seeds, with what is missing left visible.
 
 A *cell* is a setting (method, scorer, threshold and other overrides) of one task, model and tuning; its runs
-differ in nothing but the seed. Differences are taken within a task, model and tuning, against the cell of
-plain fine-tuning and against the random mask, over the seeds that both have finished.
+differ in nothing but the seed. Differences are taken within a task, model and tuning, against plain
+fine-tuning and against the random mask of the same scorer and threshold, over the seeds that both have
+finished.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from xtf.artifacts import read_json, write_atomic
 from xtf.jobs import failure, jobs_file
 from xtf.mask_report import has_results, mask_report
 from xtf.pages import counted, data_url, render
-from xtf.results import Estimate, Run, comparable, difference, item_values, load_run, mean
+from xtf.results import Estimate, Run, base_mean, control_runs, difference, load_run, mean, over_base
 
 CASE = ("task", "model", "tuning")
 SETTING = ("method", "scorer", "threshold")
@@ -269,12 +270,10 @@ def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[
         if not finished:
             rows += [_empty(case, labels[id(cell)], "-", "no finished run") for cell in here]
             continue
-        record = next(iter(finished[0].runs.values()))
-        metrics = [
-            name for name in record.record["metrics"] if name == "accuracy" or name.startswith("pass@")
-        ]
+        record = next(iter(finished[0].runs.values())).record
+        metrics = [name for name in record["metrics"] if name == "accuracy" or name.startswith("pass@")]
         for metric in metrics:
-            part = _base_rows(case, metric, record, reported)
+            part = [_base_row(finished[0], metric, reported)]
             for label in dict.fromkeys(labels.values()):
                 cell = next((cell for cell in here if labels[id(cell)] == label), None)
                 if cell is None:
@@ -291,14 +290,13 @@ def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> Row:
     return Row(case, label, metric, None, {}, None, "", note)
 
 
-def _base_rows(
-    case: tuple[str, ...], metric: str, run: Run, reported: Sequence[Mapping[str, str]]
-) -> list[Row]:
-    base = run.base_generations()
+def _base_row(cell: Cell, metric: str, reported: Sequence[Mapping[str, str]]) -> Row:
+    runs = list(cell.runs.values())
+    base = base_mean(runs, metric)
     if base is None:
-        return [_empty(case, BASE, metric, "not graded (evaluate.base=false)")]
-    number = _reported(reported, case, metric, ["base"]) if _as_published(run) else ""
-    return [Row(case, BASE, metric, mean([item_values(base, metric)]), {}, None, number, "")]
+        return _empty(cell.case, BASE, metric, "not graded (evaluate.base=false)")
+    number = _reported(reported, cell.case, metric, ["base"]) if _as_published(runs[0]) else ""
+    return Row(cell.case, BASE, metric, base, {}, None, number, "")
 
 
 def _row(
@@ -311,12 +309,11 @@ def _row(
 ) -> Row:
     runs = list(cell.runs.values())
     differences: dict[str, Estimate | str] = {}
-    base = runs[0].base_generations()
+    base = over_base(runs, metric)
     if base is not None:
-        values = [run.verdicts(metric) for run in runs]
-        differences["base"] = difference(values, [item_values(base, metric)] * len(runs))
+        differences["base"] = base
     for name in CONTROLS:
-        differences[name] = _against(cell, _control(cell, peers, name), metric)
+        differences[name] = _against(cell, peers, name, metric)
     kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
     number = _reported(reported, cell.case, metric, _published_names(cell)) if _as_published(runs[0]) else ""
     estimate = mean([run.verdicts(metric) for run in runs])
@@ -333,31 +330,23 @@ def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
     return "; ".join(said)
 
 
-def _control(cell: Cell, peers: Sequence[Cell], name: str) -> Cell | None:
-    """The cell of plain fine-tuning, or of the random mask that matches the cell's own mask."""
-
-    def fits(peer: Cell) -> bool:
-        method, scorer = peer.setting["method"], peer.setting["scorer"]
-        if name == "normal":
-            return method == "normal" or (method == "xtf" and scorer == "none")
-        same_mask = all(peer.setting[key] == cell.setting[key] for key in ("scorer", "threshold"))
-        return method == name and same_mask
-
-    run = next(iter(cell.runs.values()))
-    return next(
-        (p for p in peers if fits(p) and comparable(next(iter(p.runs.values()))) == comparable(run)), None
-    )
+def _is_control(cell: Cell, name: str) -> bool:
+    """Whether a cell is of the control `name`; XTF without a scorer drops nothing, which is plain fine-tuning."""
+    setting = cell.setting
+    unmasked = setting["scorer"] == "none" and "scorer.attributes" not in setting
+    return setting["method"] == name or (name == "normal" and setting["method"] == "xtf" and unmasked)
 
 
-def _against(cell: Cell, control: Cell | None, metric: str) -> Estimate | str:
-    if control is None:
-        return "no run"
-    if control is cell:
+def _against(cell: Cell, peers: Sequence[Cell], name: str, metric: str) -> Estimate | str:
+    """Minus the control `name`, or why not; empty for the control itself."""
+    if _is_control(cell, name):
         return ""
-    shared = sorted(cell.runs.keys() & control.runs.keys())
+    others = [run for peer in peers if _is_control(peer, name) for run in peer.runs.values()]
+    control = control_runs(list(cell.runs.values()), others, name)
+    shared = sorted(cell.runs.keys() & control.keys())
     if not shared:
-        return "no shared seed"
-    return difference(*([side.runs[seed].verdicts(metric) for seed in shared] for side in (cell, control)))
+        return "no shared seed" if control else "no run"
+    return difference(*([side[seed].verdicts(metric) for seed in shared] for side in (cell.runs, control)))
 
 
 def _mark_best(rows: list[Row]) -> list[Row]:
