@@ -345,6 +345,20 @@ def test_the_command_is_quoted_for_hydra_and_the_shell(tmp_path: Path) -> None:
     assert "'scorer.compute=[ri,kn]'" in line
 
 
+def test_the_command_of_another_method_has_none_of_this_ones_settings(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path,
+        correct=outcomes(1, 1),
+        base=None,
+        method="slm",
+        overrides={"method.keep": 0.5, "plant.share": 0.3},
+    )
+    record = load_run(run).record
+    assert "method.keep=0.5" in command_line(record, seed=1)
+    assert "method.keep" not in command_line(record, method="random")
+    assert "plant.share=0.3" in command_line(record, method="random")
+
+
 def test_markdown_code_cannot_be_closed_from_inside() -> None:
     assert fenced("a\n````\nb") == "`````text\na\n````\nb\n`````"
     assert inline_code("a`|b") == "`` a`\\|b ``"

@@ -113,9 +113,14 @@ def _base_figures(run: Run) -> Any:
 
 
 def command_line(record: Mapping[str, Any], **changes: Any) -> str:
-    """The command that makes the run of a record, or with `changes` one like it; quoted for a shell."""
+    """The command that makes the run of a record, or with `changes` one like it; quoted for a shell.
+
+    Another method has other settings: those of the record's own are left out then.
+    """
     keys = ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
-    settings = {key: record[key] for key in keys} | dict(record["overrides"]) | changes
+    other = changes.get("method", record["method"]) != record["method"]
+    kept = {k: v for k, v in record["overrides"].items() if not (other and k.startswith("method."))}
+    settings = {key: record[key] for key in keys} | kept | changes
     return shlex.join(["python", "run.py", *(f"{key}={_hydra(value)}" for key, value in settings.items())])
 
 
