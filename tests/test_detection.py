@@ -133,9 +133,43 @@ def test_intervals_equal_a_slow_bootstrap_over_whole_examples(monkeypatch):
             take = np.concatenate([np.flatnonzero(group == g) for g in np.repeat(np.arange(8), counts)])
             values.append(slow(score[take], noise[take]))
         assert found[name].value == pytest.approx(slow(score, noise))
-        assert (found[name].low, found[name].high) == pytest.approx(
-            np.quantile(values, [0.025, 0.975]), abs=0.01
-        )
+        limits = np.quantile(values, [0.025, 0.975])
+        assert (found[name].low, found[name].high) == pytest.approx(limits, abs=1e-5)
+
+
+def ranked(kind, tokens=400, examples=100):
+    """Scores of many more tokens than bins: (score, noise, group)."""
+    generator = np.random.default_rng(5)
+    group = np.repeat(np.arange(examples), tokens)
+    share, shift, spread = {
+        "rare and apart": (0.004, 50, 0.7), "rare and the wrong way round": (0.004, -50, 0.7),
+        "rare and near": (0.004, 2, 0.7), "rare": (0.02, 1, 0.7), "as common as clean": (0.5, 0.5, 0.7),
+        "the rule": (0.98, 1, 0.7), "of few levels": (0.02, 1, 0.0),
+    }[kind]  # fmt: skip
+    noise = generator.random(len(group)) < share * generator.uniform(0.2, 1.8, examples)[group]
+    score = generator.normal(size=len(group)) + spread * generator.normal(size=examples)[group]
+    score += shift * noise
+    return (np.round(score) if kind == "of few levels" else score), noise, group
+
+
+@pytest.mark.parametrize("kind", [
+    "rare and apart", "rare and the wrong way round", "rare and near", "rare", "as common as clean", "the rule",
+    "of few levels",
+])  # fmt: skip
+def test_bins_do_not_move_the_intervals_whatever_the_share_of_noise(kind):
+    score, noise, group = ranked(kind)
+    draws = draws_of(100, 60)
+    found = score_measures(score, noise, group, draws)
+    values = []
+    for counts in draws.astype(int):
+        take = np.repeat(np.arange(len(score)), counts[group])
+        values.append((auroc(score[take], noise[take]), average_precision(score[take], noise[take])))
+    for name, exact in zip(("auroc", "average_precision"), np.transpose(values), strict=True):
+        limits = np.quantile(exact, [0.025, 0.975])
+        assert (found[name].low, found[name].high) == pytest.approx(limits, abs=0.002), name
+        assert 0 <= found[name].low <= found[name].value <= found[name].high <= 1
+    if "apart" in kind:
+        assert [(one.low, one.value, one.high) for one in found.values()] == [(1, 1, 1)] * 2
 
 
 def test_intervals_cover_the_true_auroc_and_the_true_recall():

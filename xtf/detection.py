@@ -41,7 +41,7 @@ from xtf.thresholds import SOURCE
 
 RESAMPLES = 1000
 INTERVAL = "bootstrap over examples"
-BINS = 256  # of a score within the bootstrap; the estimate itself is exact
+BINS = 256  # of a score within the bootstrap, for noise and for clean tokens; the estimate itself is exact
 ANY = "any kind"
 METHOD = ", method="  # in the name of a case
 MEASURES = ("auroc", "average_precision", "precision", "recall", "f1", "gain")
@@ -103,23 +103,26 @@ def score_measures(
 ) -> dict[str, Metric]:
     """`auroc` and `average_precision` of a score [N] with intervals over examples; `group` [N] numbers them.
 
-    The resamples count tokens in `BINS` bins of equal size; the interval is moved by what this costs the
-    estimate. ValueError if there is no noise or no clean token.
+    The resamples count tokens in bins that part the noise into `BINS` equal portions and the clean tokens too, so that
+    a rare sort is told apart as finely as a common one; with no more than `BINS` tokens of either they are exact. The
+    interval is moved by what the bins cost the estimate. ValueError if there is no noise or no clean token.
     """
     if not noise.any() or noise.all():
         raise ValueError(f"{int(noise.sum())} of {len(noise)} tokens are noise: both sorts are needed")
-    edges = np.unique(np.quantile(score, np.linspace(0, 1, BINS + 1)[1:-1]))
-    place, groups = group * (len(edges) + 1) + np.searchsorted(edges, score), draws_RG.shape[1]
+    sorts, portions, groups = (noise, ~noise), np.linspace(0, 1, BINS + 1), draws_RG.shape[1]
+    # Tokens are the edges, so that each bin begins at one: average precision asks what lies above a noise token.
+    starts = np.unique([np.quantile(score[sort], portions, method="higher") for sort in sorts])
+    place = group * len(starts) + np.searchsorted(starts, score, "right") - 1
     tables = [
-        np.bincount(place[part], minlength=groups * (len(edges) + 1)).reshape(groups, -1).astype(np.float32)
-        for part in (noise, ~noise)
+        np.bincount(place[sort], minlength=groups * len(starts)).reshape(groups, -1).astype(np.float32)
+        for sort in sorts
     ]
     noise_RB, clean_RB = (draws_RG @ table for table in tables)
     counts, found = _counts(score, noise), {}
     for name, measure in (("auroc", _auroc), ("average_precision", _average_precision)):
         exact = float(measure(*counts))
         shift = exact - float(measure(*(table.sum(0) for table in tables)))
-        found[name] = _metric(exact, measure(noise_RB, clean_RB) + shift, groups)
+        found[name] = _metric(exact, np.clip(measure(noise_RB, clean_RB) + shift, 0, 1), groups)
     return found
 
 
