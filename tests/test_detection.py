@@ -101,7 +101,69 @@ def test_rule_measures_of_a_hand_worked_case():
     assert values == pytest.approx({
         "precision": 3 / 4, "recall": 3 / 4, "f1": 3 / 4, "gain": 3 / 4 - 1 / 6, "clean_dropped": 1 / 6
     })  # fmt: skip
+    # of one response a blind rule drops as large a part of the noise as of the clean tokens, so nothing is subtracted
     assert all((m.low, m.high) == (m.value, m.value) for m in found.values())  # one example: no other draw
+
+
+def test_gain_of_two_responses_worked_by_hand():
+    # 4 tokens, 3 of them noise, both drops hit; 6 tokens, 1 of them noise, the one drop does not hit
+    noise = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0], bool)
+    dropped = np.array([1, 1, 0, 0, 0, 1, 0, 0, 0, 0], bool)
+    text = np.repeat([0, 1], [4, 6])
+    hits, false = 2 - (2 * 3 / 4 + 1 * 1 / 6), 1 - (2 * 1 / 4 + 1 * 5 / 6)
+    wanted = pytest.approx(hits / 4 - false / 6)
+    assert rule_measures(dropped, noise, text, draws_of(2))["gain"].value == wanted
+    assert wanted == 5 / 36
+    # the responses of one example are still told apart
+    assert rule_measures(dropped, noise, 0 * text, draws_of(1), text)["gain"].value == wanted
+    assert rule_measures(dropped, noise, 0 * text, draws_of(1))["gain"].value == pytest.approx(2 / 4 - 1 / 6)
+
+
+def rated(generator, examples=300, tokens=40, plantings=1):
+    """Responses whose rate of drops follows their share of noise: (rate [N], noise, example, response)."""
+    text = np.repeat(np.arange(examples * plantings), tokens)
+    share = generator.uniform(0.05, 0.6, examples * plantings)[text]
+    return share, generator.random(len(text)) < share, text % examples, text
+
+
+@pytest.mark.parametrize("plantings", [1, 3])
+def test_a_rule_that_is_blind_within_responses_has_no_gain_though_its_rate_follows_the_noise(plantings):
+    generator, draws = np.random.default_rng(3), draws_of(100, 200)
+    gains, naive = [], []
+    for _ in range(200):
+        rate, noise, group, text = rated(generator, 100, 20, plantings)
+        found = rule_measures(generator.random(len(noise)) < rate, noise, group, draws, text)
+        naive.append(found["recall"].value - found["clean_dropped"].value)
+        gains.append(found["gain"])
+    values = np.array([gain.value for gain in gains])
+    assert np.mean(naive) > 0.05
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(gains))
+    assert 0.9 < np.mean([gain.low <= 0 <= gain.high for gain in gains]) < 0.99
+
+
+def test_the_subtracted_part_is_the_mean_of_blind_masks_with_as_many_drops_in_every_response():
+    generator = np.random.default_rng(4)
+    rate, noise, group, text = rated(generator, 30, 12)
+    dropped = generator.random(len(noise)) < rate
+    blind = []
+    for _ in range(2000):
+        mask = generator.permuted(dropped.reshape(30, 12), axis=1).ravel()
+        blind.append((mask & noise).sum() / noise.sum() - (mask & ~noise).sum() / (~noise).sum())
+    found = rule_measures(dropped, noise, group, draws_of(30), text)
+    raw = found["recall"].value - found["clean_dropped"].value
+    assert raw - found["gain"].value == pytest.approx(np.mean(blind), abs=4 * np.std(blind) / math.sqrt(2000))
+
+
+def test_a_rule_that_knows_the_noise_keeps_a_large_gain():
+    _, noise, group, text = rated(np.random.default_rng(3))
+    draws = draws_of(300)
+    gain = rule_measures(noise, noise, group, draws, text)["gain"]
+    assert (
+        0.85 < gain.low < gain.value < gain.high < 1
+    )  # 1 - var(share) / (mean (1 - mean)), shares of 5 to 60 %
+    assert rule_measures(~noise, noise, group, draws, text)["gain"].value == pytest.approx(-gain.value)
+    even = np.tile(np.arange(40) < 10, 300)
+    assert rule_measures(even, even, group, draws, text)["gain"].value == pytest.approx(1)
 
 
 def test_what_is_undefined_is_left_out():
@@ -242,7 +304,8 @@ def cell(planted, dropped, score=None, tokens=None):
     count = len(planted)
     detector = Detector(None if score is None else np.asarray(score, float), np.asarray(dropped, bool))
     ids = np.arange(count) if tokens is None else np.asarray(tokens)
-    return Cell("case", 0.3, 0.3, planted, np.zeros(count, int), ids, {"KN": detector}, None)
+    one = np.zeros(count, int)
+    return Cell("case", 0.3, 0.3, planted, one, one, ids, {"KN": detector}, None)
 
 
 def test_other_kinds_and_straddling_tokens_take_no_part():

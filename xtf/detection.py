@@ -3,8 +3,8 @@
 A *detector* has a score (higher: more like noise), a rule that drops tokens, or both. It is asked to tell the
 noise of one kind from clean tokens; tokens of other kinds and those that straddle planted and clean text
 (`xtf.planting.response_kinds`) are left out. Threshold-free: AUROC and average precision of the score. At its
-threshold: precision, recall, F1, and recall minus the share of clean tokens that it drops as well, which is 0
-for a rule that looks away. Intervals are 95 % percentile bootstraps over examples, for tokens of one response
+threshold: precision, recall, F1, and the gain, which is what it finds beyond dropping as many tokens of each
+response blindly (`rule_measures`). Intervals are 95 % percentile bootstraps over examples, for tokens of one response
 stand and fall together; several plantings into the same examples are pooled, an example is drawn with all.
 
 Everything is computed from stored masks and scores; no model is loaded. The report's CSV file holds every finding, and
@@ -127,14 +127,32 @@ def score_measures(
 
 
 def rule_measures(
-    dropped: np.ndarray, noise: np.ndarray, group: np.ndarray, draws_RG: np.ndarray
+    dropped: np.ndarray,
+    noise: np.ndarray,
+    group: np.ndarray,
+    draws_RG: np.ndarray,
+    text: np.ndarray | None = None,
 ) -> dict[str, Metric]:
-    """`precision`, `recall`, `f1`, `gain` (recall - dropped share of the clean tokens), and that share as
-    `clean_dropped`; what is undefined (nothing dropped, no noise) is left out."""
-    cells = (dropped & noise, dropped & ~noise, noise, ~noise)
-    counts_GC = np.stack([np.bincount(group[cell], minlength=draws_RG.shape[1]) for cell in cells], -1)
+    """`precision`, `recall`, `f1`, `gain`, and the share of the clean tokens that was dropped as `clean_dropped`; what
+    is undefined (nothing dropped, no noise) is left out.
+
+    `text` [N] numbers the responses, of which an example has several after several plantings; None: one each. Of n
+    tokens of a response, d of them dropped and k of them noise, a blind rule with as many drops hits d k / n noise
+    tokens on average, so
+
+        gain = sum(hits - d k / n) / noise - sum(false drops - d (n - k) / n) / clean
+
+    which is 0 on average for a rule that is blind within a response, however its rate follows the response's share of
+    noise: recall - clean_dropped is not. A rule that drops the noise and nothing else has 1 where all responses have
+    the same share of noise, and less where they differ, for in a response of noise alone there is nothing to tell.
+    """
+    text = group if text is None else text
+    noise_T, tokens_T = np.bincount(text, noise), np.bincount(text)
+    blind = dropped * (noise_T / np.maximum(tokens_T, 1))[text]  # what a blind drop of the same response hits
+    cells = (dropped & noise, dropped & ~noise, noise, ~noise, blind)
+    counts_GC = np.stack([np.bincount(group, cell, draws_RG.shape[1]) for cell in cells], -1)
     found = {}
-    whole, draws = _rates(counts_GC.sum(0)), _rates(draws_RG @ counts_GC.astype(np.float32))
+    whole, draws = _rates(counts_GC.sum(0)), _rates(draws_RG @ counts_GC)
     for name, value in whole.items():
         if not np.isnan(value):
             found[name] = _metric(float(value), draws[name], draws_RG.shape[1])
@@ -142,12 +160,14 @@ def rule_measures(
 
 
 def _rates(counts_C: np.ndarray) -> dict[str, np.ndarray]:
-    hit, false, noise, clean = np.moveaxis(np.asarray(counts_C, float), -1, 0)
+    hit, false, noise, clean, blind = np.moveaxis(np.asarray(counts_C, float), -1, 0)
     recall, clean_dropped = _ratio(hit, noise), _ratio(false, clean)
     some = np.where(noise > 0, 1.0, np.nan)
+    # What is not a hit is a false drop, of the blind rule's drops too: hits beyond its are false drops short of its.
+    gain = _ratio(hit - blind, noise) + _ratio(hit - blind, clean)
     return {
         "precision": some * _ratio(hit, hit + false), "recall": recall,
-        "f1": some * _ratio(2 * hit, hit + false + noise), "gain": recall - clean_dropped,
+        "f1": some * _ratio(2 * hit, hit + false + noise), "gain": gain,
         "clean_dropped": clean_dropped,
     }  # fmt: skip
 
@@ -216,7 +236,8 @@ def _as_detector(method: Random | LowLoss | HighLoss, scores: Scores, seed: int)
 class Cell:
     """Masks that differ in nothing but the planting's seed: the tokens of all, one after the other.
 
-    planted: int8 [N], `CODES`; group: int64 [N], which example; tokens: int32 [N], their ids.
+    planted: int8 [N], `CODES`; group: int64 [N], which example; text: int64 [N], which response, of which an example
+    has one per mask; tokens: int32 [N], their ids.
     """
 
     case: str
@@ -224,6 +245,7 @@ class Cell:
     reached: float
     planted: np.ndarray
     group: np.ndarray
+    text: np.ndarray
     tokens: np.ndarray
     detectors: Mapping[str, Detector]
     config: Config
@@ -270,12 +292,14 @@ def read_cells(folders: Sequence[Path]) -> list[Cell]:
 def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> Cell:
     ids = {name: number for number, name in enumerate(runs[0][1]["example_id"].to_pylist())}
     planted, groups, tokens, found = [], [], [], defaultdict[str, list[Detector]](list)
+    sizes: list[int] = []  # of each response
     for config, table in runs:
         prompts, rows = table["prompt_length"].to_pylist(), table["input_ids"].to_pylist()
         responses = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
         lengths = [len(response) for response in responses]
         numbers = [ids.setdefault(name, len(ids)) for name in table["example_id"].to_pylist()]
         groups.append(np.repeat(numbers, lengths))
+        sizes += lengths
         tokens.append(np.concatenate(responses))
         truth = table["planted"] if "planted" in table.column_names else None
         planted.append(
@@ -285,7 +309,8 @@ def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> C
             found[name].append(detector)
     whole = np.concatenate(planted)
     return Cell(
-        case, share, float((whole > 0).mean()), whole, np.concatenate(groups), np.concatenate(tokens),
+        case, share, float((whole > 0).mean()), whole, np.concatenate(groups),
+        np.repeat(np.arange(len(sizes)), sizes), np.concatenate(tokens),
         {name: _joined(parts) for name, parts in found.items() if len(parts) == len(runs)}, runs[0][0],
     )  # fmt: skip
 
@@ -308,7 +333,9 @@ def findings(cell: Cell) -> list[Finding]:
             if detector.score is not None and noise.any():
                 measures |= score_measures(detector.score[part], noise[part], cell.group[part], draws_RG)
             if detector.dropped is not None:
-                measures |= rule_measures(detector.dropped[part], noise[part], cell.group[part], draws_RG)
+                measures |= rule_measures(
+                    detector.dropped[part], noise[part], cell.group[part], draws_RG, cell.text[part]
+                )
             counts = int(noise.sum()), int(clean.sum()), len(noise), cell.reached
             found.append(Finding(cell.case, cell.share, kind, name, *counts, measures))
     return found
@@ -345,7 +372,10 @@ def dropped_instead(cell: Cell, name: str) -> Dropped:
 
 
 def unseen(rows: Sequence[Finding]) -> list[str]:
-    """For each case and kind, in words, what the three attributes make of it at the largest share."""
+    """For each case and kind, in words, what the three attributes make of it at the largest share.
+
+    An attribute sees a kind if its AUROC lies above 0.5 or its gain above 0 with the whole interval.
+    """
     said = []
     for case in dict.fromkeys(row.case for row in rows):
         share = max(row.share for row in rows if row.case == case)
