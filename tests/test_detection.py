@@ -383,6 +383,110 @@ def reported(tmp_path_factory):
     return folder / "outputs"
 
 
+@pytest.fixture
+def masks(reported, tmp_path):
+    """Folders of finished masks like that of the sweep's planted run: one for each of some changed settings.
+
+    `rows` is the hash of the clean rows and `file` where they came from.
+    """
+    from omegaconf import OmegaConf
+
+    from xtf.artifacts import read_json, write_json
+
+    (like,) = [
+        file.parent
+        for file in reported.rglob("mask.parquet")
+        if "planting" in read_json(file.parent / "manifest.json")
+    ]
+
+    def make(*changes):
+        folders = []
+        for number, change in enumerate(changes):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            config, manifest = OmegaConf.load(like / "config.yaml"), read_json(like / "manifest.json")
+            for key, value in change.items():
+                if key == "rows":
+                    manifest["data"]["train"]["sha256"] = value
+                elif key == "file":
+                    config.task.train.path, manifest["data"]["train"]["source"] = value, Path(value).name
+                else:
+                    OmegaConf.update(config, key, value)
+            OmegaConf.save(config, folder / "config.yaml")
+            write_json(folder / "manifest.json", manifest)
+            (folder / "mask.parquet").symlink_to(like / "mask.parquet")
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+PLAIN = "math, 20 rows of math_train.jsonl, tiny"
+
+
+@pytest.mark.parametrize(("changes", "cases"), [
+    ([{}], [""]),
+    ([{}, {"plant.seed": 1}, {"seed": 3}], [""]),  # nothing that the masks' distribution depends on
+    ([{}, {"file": "/elsewhere/math_train.jsonl"}], [""]),  # the same rows
+    ([{}, {"threshold.name": "quantile"}], ["", ", threshold=quantile"]),
+    ([{}, {"threshold.kn.pcp": 0.9}], [", threshold.kn.pcp=0.9", ", threshold.kn.pcp=0.95"]),
+    ([{"plant.kinds": ["corrupted"]}, {"plant.kinds": ["corrupted", "redundant"]}],
+     [", plant.kinds=[corrupted,redundant]", ", plant.kinds=[corrupted]"]),
+    ([{}, {"scorer.ri.layer": 0}, {"scorer.ri.layer": 0, "plant.seed": 1}],
+     [", scorer.ri.layer=-1", ", scorer.ri.layer=0"]),
+    ([{"model.path": "a/model"}, {"model.path": "b/model"}], [", model.path=a/model", ", model.path=b/model"]),
+    ([{"task.train.limit": 20}, {"task.train.limit": 30, "rows": "0123456789"}],
+     [", task.train.limit=20, rows=", ", task.train.limit=30, rows=01234567"]),
+])  # fmt: skip
+def test_masks_are_pooled_only_if_nothing_but_the_seed_of_the_planting_differs(masks, changes, cases):
+    found = [cell.case for cell in detection.read_cells(masks(*changes))]
+    assert len(found) == len(cases)
+    for case, wanted in zip(found, cases, strict=True):
+        assert case.startswith(PLAIN + wanted) if wanted.endswith("=") else case == PLAIN + wanted
+
+
+@pytest.mark.parametrize(("files", "sources"), [
+    (["gsm8k/train.jsonl"], ["train.jsonl"]),
+    (["data/gsm8k/train.jsonl", "data/svamp/train.jsonl"], ["gsm8k/train.jsonl", "svamp/train.jsonl"]),
+    (["/one/data/train.jsonl", "/two/data/train.jsonl"], ["one/data/train.jsonl", "two/data/train.jsonl"]),
+    (["train.jsonl", "/data/other.jsonl", "old/train.jsonl"], ["old/train.jsonl", "other.jsonl", "train.jsonl"]),
+])  # fmt: skip
+def test_files_of_one_name_are_told_apart_by_the_folders_above_them(masks, files, sources):
+    cells = detection.read_cells(masks(*({"file": file, "rows": file} for file in files)))
+    assert [cell.case for cell in cells] == [f"math, 20 rows of {source}, tiny" for source in sources]
+
+
+def test_a_file_that_has_changed_is_told_apart_by_its_rows(masks):
+    cells = detection.read_cells(
+        masks({"rows": "0123456789"}, {"rows": "abcdefghij"}, {"rows": "abcdefghij"})
+    )
+    assert [cell.case for cell in cells] == [f"{PLAIN}, rows=01234567", f"{PLAIN}, rows=abcdefgh"]
+
+
+def test_several_plantings_are_pooled_by_example_and_their_responses_are_told_apart(masks):
+    folders = masks({}, {"plant.seed": 1})
+    ((one,), (two,)) = (detection.read_cells(part) for part in (folders[:1], folders))
+    np.testing.assert_array_equal(two.group, np.tile(one.group, 2))
+    np.testing.assert_array_equal(two.text, np.concatenate([one.group, one.group + 20]))
+    assert len(two.planted) == 2 * len(one.planted)
+
+
+def test_a_method_joins_the_panel_of_its_case_unless_several_do():
+    def row(case, detector):
+        return Finding(
+            case, 0.3, "any kind", detector, 5, 5, 10, 0.5, {"auroc": Metric(0.6, 0.5, 0.7, 9, "")}
+        )
+
+    rows = [row("a", "KN"), row("a, method=m", "token cleaning")]
+    assert {case: list(found) for case, found in detection._curves(rows, "any kind").items()} == {
+        "a": ["KN", "token cleaning"]
+    }
+    rows = [row("a", "KN"), *(row(f"a, method=m, method.k={k}", "token cleaning") for k in (1, 2))]
+    assert [list(found) for found in detection._curves(rows, "any kind").values()] == [
+        ["KN"], ["token cleaning"], ["token cleaning"]
+    ]  # fmt: skip
+
+
 def test_a_sweep_leaves_the_truth_beside_the_scores(reported):
     import pyarrow.parquet as pq
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xtf import figures
 from xtf.artifacts import read_json, write_atomic
-from xtf.config import Attribute, Config, PlantKind, ThresholdConfig, load_config
+from xtf.config import Attribute, Config, PlantKind, ThresholdConfig, digest, identity, load_config, plain
 from xtf.masks import build_mask
 from xtf.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
 from xtf.pages import counted, data_url, render
@@ -276,17 +276,88 @@ class Finding:
 
 
 def read_cells(folders: Sequence[Path]) -> list[Cell]:
-    """Cells of finished masks, ordered by case and share."""
+    """Cells of finished masks, ordered by case and share.
+
+    Masks of one cell agree in everything that determines a run's result, the rows before planting included, but in
+    plant.seed; those of one case in all but plant.share as well.
+    """
     parts: dict[tuple[str, float], list[tuple[Config, pa.Table]]] = defaultdict(list)
+    settings: dict[str, _Setting] = {}
     for folder in folders:
         node = OmegaConf.load(folder / "config.yaml")
         assert isinstance(node, DictConfig)
         config, data = load_config(node), read_json(folder / "manifest.json")["data"]["train"]
-        case = f"{config.task.name}, {data['rows']} rows of {data['source']}, {config.model.name}"
-        case += "" if config.method.name == "xtf" else f"{METHOD}{config.method.name}"
-        case += "" if config.threshold.name == "paper" else f", threshold={config.threshold.name}"
-        parts[case, config.plant.share].append((config, pq.read_table(folder / "mask.parquet")))
-    return [_cell(*key, runs) for key, runs in sorted(parts.items(), key=lambda item: item[0])]
+        keys = {key: plain(value) for key, value in identity(config).items()} | {"rows": data["sha256"]}
+        del keys["plant.seed"], keys["plant.share"]
+        settings.setdefault(digest(keys), _Setting(config, data["source"], data["rows"], keys))
+        parts[digest(keys), config.plant.share].append((config, pq.read_table(folder / "mask.parquet")))
+    cases = dict(zip(settings, _cases(list(settings.values())), strict=True))
+    cells = [_cell(cases[setting], share, runs) for (setting, share), runs in parts.items()]
+    return sorted(cells, key=lambda cell: (cell.case, cell.share))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the masks of a case have in common; `keys` says all that may differ from one case to the next."""
+
+    config: Config
+    source: str  # a file's name or a data set's id
+    rows: int
+    keys: Mapping[str, Any]
+
+    def case(self, source: str) -> str:
+        config = self.config
+        said = f"{config.task.name}, {self.rows} rows of {source}, {config.model.name}"
+        said += "" if config.method.name == "xtf" else f"{METHOD}{config.method.name}"
+        return said + ("" if config.threshold.name == "paper" else f", threshold={config.threshold.name}")
+
+
+def _cases(settings: Sequence[_Setting]) -> list[str]:
+    """A name for each setting, no two alike: its task, rows, model, method and preset, and what else is needed.
+
+    Files of one name are told apart by the folders above them, other settings by the keys in which they differ.
+    """
+    sources = [setting.source for setting in settings]
+    for alike in _alike([setting.case(setting.source) for setting in settings]):
+        for place, source in zip(alike, _sources([settings[place] for place in alike]), strict=True):
+            sources[place] = source
+    cases = [setting.case(source) for setting, source in zip(settings, sources, strict=True)]
+    for alike in _alike(cases):
+        parts = [settings[place].keys for place in alike]
+        keys = dict.fromkeys(key for part in parts for key in part)
+        differing = [key for key in keys if any(part.get(key) != parts[0].get(key) for part in parts)]
+        for place, part in zip(alike, parts, strict=True):
+            cases[place] += "".join(f", {key}={_in_words(key, part.get(key))}" for key in differing)
+    assert len(set(cases)) == len(cases), cases
+    return cases
+
+
+def _alike(names: Sequence[str]) -> list[list[int]]:
+    """The places of each name that more than one has."""
+    places = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    return [found for found in places.values() if len(found) > 1]
+
+
+def _sources(settings: Sequence[_Setting]) -> list[str]:
+    """Where the rows of each come from, with as many folders as it takes to tell different rows apart."""
+    paths: dict[str, Path] = {}
+    for setting in settings:
+        paths.setdefault(setting.keys["rows"], Path(setting.config.task.train.path or setting.source))
+    depths = range(1, max(len(path.parts) for path in paths.values()) + 1)
+    depth = max(depths, key=lambda depth: len({path.parts[-depth:] for path in paths.values()}))
+    names = {rows: Path(*path.parts[-depth:]).as_posix() for rows, path in paths.items()}
+    return [setting.source if depth == 1 else names[setting.keys["rows"]] for setting in settings]
+
+
+def _in_words(key: str, value: Any) -> str:
+    """A value as one would set it, of the rows the beginning of their hash."""
+    if key == "rows":
+        return str(value)[:8]
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> Cell:
@@ -485,15 +556,17 @@ def _largest(cells: Sequence[Cell]) -> list[Cell]:
 def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tuple[float, Metric]]]]:
     """AUROC by case, detector and share, for the figure.
 
-    What another method adds stands in its rows' own case. `low loss` is KN's score again and `random` is chance.
+    What another method adds stands in its rows' own case; it joins the case without it unless several would.
+    `low loss` is KN's score again and `random` is chance.
     """
     found: dict[str, dict[str, list[tuple[float, Metric]]]] = defaultdict(lambda: defaultdict(list))
     cases = {row.case for row in rows}
+    joining = Counter(case.partition(METHOD)[0] for case in cases if METHOD in case)
     for row in sorted(rows, key=lambda row: METHOD in row.case):
         if row.kind != kind or "auroc" not in row.measures or row.detector in ("low loss", "random"):
             continue
         case = row.case.partition(METHOD)[0]
-        points = found[case if case in cases else row.case][row.detector]
+        points = found[case if case in cases and joining[case] <= 1 else row.case][row.detector]
         if row.share not in {share for share, _ in points}:
             points.append((row.share, row.measures["auroc"]))
     return found
