@@ -101,7 +101,69 @@ def test_rule_measures_of_a_hand_worked_case():
     assert values == pytest.approx({
         "precision": 3 / 4, "recall": 3 / 4, "f1": 3 / 4, "gain": 3 / 4 - 1 / 6, "clean_dropped": 1 / 6
     })  # fmt: skip
+    # of one response a blind rule drops as large a part of the noise as of the clean tokens, so nothing is subtracted
     assert all((m.low, m.high) == (m.value, m.value) for m in found.values())  # one example: no other draw
+
+
+def test_gain_of_two_responses_worked_by_hand():
+    # 4 tokens, 3 of them noise, both drops hit; 6 tokens, 1 of them noise, the one drop does not hit
+    noise = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0], bool)
+    dropped = np.array([1, 1, 0, 0, 0, 1, 0, 0, 0, 0], bool)
+    text = np.repeat([0, 1], [4, 6])
+    hits, false = 2 - (2 * 3 / 4 + 1 * 1 / 6), 1 - (2 * 1 / 4 + 1 * 5 / 6)
+    wanted = pytest.approx(hits / 4 - false / 6)
+    assert rule_measures(dropped, noise, text, draws_of(2))["gain"].value == wanted
+    assert wanted == 5 / 36
+    # the responses of one example are still told apart
+    assert rule_measures(dropped, noise, 0 * text, draws_of(1), text)["gain"].value == wanted
+    assert rule_measures(dropped, noise, 0 * text, draws_of(1))["gain"].value == pytest.approx(2 / 4 - 1 / 6)
+
+
+def rated(generator, examples=300, tokens=40, plantings=1):
+    """Responses whose rate of drops follows their share of noise: (rate [N], noise, example, response)."""
+    text = np.repeat(np.arange(examples * plantings), tokens)
+    share = generator.uniform(0.05, 0.6, examples * plantings)[text]
+    return share, generator.random(len(text)) < share, text % examples, text
+
+
+@pytest.mark.parametrize("plantings", [1, 3])
+def test_a_rule_that_is_blind_within_responses_has_no_gain_though_its_rate_follows_the_noise(plantings):
+    generator, draws = np.random.default_rng(3), draws_of(100, 200)
+    gains, naive = [], []
+    for _ in range(200):
+        rate, noise, group, text = rated(generator, 100, 20, plantings)
+        found = rule_measures(generator.random(len(noise)) < rate, noise, group, draws, text)
+        naive.append(found["recall"].value - found["clean_dropped"].value)
+        gains.append(found["gain"])
+    values = np.array([gain.value for gain in gains])
+    assert np.mean(naive) > 0.05
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(gains))
+    assert 0.9 < np.mean([gain.low <= 0 <= gain.high for gain in gains]) < 0.99
+
+
+def test_the_subtracted_part_is_the_mean_of_blind_masks_with_as_many_drops_in_every_response():
+    generator = np.random.default_rng(4)
+    rate, noise, group, text = rated(generator, 30, 12)
+    dropped = generator.random(len(noise)) < rate
+    blind = []
+    for _ in range(2000):
+        mask = generator.permuted(dropped.reshape(30, 12), axis=1).ravel()
+        blind.append((mask & noise).sum() / noise.sum() - (mask & ~noise).sum() / (~noise).sum())
+    found = rule_measures(dropped, noise, group, draws_of(30), text)
+    raw = found["recall"].value - found["clean_dropped"].value
+    assert raw - found["gain"].value == pytest.approx(np.mean(blind), abs=4 * np.std(blind) / math.sqrt(2000))
+
+
+def test_a_rule_that_knows_the_noise_keeps_a_large_gain():
+    _, noise, group, text = rated(np.random.default_rng(3))
+    draws = draws_of(300)
+    gain = rule_measures(noise, noise, group, draws, text)["gain"]
+    assert (
+        0.85 < gain.low < gain.value < gain.high < 1
+    )  # 1 - var(share) / (mean (1 - mean)), shares of 5 to 60 %
+    assert rule_measures(~noise, noise, group, draws, text)["gain"].value == pytest.approx(-gain.value)
+    even = np.tile(np.arange(40) < 10, 300)
+    assert rule_measures(even, even, group, draws, text)["gain"].value == pytest.approx(1)
 
 
 def test_what_is_undefined_is_left_out():
@@ -133,9 +195,43 @@ def test_intervals_equal_a_slow_bootstrap_over_whole_examples(monkeypatch):
             take = np.concatenate([np.flatnonzero(group == g) for g in np.repeat(np.arange(8), counts)])
             values.append(slow(score[take], noise[take]))
         assert found[name].value == pytest.approx(slow(score, noise))
-        assert (found[name].low, found[name].high) == pytest.approx(
-            np.quantile(values, [0.025, 0.975]), abs=0.01
-        )
+        limits = np.quantile(values, [0.025, 0.975])
+        assert (found[name].low, found[name].high) == pytest.approx(limits, abs=1e-5)
+
+
+def ranked(kind, tokens=400, examples=100):
+    """Scores of many more tokens than bins: (score, noise, group)."""
+    generator = np.random.default_rng(5)
+    group = np.repeat(np.arange(examples), tokens)
+    share, shift, spread = {
+        "rare and apart": (0.004, 50, 0.7), "rare and the wrong way round": (0.004, -50, 0.7),
+        "rare and near": (0.004, 2, 0.7), "rare": (0.02, 1, 0.7), "as common as clean": (0.5, 0.5, 0.7),
+        "the rule": (0.98, 1, 0.7), "of few levels": (0.02, 1, 0.0),
+    }[kind]  # fmt: skip
+    noise = generator.random(len(group)) < share * generator.uniform(0.2, 1.8, examples)[group]
+    score = generator.normal(size=len(group)) + spread * generator.normal(size=examples)[group]
+    score += shift * noise
+    return (np.round(score) if kind == "of few levels" else score), noise, group
+
+
+@pytest.mark.parametrize("kind", [
+    "rare and apart", "rare and the wrong way round", "rare and near", "rare", "as common as clean", "the rule",
+    "of few levels",
+])  # fmt: skip
+def test_bins_do_not_move_the_intervals_whatever_the_share_of_noise(kind):
+    score, noise, group = ranked(kind)
+    draws = draws_of(100, 60)
+    found = score_measures(score, noise, group, draws)
+    values = []
+    for counts in draws.astype(int):
+        take = np.repeat(np.arange(len(score)), counts[group])
+        values.append((auroc(score[take], noise[take]), average_precision(score[take], noise[take])))
+    for name, exact in zip(("auroc", "average_precision"), np.transpose(values), strict=True):
+        limits = np.quantile(exact, [0.025, 0.975])
+        assert (found[name].low, found[name].high) == pytest.approx(limits, abs=0.002), name
+        assert 0 <= found[name].low <= found[name].value <= found[name].high <= 1
+    if "apart" in kind:
+        assert [(one.low, one.value, one.high) for one in found.values()] == [(1, 1, 1)] * 2
 
 
 def test_intervals_cover_the_true_auroc_and_the_true_recall():
@@ -208,7 +304,8 @@ def cell(planted, dropped, score=None, tokens=None):
     count = len(planted)
     detector = Detector(None if score is None else np.asarray(score, float), np.asarray(dropped, bool))
     ids = np.arange(count) if tokens is None else np.asarray(tokens)
-    return Cell("case", 0.3, 0.3, planted, np.zeros(count, int), ids, {"KN": detector}, None)
+    one = np.zeros(count, int)
+    return Cell("case", 0.3, 0.3, planted, one, one, ids, {"KN": detector}, None)
 
 
 def test_other_kinds_and_straddling_tokens_take_no_part():
@@ -284,6 +381,110 @@ def reported(tmp_path_factory):
         for arguments in (sweep, ["stage=report", "experiments=planted"]):
             assert cli.main(ROOT, arguments) == 0
     return folder / "outputs"
+
+
+@pytest.fixture
+def masks(reported, tmp_path):
+    """Folders of finished masks like that of the sweep's planted run: one for each of some changed settings.
+
+    `rows` is the hash of the clean rows and `file` where they came from.
+    """
+    from omegaconf import OmegaConf
+
+    from xtf.artifacts import read_json, write_json
+
+    (like,) = [
+        file.parent
+        for file in reported.rglob("mask.parquet")
+        if "planting" in read_json(file.parent / "manifest.json")
+    ]
+
+    def make(*changes):
+        folders = []
+        for number, change in enumerate(changes):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            config, manifest = OmegaConf.load(like / "config.yaml"), read_json(like / "manifest.json")
+            for key, value in change.items():
+                if key == "rows":
+                    manifest["data"]["train"]["sha256"] = value
+                elif key == "file":
+                    config.task.train.path, manifest["data"]["train"]["source"] = value, Path(value).name
+                else:
+                    OmegaConf.update(config, key, value)
+            OmegaConf.save(config, folder / "config.yaml")
+            write_json(folder / "manifest.json", manifest)
+            (folder / "mask.parquet").symlink_to(like / "mask.parquet")
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+PLAIN = "math, 20 rows of math_train.jsonl, tiny"
+
+
+@pytest.mark.parametrize(("changes", "cases"), [
+    ([{}], [""]),
+    ([{}, {"plant.seed": 1}, {"seed": 3}], [""]),  # nothing that the masks' distribution depends on
+    ([{}, {"file": "/elsewhere/math_train.jsonl"}], [""]),  # the same rows
+    ([{}, {"threshold.name": "quantile"}], ["", ", threshold=quantile"]),
+    ([{}, {"threshold.kn.pcp": 0.9}], [", threshold.kn.pcp=0.9", ", threshold.kn.pcp=0.95"]),
+    ([{"plant.kinds": ["corrupted"]}, {"plant.kinds": ["corrupted", "redundant"]}],
+     [", plant.kinds=[corrupted,redundant]", ", plant.kinds=[corrupted]"]),
+    ([{}, {"scorer.ri.layer": 0}, {"scorer.ri.layer": 0, "plant.seed": 1}],
+     [", scorer.ri.layer=-1", ", scorer.ri.layer=0"]),
+    ([{"model.path": "a/model"}, {"model.path": "b/model"}], [", model.path=a/model", ", model.path=b/model"]),
+    ([{"task.train.limit": 20}, {"task.train.limit": 30, "rows": "0123456789"}],
+     [", task.train.limit=20, rows=", ", task.train.limit=30, rows=01234567"]),
+])  # fmt: skip
+def test_masks_are_pooled_only_if_nothing_but_the_seed_of_the_planting_differs(masks, changes, cases):
+    found = [cell.case for cell in detection.read_cells(masks(*changes))]
+    assert len(found) == len(cases)
+    for case, wanted in zip(found, cases, strict=True):
+        assert case.startswith(PLAIN + wanted) if wanted.endswith("=") else case == PLAIN + wanted
+
+
+@pytest.mark.parametrize(("files", "sources"), [
+    (["gsm8k/train.jsonl"], ["train.jsonl"]),
+    (["data/gsm8k/train.jsonl", "data/svamp/train.jsonl"], ["gsm8k/train.jsonl", "svamp/train.jsonl"]),
+    (["/one/data/train.jsonl", "/two/data/train.jsonl"], ["one/data/train.jsonl", "two/data/train.jsonl"]),
+    (["train.jsonl", "/data/other.jsonl", "old/train.jsonl"], ["old/train.jsonl", "other.jsonl", "train.jsonl"]),
+])  # fmt: skip
+def test_files_of_one_name_are_told_apart_by_the_folders_above_them(masks, files, sources):
+    cells = detection.read_cells(masks(*({"file": file, "rows": file} for file in files)))
+    assert [cell.case for cell in cells] == [f"math, 20 rows of {source}, tiny" for source in sources]
+
+
+def test_a_file_that_has_changed_is_told_apart_by_its_rows(masks):
+    cells = detection.read_cells(
+        masks({"rows": "0123456789"}, {"rows": "abcdefghij"}, {"rows": "abcdefghij"})
+    )
+    assert [cell.case for cell in cells] == [f"{PLAIN}, rows=01234567", f"{PLAIN}, rows=abcdefgh"]
+
+
+def test_several_plantings_are_pooled_by_example_and_their_responses_are_told_apart(masks):
+    folders = masks({}, {"plant.seed": 1})
+    ((one,), (two,)) = (detection.read_cells(part) for part in (folders[:1], folders))
+    np.testing.assert_array_equal(two.group, np.tile(one.group, 2))
+    np.testing.assert_array_equal(two.text, np.concatenate([one.group, one.group + 20]))
+    assert len(two.planted) == 2 * len(one.planted)
+
+
+def test_a_method_joins_the_panel_of_its_case_unless_several_do():
+    def row(case, detector):
+        return Finding(
+            case, 0.3, "any kind", detector, 5, 5, 10, 0.5, {"auroc": Metric(0.6, 0.5, 0.7, 9, "")}
+        )
+
+    rows = [row("a", "KN"), row("a, method=m", "token cleaning")]
+    assert {case: list(found) for case, found in detection._curves(rows, "any kind").items()} == {
+        "a": ["KN", "token cleaning"]
+    }
+    rows = [row("a", "KN"), *(row(f"a, method=m, method.k={k}", "token cleaning") for k in (1, 2))]
+    assert [list(found) for found in detection._curves(rows, "any kind").values()] == [
+        ["KN"], ["token cleaning"], ["token cleaning"]
+    ]  # fmt: skip
 
 
 def test_a_sweep_leaves_the_truth_beside_the_scores(reported):

@@ -3,8 +3,8 @@
 A *detector* has a score (higher: more like noise), a rule that drops tokens, or both. It is asked to tell the
 noise of one kind from clean tokens; tokens of other kinds and those that straddle planted and clean text
 (`xtf.planting.response_kinds`) are left out. Threshold-free: AUROC and average precision of the score. At its
-threshold: precision, recall, F1, and recall minus the share of clean tokens that it drops as well, which is 0
-for a rule that looks away. Intervals are 95 % percentile bootstraps over examples, for tokens of one response
+threshold: precision, recall, F1, and the gain, which is what it finds beyond dropping as many tokens of each
+response blindly (`rule_measures`). Intervals are 95 % percentile bootstraps over examples, for tokens of one response
 stand and fall together; several plantings into the same examples are pooled, an example is drawn with all.
 
 Everything is computed from stored masks and scores; no model is loaded. The report's CSV file holds every finding, and
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xtf import figures
 from xtf.artifacts import read_json, write_atomic
-from xtf.config import Attribute, Config, PlantKind, ThresholdConfig, load_config
+from xtf.config import Attribute, Config, PlantKind, ThresholdConfig, digest, identity, load_config, plain
 from xtf.masks import build_mask
 from xtf.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
 from xtf.pages import counted, data_url, render
@@ -41,7 +41,7 @@ from xtf.thresholds import SOURCE
 
 RESAMPLES = 1000
 INTERVAL = "bootstrap over examples"
-BINS = 256  # of a score within the bootstrap; the estimate itself is exact
+BINS = 256  # of a score within the bootstrap, for noise and for clean tokens; the estimate itself is exact
 ANY = "any kind"
 METHOD = ", method="  # in the name of a case
 MEASURES = ("auroc", "average_precision", "precision", "recall", "f1", "gain")
@@ -103,35 +103,56 @@ def score_measures(
 ) -> dict[str, Metric]:
     """`auroc` and `average_precision` of a score [N] with intervals over examples; `group` [N] numbers them.
 
-    The resamples count tokens in `BINS` bins of equal size; the interval is moved by what this costs the
-    estimate. ValueError if there is no noise or no clean token.
+    The resamples count tokens in bins that part the noise into `BINS` equal portions and the clean tokens too, so that
+    a rare sort is told apart as finely as a common one; with no more than `BINS` tokens of either they are exact. The
+    interval is moved by what the bins cost the estimate. ValueError if there is no noise or no clean token.
     """
     if not noise.any() or noise.all():
         raise ValueError(f"{int(noise.sum())} of {len(noise)} tokens are noise: both sorts are needed")
-    edges = np.unique(np.quantile(score, np.linspace(0, 1, BINS + 1)[1:-1]))
-    place, groups = group * (len(edges) + 1) + np.searchsorted(edges, score), draws_RG.shape[1]
+    sorts, portions, groups = (noise, ~noise), np.linspace(0, 1, BINS + 1), draws_RG.shape[1]
+    # Tokens are the edges, so that each bin begins at one: average precision asks what lies above a noise token.
+    starts = np.unique([np.quantile(score[sort], portions, method="higher") for sort in sorts])
+    place = group * len(starts) + np.searchsorted(starts, score, "right") - 1
     tables = [
-        np.bincount(place[part], minlength=groups * (len(edges) + 1)).reshape(groups, -1).astype(np.float32)
-        for part in (noise, ~noise)
+        np.bincount(place[sort], minlength=groups * len(starts)).reshape(groups, -1).astype(np.float32)
+        for sort in sorts
     ]
     noise_RB, clean_RB = (draws_RG @ table for table in tables)
     counts, found = _counts(score, noise), {}
     for name, measure in (("auroc", _auroc), ("average_precision", _average_precision)):
         exact = float(measure(*counts))
         shift = exact - float(measure(*(table.sum(0) for table in tables)))
-        found[name] = _metric(exact, measure(noise_RB, clean_RB) + shift, groups)
+        found[name] = _metric(exact, np.clip(measure(noise_RB, clean_RB) + shift, 0, 1), groups)
     return found
 
 
 def rule_measures(
-    dropped: np.ndarray, noise: np.ndarray, group: np.ndarray, draws_RG: np.ndarray
+    dropped: np.ndarray,
+    noise: np.ndarray,
+    group: np.ndarray,
+    draws_RG: np.ndarray,
+    text: np.ndarray | None = None,
 ) -> dict[str, Metric]:
-    """`precision`, `recall`, `f1`, `gain` (recall - dropped share of the clean tokens), and that share as
-    `clean_dropped`; what is undefined (nothing dropped, no noise) is left out."""
-    cells = (dropped & noise, dropped & ~noise, noise, ~noise)
-    counts_GC = np.stack([np.bincount(group[cell], minlength=draws_RG.shape[1]) for cell in cells], -1)
+    """`precision`, `recall`, `f1`, `gain`, and the share of the clean tokens that was dropped as `clean_dropped`; what
+    is undefined (nothing dropped, no noise) is left out.
+
+    `text` [N] numbers the responses, of which an example has several after several plantings; None: one each. Of n
+    tokens of a response, d of them dropped and k of them noise, a blind rule with as many drops hits d k / n noise
+    tokens on average, so
+
+        gain = sum(hits - d k / n) / noise - sum(false drops - d (n - k) / n) / clean
+
+    which is 0 on average for a rule that is blind within a response, however its rate follows the response's share of
+    noise: recall - clean_dropped is not. A rule that drops the noise and nothing else has 1 where all responses have
+    the same share of noise, and less where they differ, for in a response of noise alone there is nothing to tell.
+    """
+    text = group if text is None else text
+    noise_T, tokens_T = np.bincount(text, noise), np.bincount(text)
+    blind = dropped * (noise_T / np.maximum(tokens_T, 1))[text]  # what a blind drop of the same response hits
+    cells = (dropped & noise, dropped & ~noise, noise, ~noise, blind)
+    counts_GC = np.stack([np.bincount(group, cell, draws_RG.shape[1]) for cell in cells], -1)
     found = {}
-    whole, draws = _rates(counts_GC.sum(0)), _rates(draws_RG @ counts_GC.astype(np.float32))
+    whole, draws = _rates(counts_GC.sum(0)), _rates(draws_RG @ counts_GC)
     for name, value in whole.items():
         if not np.isnan(value):
             found[name] = _metric(float(value), draws[name], draws_RG.shape[1])
@@ -139,12 +160,14 @@ def rule_measures(
 
 
 def _rates(counts_C: np.ndarray) -> dict[str, np.ndarray]:
-    hit, false, noise, clean = np.moveaxis(np.asarray(counts_C, float), -1, 0)
+    hit, false, noise, clean, blind = np.moveaxis(np.asarray(counts_C, float), -1, 0)
     recall, clean_dropped = _ratio(hit, noise), _ratio(false, clean)
     some = np.where(noise > 0, 1.0, np.nan)
+    # What is not a hit is a false drop, of the blind rule's drops too: hits beyond its are false drops short of its.
+    gain = _ratio(hit - blind, noise) + _ratio(hit - blind, clean)
     return {
         "precision": some * _ratio(hit, hit + false), "recall": recall,
-        "f1": some * _ratio(2 * hit, hit + false + noise), "gain": recall - clean_dropped,
+        "f1": some * _ratio(2 * hit, hit + false + noise), "gain": gain,
         "clean_dropped": clean_dropped,
     }  # fmt: skip
 
@@ -213,7 +236,8 @@ def _as_detector(method: Random | LowLoss | HighLoss, scores: Scores, seed: int)
 class Cell:
     """Masks that differ in nothing but the planting's seed: the tokens of all, one after the other.
 
-    planted: int8 [N], `CODES`; group: int64 [N], which example; tokens: int32 [N], their ids.
+    planted: int8 [N], `CODES`; group: int64 [N], which example; text: int64 [N], which response, of which an example
+    has one per mask; tokens: int32 [N], their ids.
     """
 
     case: str
@@ -221,6 +245,7 @@ class Cell:
     reached: float
     planted: np.ndarray
     group: np.ndarray
+    text: np.ndarray
     tokens: np.ndarray
     detectors: Mapping[str, Detector]
     config: Config
@@ -251,28 +276,101 @@ class Finding:
 
 
 def read_cells(folders: Sequence[Path]) -> list[Cell]:
-    """Cells of finished masks, ordered by case and share."""
+    """Cells of finished masks, ordered by case and share.
+
+    Masks of one cell agree in everything that determines a run's result, the rows before planting included, but in
+    plant.seed; those of one case in all but plant.share as well.
+    """
     parts: dict[tuple[str, float], list[tuple[Config, pa.Table]]] = defaultdict(list)
+    settings: dict[str, _Setting] = {}
     for folder in folders:
         node = OmegaConf.load(folder / "config.yaml")
         assert isinstance(node, DictConfig)
         config, data = load_config(node), read_json(folder / "manifest.json")["data"]["train"]
-        case = f"{config.task.name}, {data['rows']} rows of {data['source']}, {config.model.name}"
-        case += "" if config.method.name == "xtf" else f"{METHOD}{config.method.name}"
-        case += "" if config.threshold.name == "paper" else f", threshold={config.threshold.name}"
-        parts[case, config.plant.share].append((config, pq.read_table(folder / "mask.parquet")))
-    return [_cell(*key, runs) for key, runs in sorted(parts.items(), key=lambda item: item[0])]
+        keys = {key: plain(value) for key, value in identity(config).items()} | {"rows": data["sha256"]}
+        del keys["plant.seed"], keys["plant.share"]
+        settings.setdefault(digest(keys), _Setting(config, data["source"], data["rows"], keys))
+        parts[digest(keys), config.plant.share].append((config, pq.read_table(folder / "mask.parquet")))
+    cases = dict(zip(settings, _cases(list(settings.values())), strict=True))
+    cells = [_cell(cases[setting], share, runs) for (setting, share), runs in parts.items()]
+    return sorted(cells, key=lambda cell: (cell.case, cell.share))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the masks of a case have in common; `keys` says all that may differ from one case to the next."""
+
+    config: Config
+    source: str  # a file's name or a data set's id
+    rows: int
+    keys: Mapping[str, Any]
+
+    def case(self, source: str) -> str:
+        config = self.config
+        said = f"{config.task.name}, {self.rows} rows of {source}, {config.model.name}"
+        said += "" if config.method.name == "xtf" else f"{METHOD}{config.method.name}"
+        return said + ("" if config.threshold.name == "paper" else f", threshold={config.threshold.name}")
+
+
+def _cases(settings: Sequence[_Setting]) -> list[str]:
+    """A name for each setting, no two alike: its task, rows, model, method and preset, and what else is needed.
+
+    Files of one name are told apart by the folders above them, other settings by the keys in which they differ.
+    """
+    sources = [setting.source for setting in settings]
+    for alike in _alike([setting.case(setting.source) for setting in settings]):
+        for place, source in zip(alike, _sources([settings[place] for place in alike]), strict=True):
+            sources[place] = source
+    cases = [setting.case(source) for setting, source in zip(settings, sources, strict=True)]
+    for alike in _alike(cases):
+        parts = [settings[place].keys for place in alike]
+        keys = dict.fromkeys(key for part in parts for key in part)
+        differing = [key for key in keys if any(part.get(key) != parts[0].get(key) for part in parts)]
+        for place, part in zip(alike, parts, strict=True):
+            cases[place] += "".join(f", {key}={_in_words(key, part.get(key))}" for key in differing)
+    assert len(set(cases)) == len(cases), cases
+    return cases
+
+
+def _alike(names: Sequence[str]) -> list[list[int]]:
+    """The places of each name that more than one has."""
+    places = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    return [found for found in places.values() if len(found) > 1]
+
+
+def _sources(settings: Sequence[_Setting]) -> list[str]:
+    """Where the rows of each come from, with as many folders as it takes to tell different rows apart."""
+    paths: dict[str, Path] = {}
+    for setting in settings:
+        paths.setdefault(setting.keys["rows"], Path(setting.config.task.train.path or setting.source))
+    depths = range(1, max(len(path.parts) for path in paths.values()) + 1)
+    depth = max(depths, key=lambda depth: len({path.parts[-depth:] for path in paths.values()}))
+    names = {rows: Path(*path.parts[-depth:]).as_posix() for rows, path in paths.items()}
+    return [setting.source if depth == 1 else names[setting.keys["rows"]] for setting in settings]
+
+
+def _in_words(key: str, value: Any) -> str:
+    """A value as one would set it, of the rows the beginning of their hash."""
+    if key == "rows":
+        return str(value)[:8]
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> Cell:
     ids = {name: number for number, name in enumerate(runs[0][1]["example_id"].to_pylist())}
     planted, groups, tokens, found = [], [], [], defaultdict[str, list[Detector]](list)
+    sizes: list[int] = []  # of each response
     for config, table in runs:
         prompts, rows = table["prompt_length"].to_pylist(), table["input_ids"].to_pylist()
         responses = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
         lengths = [len(response) for response in responses]
         numbers = [ids.setdefault(name, len(ids)) for name in table["example_id"].to_pylist()]
         groups.append(np.repeat(numbers, lengths))
+        sizes += lengths
         tokens.append(np.concatenate(responses))
         truth = table["planted"] if "planted" in table.column_names else None
         planted.append(
@@ -282,7 +380,8 @@ def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> C
             found[name].append(detector)
     whole = np.concatenate(planted)
     return Cell(
-        case, share, float((whole > 0).mean()), whole, np.concatenate(groups), np.concatenate(tokens),
+        case, share, float((whole > 0).mean()), whole, np.concatenate(groups),
+        np.repeat(np.arange(len(sizes)), sizes), np.concatenate(tokens),
         {name: _joined(parts) for name, parts in found.items() if len(parts) == len(runs)}, runs[0][0],
     )  # fmt: skip
 
@@ -305,7 +404,9 @@ def findings(cell: Cell) -> list[Finding]:
             if detector.score is not None and noise.any():
                 measures |= score_measures(detector.score[part], noise[part], cell.group[part], draws_RG)
             if detector.dropped is not None:
-                measures |= rule_measures(detector.dropped[part], noise[part], cell.group[part], draws_RG)
+                measures |= rule_measures(
+                    detector.dropped[part], noise[part], cell.group[part], draws_RG, cell.text[part]
+                )
             counts = int(noise.sum()), int(clean.sum()), len(noise), cell.reached
             found.append(Finding(cell.case, cell.share, kind, name, *counts, measures))
     return found
@@ -342,7 +443,10 @@ def dropped_instead(cell: Cell, name: str) -> Dropped:
 
 
 def unseen(rows: Sequence[Finding]) -> list[str]:
-    """For each case and kind, in words, what the three attributes make of it at the largest share."""
+    """For each case and kind, in words, what the three attributes make of it at the largest share.
+
+    An attribute sees a kind if its AUROC lies above 0.5 or its gain above 0 with the whole interval.
+    """
     said = []
     for case in dict.fromkeys(row.case for row in rows):
         share = max(row.share for row in rows if row.case == case)
@@ -452,15 +556,17 @@ def _largest(cells: Sequence[Cell]) -> list[Cell]:
 def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tuple[float, Metric]]]]:
     """AUROC by case, detector and share, for the figure.
 
-    What another method adds stands in its rows' own case. `low loss` is KN's score again and `random` is chance.
+    What another method adds stands in its rows' own case; it joins the case without it unless several would.
+    `low loss` is KN's score again and `random` is chance.
     """
     found: dict[str, dict[str, list[tuple[float, Metric]]]] = defaultdict(lambda: defaultdict(list))
     cases = {row.case for row in rows}
+    joining = Counter(case.partition(METHOD)[0] for case in cases if METHOD in case)
     for row in sorted(rows, key=lambda row: METHOD in row.case):
         if row.kind != kind or "auroc" not in row.measures or row.detector in ("low loss", "random"):
             continue
         case = row.case.partition(METHOD)[0]
-        points = found[case if case in cases else row.case][row.detector]
+        points = found[case if case in cases and joining[case] <= 1 else row.case][row.detector]
         if row.share not in {share for share, _ in points}:
             points.append((row.share, row.measures["auroc"]))
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -49,7 +50,7 @@ def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
         axis.errorbar(
             100 * value,
             place,
-            xerr=[[100 * (value - low)], [100 * (high - value)]],
+            xerr=_whiskers(100 * value, 100 * low, 100 * high),
             fmt="o",
             color="black",
             capsize=4,
@@ -78,7 +79,7 @@ def pass_at(metrics: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> 
             *(found[label] for found in metrics.values() if label in found), strict=True
         )
         heights = 100 * np.array(values)
-        errors = [heights - 100 * np.array(lows), 100 * np.array(highs) - heights]
+        errors = _whiskers(heights, 100 * np.array(lows), 100 * np.array(highs))
         axis.bar(spots, heights, width, yerr=errors, capsize=3, color=f"C{place % 10}", label=label)
     axis.set_xticks(range(len(metrics)), list(metrics))
     axis.set_ylabel("% of problems solved, with the 95 % interval")
@@ -170,7 +171,7 @@ def effects(
     places = {label: place for place, label in enumerate(sorted(first, key=first.__getitem__))}
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         for label, value, low, high in rows:
-            bars = [[100 * (value - low)], [100 * (high - value)]]
+            bars = _whiskers(100 * value, 100 * low, 100 * high)
             axis.errorbar(
                 100 * value, places[label], xerr=bars, fmt="o", color="black", capsize=3, markersize=4
             )
@@ -206,7 +207,7 @@ def against_tokens(panels: Mapping[str, Sequence[tuple[str, float, float, float,
     for axis, (title, dots) in zip(axes, panels.items(), strict=True):
         for label, tokens, value, low, high in dots:
             marker, colour = styles[label]
-            bars = [[100 * (value - low)], [100 * (high - value)]]
+            bars = _whiskers(100 * value, 100 * low, 100 * high)
             axis.errorbar(
                 tokens, 100 * value, yerr=bars, fmt=marker, color=colour, markersize=5, linewidth=0.8
             )
@@ -235,7 +236,7 @@ def deciles(
         axis.errorbar(
             places / 100,
             values,
-            yerr=[values - lows, highs - values],
+            yerr=_whiskers(values, lows, highs),
             fmt="o-",
             color=COLOURS["kn"],
             capsize=3,
@@ -273,7 +274,7 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
                 axis.errorbar(
                     metric.value,
                     row + 0.22 * (place - (len(shares) - 1) / 2),
-                    xerr=[[metric.value - metric.low], [metric.high - metric.value]],
+                    xerr=_whiskers(metric.value, metric.low, metric.high),
                     fmt="o",
                     markersize=4,
                     color=COLOURS.get(name.lower(), "black"),
@@ -308,6 +309,16 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss per kept token (nats)")
     return figure
+
+
+def _whiskers(value: Any, low: Any, high: Any) -> np.ndarray:
+    """Error bars [2, N] from values to their limits, single numbers or arrays [N].
+
+    A limit that rounding has put a hair on the wrong side of its value lies at the value: Matplotlib refuses bars of
+    negative length.
+    """
+    low, value, high = np.atleast_1d(low), np.atleast_1d(value), np.atleast_1d(high)
+    return np.maximum([value - low, high - value], 0)
 
 
 def _panels(

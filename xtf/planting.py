@@ -130,7 +130,8 @@ FINAL_LINE = re.compile(
 BOXED = re.compile(r"\\f?box(?:ed)?\s*\{")
 SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s+[^\s\d])")
 LINE = re.compile(r"[^\n]*\S[^\n]*")
-FENCE = re.compile(r"^[ \t]*```[^\n]*(?:\n|\Z)", re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*```+[ \t{.]*(?P<language>[^\s:,{}`]*)[^\n]*(?:\n|\Z)", re.MULTILINE)
+PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)  # the tag of a fence that may hold Python
 NOT_A_STEP = re.compile(r"(?:(?:async\s+)?def|class|import|from|else|try|finally|pass)\b|@|[rbuf]?[\"']")
 
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w])")
@@ -184,21 +185,24 @@ class Layout:
 
 
 def read_layout(response: str, code: bool) -> Layout:
-    """The places of a response. With `code`, text outside of ``` fences is Python; inside of them it always is."""
+    """The places of a response. With `code`, a response without ``` fences is Python.
+
+    A fence holds Python if it is tagged so, or not at all, and its text can be tokenised. Any other is left as it is,
+    for `#` need not begin a comment there; a response that is nothing else takes a line above it.
+    """
     fences = list(FENCE.finditer(response))
     if not fences:
         return _code(response, 0, len(response)) if code else _prose(response, 0, len(response))
-    parts, start = [], 0
-    for number, fence in enumerate(fences):
-        if inside := number % 2 == 1:
-            parts.append(_code(response, start, fence.start()))
-        elif response[start : fence.start()].strip():
-            parts.append(_prose(response, start, fence.start()))
-        start = fence.end()
-    if not inside or response[start:].strip():
-        parts.append((_prose if inside else _code)(response, start, len(response)))
+    parts, start, opening = [], 0, None
+    for fence in (*fences, None):
+        text = response[start : fence.start() if fence else len(response)]
+        if opening is None and text.strip():
+            parts.append(_prose(response, start, start + len(text)))
+        elif opening is not None and PYTHON.fullmatch(opening["language"]) and _statements(text):
+            parts.append(_code(response, start, start + len(text)))
+        opening, start = (None if opening else fence), fence.end() if fence else len(response)
     return Layout(
-        [slot for part in parts for slot in part.slots],
+        [slot for part in parts for slot in part.slots] or [Slot(0, "", "\n")],
         [step for part in parts for step in part.steps],
         [sort for part in parts for sort in part.formatting if sort],
     )
@@ -272,7 +276,11 @@ def _code(text: str, start: int, end: int) -> Layout:
 
 
 def _statements(code: str) -> list[tuple[int, int]]:
-    """First and last physical line, from 0, of each logical line of Python; empty if it cannot be tokenised."""
+    """First and last physical line, from 0, of each logical line of Python; empty if it cannot be tokenised.
+
+    After a bracket that closes nothing, or a lone backslash, the tokenizer ends statements that it never began: such
+    text is no Python either.
+    """
     found, first = [], None
     skipped = (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     try:
@@ -280,7 +288,8 @@ def _statements(code: str) -> list[tuple[int, int]]:
             if token.type == tokenize.ERRORTOKEN and not token.string.isspace():
                 return []
             if token.type == tokenize.NEWLINE:
-                assert first is not None, code
+                if first is None:
+                    return []
                 found.append((first, token.start[0] - 1))
                 first = None
             elif token.type not in skipped and first is None:
