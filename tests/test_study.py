@@ -253,9 +253,12 @@ def test_no_panel_cuts_off_an_interval_that_another_panel_does_not_have() -> Non
         "clean": [("xtf", -0.4, -0.5, -0.3)],
         "noisy": [("xtf", -0.03, -0.05, 0.0), ("oracle", 0.1, 0.05, 0.2)],
     }
-    for axis, rows in zip(figures.effects(panels).axes, panels.values(), strict=True):
+    wider = {"clean": {"xtf": (-0.6, -0.2)}}
+    for axis, (title, rows) in zip(figures.effects(panels, student=wider).axes, panels.items(), strict=True):
         low, high = axis.get_xlim()
-        assert low < 100 * min(row[2] for row in rows) and high > 100 * max(row[3] for row in rows)
+        ends = [*(row[2:] for row in rows), *wider.get(title, {}).values()]
+        assert low < 100 * min(end[0] for end in ends)
+        assert high > 100 * max(end[1] for end in ends)
     dots = {
         title: [(n, 1e4, v + 0.5, a + 0.5, b + 0.5) for n, v, a, b in rows] for title, rows in panels.items()
     }

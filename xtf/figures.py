@@ -157,11 +157,13 @@ def effects(
     panels: Mapping[str, Sequence[tuple[str, float, float, float]]],
     control: str = "control",
     untrained: Mapping[str, float] | None = None,
+    student: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> Figure:
     """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
 
     A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its
-    own scale. `untrained`: the base model's difference by panel, as a dotted line.
+    own scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval
+    by panel and label, Student's t, as a thin line behind the first.
     """
     labels = {row[0] for rows in panels.values() for row in rows}
     figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
@@ -170,10 +172,13 @@ def effects(
         first = {label: value for label, value, *_ in rows} | first
     places = {label: place for place, label in enumerate(sorted(first, key=first.__getitem__))}
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        for label, (low, high) in ((student or {}).get(title) or {}).items():
+            line = axis.hlines(places[label], 100 * low, 100 * high, color=COLOURS["other"], linewidth=0.8)
+            line.set_label("Student's t")
         for label, value, low, high in rows:
             bars = _whiskers(100 * value, 100 * low, 100 * high)
             axis.errorbar(
-                100 * value, places[label], xerr=bars, fmt="o", color="black", capsize=3, markersize=4
+                100 * value, places[label], xerr=bars, fmt="o", color="black", linewidth=2, markersize=4
             )
         axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1, label=control)
         if untrained and title in untrained:

@@ -440,7 +440,11 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
                 for share, normal in normals.items()
                 if normal is not None and base
             }
-            figure = figures.effects(panels, "normal", untrained)
+            student = {
+                f"noise {share:.0%}": {arm.name: one.student for arm, one in found["normal"]}
+                for share, found in by_share.items()
+            }
+            figure = figures.effects(panels, "normal", untrained, student)
             section["figures"] = [drawn(figure, f"{task}-effects", "Each method minus normal")]
         sections.append(section)
         comparisons += [
@@ -478,19 +482,19 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             )  # fmt: skip
     pooled = over_tasks(study)
     section = _tasks_section(pooled)
-    panels = {
-        task: [(arm.name, one.value, one.low, one.high) for arm, one in found]
+    clean = {
+        task: found
         for task in study.tasks
         if 0.0 in study.shares(task) and (found := against_controls(study, task, 0.0)["normal"])
     }
-    if len(panels) > 1:
-        section["figures"] = [
-            drawn(
-                figures.effects(panels, "normal"),
-                "tasks-effects",
-                "Each method minus normal, no noise planted",
-            )
-        ]
+    if len(clean) > 1:
+        panels = {
+            task: [(arm.name, one.value, one.low, one.high) for arm, one in found]
+            for task, found in clean.items()
+        }
+        student = {task: {arm.name: one.student for arm, one in found} for task, found in clean.items()}
+        figure = figures.effects(panels, "normal", student=student)
+        section["figures"] = [drawn(figure, "tasks-effects", "Each method minus normal, no noise planted")]
     sections.append(section)
     lacking = missing + [f"not finished: {folder}" for folder in study.unfinished]
     if lacking:
