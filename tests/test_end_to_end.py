@@ -368,3 +368,17 @@ def test_a_users_own_labels_train_as_they_are(run, whole, tmp_path):
     run("method=given", f"task.train.path={tmp_path / 'mine.parquet'}", "stage=mask")
     (ours,) = Path("outputs/runs/math/tiny/full/given").glob("**/mask.parquet")
     assert pq.read_table(ours)["labels"].to_pylist() == table["labels"].to_pylist()
+
+
+def test_the_oracle_leaves_what_was_planted_out_of_the_loss_and_nothing_else(tmp_path):
+    log = finish(tmp_path, "method=oracle", "plant.share=0.3", "evaluate.base=false", "task.eval.limit=2")
+    assert not (tmp_path / "outputs/scores").exists(), log
+    (run,) = tmp_path.glob("outputs/runs/math/tiny/full/oracle/*/seed0")
+    planted = 0
+    for row in pq.read_table(run / "mask.parquet").to_pylist():
+        response = row["labels"][row["prompt_length"] :]
+        assert [label == -100 for label in response] == [code != 0 for code in row["planted"]]
+        planted += sum(code != 0 for code in row["planted"])
+    found = read_json(run / "metrics.json")
+    assert planted > 0
+    assert found["training"]["kept_tokens"] == found["mask"]["response_tokens"] - planted
