@@ -128,7 +128,7 @@ def test_what_was_not_run_is_named_and_not_read(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "study_attributes.json.gz").unlink()
     found = answers(tmp_path)
-    assert found["H4"].reading == "not run"
+    assert found["H4"].reading == "not all run"
     assert found["H4"].missing == ["ri - normal, noise 0%", "kn - normal, noise 0%", "tr - normal, noise 0%"]
     assert "study_attributes" in load(tmp_path)[1][0]
     with pytest.raises(ValueError, match="no run of the study"):

@@ -15,8 +15,9 @@ import argparse
 import csv
 import functools
 import io
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -107,7 +108,9 @@ class Study:
 
     @property
     def tasks(self) -> list[str]:
-        return sorted({arm.task for arm in self.runs})
+        """The task with the most arms first."""
+        arms = Counter(arm.task for arm in self.runs)
+        return sorted(arms, key=lambda task: (-arms[task], task))
 
     def shares(self, task: str) -> list[float]:
         return sorted({arm.share for arm in self.runs if arm.task == task})
@@ -169,7 +172,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runs say about one hypothesis: supported, refuted, undecided, or not run."""
+    """What the runs say about one hypothesis: supported, refuted, undecided, not all run, or not run."""
 
     name: str
     claim: str
@@ -189,7 +192,8 @@ def _answer(
     there = [(label, found) for label, found in wanted if found is not None]
     compared = family([found for _, found in there])
     lines = [Line(label, found, unit) for (label, _), found in zip(there, compared, strict=True)]
-    reading = "not run" if missing else read([line.found.sign for line in lines])
+    unread = "not all run" if lines else "not run"
+    reading = unread if missing else read([line.found.sign for line in lines])
     return Answer(name, claim, reading, lines, missing)
 
 
@@ -325,7 +329,10 @@ class PooledRow(NamedTuple):
 
 
 def over_tasks(study: Study) -> list[PooledRow]:
-    """The mixed view: an arm minus a control, pooled over the tasks that have both, where they are two or more."""
+    """The mixed view: an arm minus a control, pooled over the tasks that have both, where they are two or more.
+
+    Limits end at the 100 points that a difference of shares cannot pass.
+    """
     rows = []
     for share in sorted({arm.share for arm in study.runs}):
         for control in CONTROLS:
@@ -338,11 +345,10 @@ def over_tasks(study: Study) -> list[PooledRow]:
                 if name == control or len(there) < 2:
                     continue
                 variances = [one.student.deviation**2 for one in there.values()]
-                pooled = (
-                    random_effects([one.value for one in there.values()], variances)
-                    if all(variances)
-                    else None
-                )
+                pooled = None
+                if all(variances):
+                    pooled = random_effects([one.value for one in there.values()], variances)
+                    pooled = replace(pooled, low=max(-1.0, pooled.low), high=min(1.0, pooled.high))
                 rows.append(PooledRow(share, name, control, tuple(there), pooled))
     return rows
 
@@ -539,10 +545,9 @@ def _hypotheses_section(task: str, answers: Sequence[Answer]) -> dict[str, Any]:
              f"{line.found.effect.seeds}", answer.reading]
             for line in answer.lines
         ]  # fmt: skip
-        rows += [
-            [answer.name, answer.claim, label, "-", "-", "-", "-", "0", answer.reading]
-            for label in answer.missing
-        ]
+        if answer.missing:
+            without = "not run: " + "; ".join(answer.missing)
+            rows.append([answer.name, answer.claim, without, "-", "-", "-", "-", "0", answer.reading])
     return {
         "title": f"{task}: the hypotheses",
         "text": [
