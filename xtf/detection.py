@@ -35,6 +35,7 @@ from xtf.masks import build_mask
 from xtf.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
 from xtf.pages import counted, data_url, render
 from xtf.planting import CODES
+from xtf.results import override_value
 from xtf.sweeps import experiment_folders
 from xtf.tasks.base import Metric
 from xtf.thresholds import SOURCE
@@ -327,7 +328,9 @@ def _cases(settings: Sequence[_Setting]) -> list[str]:
         keys = dict.fromkeys(key for part in parts for key in part)
         differing = [key for key in keys if any(part.get(key) != parts[0].get(key) for part in parts)]
         for place, part in zip(alike, parts, strict=True):
-            cases[place] += "".join(f", {key}={_in_words(key, part.get(key))}" for key in differing)
+            words = {key: override_value(part.get(key)) for key in differing}
+            words |= {"rows": words["rows"][:8]} if "rows" in words else {}  # the beginning of their hash
+            cases[place] += "".join(f", {key}={value}" for key, value in words.items())
     assert len(set(cases)) == len(cases), cases
     return cases
 
@@ -349,15 +352,6 @@ def _sources(settings: Sequence[_Setting]) -> list[str]:
     depth = max(depths, key=lambda depth: len({path.parts[-depth:] for path in paths.values()}))
     names = {rows: Path(*path.parts[-depth:]).as_posix() for rows, path in paths.items()}
     return [setting.source if depth == 1 else names[setting.keys["rows"]] for setting in settings]
-
-
-def _in_words(key: str, value: Any) -> str:
-    """A value as one would set it, of the rows the beginning of their hash."""
-    if key == "rows":
-        return str(value)[:8]
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> Cell:

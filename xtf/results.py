@@ -121,15 +121,17 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     other = changes.get("method", record["method"]) != record["method"]
     kept = {k: v for k, v in record["overrides"].items() if not (other and k.startswith("method."))}
     settings = {key: record[key] for key in keys} | kept | changes
-    return shlex.join(["python", "run.py", *(f"{key}={_hydra(value)}" for key, value in settings.items())])
+    return shlex.join(
+        ["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())]
+    )
 
 
-def _hydra(value: Any) -> str:
+def override_value(value: Any) -> str:
     """A value in Hydra's override grammar."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_hydra(item) for item in value) + "]"
+        return "[" + ",".join(override_value(item) for item in value) + "]"
     text = str(value)
     return (
         text

@@ -9,6 +9,7 @@ Shapes: S seeds, I items, B resamples.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,6 @@ ALPHA = 0.05
 RESAMPLES = (
     19_999  # B + 1 = 20,000: the limits are order statistics, the 500th from either end at alpha = 5 %
 )
-
-
 MOST_ITEMS = 1_000_000  # where the search for the size of a study ends
 SEEDS = (*range(2, 11), 12, 15, 20, 25, 30, 40, 50, 70, 100)  # what it tries
 STUDIES = 4000  # simulated for one power: its standard error is 0.6 % at 80 %
@@ -210,7 +209,6 @@ class Pooled:
     low: float
     high: float
     tau: float
-    tasks: int
 
 
 def random_effects(values: Sequence[float], variances: Sequence[float]) -> Pooled:
@@ -234,7 +232,7 @@ def random_effects(values: Sequence[float], variances: Sequence[float]) -> Poole
     value, spread = _weighted(effects, weights)
     deviation = math.sqrt(max(1.0, spread / degrees) / weights.sum())
     half = float(stats.t.ppf(1 - ALPHA / 2, degrees)) * deviation
-    return Pooled(value, value - half, value + half, math.sqrt(tau2), len(effects))
+    return Pooled(value, value - half, value + half, math.sqrt(tau2))
 
 
 def _weighted(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
@@ -318,6 +316,7 @@ def items_needed(parts: Components, gain: float, seeds: int, wanted: float = 0.8
     return next((items for items in sizes if power(parts, gain, seeds, items) >= wanted), None)
 
 
+@functools.cache
 def smallest_study(parts: Components, gain: float, most_items: int, wanted: float = 0.8) -> tuple[int, int]:
     """(seeds, items) with that power: the fewest seeds that do with `most_items` items; where items are too few for
     any number of seeds, the pair with the smallest product. ValueError where `SEEDS` seeds are too few."""

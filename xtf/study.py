@@ -358,13 +358,15 @@ def over_tasks(study: Study) -> list[PooledRow]:
 
 def shown(value: float, low: float, high: float, unit: str = "points") -> str:
     """+3.2 [-0.4, +6.9], in percentage points or in nats."""
-    scale, digits = (100, 1) if unit == "points" else (1, 3)
-    return f"{scale * value:+.{digits}f} {interval_text(low, high, unit)}"
+    return f"{_number(value, unit)} {interval_text(low, high, unit)}"
 
 
 def interval_text(low: float, high: float, unit: str = "points") -> str:
-    scale, digits = (100, 1) if unit == "points" else (1, 3)
-    return f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    return f"[{_number(low, unit)}, {_number(high, unit)}]"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{100 * value:+.1f}" if unit == "points" else f"{value:+.3f}"
 
 
 def _p_text(p: float) -> str:
@@ -423,6 +425,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             "data": data_url(paths["svg"]),
         }
 
+    clean: dict[str, list[tuple[Arm, Comparison]]] = {}
     for task in study.tasks:
         answers = hypotheses(study, task)
         sections.append(_hypotheses_section(task, answers))
@@ -433,6 +436,8 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
         ]
         base = study.base(task)
         by_share = {share: against_controls(study, task, share) for share in study.shares(task)}
+        if found := by_share.get(0.0, {}).get("normal"):
+            clean[task] = found
         section = _effects_section(task, by_share)
         panels = {
             f"noise {share:.0%}": [(arm.name, one.value, one.low, one.high) for arm, one in found["normal"]]
@@ -488,11 +493,6 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             )  # fmt: skip
     pooled = over_tasks(study)
     section = _tasks_section(pooled)
-    clean = {
-        task: found
-        for task in study.tasks
-        if 0.0 in study.shares(task) and (found := against_controls(study, task, 0.0)["normal"])
-    }
     if len(clean) > 1:
         panels = {
             task: [(arm.name, one.value, one.low, one.high) for arm, one in found]
@@ -518,7 +518,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
 
 DECILES_TEXT = (
     "Decile 1 holds the tenth of the training tokens that the base model found least likely. Points with 95 % "
-    "intervals over seeds and items; the dashed line is normal fine-tuning on all tokens."
+    "intervals over seeds and items; the lines are normal fine-tuning on all tokens and the untrained model."
 )
 HOLM_TEXT = (
     "Differences in points of accuracy, paired by seed and item, bootstrap over both. Each interval is at its own "
@@ -724,8 +724,8 @@ POOLED_COLUMNS = ("share", "arm", "control", "tasks", "value", "low", "high", "t
 
 def _pooled_line(row: PooledRow) -> list[Any]:
     found = row.pooled
-    figures_ = [None] * 4 if found is None else [found.value, found.low, found.high, found.tau]
-    return [row.share, row.arm, row.control, " ".join(row.tasks), *figures_]
+    numbers = [None] * 4 if found is None else [found.value, found.low, found.high, found.tau]
+    return [row.share, row.arm, row.control, " ".join(row.tasks), *numbers]
 
 
 def _arm_line(row: ArmRow) -> list[Any]:
