@@ -104,7 +104,8 @@ def evaluate_model(
         What the manifest says of the stage: seconds, grader, path, metrics, grading, and with losses `forgetting`.
     """
     from xtf.data.encode import stop_strings
-    from xtf.evaluation.evaluate import Decoding, evaluate
+    from xtf.evaluation.decoding import Decoding
+    from xtf.evaluation.evaluate import evaluate
     from xtf.evaluation.general import general_figures
     from xtf.evaluation.teacher_forced import teacher_forced_figures
     from xtf.runtime.models import fingerprint, inference_dtype, load_model

@@ -1,9 +1,10 @@
 """Write the bundled datasets: `python -m xtf.pretraining.generate [--out DIR]`.
 
 Eight files, {math,code,medical,finance}_{train,eval}.jsonl, in the row formats of GSM8K, HumanEval, PubMedQA and
-FiQA, and held_out.jsonl, texts of the pre-training mix that the model has not read. All of it is synthetic and seeded: the same version writes the same bytes. No question or prompt occurs twice, so
-the evaluation rows are disjoint from the training rows. Responses carry planted token noise; each `*_rows.py`
-module states its kinds and their shares in `NOISE`.
+FiQA, and held_out.jsonl, texts of the pre-training mix that the model has not read. All of it is synthetic and seeded:
+the same version writes the same bytes. No question or prompt occurs twice, so the evaluation rows are disjoint from
+the training rows. Responses carry planted token noise; each `*_rows.py` module states its kinds and their
+shares in `NOISE`.
 """
 
 import argparse
