@@ -20,9 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig
 from xtf.data.encode import encode
 from xtf.data.examples import Example, as_examples
+from xtf.graders import grade
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import computed, count_tokens, score_rows, tr_table
 from xtf.scoring.thresholds import PRESETS
+
+__all__ = ["grade", "mask", "score"]
 
 log = logging.getLogger(__name__)
 

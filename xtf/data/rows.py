@@ -186,7 +186,7 @@ def _keep_ids(numbered: Numbered, path: str, name: str) -> Numbered:
     kept = [(number, row) for number, row in numbered if row_id(row, number) in wanted]
     missing = wanted - {row_id(row, number) for number, row in kept}
     if missing:
-        raise ValueError(f"{name}: {len(missing)} of {len(wanted)} ids of {path} are not in it: {_first(missing)}")
+        raise ValueError(f"{name}: {len(missing)} of {len(wanted)} ids of {path} are not in it: {first_few(missing)}")
     return kept
 
 
@@ -194,12 +194,12 @@ def _drop_ids(numbered: Numbered, path: str, name: str) -> Numbered:
     unwanted = _id_set(path)
     kept = [(number, row) for number, row in numbered if row_id(row, number) not in unwanted]
     if len(kept) == len(numbered):
-        raise ValueError(f"{name}: none of the {len(unwanted)} ids of {path} is in it: {_first(unwanted)}")
+        raise ValueError(f"{name}: none of the {len(unwanted)} ids of {path} is in it: {first_few(unwanted)}")
     if not kept:
         raise ValueError(f"{name}: leaving out the ids of {path} leaves no row")
     return kept
 
 
-def _first(values: Iterable[str], count: int = 5) -> str:
+def first_few(values: Iterable[str], count: int = 5) -> str:
     ordered = sorted(values)
     return ", ".join(repr(value) for value in ordered[:count]) + (", ..." if len(ordered) > count else "")

@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from xtf.graders.metrics import Z_95, Metric, wilson
+from xtf.graders.metrics import Metric, wilson
 
 LOCAL = "hellaswag:"
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 PROPORTIONS = ("acc", "acc_norm", "exact_match")
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, RowError
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
+from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, final_part
 from xtf.graders.metrics import Metric, bootstrap, wilson
 
+DECISIONS = ("yes", "no", "maybe")
 MARKER = r"\b(?:decision|answer|conclusion|verdict|choice|label|option)\b[^.\n]{0,40}?(?:\bis\b|:|=|-)"
 OPENING = r"[\s*_(\[\"'`$]*(?:\\boxed\{|\\text\{)*\(?"
 
 
-class ChoiceGrader:
+class ChoiceGrader(Grader):
     """Reads one of `choices` from free text, in this order, taking the last hit of the first rule that hits:
 
     1. after "decision", "answer", "conclusion", "verdict", "choice", "label" or "option" and "is" or ":";
@@ -46,6 +49,10 @@ class ChoiceGrader:
             re.compile(rf"\A{OPENING}{alone}"),
         )
 
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> ChoiceGrader:
+        return cls(DECISIONS if config.grader == "decision" else config.choices)
+
     def decide(self, completion: str) -> str | None:
         """The choice that a text settles on, spelled as in `choices`; None if it cannot be read."""
         text = final_part(completion)
@@ -55,19 +62,13 @@ class ChoiceGrader:
                 return next(choice for choice in self.choices if choice.casefold() == hits[-1].casefold())
         return None
 
-    def check(self) -> None:
-        pass
-
     def reference(self, example: Example, text: str) -> str:
         choice = self.decide(text)
         if choice is None:
             raise RowError(f"the reference holds none of {', '.join(self.choices)}: {text[-80:]!r}")
         return choice
 
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        return [self._grade(item) for item in items]
-
-    def _grade(self, item: Item) -> Grade:
+    def verdict(self, item: Item) -> Grade:
         choice = self.decide(item.completion)
         if choice is None:
             return Grade(False, None, "no decision found")
@@ -104,6 +105,3 @@ class ChoiceGrader:
 
     def system_info(self) -> dict[str, Any]:
         return {"choices": list(self.choices)}
-
-
-DECISIONS = ("yes", "no", "maybe")

@@ -22,8 +22,7 @@ from typing import Any
 import xtf
 from xtf.data.examples import Example, RowError
 from xtf.data.numbers import numbers, show
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric
+from xtf.graders.base import Grade, Grader, Item, final_part
 from xtf.graders.number import HASHES, NEXT_TURN, boxed, stated_answer
 
 EQUIVALENCE_SECONDS = 10  # of CPU time per pair of expressions: a busy machine must not change a verdict
@@ -89,7 +88,7 @@ class Equivalence:
         return verdicts
 
 
-class MathGrader:
+class MathGrader(Grader):
     """Equivalent expressions: equal as written, or shown equal by `math-verify` within the time limit."""
 
     def __init__(self, equivalence: Equivalence | None = None) -> None:
@@ -130,9 +129,6 @@ class MathGrader:
             return Grade(True, answer, "equal as written")
         verdict, reason = verdicts[reference, answer]
         return Grade(verdict, answer, reason)
-
-    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        return accuracy_metrics(grades)
 
     def system_info(self) -> dict[str, Any]:
         from importlib.metadata import version

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 from xtf.data.examples import Example, RowError
 from xtf.data.numbers import numbers, show
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric
+from xtf.graders.base import Grade, Grader, Item, final_part
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
 HASHES = re.compile(r"####(?!#)[ \t]*(?P<rest>[^\n]*)")
@@ -72,11 +69,8 @@ def final_number(completion: str) -> Fraction | None:
     return None
 
 
-class NumberGrader:
+class NumberGrader(Grader):
     """The final number, compared exactly (1,000 = 1000.0 = $1,000; 50% counts as 50; 1/2 = 0.5)."""
-
-    def check(self) -> None:
-        pass
 
     def reference(self, example: Example, text: str) -> str:
         value = final_number(text)
@@ -84,18 +78,9 @@ class NumberGrader:
             raise RowError("the reference holds no number")
         return show(value)
 
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        return [self._grade(item) for item in items]
-
-    def _grade(self, item: Item) -> Grade:
+    def verdict(self, item: Item) -> Grade:
         value = final_number(item.completion)
         if value is None:
             return Grade(False, None, "no number found")
         right = show(value) == item.reference
         return Grade(right, show(value), "equal" if right else f"{show(value)} is not {item.reference}")
-
-    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        return accuracy_metrics(grades)
-
-    def system_info(self) -> dict[str, Any]:
-        return {}

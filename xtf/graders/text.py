@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
+from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, RowError
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric
+from xtf.graders.base import Grade, Grader, Item, final_part
 
 
 def normal(text: str) -> str:
@@ -16,24 +15,22 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-class TextGrader:
+class TextGrader(Grader):
     """`exact`: the same text; `contains`: the reference occurs in it, in any case. Both up to white space."""
 
     def __init__(self, rule: str) -> None:
         self.rule = rule
 
-    def check(self) -> None:
-        pass
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> TextGrader:
+        return cls(config.grader)
 
     def reference(self, example: Example, text: str) -> str:
         if not normal(text):
             raise RowError("the reference is empty")
         return normal(text)
 
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        return [self._grade(item) for item in items]
-
-    def _grade(self, item: Item) -> Grade:
+    def verdict(self, item: Item) -> Grade:
         said = normal(final_part(item.completion))
         if not said:
             return Grade(False, None, "empty")
@@ -41,9 +38,3 @@ class TextGrader:
         if self.rule == "contains":
             right = item.reference.casefold() in said.casefold()
         return Grade(right, said, f"{self.rule}: {'yes' if right else 'no'}")
-
-    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        return accuracy_metrics(grades)
-
-    def system_info(self) -> dict[str, Any]:
-        return {}

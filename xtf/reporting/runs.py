@@ -8,10 +8,10 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
+from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.runtime.artifacts import read_json
 from xtf.scoring.methods import METHODS
@@ -153,11 +153,9 @@ def _mean(values: Sequence[bool]) -> float | None:
 
 
 def _pass_at(k: int, values: Sequence[bool]) -> float:
-    """1 - C(n - c, k) / C(n, k), the unbiased estimate from n samples of which c are right."""
-    n, c = len(values), sum(values)
-    if n < k:
-        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {n}")
-    return 1 - comb(n - c, k) / comb(n, k)
+    if len(values) < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {len(values)}")
+    return pass_at_k(len(values), sum(values), k)
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:

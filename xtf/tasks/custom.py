@@ -1,5 +1,4 @@
-"""Own data: rows with a prompt and a response in usual columns, or any columns through templates; and the
-graders.
+"""Own data: rows with a prompt and a response in usual columns. Every task without a file of its own is read so.
 
     {"question": "...", "answer": "..."}
     {"prompt": "...", "response": "..."} (or completion)
