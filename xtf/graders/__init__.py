@@ -16,6 +16,7 @@ from xtf.runtime.imports import import_named
 GRADERS = {
     "exact": "xtf.graders.text.TextGrader",
     "contains": "xtf.graders.text.TextGrader",
+    "substring": "xtf.graders.text.TextGrader",
     "number": "xtf.graders.number.NumberGrader",
     "math": "xtf.graders.expression.MathGrader",
     "choice": "xtf.graders.choice.ChoiceGrader",

@@ -15,6 +15,7 @@ none of this is needed: `task.grader=python:my_module.function`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,18 @@ def final_part(completion: str) -> str:
     """What a reasoning model says after its `</think>`; the whole completion for any other model."""
     tail = completion.rpartition("</think>")[2]
     return tail if tail.strip() else completion
+
+
+NEXT_TURN = re.compile(
+    r"\n[\s*#>]*(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
+)
+
+
+def answer_parts(completion: str) -> list[str]:
+    """Where to look for the answer: what precedes a made-up next question, and only then the whole text."""
+    text = final_part(completion)
+    cut = NEXT_TURN.search(text)
+    return [text[: cut.start()], text] if cut and text[: cut.start()].strip() else [text]
 
 
 def accuracy_metrics(grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
