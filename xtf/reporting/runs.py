@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
+from xtf.data.rows import read_file
+from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import RunFolder
@@ -121,15 +121,8 @@ def override_value(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; ValueError with file and line for one that is not JSON."""
-    items = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                items.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    return items
+    """The objects of a JSONL file that a run has left; ValueError with file and row for one that cannot be read."""
+    return [row for _, row in read_file(path)]
 
 
 def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
@@ -153,11 +146,9 @@ def _mean(values: Sequence[bool]) -> float | None:
 
 
 def _pass_at(k: int, values: Sequence[bool]) -> float:
-    """1 - C(n - c, k) / C(n, k), the unbiased estimate from n samples of which c are right."""
-    n, c = len(values), sum(values)
-    if n < k:
-        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {n}")
-    return 1 - comb(n - c, k) / comb(n, k)
+    if len(values) < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {len(values)}")
+    return pass_at_k(len(values), sum(values), k)
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:
