@@ -109,7 +109,7 @@ def test_what_max_length_does_to_examples_is_logged(model, tokenizer, caplog):
     with caplog.at_level(logging.WARNING, "xtf"):
         scored = api.score(model, tokenizer, EXAMPLES, scorer="kn", max_length=longest)
     assert scored["example_id"][:] == ["1", "mine"]
-    assert f"1 of 3 examples left out, without room within max_length={longest}: 1" in caplog.text
+    assert f"1 of 3 examples left out, without room within max_length={longest}: 2" in caplog.text
     assert f"of 3 examples cut to max_length={longest}" in caplog.text
 
 

@@ -162,7 +162,7 @@ def test_augmentation_adds_prompts_with_the_same_response(tmp_path: Path) -> Non
     assert [example.response for example in grown] == ["4"] * 3 + ["2"] * 3
     assert len({example.messages[-1]["content"] for example in grown}) == 6
     file = tmp_path / "more.jsonl"
-    file.write_text('{"example_id": "1", "prompt": "One and one?"}\n')
+    file.write_text('{"example_id": "2", "prompt": "One and one?"}\n')
     assert [example.messages[-1]["content"] for example in augment(examples, 3, file)] == [
         "2+2?",
         "1+1?",

@@ -218,7 +218,7 @@ def _parse_parquet(content: bytes) -> Numbered:
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of an Arrow table.
 
-    NaN, which data frames write for a gap, becomes null, and whole numbers that a gap has made floats become whole again.
+    NaN, which data frames write for a gap, becomes null; whole numbers that a gap has made floats become whole again.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
