@@ -216,7 +216,7 @@ def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"labels": [[-100, 1, 7]]}, "example 0: the label at 1 is 1, the token there is 8; .* not shifted"),
+        ({"labels": [[-100, 1, 7]]}, "example 0: the label at 1 is 1, the token there is 8; .*not shifted"),
         ({"labels": [[-100, 8]]}, "example 0: 2 labels for 3 input_ids"),
         ({"labels": [[-100, -100, -100]]}, "every label is -100"),
         ({"labels": [[-100, 8, 1]], "attention_mask": [[0, 1, 1]]}, "attention_mask is 0 at 0; padding is not read"),
