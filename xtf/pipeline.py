@@ -255,8 +255,7 @@ class Job:
                 from xtf.runtime.loggers import wandb_mode
 
                 wandb_mode(config)
-            self.task.check()
-            assert self.eval_examples
+            self.task.check(self.eval_examples)
             if config.evaluate.general:
                 from xtf.evaluation.general import check_general
 
