@@ -20,7 +20,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import xtf
 from xtf.data.examples import Example, RowError
 from xtf.data.numbers import SCALES, show
 from xtf.graders.base import Grade, Grader, Item, answer_parts
@@ -76,7 +75,7 @@ class Equivalence:
                 [sys.executable, "-m", "xtf.graders.expression", str(self.seconds)],
                 input="".join(json.dumps(pair) + "\n" for pair in pairs[len(verdicts) :]),
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(Path(xtf.__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
                 text=True,
                 check=False,
             )
