@@ -243,7 +243,7 @@ class TaskConfig:
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
-    # exact, contains, number, math, choice, decision, code, judge; yours: python:module.function or module.MyGrader
+    # exact, contains, substring, number, math, choice, decision, code or judge; python:module.function or module.Class
     grader: str = MISSING
     choices: list[str] = field(default_factory=list)
     max_new_tokens: int = _within(512, 1)

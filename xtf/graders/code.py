@@ -78,10 +78,12 @@ def _bound(node: ast.Import | ast.ImportFrom) -> set[str]:
 # -- a completion's program ----------------------------------------------------------------------------------
 
 FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
+    re.MULTILINE | re.DOTALL,
 )
 TOP_LEVEL = re.compile(r"^(?:def|class|import|from|async|@)", re.MULTILINE)
-DEMONSTRATION = re.compile(r"print|main|check|test")
+DEMONSTRATION = re.compile(r"print|main|check|test|(?:exit|quit)\Z")
+TEST_RUNNERS = ("unittest", "doctest", "pytest")
 
 
 def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> str | None:
@@ -90,8 +92,8 @@ def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> 
     A completion is, in this order: fenced blocks of which one defines one of `names` (all blocks up to the
     last such one are taken); a continuation of `prompt`, if it starts with an indented line; a program in
     bare text; a continuation whose first indentation was lost. Text after the last line that compiles is left
-    out, and so is what only demonstrates: asserts, prints, calls of the function itself, `if __name__ ==
-    "__main__"`.
+    out, and so is what only demonstrates: asserts, prints, calls of the function itself, of a
+    test runner or of `exit`, `if __name__ == "__main__"`.
     """
     text = final_part(completion)[:MAX_PROGRAM]
     blocks = [match["code"] for match in FENCE.finditer(text) if match["language"].lower() in PYTHON_FENCES]
@@ -164,10 +166,19 @@ def _demonstrates(node: ast.stmt, names: Sequence[str]) -> bool:
         return True
     if isinstance(node, ast.If):
         return any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test))
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-        called = node.value.func.id
-        return called in names or DEMONSTRATION.match(called) is not None
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        if isinstance(called, ast.Name):
+            return called.id in names or DEMONSTRATION.match(called.id) is not None
+        return ast.unparse(called) == "sys.exit" or _root(called) in TEST_RUNNERS
     return False
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name that an expression like `unittest.TextTestRunner().run` begins with."""
+    while isinstance(node, ast.Attribute | ast.Call):
+        node = node.value if isinstance(node, ast.Attribute) else node.func
+    return node.id if isinstance(node, ast.Name) else None
 
 
 # -- grading -------------------------------------------------------------------------------------------------
