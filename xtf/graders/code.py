@@ -18,7 +18,7 @@ from xtf.config.schema import SandboxConfig
 from xtf.data.examples import Example, RowError, text_field, text_list
 from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
 from xtf.graders.metrics import Metric, bootstrap
-from xtf.graders.sandbox import Job, Sandbox, isolation_record, probe
+from xtf.graders.sandbox import Sandbox, Trial, check_isolation, isolation_record
 
 MAX_PROGRAM = 50_000  # characters of a completion that are looked at
 PYTHON_FENCES = ("", "python", "python3", "py")
@@ -190,7 +190,7 @@ class CodeGrader:
             raise ValueError(f"pass@{self.pass_at[-1]} needs task.samples >= {self.pass_at[-1]}, not {samples}")
 
     def check(self) -> None:
-        probe(self.sandbox)
+        check_isolation(self.sandbox)
 
     def reference(self, example: Example, text: str) -> str:
         return suite(example.row).tests
@@ -201,15 +201,15 @@ class CodeGrader:
             extract_program(item.completion, tests.names, tests.prompt)
             for item, tests in zip(items, suites, strict=True)
         ]
-        jobs = [
-            Job(source, tests.tests, tests.names, tests.preamble)
+        trials = [
+            Trial(source, tests.tests, tests.names, tests.preamble)
             for source, tests in zip(programs, suites, strict=True)
             if source is not None
         ]
-        distinct = list(dict.fromkeys(jobs))  # samples of one prompt are often the same
+        distinct = list(dict.fromkeys(trials))  # samples of one prompt are often the same
         with Sandbox(self.sandbox) as sandbox:
             outcomes = dict(zip(distinct, sandbox.run(distinct), strict=True))
-        results = iter(jobs)
+        results = iter(trials)
         return [
             Grade(False, None, "no code found")
             if source is None
