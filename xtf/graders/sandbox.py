@@ -55,7 +55,6 @@ MAX_REPLY = 64 * 2**10  # bytes
 IRREGULAR = 4  # how the server ends when a tests' process wrote something other than one verdict
 START_SECONDS = 30.0  # for a worker to come up
 GRACE_SECONDS = 2.0  # beyond the wall limit, which the checker enforces itself
-END_SECONDS = 5.0  # for a server that has closed its channel to end
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache")
 
 
@@ -137,7 +136,8 @@ class Worker:
     def run(self, trial: Trial) -> Outcome:
         if self.process is not None and self._has_something_to_say():
             self.stop()
-        process = self.process or self.start()
+        if self.process is None:
+            self.start()
         assert self.channel is not None
         content = json.dumps(dataclasses.asdict(trial)).encode()
         nonce = secrets.token_bytes(16)
@@ -156,10 +156,9 @@ class Worker:
             reason = "the tests' process sent something other than its verdict"
         except (ConnectionError, EOFError):
             reason = "the tests' process died (memory limit?)"
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if process.wait(END_SECONDS) == IRREGULAR:
-                    reason = "the tests' process sent something other than its verdict"
-        self.stop()  # and with it everything in its namespaces; the next trial starts another
+        # ends everything in its namespaces, too; the next trial starts another
+        if self.stop() == IRREGULAR:
+            reason = "the tests' process sent something other than its verdict"
         return Outcome(False, reason)
 
     def _has_something_to_say(self) -> bool:
@@ -198,10 +197,12 @@ class Worker:
             content += part
         return content
 
-    def stop(self) -> None:
+    def stop(self) -> int | None:
+        """How the server ended: one that had ended by itself keeps its status. None if there was none."""
+        status = None
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)  # server, keeper, checker; the rest dies with the checker
-            self.process.wait()
+            status = self.process.wait()
             self.process = None
         if self.channel is not None:
             self.channel.close()
@@ -209,6 +210,7 @@ class Worker:
         self.number = 0
         if self.folder is not None:
             self.folder.cleanup()
+        return status
 
 
 def package_folders() -> list[str]:

@@ -2,7 +2,8 @@
 
 Started with the standard library only, so that a fork is cheap and holds nothing of the parent's:
 
-    server     started once per worker; enters the namespaces, builds the file system, forks a keeper per job
+    server     started once per worker; enters the namespaces, builds the file system, forks a keeper per job, the next
+               one while the one before is busy; gives each its turn when all of the one before has ended
     keeper     makes the namespaces of one job, forks the checker there, reads the job, hands it over, and sends the
                checker's one verdict on; alone of a job's processes it holds the worker's channel
     checker    PID 1 there; runs the *tests*, writes the verdict; its end kills the namespace
@@ -24,6 +25,7 @@ import errno
 import fcntl
 import gc
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -47,6 +49,7 @@ from typing import Any, NamedTuple, NoReturn
 Value = Any  # what JSON holds
 HEADER = struct.Struct("!Q16sI")  # number of the job, nonce, length of the JSON that follows
 CHANNEL = 3  # the descriptor of server and keeper that leads to the parent
+KEEPER_CHANNEL = 3  # the checker's, to the keeper
 PROGRAM_CHANNEL = 3  # the candidate's, to the checker
 MAX_FRAME = 64 * 2**20  # bytes of one message between checker and candidate
 MAX_REASON = 2000  # characters
@@ -73,8 +76,8 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION_3 = 0x20080522
 KEYCTL_JOIN_SESSION_KEYRING = 1
-# set aside for short-lived users by systemd; no account has them. The checker's; the candidate's is the next number
-TRANSIENT_USERS = range(61184, 65520, 2)
+# set aside for short-lived users by systemd; no account has them. A checker has the first, its candidate the next one
+TRANSIENT_USERS = range(61184, 65516, 4)  # two for a job and two for the next one
 
 PRELOADED = (
     *("bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions"),
@@ -609,7 +612,7 @@ def failing_line(error: BaseException, tests: str) -> str:
     return found[:300]
 
 
-def run_checker(settings: dict[str, Any], user: int, keeper: int, processes: int | None) -> NoReturn:
+def run_checker(settings: dict[str, Any], user: int, processes: int | None) -> NoReturn:
     """One job: forks the candidate first, so that its memory has never held the tests, then reads the job."""
     ours, theirs = socket.socketpair()
     output, printed = os.pipe()
@@ -626,13 +629,13 @@ def run_checker(settings: dict[str, Any], user: int, keeper: int, processes: int
         _, (listener,), _, _ = socket.recv_fds(ours, 1, 1)
     else:
         die_with_parent()
-    job = read_job(keeper)
+    job = read_job(KEEPER_CHANNEL)
     if job is None:
         leave(settings, pid, END_OF_JOBS)
     header, content = job
     os.dup2(0, 2)  # to /dev/null, as standard output: what tests print is nobody's business
     verdict = check(json.loads(content), Checker(pid, ours, output, processes, listener, settings))
-    write_all(keeper, answer(header, verdict))
+    write_all(KEEPER_CHANNEL, answer(header, verdict))
     leave(settings, pid, 0)
 
 
@@ -974,7 +977,21 @@ def open_process_list(folder: str) -> int | None:
     return fd
 
 
-def run_keeper(settings: dict[str, Any], user: int) -> NoReturn:
+def prepare_keeper(settings: dict[str, Any], user: int) -> tuple[int, int]:
+    """Forks a keeper that gets everything ready for a job: its process, and the descriptor that gives it its turn."""
+    turn, give = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(give)
+            run_keeper(settings, user, turn)
+        finally:
+            os._exit(1)
+    os.close(turn)
+    return pid, give
+
+
+def run_keeper(settings: dict[str, Any], user: int, turn: int) -> NoReturn:
     """Forks the checker as PID 1 of new namespaces (or, without namespaces, into a folder of its own)."""
     die_with_parent()
     if settings["isolate"]:
@@ -986,8 +1003,10 @@ def run_keeper(settings: dict[str, Any], user: int) -> NoReturn:
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(CHANNEL)  # no process that runs tests or a program has the way to the parent
-            ours.close()
+            # no process that runs tests or a program has the way to the parent or to another keeper
+            os.dup2(theirs.detach(), KEEPER_CHANNEL, inheritable=False)
+            os.closerange(KEEPER_CHANNEL + 1, 256)
+            ours.detach()
             processes = None
             if settings["isolate"]:
                 processes = open_process_list(folder)
@@ -998,11 +1017,11 @@ def run_keeper(settings: dict[str, Any], user: int) -> NoReturn:
                 call(libc.prctl, PR_SET_DUMPABLE, 0, 0, 0, 0)
             os.chdir(folder)
             set_limits(settings)
-            run_checker(settings, user, theirs.detach(), processes)
+            run_checker(settings, user, processes)
         finally:
             os._exit(1)
     theirs.close()
-    status = relay(ours)
+    status = relay(ours) if os.read(turn, 1) else END_OF_JOBS
     with contextlib.suppress(ProcessLookupError):
         if status:
             os.kill(pid, signal.SIGKILL)
@@ -1092,17 +1111,17 @@ def main() -> int:
         return 0
     write_all(CHANNEL, answer(hello, {"problem": None}))
     user = TRANSIENT_USERS[os.getpid() % len(TRANSIENT_USERS)]  # the limit on processes counts by user
-    while True:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                run_keeper(settings, user)
-            finally:
-                os._exit(1)
+    pid, turn = prepare_keeper(settings, user)
+    for number in itertools.count(1):
+        following = prepare_keeper(settings, user + 2 * (number % 2))
+        os.write(turn, b".")
+        os.close(turn)
         _, status = os.waitpid(pid, 0)
         if status != 0:  # no more jobs, or none that the parent could trust this server with
-            code = os.waitstatus_to_exitcode(status)
-            return 0 if code == END_OF_JOBS else code & 0xFF
+            break
+        pid, turn = following
+    code = os.waitstatus_to_exitcode(status)
+    return 0 if code == END_OF_JOBS else code & 0xFF
 
 
 if __name__ == "__main__":
