@@ -134,7 +134,7 @@ class Worker:
             raise NoNamespacesError(ready["problem"])
 
     def run(self, trial: Trial) -> Outcome:
-        if self.process is not None and self._has_something_to_say():
+        if self.process is not None and (self.process.poll() is not None or self._has_something_to_say()):
             self.stop()
         if self.process is None:
             self.start()
@@ -162,7 +162,7 @@ class Worker:
         return Outcome(False, reason)
 
     def _has_something_to_say(self) -> bool:
-        """Whether the server has ended or sent something unasked."""
+        """Whether there is something on the channel that was not asked for, or nothing will ever be."""
         assert self.channel is not None
         self.channel.settimeout(0)
         try:
@@ -201,7 +201,8 @@ class Worker:
         """How the server ended: one that had ended by itself keeps its status. None if there was none."""
         status = None
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # server, keeper, checker; the rest dies with the checker
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and been waited for
+                os.killpg(self.process.pid, signal.SIGKILL)  # server, keepers, checkers; the rest dies with these
             status = self.process.wait()
             self.process = None
         if self.channel is not None:
@@ -260,13 +261,12 @@ class Sandbox:
 
 
 def check_limits(config: SandboxConfig) -> None:
-    """ValueError for a limit that is none: to the kernel -1 means no limit at all."""
-    least = {"workers": 1, "cpu_seconds": 1, "memory_mb": 1, "processes": 1, "file_mb": 1, "output_kb": 0}
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            raise ValueError(f"task.sandbox.{name} must be at least {low}, not {getattr(config, name)}")
-    if not 0 < config.wall_seconds < float("inf"):  # also refuses NaN
-        raise ValueError(f"task.sandbox.wall_seconds must be a positive number, not {config.wall_seconds}")
+    """ValueError for a limit outside the schema's range: to the kernel, for one, -1 means no limit."""
+    for item in dataclasses.fields(config):
+        low, high = item.metadata.get("range", (False, True))
+        if not low <= getattr(config, item.name) <= high:  # also refuses NaN
+            bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+            raise ValueError(f"task.sandbox.{item.name} must be {bounds}, not {getattr(config, item.name)}")
 
 
 def check_isolation(config: SandboxConfig) -> tuple[bool, str | None]:

@@ -294,7 +294,7 @@ class Remote:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("an object of the program cannot be copied or pickled")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return ask(self, "call", *args, keywords=kwargs)
 
     def __getitem__(self, key: Any) -> Any:
@@ -543,7 +543,9 @@ class Checker:
             if "value" not in reply:
                 self.fail("the program wrote to the checker's channel")
             return reply["value"]
-        kinds, text = [str(kind) for kind in reply["error"]], str(reply.get("text"))
+        kinds, text = reply["error"], str(reply.get("text"))
+        if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) for kind in kinds):
+            self.fail("the program wrote to the checker's channel")
         if reply.get("fatal") or not {"StopIteration", "StopAsyncIteration"}.isdisjoint(kinds):
             # the latter would end a loop of the tests over calls, as in `all(map(f, cases))`, as if all had been made
             self.fail(f"the program raised {kinds[0]}: {text}")
@@ -705,7 +707,7 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
             **{"request_key": 249, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "seccomp": 317, "semget": 64},
             **{"set_mempolicy": 238, "setdomainname": 171, "sethostname": 170, "setns": 308, "settimeofday": 164},
             **{"shmget": 29, "socket": 41, "socketpair": 53, "swapoff": 168, "swapon": 167, "syslog": 103},
-            **{"tgkill": 234, "tkill": 200, "umount2": 166, "unshare": 272, "userfaultfd": 323, "vhangup": 153},
+            **{"tgkill": 234, "tkill": 200, "umount2": 166, "unshare": 272, "userfaultfd": 323, "vhangup": 153, "vmsplice": 278},
         },
     ),
     "aarch64": (
@@ -722,7 +724,7 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
             **{"seccomp": 277, "semget": 190, "set_mempolicy": 237, "setdomainname": 162, "sethostname": 161},
             **{"setns": 268, "settimeofday": 170, "shmget": 194, "socket": 198, "socketpair": 199, "swapoff": 225},
             **{"swapon": 224, "syslog": 116, "tgkill": 131, "tkill": 130, "umount2": 39, "unshare": 97},
-            **{"userfaultfd": 282, "vhangup": 58},
+            **{"userfaultfd": 282, "vhangup": 58, "vmsplice": 75},
         },
     ),
 }
@@ -732,7 +734,8 @@ NEWER_CALLS = {
     **{"pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442, "quotactl_fd": 443, "memfd_secret": 447},
     **{"set_mempolicy_home_node": 450},
 }
-# what Docker's default profile refuses to a container without capabilities, and io_uring and keyrings altogether
+# what Docker's default profile refuses to a container without capabilities; io_uring and keyrings altogether; and
+# vmsplice, by which a pipe holds pages that no process has
 REFUSED_CALLS = tuple(
     "acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig "
     "fsmount fsopen fspick get_mempolicy init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp "
@@ -740,7 +743,7 @@ REFUSED_CALLS = tuple(
     "move_mount move_pages name_to_handle_at open_by_handle_at open_tree perf_event_open personality pidfd_getfd "
     "pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key "
     "set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon syslog umount2 "
-    "unshare userfaultfd vhangup".split()
+    "unshare userfaultfd vhangup vmsplice".split()
 )
 
 
@@ -894,7 +897,10 @@ def enter_namespaces() -> None:
 
 
 def build_root(readable: list[str]) -> None:
-    """A file system of its own: interpreter and system libraries, read-only, four devices, an empty /box."""
+    """A file system of its own: interpreter and system libraries, read-only, three devices, an empty /box.
+
+    Not /dev/zero: to map it shared makes memory that `count_shared` does not see.
+    """
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     root = "/proc"  # any folder that holds none of `readable`
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
@@ -913,7 +919,7 @@ def build_root(readable: list[str]) -> None:
         mount(path, target, "", MS_BIND | MS_REC)
         make_read_only(target, AT_RECURSIVE)
     os.makedirs(root + "/dev")
-    for device in ("null", "zero", "random", "urandom"):
+    for device in ("null", "random", "urandom"):
         open(f"{root}/dev/{device}", "x").close()
         mount(f"/dev/{device}", f"{root}/dev/{device}", "", MS_BIND)
     os.mkdir(root + "/box")
