@@ -174,7 +174,13 @@ class Worker:
         return True
 
     def _receive(self, deadline: float, nonce: bytes) -> dict[str, Any]:
-        """The answer to the trial with this number and nonce. TimeoutError, ConnectionError, EOFError, IrregularError."""
+        """The answer to the trial with this number and nonce.
+
+        Raises:
+            TimeoutError: it is not here by the deadline.
+            ConnectionError, EOFError: the server is gone.
+            IrregularError: what came is something else.
+        """
         number, theirs, length = HEADER.unpack(self._read(HEADER.size, deadline))
         if number != self.number or not secrets.compare_digest(theirs, nonce) or length > MAX_REPLY:
             raise IrregularError

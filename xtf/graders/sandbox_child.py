@@ -569,7 +569,8 @@ class Checker:
             for place, now in reply.get("changed", {}).items():
                 replace_content(args[int(place)], self.values.decode(now))
             return self.values.decode(result)
-        except Exception as error:  # a hostile answer may break the decoding in any way; no test may take it for an error
+        # a hostile answer may break the decoding in any way, which no test may take for an error that it expects
+        except Exception as error:
             self.fail(f"the program's answer cannot be read: {error!r}")
 
     def run(self, job: dict[str, Any]) -> None:
@@ -691,60 +692,46 @@ CLONE_NEW_ANY = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLON
 AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
 ALL_BITS = 0xFFFFFFFF
 
-# `uname -m`: AUDIT_ARCH, then the numbers of the calls below that are older than Linux 5.1, after which all agree
-ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
-    "x86_64": (
-        0xC000003E,
-        {
-            **{"acct": 163, "add_key": 248, "adjtimex": 159, "bpf": 321, "chroot": 161, "clock_adjtime": 305},
-            **{"clock_settime": 227, "clone": 56, "delete_module": 176, "fanotify_init": 300, "finit_module": 313},
-            **{"get_mempolicy": 239, "init_module": 175, "ioperm": 173, "iopl": 172, "kcmp": 312},
-            **{"kexec_file_load": 320, "kexec_load": 246, "keyctl": 250, "kill": 62, "lookup_dcookie": 212},
-            **{"mbind": 237, "memfd_create": 319, "migrate_pages": 256, "mmap": 9, "modify_ldt": 154, "mount": 165},
-            **{"move_pages": 279, "msgget": 68, "name_to_handle_at": 303, "open_by_handle_at": 304},
-            **{"perf_event_open": 298, "personality": 135, "pivot_root": 155, "prlimit64": 302},
-            **{"process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101, "quotactl": 179, "reboot": 169},
-            **{"request_key": 249, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "seccomp": 317, "semget": 64},
-            **{"set_mempolicy": 238, "setdomainname": 171, "sethostname": 170, "setns": 308, "settimeofday": 164},
-            **{"shmget": 29, "socket": 41, "socketpair": 53, "swapoff": 168, "swapon": 167, "syslog": 103},
-            **{"tgkill": 234, "tkill": 200, "umount2": 166, "unshare": 272, "userfaultfd": 323, "vhangup": 153, "vmsplice": 278},
-        },
-    ),
-    "aarch64": (
-        0xC00000B7,
-        {
-            **{"acct": 89, "add_key": 217, "adjtimex": 171, "bpf": 280, "chroot": 51, "clock_adjtime": 266},
-            **{"clock_settime": 112, "clone": 220, "delete_module": 106, "fanotify_init": 262, "finit_module": 273},
-            **{"get_mempolicy": 236, "init_module": 105, "kcmp": 272, "kexec_file_load": 294, "kexec_load": 104},
-            **{"keyctl": 219, "kill": 129, "lookup_dcookie": 18, "mbind": 235, "memfd_create": 279},
-            **{"migrate_pages": 238, "mmap": 222, "mount": 40, "move_pages": 239, "msgget": 186},
-            **{"name_to_handle_at": 264, "open_by_handle_at": 265, "perf_event_open": 241, "personality": 92},
-            **{"pivot_root": 41, "prlimit64": 261, "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117},
-            **{"quotactl": 60, "reboot": 142, "request_key": 218, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240},
-            **{"seccomp": 277, "semget": 190, "set_mempolicy": 237, "setdomainname": 162, "sethostname": 161},
-            **{"setns": 268, "settimeofday": 170, "shmget": 194, "socket": 198, "socketpair": 199, "swapoff": 225},
-            **{"swapon": 224, "syslog": 116, "tgkill": 131, "tkill": 130, "umount2": 39, "unshare": 97},
-            **{"userfaultfd": 282, "vhangup": 58, "vmsplice": 75},
-        },
-    ),
-}
-NEWER_CALLS = {
-    **{"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429},
-    **{"fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "pidfd_open": 434, "clone3": 435},
-    **{"pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442, "quotactl_fd": 443, "memfd_secret": 447},
-    **{"set_mempolicy_home_node": 450},
-}
-# what Docker's default profile refuses to a container without capabilities; io_uring and keyrings altogether; and
-# vmsplice, by which a pipe holds pages that no process has
-REFUSED_CALLS = tuple(
-    "acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig "
-    "fsmount fsopen fspick get_mempolicy init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp "
-    "kexec_file_load kexec_load keyctl lookup_dcookie mbind memfd_secret migrate_pages modify_ldt mount mount_setattr "
-    "move_mount move_pages name_to_handle_at open_by_handle_at open_tree perf_event_open personality pidfd_getfd "
-    "pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key "
-    "set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon syslog umount2 "
-    "unshare userfaultfd vhangup vmsplice".split()
-)
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # `uname -m`: AUDIT_ARCH
+
+# Name, number on x86-64, number on AArch64 ("-": it has no such call). What Docker's default profile refuses to a
+# container without capabilities; io_uring and keyrings; vmsplice, by which a pipe holds pages that no process has.
+REFUSED = """
+acct 163 89; add_key 248 217; adjtimex 159 171; bpf 321 280; chroot 161 51; clock_adjtime 305 266;
+clock_settime 227 112; delete_module 176 106; fanotify_init 300 262; finit_module 313 273; fsconfig 431 431;
+fsmount 432 432; fsopen 430 430; fspick 433 433; get_mempolicy 239 236; init_module 175 105; io_uring_enter 426 426;
+io_uring_register 427 427; io_uring_setup 425 425; ioperm 173 -; iopl 172 -; kcmp 312 272; kexec_file_load 320 294;
+kexec_load 246 104; keyctl 250 219; lookup_dcookie 212 18; mbind 237 235; memfd_secret 447 447; migrate_pages 256 238;
+modify_ldt 154 -; mount 165 40; mount_setattr 442 442; move_mount 429 429; move_pages 279 239;
+name_to_handle_at 303 264; open_by_handle_at 304 265; open_tree 428 428; perf_event_open 298 241; personality 135 92;
+pidfd_getfd 438 438; pivot_root 155 41; process_madvise 440 440; process_vm_readv 310 270; process_vm_writev 311 271;
+ptrace 101 117; quotactl 179 60; quotactl_fd 443 443; reboot 169 142; request_key 249 218; set_mempolicy 238 237;
+set_mempolicy_home_node 450 450; setdomainname 171 162; sethostname 170 161; setns 308 268; settimeofday 164 170;
+swapoff 168 225; swapon 167 224; syslog 103 116; umount2 166 39; unshare 272 97; userfaultfd 323 282; vhangup 153 58;
+vmsplice 278 75
+"""
+# those that are allowed or not by their arguments, and seccomp itself
+OTHERS = """
+clone 56 220; clone3 435 435; kill 62 129; memfd_create 319 279; mmap 9 222; msgget 68 186; pidfd_open 434 434;
+prlimit64 302 261; rt_sigqueueinfo 129 138; rt_tgsigqueueinfo 297 240; seccomp 317 277; semget 64 190; shmget 29 194;
+socket 41 198; socketpair 53 199; tgkill 234 131; tkill 200 130
+"""
+
+
+def read_numbers(table: str) -> dict[str, dict[str, int]]:
+    """The numbers of the calls of a table, by machine and name."""
+    rows = [entry.split() for entry in table.split(";")]
+    return {
+        machine: {row[0]: int(row[place]) for row in rows if row[place] != "-"}
+        for place, machine in enumerate(ARCHITECTURES, start=1)
+    }
+
+
+REFUSED_NUMBERS, OTHER_NUMBERS = read_numbers(REFUSED), read_numbers(OTHERS)
+
+
+def call_numbers(machine: str) -> dict[str, int]:
+    return {**REFUSED_NUMBERS[machine], **OTHER_NUMBERS[machine]}
 
 
 class Rule(NamedTuple):
@@ -758,14 +745,14 @@ class Rule(NamedTuple):
     unless: bool = False
 
 
-def filter_rules(shared: int) -> list[Rule]:
+def filter_rules(shared: int, machine: str) -> list[Rule]:
     """The rules for tests and program, which differ in what becomes of a request for shared memory."""
 
     def refuse(code: int) -> int:
         return SECCOMP_RET_ERRNO | code
 
     return [
-        *(Rule(name, refuse(errno.EPERM)) for name in REFUSED_CALLS),
+        *(Rule(name, refuse(errno.EPERM)) for name in REFUSED_NUMBERS[machine]),
         Rule("clone3", refuse(errno.ENOSYS)),  # its flags are in memory; libc then uses clone
         Rule("clone", refuse(errno.EPERM), 0, (0,), CLONE_NEW_ANY, unless=True),
         Rule("socket", refuse(errno.EAFNOSUPPORT), 0, (AF_UNIX, AF_INET, AF_INET6), unless=True),
@@ -783,10 +770,6 @@ def filter_rules(shared: int) -> list[Rule]:
     ]
 
 
-def call_numbers(machine: str) -> dict[str, int]:
-    return {**ARCHITECTURES[machine][1], **NEWER_CALLS}
-
-
 def requested_bytes(number: int, arguments: Sequence[int], settings: dict[str, Any]) -> int:
     """The most memory that a call may come to hold; for a memfd the limit on a file's size holds."""
     numbers = call_numbers(platform.machine())
@@ -801,7 +784,7 @@ def build_filter(rules: Sequence[Rule], machine: str) -> bytes:
 
     Written out rather than made by libseccomp, which not every machine has; a test compares the numbers with it.
     """
-    architecture, numbers = ARCHITECTURES[machine][0], call_numbers(machine)
+    architecture, numbers = ARCHITECTURES[machine], call_numbers(machine)
 
     def step(code: int, value: int, true: int = 0, false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, true, false, value)
@@ -819,8 +802,6 @@ def build_filter(rules: Sequence[Rule], machine: str) -> bytes:
             step(BPF_RETURN, SECCOMP_RET_ERRNO | errno.ENOSYS),
         ]
     for rule in rules:
-        if rule.name not in numbers:  # a call that this machine never had, such as iopl
-            continue
         decide = [step(BPF_RETURN, rule.action)]
         if rule.argument is not None:
             count = len(rule.values)
@@ -856,9 +837,12 @@ def install_filter(content: bytes, flags: int = 0) -> int:
 
 
 def new_session_keyring() -> None:
-    """Leaves the keyring of whoever started the run; where the kernel has none, the program has none either."""
-    with contextlib.suppress(OSError):
+    """Leaves the keyring of whoever started the run."""
+    try:
         call(libc.syscall, call_numbers(platform.machine())["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, None)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):  # without keyrings, or refused to us: then to programs, too
+            raise
 
 
 # -- limits and namespaces -----------------------------------------------------------------------------------
@@ -1047,7 +1031,7 @@ def relay(checker: socket.socket) -> int:
         checker.sendall(header + content)
     reply = b""
     while len(reply) <= MAX_VERDICT:
-        ready, _, _ = select.select([checker, CHANNEL], [], [])
+        ready, _, _ = select.select([checker.fileno(), CHANNEL], [], [])
         if CHANNEL in ready:  # the parent sends nothing before it has the verdict: it is gone
             return END_OF_JOBS
         try:
@@ -1108,8 +1092,8 @@ def main() -> int:
             machine = platform.machine()
             if machine not in ARCHITECTURES:
                 raise OSError(errno.ENOSYS, f"no filter of system calls is known for {machine}")
-            settings["checker_filter"] = build_filter(filter_rules(SECCOMP_RET_ERRNO | errno.ENOMEM), machine)
-            settings["candidate_filter"] = build_filter(filter_rules(SECCOMP_RET_USER_NOTIF), machine)
+            settings["checker_filter"] = build_filter(filter_rules(SECCOMP_RET_ERRNO | errno.ENOMEM, machine), machine)
+            settings["candidate_filter"] = build_filter(filter_rules(SECCOMP_RET_USER_NOTIF, machine), machine)
             enter_namespaces()
             build_root(settings["readable"])
     except OSError as error:
