@@ -615,6 +615,20 @@ def test_shared_memory_of_every_kind_counts_against_the_limit(box: Sandbox, prog
 
 
 @contained
+def test_huge_pages_are_not_to_be_had(box: Sandbox) -> None:
+    """They are in nobody's resident memory; the machine may have none, so that the error tells which it was."""
+    numbers = sandbox_child.call_numbers(platform.machine())
+    program = f"""{SYSCALL}
+name = ctypes.create_string_buffer(b"x")
+def f(x): return [call({numbers["mmap"]}, 0, 2**21, 3, 0x40022, -1, 0)[1],
+                  call({numbers["memfd_create"]}, ctypes.addressof(name), 4)[1],
+                  call({numbers["shmget"]}, 0, 2**21, 0o5600)[1]]
+"""
+    refused = [errno.ENOMEM] * 3
+    assert run(box, program, f"assert f(1) == {refused}, f(1)") == module.Outcome(True, "all tests passed")
+
+
+@contained
 def test_shared_memory_and_the_programs_own_count_together(box: Sandbox) -> None:
     program = """
         import mmap, time
