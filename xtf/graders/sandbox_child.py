@@ -645,23 +645,25 @@ def run_checker(settings: dict[str, Any], user: int, processes: int | None) -> N
 def become_candidate(settings: dict[str, Any], user: int, channel: int, printed: int) -> NoReturn:
     try:
         os.setsid()
-        os.dup2(printed, 1)
-        os.dup2(printed, 2)
-        os.dup2(channel, PROGRAM_CHANNEL)
-        os.closerange(PROGRAM_CHANNEL + 1, 256)
         if settings["isolate"]:
             drop_privileges(user)
             listener = install_filter(settings["candidate_filter"], SECCOMP_FILTER_FLAG_NEW_LISTENER)
-            with socket.socket(fileno=os.dup(PROGRAM_CHANNEL)) as connection:
+            with socket.socket(fileno=os.dup(channel)) as connection:
                 socket.send_fds(connection, [b"."], [listener])
-            os.close(listener)  # or the program would decide on its own requests
         else:
             die_with_parent()
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        os.dup2(channel, PROGRAM_CHANNEL)
+        # the listener, too, or the program would decide on its own requests
+        os.closerange(PROGRAM_CHANNEL + 1, 256)
         os.environ.clear()
         os.environ.update(HOME=os.getcwd(), TMPDIR=os.getcwd(), PATH="/usr/bin:/bin", OPENBLAS_NUM_THREADS="1")
         tempfile.tempdir = None
         sys.argv = ["program"]
         run_candidate(PROGRAM_CHANNEL)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(1)
 
@@ -975,6 +977,8 @@ def prepare_keeper(settings: dict[str, Any], user: int) -> tuple[int, int]:
         try:
             os.close(give)
             run_keeper(settings, user, turn)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(1)
     os.close(turn)
@@ -1008,6 +1012,8 @@ def run_keeper(settings: dict[str, Any], user: int, turn: int) -> NoReturn:
             os.chdir(folder)
             set_limits(settings)
             run_checker(settings, user, processes)
+        except BaseException:  # to the run's standard error, until there is a job
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(1)
     theirs.close()
