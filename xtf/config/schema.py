@@ -191,14 +191,14 @@ class SourceConfig:
 class SandboxConfig:
     """Limits for one run of model-written code."""
 
-    wall_seconds: float = 30.0  # well above cpu_seconds: a busy machine must not change a verdict
+    wall_seconds: float = _within(30.0, 0.1, 86400)  # well above cpu_seconds: a busy machine must not change a verdict
     allow_unsandboxed: bool = False
-    cpu_seconds: int = 5
-    memory_mb: int = 1024
-    processes: int = 32
-    file_mb: int = 16
-    output_kb: int = 64
-    workers: int = 2
+    cpu_seconds: int = _within(5, 1, 86400)
+    memory_mb: int = _within(1024, 1, 2**30)
+    processes: int = _within(32, 1, 2**20)
+    file_mb: int = _within(16, 1, 2**30)
+    output_kb: int = _within(64, 0, 2**30)
+    workers: int = _within(2, 1)
 
 
 @dataclass(frozen=True)
