@@ -35,7 +35,7 @@ from benchmarks.measure import Claim, alternate, console, report
 from xtf import tiny
 from xtf.data.encode import encode_prompt
 from xtf.data.examples import Example
-from xtf.evaluation.evaluate import plan
+from xtf.evaluation.evaluate import cut_into_shares
 from xtf.evaluation.generation import complete, greedy
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k/test.jsonl"
@@ -93,7 +93,7 @@ def loop(model: PreTrainedModel, rows: Sequence[Row], new: int) -> list[list[int
 def ours(model: PreTrainedModel, rows: Sequence[Row], new: int, budget: int) -> list[list[int]]:
     """The way of `xtf.evaluation.evaluate`, without texts and files."""
     completions: list[list[int]] = [[] for _ in rows]
-    for share in plan([len(row.prompt) for row in rows], new, 1, budget):
+    for share in cut_into_shares([len(row.prompt) for row in rows], new, 1, budget):
         members = [index for index, _ in share.items]
 
         def choose(logits: torch.Tensor, at: Sequence[tuple[int, int]], members: list[int] = members) -> torch.Tensor:

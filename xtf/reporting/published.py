@@ -38,6 +38,7 @@ from rich.console import Console
 
 from xtf.config.schema import Config
 from xtf.reporting.explorer import preview_text
+from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
 from xtf.runtime.artifacts import read_json, write_atomic
@@ -89,13 +90,7 @@ def mask_scalars(stats: Mapping[str, Any]) -> dict[str, float]:
 
 def write_scalars(run: Run) -> Path:
     """The run's scalars.csv, with the columns name and value."""
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("name", "value"), *scalars(run).items()])
-
-    write_atomic(run.folder / "scalars.csv", write)
-    return run.folder / "scalars.csv"
+    return write_csv(run.folder / "scalars.csv", ("name", "value"), scalars(run).items())
 
 
 def publish_tensorboard(run: Run) -> None:
@@ -113,7 +108,8 @@ def publish_tensorboard(run: Run) -> None:
 def publish(config: Config, folder: Path, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Mirrors what a done stage (score, mask, train or evaluate) left in a run's folder to W&B.
 
-    ValueError: stage=evaluate of a run that has not finished.
+    Raises:
+        ValueError: stage=evaluate of a run that has not finished.
     """
     import wandb
 
@@ -171,33 +167,13 @@ def _generations(run: Run) -> wandb.Table:
     import wandb
 
     before = {(line["example_id"], line["sample"]): line for line in run.base_generations() or ()}
-    columns: list[str | int] = [
-        "example_id",
-        "sample",
-        "prompt",
-        "reference",
-        "base",
-        "base_correct",
-        "tuned",
-        "tuned_correct",
-        "reason",
-    ]
+    item = ("example_id", "sample", "prompt", "reference")
+    columns: list[str | int] = [*item, "base", "base_correct", "tuned", "tuned_correct", "reason"]
     rows = []
     for line in read_lines(run.folder / "generations.jsonl")[:SHOWN_GENERATIONS]:
         base: Mapping[str, Any] = before.get((line["example_id"], line["sample"]), {})
-        rows.append(
-            [
-                line["example_id"],
-                line["sample"],
-                line["prompt"],
-                line["reference"],
-                base.get("completion"),
-                base.get("correct"),
-                line["completion"],
-                line["correct"],
-                line["reason"],
-            ]
-        )
+        tuned = (line["completion"], line["correct"], line["reason"])
+        rows.append([*(line[name] for name in item), base.get("completion"), base.get("correct"), *tuned])
     return wandb.Table(columns=columns, data=rows)
 
 
@@ -278,8 +254,10 @@ DASHBOARDS = (
 def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     """Creates the W&B workspaces, or unless runs go online (`wandb_mode`) writes what it would create.
 
-    Returns their addresses, or the path of dashboards.json. ValueError: online, but no entity is set, the extra
-    `dashboard` is not installed, or the server does not answer.
+    Returns their addresses, or the path of dashboards.json.
+
+    Raises:
+        ValueError: online, but no entity is set, the extra `dashboard` is not installed, or the server does not answer.
     """
     logger = config.logger
     if wandb_mode(config) != "online":

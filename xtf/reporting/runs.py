@@ -29,6 +29,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Of its training."""
         return int(self.record["seed"])
 
     @property
@@ -38,9 +39,11 @@ class Run:
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
+        """The fine-tuned model's value for each item, by example id (`item_values`)."""
         return item_values(read_lines(self.folder / "generations.jsonl"), metric)
 
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
+        """The same of the untouched base model; None if the run did not grade it."""
         base = self.base_generations()
         return None if base is None else item_values(base, metric)
 
@@ -58,7 +61,11 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
+    """The run in `folder`.
+
+    Raises:
+        ValueError: it has not finished (metrics.json is written last).
+    """
     file = folder / "metrics.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
@@ -121,7 +128,11 @@ def override_value(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; ValueError with file and line for one that is not JSON."""
+    """The objects of a JSONL file.
+
+    Raises:
+        ValueError: a line is not JSON; the message names file and line.
+    """
     items = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -135,7 +146,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
     """Each item's share of right samples, or its unbiased pass@k; None without a verdict.
 
-    ValueError for a metric that is not a mean over items.
+    Raises:
+        ValueError: the metric is not a mean over items, or an item has fewer than k samples.
     """
     samples: dict[str, list[bool | None]] = defaultdict(list)
     for line in generations:

@@ -112,6 +112,7 @@ def _place(known: list[Any], value: Any) -> int:
 
 
 def main() -> None:
+    """The command line, `python -m xtf.study.archive`."""
     parser = argparse.ArgumentParser(description="Store the finished runs of experiments, without their models.")
     parser.add_argument("experiments", nargs="+", help="names, such as study_methods")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="default: %(default)s")

@@ -32,7 +32,8 @@ def write_reports(jobs: Sequence[Planned]) -> None:
 def experiment_report(experiment: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
     """The report of an experiment: of trained models, or of masks against a known truth (`xtf.study.detection`).
 
-    ValueError: no run was found, or none has finished.
+    Raises:
+        ValueError: no run was found, or none has finished.
     """
     if experiment != "planted":
         return sweep_report(experiment, runs_root, out_dir, archive=archive)
