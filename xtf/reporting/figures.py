@@ -151,9 +151,9 @@ def effects(
 ) -> Figure:
     """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
 
-    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its
-    own scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval
-    by panel and label, Student's t, as a thin line behind the first.
+    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its own
+    scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval by panel
+    and label, Student's t, as a thin line behind the first.
     """
     labels = {row[0] for rows in panels.values() for row in rows}
     figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)

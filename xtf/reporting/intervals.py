@@ -1,8 +1,8 @@
 """What can be said about differences between arms of a study: intervals for many comparisons at once, effects pooled
 over tasks, and how large a study would have to be.
 
-A paired difference D of two arms has a value for every seed s and evaluation item i. Its mean over S seeds and I
-items is the effect; `xtf.reporting.runs` explains what its bootstrap resamples.
+A paired difference D of two arms has a value for every seed s and evaluation item i. Its mean over S seeds and I items
+is the effect; `xtf.reporting.runs` explains what its bootstrap resamples.
 
 Shapes: S seeds, I items, B resamples.
 """
@@ -173,9 +173,9 @@ class Effect:
 def effect(values_SI: np.ndarray) -> Effect:
     """The mean of paired differences [S, I] with its bootstrap over seeds and items.
 
-    Where seeds differ more than items do, few of them make the interval too short: five seeds alone give
-    sqrt(4 / 5) of the width and no t quantile, and hold the truth in 83 % instead of 95 % of studies. Where what is
-    left over weighs most it is too long. `student` has neither fault.
+    Where seeds differ more than items do, few of them make the interval too short: five seeds alone give sqrt(4 / 5) of
+    the width and no t quantile, and hold the truth in 83 % instead of 95 % of studies. Where what is left over weighs
+    most it is too long. `student` has neither fault.
     """
     return replace(crossed_effect(values_SI), draws=resampled_means(values_SI, EFFECT_RESAMPLES))
 
@@ -201,8 +201,8 @@ def _satterthwaite(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The variance of a table's mean and its degrees of freedom, from the mean squares of seeds, items and the rest.
 
-    A part that the rest explains (its mean square is no larger) is left out; not so of two seeds, whose mean square
-    has one degree of freedom and says too little to leave anything out.
+    A part that the rest explains (its mean square is no larger) is left out; not so of two seeds, whose mean square has
+    one degree of freedom and says too little to leave anything out.
     """
     by_seed = np.maximum(by_seed, rest) if seeds == 2 else by_seed
     with_seeds, with_items = np.greater(by_seed, rest) | (seeds == 2), np.greater(by_item, rest)
@@ -232,9 +232,9 @@ def seed_effect(values_S: np.ndarray) -> Effect:
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, float]]:
     """Each comparison's Holm-adjusted p, and the alpha of its own interval (scipy has no such correction).
 
-    The k-th smallest of m p-values is held against alpha / (m - k + 1), as long as those before it passed; what is
-    not reached is held against the alpha at which the first failed. The interval at that alpha leaves out zero
-    exactly where Holm's procedure rejects, so no sign is claimed wrongly in the family with probability 1 - alpha.
+    The k-th smallest of m p-values is held against alpha / (m - k + 1), as long as those before it passed; what is not
+    reached is held against the alpha at which the first failed. The interval at that alpha leaves out zero exactly
+    where Holm's procedure rejects, so no sign is claimed wrongly in the family with probability 1 - alpha.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     found = [(0.0, 0.0)] * len(p_values)
@@ -253,8 +253,8 @@ def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, f
 class Comparison:
     """An effect within a family of comparisons: its interval is at level 1 - `alpha`, by Holm.
 
-    Such intervals decide signs: that any of the family's leaves out zero wrongly has a probability of at most 5 %.
-    They do not all hold their truths at once with 95 %. `student` is the same by Student's t, from its own p-values.
+    Such intervals decide signs: that any of the family's leaves out zero wrongly has a probability of at most 5 %. They
+    do not all hold their truths at once with 95 %. `student` is the same by Student's t, from its own p-values.
     """
 
     effect: Effect

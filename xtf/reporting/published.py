@@ -15,9 +15,9 @@ From the run's files come, under names that stay, the same in all three places:
                                                             shares of response tokens
     time/<stage>                                            seconds
 
-and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations`
-(a table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is
-here mirrors them, and can be published again from them.
+and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations` (a
+table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is here
+mirrors them, and can be published again from them.
 """
 
 from __future__ import annotations

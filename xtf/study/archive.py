@@ -4,9 +4,9 @@
     python run.py stage=report experiments=study_methods archive=experiments/results
 
 One gzipped JSON file per experiment: `items`, lists of the example ids of evaluation sets; `generations`, verdicts of
-one model each as a text, one character per sample (1 right, 0 wrong, - no verdict), `samples` per item in the order
-of `items`; `runs`, each with its `record`, its `folder` below runs/, and the places of its own and the base
-model's generations. Equal generations are stored once.
+one model each as a text, one character per sample (1 right, 0 wrong, - no verdict), `samples` per item in the order of
+`items`; `runs`, each with its `record`, its `folder` below runs/, and the places of its own and the base model's
+generations. Equal generations are stored once.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Who finds planted noise: every attribute, every union of them, and other methods' scores, against the truth.
 
-A *detector* has a score (higher: more like noise), a rule that drops tokens, or both. It is asked to tell the
-noise of one kind from clean tokens; tokens of other kinds and those that straddle planted and clean text
+A *detector* has a score (higher: more like noise), a rule that drops tokens, or both. It is asked to tell the noise of
+one kind from clean tokens; tokens of other kinds and those that straddle planted and clean text
 (`xtf.data.planting.response_kinds`) are left out. Threshold-free: AUROC and average precision of the score. At its
-threshold: precision, recall, F1, and the gain, which is what it finds beyond dropping as many tokens of each
-response blindly (`rule_measures`). Intervals are 95 % percentile bootstraps over examples, for tokens of one response
-stand and fall together; several plantings into the same examples are pooled, an example is drawn with all.
+threshold: precision, recall, F1, and the gain, which is what it finds beyond dropping as many tokens of each response
+blindly (`rule_measures`). Intervals are 95 % percentile bootstraps over examples, for tokens of one response stand and
+fall together; several plantings into the same examples are pooled, an example is drawn with all.
 
 Everything is computed from stored masks and scores; no model is loaded. The report's CSV file holds every finding, and
 the report can be made again from it alone (`archive=FOLDER`), but for the list of tokens.
@@ -195,9 +195,9 @@ class Detector:
 def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[str, Detector]:
     """Every detector that the score columns of a table allow, by name.
 
-    `RI`, `KN`, `TR` and their unions drop by `threshold`. `low loss`, `high loss` and `random` drop as many
-    tokens of each example as the union of the attributes. A low p is what DFT gives little weight and ProFit
-    drops, so the score of both is that of `high loss (low p)`; DFT has no threshold.
+    `RI`, `KN`, `TR` and their unions drop by `threshold`. `low loss`, `high loss` and `random` drop as many tokens of
+    each example as the union of the attributes. A low p is what DFT gives little weight and ProFit drops, so the score
+    of both is that of `high loss (low p)`; DFT has no threshold.
     """
     attributes = [attribute for attribute in Attribute if SOURCE[attribute] in table.column_names]
     mask = build_mask(table, threshold, attributes)
@@ -240,8 +240,8 @@ def _as_detector(method: Random | LowLoss | HighLoss, scores: Scores, seed: int)
 class PlantedTokens:
     """The response tokens of masks that differ in nothing but the planting's seed, one mask after the other.
 
-    codes: int8 [N], `CODES`; group: int64 [N], which example; text: int64 [N], which response, of which an example
-    has one per mask; ids: int32 [N], their token ids.
+    codes: int8 [N], `CODES`; group: int64 [N], which example; text: int64 [N], which response, of which an example has
+    one per mask; ids: int32 [N], their token ids.
     """
 
     case: str
@@ -558,8 +558,8 @@ def _largest(settings: Sequence[PlantedTokens]) -> list[PlantedTokens]:
 def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tuple[float, Metric]]]]:
     """AUROC by case, detector and share, for the figure.
 
-    What another method adds stands in its rows' own case; it joins the case without it unless several would.
-    `low loss` is KN's score again and `random` is chance.
+    What another method adds stands in its rows' own case; it joins the case without it unless several would. `low loss`
+    is KN's score again and `random` is chance.
     """
     found: dict[str, dict[str, list[tuple[float, Metric]]]] = defaultdict(lambda: defaultdict(list))
     cases = {row.case for row in rows}
