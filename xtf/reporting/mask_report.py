@@ -18,7 +18,7 @@ from xtf.reporting import figures
 from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares
 from xtf.runtime.artifacts import read_json
-from xtf.runtime.run_folder import failure
+from xtf.runtime.run_folder import Manifest, RunFolder
 
 Lines = list[list[Any]]  # a figure each, under `COLUMNS`
 # `value` is a share, seconds or MB; `at` is the threshold's setting, for points of a curve.
@@ -35,18 +35,10 @@ def has_results(folders: Sequence[Path], listed: Sequence[str]) -> bool:
     """
     if listed:
         return not set(listed) <= {"score", "mask"}
-    stages = {_stage(folder) for folder in folders}
-    return not stages <= {"score", "mask"} or any((folder / "metrics.json").exists() for folder in folders)
-
-
-def _stage(folder: Path) -> str:
-    """The stage that a run was last asked for; of one that has not begun, as of those beside it: "mask"."""
-    import yaml
-
-    file = folder / "config.yaml"
-    if not file.exists():
-        return "mask"
-    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["stage"])
+    runs = [RunFolder(folder) for folder in folders]
+    # Of a run that has not begun, as of those beside it, no more than a mask is known to be wanted.
+    stages = {run.recorded["stage"] for run in runs if run.config.exists()}
+    return not stages <= {"score", "mask"} or any(run.has_results for run in runs)
 
 
 def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Reported) -> list[Path]:
@@ -59,50 +51,36 @@ def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Rep
     Raises:
         ValueError: no run has been scored.
     """
-    runs = {folder: read_json(folder / "manifest.json") for folder in folders if _scored(folder)}
+    every = {folder: Manifest(folder) for folder in map(RunFolder, folders)}
+    runs = {folder: manifest for folder, manifest in every.items() if "score" in manifest.stages}
     if not runs:
         raise ValueError(f"none of the {len(folders)} runs of {name} has been scored")
     lines: Lines = []
     sections = [_costs(runs, reported, lines)]
     for folder, manifest in runs.items():
-        if "mask" in manifest["stages"]:
+        if "mask" in manifest.stages:
             sections.append(_mask_section(name, folder, manifest, out_dir, reported, lines))
-    missing = [
-        [str(folder), failure(folder) or ("not finished" if folder.exists() else "not begun")]
-        for folder in folders
-        if folder not in runs
-    ]
+    missing = [[str(folder.path), folder.state()] for folder in every if folder not in runs]
     if missing:
         sections.append(Section("Missing", columns=["run", "why"], rows=missing))
     written = write_csv(out_dir / f"{name}.csv", COLUMNS, lines)
     return [written, *render_sections(f"{name}: {len(runs)} of {len(folders)} runs", sections, out_dir, name)]
 
 
-def _scored(folder: Path) -> bool:
-    file = folder / "manifest.json"
-    return file.exists() and "score" in read_json(file)["stages"]
-
-
-def _case(folder: Path) -> tuple[str, str, str]:
-    """Task, model and tuning, which the folder names."""
-    task, model, tuning = folder.parts[-6:-3]
-    return task, model, tuning
-
-
-def _line(folder: Path, quantity: str, value: float, reported: str, at: float | str = "") -> list[Any]:
-    return [*_case(folder), "/".join(folder.parts[-3:]), quantity, at, value, reported]
+def _line(folder: RunFolder, quantity: str, value: float, reported: str, at: float | str = "") -> list[Any]:
+    return [*folder.case, "/".join(folder.parts[3:]), quantity, at, value, reported]
 
 
 # -- tables 6 and 7 -----------------------------------------------------------------------------------------
 
 
-def _costs(runs: Mapping[Path, Any], reported: Reported, lines: Lines) -> Section:
+def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines) -> Section:
     """Time and memory of each run's passes over its training rows."""
     rows, seen = [], set()
     for folder, manifest in runs.items():
-        task, model, _ = _case(folder)
-        for kind, path in manifest["stages"]["score"]["paths"].items():
-            store = folder.parents[6] / "scores" / Path(path).name
+        task, model, _ = folder.case
+        for kind, path in manifest.stages["score"]["paths"].items():
+            store = folder.output.scores / Path(path).name
             if store in seen:
                 continue
             seen.add(store)
@@ -139,9 +117,9 @@ def _costs(runs: Mapping[Path, Any], reported: Reported, lines: Lines) -> Sectio
     return Section("Time and memory of scoring (tables 6 and 7)", [text], columns, rows)
 
 
-def _published(folder: Path, reported: Reported) -> Reported:
-    """The paper's numbers, for a run without overrides of its own (these put a hash behind the folder's name)."""
-    return reported if folder.parts[-2].count("-") == 1 else ()
+def _published(folder: RunFolder, reported: Reported) -> Reported:
+    """The paper's numbers, for a run without overrides of its own."""
+    return () if folder.overridden else reported
 
 
 def _reported(reported: Reported, table: str, task: str, model: str, setting: str, metric: str) -> str:
@@ -153,13 +131,15 @@ def _reported(reported: Reported, table: str, task: str, model: str, setting: st
 # -- figures 3, 4 and 6 -------------------------------------------------------------------------------------
 
 
-def _mask_section(name: str, folder: Path, manifest: Any, out_dir: Path, reported: Reported, lines: Lines) -> Section:
+def _mask_section(
+    name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, reported: Reported, lines: Lines
+) -> Section:
     """Shares dropped, beside the reported ones, and the three figures."""
-    tokens = response_tokens(pq.read_table(folder / "mask.parquet"))
-    stats = manifest["stages"]["mask"]["stats"]
+    tokens = response_tokens(pq.read_table(folder.mask))
+    stats = manifest.stages["mask"]["stats"]
     drawn: list[Picture] = []
-    stem = f"{name}-{'-'.join(folder.parts[-6:])}"
-    found = curves(folder, tokens)
+    stem = f"{name}-{'-'.join(folder.parts)}"
+    found = curves(folder.path, tokens)
     if tokens.dropped:
         scores = {key: tokens.scores[key] for key in tokens.dropped}
         cuts = {key: cuts_of(key, stats["thresholds"][key]) for key in scores}
@@ -169,10 +149,10 @@ def _mask_section(name: str, folder: Path, manifest: Any, out_dir: Path, reporte
             "sensitivity": figures.sensitivity(found),
         }
         drawn = [
-            picture(figure, out_dir, f"{stem}-{part}", f"{' '.join(_case(folder))}: {part}")
+            picture(figure, out_dir, f"{stem}-{part}", f"{' '.join(folder.case)}: {part}")
             for part, figure in parts.items()
         ]
-    task, model, _ = _case(folder)
+    task, model, _ = folder.case
     rows = []
     for quantity, share in dropped_shares(tokens).items():
         said = _reported(_published(folder, reported), "fig4", task, model, quantity, "filtered tokens %")
@@ -186,7 +166,7 @@ def _mask_section(name: str, folder: Path, manifest: Any, out_dir: Path, reporte
         f"{len(tokens.kept):,} response tokens. Score distributions with thresholds (figure 3), overlap (figure 4), "
         'share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
     )
-    title = f"Dropped tokens: {' · '.join(folder.parts[-6:])}"
+    title = f"Dropped tokens: {' · '.join(folder.parts)}"
     return Section(title, [text], ["dropped by", "ours", "reported"], rows, drawn)
 
 
