@@ -30,6 +30,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Of its training."""
         return int(self.record["seed"])
 
     @property
@@ -39,9 +40,11 @@ class Run:
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
+        """The fine-tuned model's value for each item, by example id (`item_values`)."""
         return item_values(read_lines(RunFolder(self.folder).generations), metric)
 
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
+        """The same of the untouched base model; None if the run did not grade it."""
         base = self.base_generations()
         return None if base is None else item_values(base, metric)
 
@@ -58,7 +61,11 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
+    """The run in `folder`.
+
+    Raises:
+        ValueError: it has not finished (metrics.json is written last).
+    """
     file = RunFolder(folder).metrics
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
@@ -121,14 +128,19 @@ def override_value(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file that a run has left; ValueError with file and row for one that cannot be read."""
+    """The objects of a JSONL file that a run has left.
+
+    Raises:
+        ValueError: it cannot be read; the message names file and row.
+    """
     return [row for _, row in read_file(path)]
 
 
 def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
     """Each item's share of right samples, or its unbiased pass@k; None without a verdict.
 
-    ValueError for a metric that is not a mean over items.
+    Raises:
+        ValueError: the metric is not a mean over items, or an item has fewer than k samples.
     """
     samples: dict[str, list[bool | None]] = defaultdict(list)
     for line in generations:
