@@ -17,12 +17,11 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, ScorerConfig, ThresholdConfig
 from xtf.data.encode import encode
 from xtf.data.examples import Example, as_examples
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import computed, count_tokens, score_rows, tr_table
-from xtf.scoring.thresholds import PRESETS
 
 log = logging.getLogger(__name__)
 

@@ -26,12 +26,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from xtf.config.schema import Attribute, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, ThresholdConfig
 from xtf.data.tokens import Pieces, ResponseTokens, decoded, response_tokens
 from xtf.reporting.figures import COLOURS, SCORES
 from xtf.runtime.artifacts import write_atomic
 from xtf.scoring.sensitivity import Sweep, sweep
-from xtf.scoring.thresholds import PRESETS, SOURCE, Scores
+from xtf.scoring.thresholds import SOURCE, Scores
 
 if TYPE_CHECKING:
     import datasets
