@@ -74,9 +74,9 @@ def check_arguments(arguments: list[str], sweep: bool) -> None:
                 f"{text} names several runs: put -m before it (python run.py -m {text}), or for one run with this as "
                 f"a single value write {literal}"
             )
-        if key in (*GROUPS, "experiments") and not override.is_sweep_override():
-            if not isinstance(override.value(), str | list | None):
-                raise ConfigError(f"{text}: a choice is the name of a file in conf/{key}")
+        one = None if override.is_sweep_override() else override.value()
+        if key in (*GROUPS, "experiments") and not isinstance(one, str | list | None):
+            raise ConfigError(f"{text}: a choice is the name of a file in conf/{key}")
         if key == "hydra/launcher":
             _check_launcher(str(override.value()))
 
@@ -165,7 +165,7 @@ def run_job(node: Any) -> None:
     from hydra.types import RunMode
 
     from xtf.config.checks import resolve
-    from xtf.config.compose import to_config, typed
+    from xtf.config.compose import build, typed
     from xtf.config.identity import overrides
     from xtf.config.schema import ConfigError, Stage
     from xtf.runtime.run_folder import ERROR_FILE, record_error, run_folder
@@ -179,8 +179,9 @@ def run_job(node: Any) -> None:
     if not sweep and hydra_node.sweeper.get("params"):
         name = hydra_node.runtime.choices["experiments"]
         raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")
-    changed = overrides(typed(node), typed(_default(hydra_node.runtime.choices)))
-    composed = to_config(node)
+    node = typed(node)
+    changed = overrides(node, typed(_default(hydra_node.runtime.choices)))
+    composed = build(node)
     folder = Path(composed.output_dir) / run_folder(composed, changed)
     if composed.stage is Stage.plan:
         from xtf.sweeps.plan import show_plan

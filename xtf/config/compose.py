@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -54,9 +56,7 @@ def typed(node: DictConfig) -> DictConfig:
     Raises:
         ConfigError: for a method whose class is not to be found.
     """
-    schema = OmegaConf.structured(Config)
-    for group, cls in _group_types().items():
-        schema[group] = OmegaConf.structured(cls)
+    schema = copy.copy(_schema())
     # As plain values: a node to which a key was added with + would bring it along, unknown as it is.
     values: Any = OmegaConf.to_container(node, resolve=True)
     if not OmegaConf.is_missing(node, "method"):
@@ -65,6 +65,14 @@ def typed(node: DictConfig) -> DictConfig:
     merged = OmegaConf.merge(schema, values)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    schema = OmegaConf.structured(Config)
+    for group, cls in _group_types().items():
+        schema[group] = OmegaConf.structured(cls)
+    return schema
 
 
 def _method_class(node: DictConfig) -> type:
@@ -103,7 +111,14 @@ def to_config(node: DictConfig) -> Config:
         ConfigError: for a missing or ill-typed value, or one that a method refuses.
     """
     try:
-        node = typed(node)
+        return build(typed(node))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+
+
+def build(node: DictConfig) -> Config:
+    """The configuration of a node that `typed` gave; raises as `to_config` does."""
+    try:
         missing = sorted(OmegaConf.missing_keys(node))
         if missing:
             raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line as {missing[0]}=...")

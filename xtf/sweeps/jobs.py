@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.checks import resolve
-from xtf.config.compose import compose, explain, to_config, typed
+from xtf.config.compose import build, compose, explain, typed
 from xtf.config.identity import differing_keys, grader_identity, overrides, plain
 from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError, Stage
 from xtf.runtime.artifacts import locked, read_json, sha256, write_json
@@ -144,7 +144,7 @@ class _Composer:
         ours = [str(name) for name in composed if name != "hydra"]
         inside = [name for name in ours if (name == key if key else name not in GROUPS)]
         composed, default = (typed(OmegaConf.masked_copy(node, ours)) for node in (composed, default))
-        config = to_config(composed)
+        config = build(composed)
         different = {
             name: value for name, value in overrides(composed, default).items() if name.split(".")[0] in inside
         }
