@@ -27,7 +27,7 @@ from xtf.config.compose import (
 )
 from xtf.config.identity import built_in_methods, differing_keys, identity, overrides, plain
 from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat
-from xtf.runtime.run_folder import run_folder
+from xtf.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,14 +140,14 @@ def test_the_folder_names_the_choices_and_nothing_else_by_default(compose):
     default = compose("model=qwen", "task=medical", "scorer=ri_kn")
     changed = overrides(node, default)
     assert changed == {}
-    folder = run_folder(to_config(node), changed)
-    assert folder == Path("runs/medical/deepseek_qwen_1_5b/full/xtf/ri_kn-paper/seed3")
+    folder = RunFolder.of(to_config(node), changed).path
+    assert folder == Path("elsewhere/runs/medical/deepseek_qwen_1_5b/full/xtf/ri_kn-paper/seed3")
 
 
 def test_an_override_gives_a_folder_of_its_own_however_it_is_written(compose):
     def folder(*arguments):
         node = compose(*arguments)
-        return run_folder(to_config(node), overrides(node, compose()))
+        return RunFolder.of(to_config(node), overrides(node, compose())).path
 
     assert folder("tuning.learning_rate=1e-3") == folder("tuning.learning_rate=0.001") != folder()
     assert folder("threshold.kn.shift=+0.03") != folder("threshold.kn.shift=-0.03")
@@ -187,7 +187,7 @@ def test_the_folders_of_earlier_versions_are_found(compose, line):
     arguments = line.split()
     node = compose(*arguments)
     default = compose(*(text for text in arguments if text.split("=")[0] in GROUPS))
-    assert run_folder(to_config(node), overrides(node, default)) == Path(FOLDERS[line])
+    assert RunFolder.of(to_config(node), overrides(node, default)).path == Path("outputs") / FOLDERS[line]
 
 
 def test_a_record_of_an_earlier_version_loads_with_a_method_by_name_alone(compose):

@@ -22,6 +22,7 @@ from xtf.config.schema import (
     EvaluateConfig,
     ModelConfig,
     Optimizer,
+    PlantConfig,
     PlantKind,
     Recipe,
     SourceConfig,
@@ -47,7 +48,8 @@ def resolve(config: Config) -> Config:
     task = fill_in_task(config, tuning.examples)
     check_tuning(tuning, config.trainer)
     check_task(task)
-    check_plant_and_method(config)
+    check_plant(config.plant)
+    config.method.check(config)
     check_evaluate(config.evaluate)
     check_trainer(config.trainer)
     if config.archive is not None:
@@ -210,20 +212,15 @@ def check_task(task: TaskConfig) -> None:
         raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
 
 
-# --- method and planted noise ----------------------------------------------------------------------------------------
+# --- planted noise (a method checks itself: xtf.scoring.methods.Method.check) ----------------------------------------
 
 
-def check_plant_and_method(config: Config) -> None:
-    plant, method = config.plant, config.method
+def check_plant(plant: PlantConfig) -> None:
     if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
         raise ConfigError(
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
             + ", ".join(kind.value for kind in PlantKind)
         )
-    if plant.share and method.name == "given":
-        raise ConfigError(f"plant.share={plant.share}: method=given trains a token table as it is; unset one")
-    if "planted" in method.needs and not plant.share:
-        raise ConfigError(f"method={method.name} drops the noise that was planted: set plant.share, e.g. 0.3")
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

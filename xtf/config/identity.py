@@ -44,6 +44,11 @@ def built_in_methods() -> dict[str, type]:
     return found
 
 
+def to_yaml(config: Any) -> str:
+    """A configuration as config.yaml holds it."""
+    return OmegaConf.to_yaml(plain(config))
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf of a plain configuration; lists count as leaves."""
     if isinstance(value, Mapping) and value:
