@@ -17,13 +17,12 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, ScorerConfig, ThresholdConfig
 from xtf.data.encode import encode
 from xtf.data.examples import Example
 from xtf.graders import grade
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import computed, count_tokens, score_rows, tr_table
-from xtf.scoring.thresholds import PRESETS
 from xtf.tasks import as_examples
 
 __all__ = ["grade", "mask", "score"]

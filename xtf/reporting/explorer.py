@@ -27,14 +27,14 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Attribute, Config, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, Config, ThresholdConfig
 from xtf.data.tokens import Pieces, ResponseTokens, decoded, response_tokens
 from xtf.reporting.figures import COLOURS, SCORES
 from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.sensitivity import Sweep, sweep
-from xtf.scoring.thresholds import PRESETS, SOURCE, Scores
+from xtf.scoring.thresholds import SOURCE, Scores
 
 if TYPE_CHECKING:
     import datasets

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtf.config.compose import override_value
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
@@ -115,16 +116,6 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     kept = {k: v for k, v in record["overrides"].items() if not (other and k.startswith("method."))}
     settings = {key: record[key] for key in keys} | kept | changes
     return shlex.join(["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())])
-
-
-def override_value(value: Any) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(override_value(item) for item in value) + "]"
-    text = str(value)
-    return text if re.fullmatch(r"[\w./:@+-]*", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.compose import load_config
+from xtf.config.compose import load_config, override_value
 from xtf.config.identity import digest, identity, plain
 from xtf.config.schema import Attribute, Config, PlantKind, ThresholdConfig
 from xtf.data.planting import CODES
@@ -34,7 +34,6 @@ from xtf.graders.metrics import Metric
 from xtf.reporting import figures
 from xtf.reporting.cells import experiment_folders
 from xtf.reporting.pages import counted, picture, render, write_csv
-from xtf.reporting.runs import override_value
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
