@@ -3,6 +3,7 @@
     stage     what it leaves                                   where that is written
     score     scores/<key>/, one folder per pass               xtf.scoring.passes, store, scorers
     mask      mask.parquet                                     xtf.scoring.methods, masks, thresholds
+    export    exports/<run>/<trainer>/, after mask             xtf.exports
     train     model/, train_log.csv                            xtf.training.device_process, fit, module
     evaluate  generations.jsonl, the base model's in base/     xtf.evaluation.stage
     report    metrics.json, reports/<run>/                     xtf.reporting.record, run_report, explorer
@@ -91,7 +92,7 @@ class Pipeline:
     def stages(self) -> dict[str, Any] | None:
         """All stages up to the one asked for; returns the record if that is the last one."""
         config = self.config
-        wanted = Stage.mask if config.stage is Stage.preview else config.stage
+        wanted = Stage.mask if config.stage in (Stage.preview, Stage.export) else config.stage
         last = ORDER.index(wanted) if wanted in ORDER else len(ORDER) - 1
         if last >= ORDER.index(Stage.train):
             self.check()
@@ -105,6 +106,8 @@ class Pipeline:
         self.mask(passes)
         if config.stage is Stage.preview:
             self.preview()
+        if config.stage is Stage.export:
+            self.export()
         if last == ORDER.index(Stage.mask):
             say(f"mask: {self.folder.mask}")
             return None
@@ -244,3 +247,16 @@ class Pipeline:
 
         examples = self.config.preview.examples or 5
         console.print(preview_text(pq.read_table(self.folder.mask), self.inputs.tokenizer, examples=examples))
+
+    def export(self) -> None:
+        """mask.parquet for another trainer, with its configuration and a README."""
+        from xtf.exports.write import export_run
+
+        place = export_run(self.config, self.folder, self.manifest, lambda: self.inputs.encoded, self.inputs.tokenizer)
+        said = read_json(place / "export.json")
+        empty = said["rows_without_label"]
+        what = "kept" if empty["empty_rows"] == "keep" else "left out"
+        say(f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}")
+        for line in said["not_carried"]:
+            say(f"not in the export's configuration: {line}")
+        say(f"how to train with it: {place / 'README.md'}")
