@@ -194,7 +194,9 @@ def export(
         raise ValueError("tuning leaves epochs, learning_rate, batch_size, schedule or warmup_ratio open: give all")
     settings = ExportConfig(to, EmptyRows(getattr(empty_rows, "value", empty_rows)), max_length)
     check_ranges(settings, "export.")
-    checked = "" if "tokenizer" in said else "; which tokenizer scored the rows is not recorded, so it was not checked"
+    rule = list(said.get("rule", ["the rows do not say by which rule: what xtf.mask records is lost in a file"]))
+    if "tokenizer" not in said:
+        rule.append("the rows do not say which tokenizer they were scored with: it was not checked")
     return export_table(
         masked.with_format("arrow")[:].replace_schema_metadata(None),
         settings,
@@ -206,10 +208,7 @@ def export(
         epochs=tuning.epochs or 0,
         seed=seed,
         bf16=bf16,
-        about={
-            "rule": said.get("rule", ["the rows do not say by which rule (xtf.mask records it)" + checked]),
-            "sources": {},
-        },
+        about={"rule": rule, "sources": {}},
     )
 
 
