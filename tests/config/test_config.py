@@ -300,7 +300,7 @@ def test_what_cannot_name_a_folder_is_refused(compose, name):
         ("plant.kinds=[off_tsk]", r"plant\.kinds\[0\]=off_tsk is not valid: it must be one of off_task"),
         ("seed=abc", "seed=abc is not valid: it must be a whole number"),
         ("trainer.compile=maybe", "it must be true or false"),
-        ("model.recipes={full:3}", "model.recipes.full=3 is not valid: it must be .* with the keys examples, epochs"),
+        ("model.recipes={full:3}", "^model.recipes is not valid: it must be .* with the keys examples, epochs"),
         ("threshold.kn.pcq=1", "there is no key 'threshold.kn.pcq'; did you mean 'threshold.kn.pcp'"),
         ("method.tua=1", "there is no key 'method.tua'"),
         ("model=qwne", "model=qwne: there is no such choice; did you mean 'qwen'"),
@@ -310,7 +310,7 @@ def test_what_hydra_refuses_is_one_sentence_with_the_key_and_what_it_takes(compo
     with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
         compose(argument)
     found = explain(caught.value)
-    assert re.match(message, found) and "\n" not in found, found
+    assert re.search(message, found) and "\n" not in found, found
 
 
 def test_cuda_is_another_word_for_gpu(compose):
