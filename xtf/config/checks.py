@@ -14,9 +14,11 @@ from xtf.config.schema import (
     Config,
     ConfigError,
     ModelConfig,
+    ModelSource,
     Optimizer,
     PlantKind,
     Recipe,
+    RowSource,
     SourceConfig,
     TaskConfig,
     Tuning,
@@ -50,7 +52,7 @@ def resolve(config: Config) -> Config:
         thresholds.check(config.threshold)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    model, task, tuning = config.model, config.task, config.tuning
+    model, task, tuning = _located(config.model), config.task, config.tuning
 
     recipe = model.recipes.get(tuning.name.value)
     wanted = ("epochs", "learning_rate", "batch_size")
@@ -81,7 +83,8 @@ def resolve(config: Config) -> Config:
     train = _source(task, "train", model)
     if train.limit is None and tuning.examples is not None:
         train = dataclasses.replace(train, limit=tuning.examples)
-    if model.bundled_data and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
+    bundled = model.bundled_data or task.source is RowSource.bundled
+    if bundled and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
         task = dataclasses.replace(task, grader=task.bundled_grader)
     max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
     task = dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
@@ -121,28 +124,53 @@ def resolve(config: Config) -> Config:
         raise ConfigError("tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp")
     if config.trainer.strategy == "auto" and config.trainer.devices > 1:
         raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
-    return dataclasses.replace(config, task=task, tuning=tuning)
+    return dataclasses.replace(config, model=model, task=task, tuning=tuning)
 
 
 def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+def _located(model: ModelConfig) -> ModelConfig:
+    """The model with its `path`: as given, else as `model.source` says."""
+    places = {ModelSource.package: model.package, ModelSource.hub: model.hub}
+    if model.path:
+        if model.source is not None and model.path != places[model.source]:
+            raise ConfigError(
+                f"model.path={model.path} and model.source={model.source.value} both say where the weights are; unset one"
+            )
+        return model
+    chosen = model.source or next((source for source, path in places.items() if path), None)
+    if chosen is None:
+        raise ConfigError("no value for model.path; set it on the command line as model.path=FOLDER")
+    path = places[chosen]
+    if path is None:
+        raise ConfigError(f"model={model.name} has no model.{chosen.value}, so model.source={chosen.value} finds none")
+    return dataclasses.replace(model, path=path, source=chosen)
+
+
 def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
-    """The rows for `which` ("train" or "eval"): a given path, else the tiny model's bundled sample, else the hub."""
+    """The rows for `which` ("train" or "eval"): a given path, else a bundled sample, else the hub."""
     source: SourceConfig = getattr(task, which)
+    if task.source is RowSource.bundled and source.path not in (None, _bundled(task, which)):
+        raise ConfigError(f"task.{which}.path={source.path} and task.source=bundled both name the rows; unset one")
     if source.path is not None:
         if not Path(source.path).exists():
             raise ConfigError(f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})")
         return source
-    if model.bundled_data:
-        if task.bundled is None:
+    if model.bundled_data or task.source is RowSource.bundled:
+        path = _bundled(task, which)
+        if path is None:
             raise ConfigError(
                 f"there is no bundled sample for task={task.name}, so model={model.name} needs task.{which}.path"
             )
-        from xtf.tiny import DATA_DIR
-
-        return dataclasses.replace(source, path=str(DATA_DIR / f"{task.bundled}_{which}.jsonl"))
+        return dataclasses.replace(source, path=path)
     if source.hub is None:
         raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
     return source
+
+
+def _bundled(task: TaskConfig, which: str) -> str | None:
+    from xtf.tiny import DATA_DIR
+
+    return None if task.bundled is None else str(DATA_DIR / f"{task.bundled}_{which}.jsonl")

@@ -124,6 +124,17 @@ class Backend(Enum):
     vllm = "vllm"  # extra `vllm`; on a GPU
 
 
+class ModelSource(Enum):
+    """Where a model's weights come from, for a model that is found in several places."""
+
+    package = "package"  # a file of an installed package
+    hub = "hub"
+
+
+class RowSource(Enum):
+    bundled = "bundled"  # the sample that ships with the package, whatever the model
+
+
 class AttentionKernel(Enum):
     auto = "auto"  # flash attention where it is installed and the device can run it, else sdpa
     sdpa = "sdpa"
@@ -163,8 +174,14 @@ class ModelShape:
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = MISSING
-    path: str = MISSING  # a folder, or an id on the Hugging Face hub
+    # A folder, an id on the Hugging Face hub, FILE.gguf, or PACKAGE:PATTERN.gguf for a file of an installed package.
+    # Empty: as `source` says.
+    path: str = ""
     revision: str | None = None
+    source: ModelSource | None = None  # which of the two below; None: the package where there is one
+    package: str | None = None  # PACKAGE:PATTERN.gguf
+    hub: str | None = None
+    tokenizer: str | None = None  # a folder or an id on the hub; None: the model's own
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
     max_length: int = _within(2048, 8)  # longest prompt + response, in tokens
     max_new_tokens: int | None = _within(None, 1)  # a cap on the task's
@@ -232,7 +249,8 @@ class TaskSize:
 @dataclass(frozen=True)
 class TaskConfig:
     name: str = MISSING  # math, code, medical, math500, finance, custom
-    bundled: str | None = None  # which bundled sample the tiny model gets
+    source: RowSource | None = None  # None: paths, else the bundled sample for the tiny model alone, else the hub
+    bundled: str | None = None  # which bundled sample the tiny model gets, and any other with source=bundled
     bundled_grader: str | None = None  # what grades that sample, unless a judge is given (task.judge.base_url)
     train: SourceConfig = field(default_factory=SourceConfig)
     eval: SourceConfig = field(default_factory=SourceConfig)
@@ -354,7 +372,8 @@ class TrainerConfig:
     devices: int = _within(1, 1)
     strategy: str = "auto"
     precision: str = "auto"  # auto: bf16-mixed where the device has it, else 32-true
-    tokens_per_microbatch: int = _within(8192, 1)  # packing budget of one forward and backward pass
+    # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
+    tokens_per_microbatch: int | None = _within(None, 1)
     tokens_per_score_batch: int = _within(16384, 1)
     tokens_per_eval_batch: int = _within(32768, 1)
     checkpoint_every: int = _within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
@@ -416,9 +435,10 @@ class PlanConfig:
     """What stage=plan assumes of a device."""
 
     device_memory_gb: float | None = _within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
-    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. 10,000
-    # is what 6e13 operations a second give, a fifth of an A100's peak in bfloat16.
-    tokens_per_second: float = _within(10_000.0, 1e-9)
+    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. None:
+    # 10,000 on a GPU, what 6e13 operations a second give, a fifth of an A100's peak in bfloat16; on a CPU 30, measured
+    # on two cores.
+    tokens_per_second: float | None = _within(None, 1e-9)
 
 
 class PretrainText(Enum):
