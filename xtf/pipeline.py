@@ -573,7 +573,7 @@ class Job:
             tokens = sum(len(row.input_ids) - 1 for row in (*rows, *held_out))
             with stopwatch() as seconds, bar(f"losses of the {which} model", tokens) as progress:
                 predict = functools.partial(
-                    losses.predict, load(), budget=config.trainer.tokens_per_microbatch, progress=progress
+                    losses.predict, load(), budget=config.trainer.tokens_per_microbatch or LARGEST, progress=progress
                 )
                 metrics = losses.response_figures(predict(rows))
                 if held_out:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.runtime.artifacts import locked, sha256, write_json
 from xtf.runtime.memory import free_memory
-from xtf.runtime.progress import say
+from xtf.runtime.progress import console, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,6 +79,20 @@ def _hash_of(file: Path, size: int, modified: int) -> str:
     return sha256(file)
 
 
+def is_unpacked(path: str) -> bool:
+    """Whether the file is on this machine and `unpacked` has nothing left to do."""
+    try:
+        return (_shelf(find(path)) / "model").is_dir()
+    except ValueError:
+        return False
+
+
+def _shelf(file: Path) -> Path:
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("xtf", namespace="gguf", subfolder=_hash(file)[:32])
+
+
 def unpacked(path: str) -> Path:
     """The folder of the model that `model.path` names, made unless it is there; it is complete or absent.
 
@@ -86,10 +100,8 @@ def unpacked(path: str) -> Path:
         ValueError: the package `gguf` is missing, the file is none, is cut off, or is of an architecture or a
             quantisation that cannot be read, or there is not enough memory for its weights in float32.
     """
-    from huggingface_hub import cached_assets_path
-
     file = find(path)
-    shelf = cached_assets_path("xtf", namespace="gguf", subfolder=_hash(file)[:32])
+    shelf = _shelf(file)
     folder = shelf / "model"
     with locked(shelf, say):
         if not folder.is_dir():
@@ -142,7 +154,7 @@ def check(file: Path) -> int:
         raise ValueError(f"{file} does not say of which architecture it is (general.architecture)")
     architecture = str(field.contents())
     known = architectures()
-    if architecture not in known:
+    if not {architecture, architecture.replace("-", "_")} & known:
         raise ValueError(
             f"{file} is of the architecture {architecture!r}, which transformers {metadata.version('transformers')} "
             f"cannot unpack; it can: {', '.join(sorted(known))}"
@@ -154,7 +166,7 @@ def architectures() -> set[str]:
     """The architectures of GGUF files that the installed transformers can turn into a model."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES, TENSOR_PROCESSORS
 
-    # Files write some names with a dash or without the underscore that transformers has.
+    # Files write some names without the underscore that transformers has.
     named = set(GGUF_SUPPORTED_ARCHITECTURES) | set(TENSOR_PROCESSORS)
     try:
         from transformers.integrations.gguf.utils import GGUF_ARCHS  # since transformers 5.2x
@@ -169,6 +181,8 @@ def _convert(file: Path, folder: Path) -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # since transformers 5.2x, which would else keep blocks where it can
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -8,7 +8,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from xtf.runtime.progress import bar, console
 from xtf.scoring.masks import weights_to_labels
 from xtf.scoring.methods import Method, Scores, SelfEvolving
 from xtf.scoring.scorers import score_rows
+from xtf.training.budget import microbatch
 from xtf.training.module import TokenFilteredLM
 from xtf.training.packed import PACKED, enable_packing
 
@@ -104,20 +105,22 @@ def fit(
     progress = Progress(run_dir, config.trainer.checkpoint_every)
     with _quiet():
         trainer = _trainer(config, run_dir, loggers, progress)
+    trainable = _trainable(model, tuning, config.seed)
+    budget = microbatch(trainable, config, longest, run_dir)
     loader = StepLoader(
         training,
         batch_size=tuning.batch_size,
         epochs=tuning.epochs * method.epochs_factor,
         max_steps=tuning.max_steps,
         seed=config.seed,
-        budget=config.trainer.tokens_per_microbatch,
+        budget=budget.tokens,
         rank=trainer.global_rank,
         devices=trainer.world_size,
         fill_with=pad_id if config.trainer.compile else None,
         shuffle=shuffle,
     )
     module = TokenFilteredLM(
-        _trainable(model, tuning, config.seed),
+        trainable,
         method,
         tuning,
         loader,
@@ -134,7 +137,7 @@ def fit(
         state = torch.load(run_dir / BEST, map_location=module.device, weights_only=True)["state_dict"]
         module.load_state_dict(state, strict=False)
     model.set_attn_implementation(original)
-    record = _record(config, module, loader, attention, read_log(run_dir / LOG))
+    record = _record(config, module, loader, attention, read_log(run_dir / LOG)) | {"microbatch": asdict(budget)}
     state = trainer.strategy.lightning_module_state_dict()  # whole on the first device only, under fsdp
     if trainer.is_global_zero:
         weights = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
