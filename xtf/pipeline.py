@@ -23,8 +23,11 @@ from xtf.config.identity import differing_keys, digest, grader_identity, identit
 from xtf.config.schema import Backend, Config, ConfigError, SourceConfig, Stage
 from xtf.runtime.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.models import BUNDLED
+from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, console, say, stopwatch
 from xtf.runtime.run_folder import run_folder
+from xtf.runtime.shapes import FORWARD
+from xtf.scoring.regime import Regime, regime_of
 from xtf.scoring.store import Load, read_pass, scoring_pass, unscored
 from xtf.scoring.thresholds import SOURCE
 
@@ -168,9 +171,16 @@ class Job:
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        from xtf.data.encode import PLAIN_CUE, PLAIN_TURN
         from xtf.runtime.models import load_tokenizer
 
-        return load_tokenizer(self.config.model)
+        tokenizer = load_tokenizer(self.config.model)
+        if tokenizer.chat_template is None and self.config.model.path != BUNDLED:
+            say(
+                f"model={self.config.model.name} has no chat template: each turn of a prompt is written as "
+                f"{PLAIN_TURN!r}, and {PLAIN_CUE!r} comes before the answer"
+            )
+        return tokenizer
 
     def _rows(self, which: str) -> list[Example]:
         from xtf.data.rows import load_rows
@@ -243,6 +253,9 @@ class Job:
 
     def stages(self) -> dict[str, Any] | None:
         config = self.config
+        from xtf.runtime.models import location
+
+        location(config.model)  # a GGUF file that cannot be read is refused before anything else
         last = ORDER.index(config.stage) if config.stage in ORDER else len(ORDER) - 1
         if config.stage is Stage.preview:
             last = ORDER.index(Stage.mask)
@@ -267,6 +280,8 @@ class Job:
         if last == ORDER.index(Stage.score):
             for path in passes.values():
                 say(f"scores: {path}")
+            if "regime" in self.manifest:
+                say(str(Regime(**self.manifest["regime"])))
             if not passes:
                 say(f"method={config.method.name} with scorer={config.scorer.name} needs no scores")
             return None
@@ -330,6 +345,8 @@ class Job:
                 load=load_reference,
             )
         scored_in = [read_json(path / "manifest.json")["seconds"] for path in passes.values()]
+        if "" in passes and (found := regime_of(passes[""])) is not None:
+            self.manifest["regime"] = dataclasses.asdict(found)
         paths = {name or "scores": str(path) for name, path in passes.items()}
         self._done("score", sum(scored_in), paths=paths)
         return passes
@@ -434,6 +451,7 @@ class Job:
         if "train" in self.manifest["stages"] and (self.folder / "model").is_dir():
             return
         self._model = None  # its memory is needed now, and training must start from untouched weights
+        self._announce_training()
         with stopwatch() as seconds:
             if self.config.trainer.devices > 1:
                 record = self._train_on_devices()
@@ -442,8 +460,22 @@ class Job:
 
                 record = train(self.config, self.folder)
         self._done("train", seconds(), record=record)
+        measured(self.config, record["tokens"], seconds())
         if self.config.logger.name == "wandb":
             self._note_published("train")  # it was logged live
+
+    def _announce_training(self) -> None:
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        config, tuning = self.config, self.config.tuning
+        lengths = pc.list_value_length(pq.read_table(self.folder / "mask.parquet", columns=["input_ids"])["input_ids"])
+        rows, total = len(lengths), pc.sum(lengths).as_py()
+        trained = rows * (tuning.epochs or 1) * config.method.epochs_factor
+        if tuning.max_steps is not None:
+            trained = min(trained, tuning.max_steps * (tuning.batch_size or 1))
+        tokens = round(total / rows * trained)
+        announce(config, "training", tokens, tokens)
 
     def _train_on_devices(self) -> dict[str, Any]:
         """One process per device (`xtf.training.device_process`); torch's launcher gives them rank and rendezvous."""
@@ -501,6 +533,9 @@ class Job:
                 or not (folder / "generations.jsonl").exists()
             ):
                 tokens = sum(map(len, prompts)) * decoding.samples
+                answers = len(prompts) * decoding.samples * min(config.task.max_new_tokens, 2 * self._response_length())
+                cost = FORWARD * tokens + answers
+                announce(config, f"evaluating the {which} model", tokens + round(answers), cost, "evaluate")
                 with stopwatch() as seconds, bar(f"evaluating the {which} model", tokens) as progress:
                     result = evaluate(
                         generator,
@@ -516,6 +551,7 @@ class Job:
                         progress=progress,
                     )
                     entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
+                    measured(config, cost, seconds(), "evaluate")
                 write_json(entry_file, entry)
             metrics = entry["metrics"] | self._general(which, folder) | self._losses(which, folder, what, load)
         stage = "evaluate_base" if which == "base" else "evaluate"
@@ -524,6 +560,12 @@ class Job:
         if config.evaluate.losses:
             self.manifest["stages"][stage]["forgetting"] = self.forgetting
         self._save()
+
+    def _response_length(self) -> float:
+        """Mean tokens of a training response, by which the length of answers is guessed."""
+        if self.config.method.name == "given":
+            return self.config.task.size.response
+        return sum(len(row.input_ids) - row.prompt_length for row in self.encoded) / len(self.encoded)
 
     def _general(self, which: str, folder: Path) -> dict[str, Any]:
         """Figures of `evaluate.general` by lm-eval, to see what fine-tuning made the model forget; kept in `folder`."""
@@ -557,6 +599,7 @@ class Job:
         """Teacher-forced figures of `evaluate.losses`, kept in `folder`."""
         from xtf.evaluation import teacher_forced as losses
         from xtf.pretraining import corpus
+        from xtf.training.budget import LARGEST
 
         config = self.config
         if not config.evaluate.losses:
@@ -588,6 +631,7 @@ class Job:
         """Write scalars.csv and metrics.json, the mark of a finished run, from what the stages left."""
         from xtf.reporting.published import write_scalars
         from xtf.reporting.runs import Run
+        from xtf.runtime.models import fingerprint
 
         config, stages = self.config, self.manifest["stages"]
         base = stages.get("evaluate_base", {})
@@ -608,6 +652,8 @@ class Job:
             "mask": stages["mask"]["stats"],
             "training": stages["train"]["record"],
             "encoding": self.manifest.get("encoding"),
+            "weights": fingerprint(config.model),
+            "regime": self.manifest.get("regime"),
             **({"planting": self.manifest["planting"]} if config.plant.share else {}),
             "data": self.manifest["data"],
             "timing": {name: stages[name]["seconds"] for name in TIMED if name in stages},

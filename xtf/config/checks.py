@@ -137,7 +137,7 @@ def _located(model: ModelConfig) -> ModelConfig:
     if model.path:
         if model.source is not None and model.path != places[model.source]:
             raise ConfigError(
-                f"model.path={model.path} and model.source={model.source.value} both say where the weights are; unset one"
+                f"model.path={model.path} and model.source={model.source.value} both name the weights; unset one"
             )
         return model
     chosen = model.source or next((source for source, path in places.items() if path), None)

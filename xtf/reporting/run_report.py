@@ -27,6 +27,7 @@ from xtf.reporting import figures
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import counted, data_url, percent, points, render, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
 from xtf.scoring.thresholds import SOURCE, Scores
 
@@ -167,6 +168,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "verdict": verdict(run),
         "degenerate": degenerate(run.record["mask"]),
         "quality": _quality(run),
+        "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
         "figures": [
             {

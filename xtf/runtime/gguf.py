@@ -213,7 +213,7 @@ def _refuse_gaps(file: Path, model: PreTrainedModel, report: Mapping[str, Any]) 
 
 
 def _make_plain(model: PreTrainedModel) -> None:
-    """A model like one of safetensors: trainable, not quantised, its head tied to the embedding where they are equal."""
+    """A model like one of safetensors: trainable, not quantised, its head tied to the embedding where equal."""
     import torch
 
     for holder, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):

@@ -48,7 +48,7 @@ def bar(description: str, tokens: int) -> Iterator[Callable[[int], None]]:
 
 
 class Lines:
-    """Says every `EVERY` seconds how far the work is. What was done before the first one counts as done, not as fast."""
+    """Says every `EVERY` seconds how far the work is; what an earlier attempt did counts as done, not as fast."""
 
     def __init__(self, description: str, tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.description, self.tokens, self.clock = description, tokens, clock

@@ -21,7 +21,6 @@ def tokens_per_second(config: Config, weights: float) -> float:
     return stated * 1e9 / weights
 
 
-
 def shape_of(model: ModelConfig) -> ModelShape:
     """The model's shape from its config.json in a folder or in the hub's cache, else as `model.shape` states it.
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
+
+from xtf.scoring.store import read_pass
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SURE, UNLIKELY = 0.95, 0.1  # p of a token
 
@@ -22,8 +28,8 @@ class Regime:
 
     def __str__(self) -> str:
         return (
-            f"base model on the responses: {self.loss:.2f} nats a token, {self.sure:.0%} of {self.tokens:,} tokens with "
-            f"p > {SURE}, {self.unlikely:.0%} with p < {UNLIKELY}"
+            f"base model on the responses: {self.loss:.2f} nats a token, {self.sure:.0%} of {self.tokens:,} tokens "
+            f"with p > {SURE}, {self.unlikely:.0%} with p < {UNLIKELY}"
         )
 
 
@@ -42,3 +48,9 @@ def regime(logp: pa.ChunkedArray) -> Regime:
         sure=float((values > math.log(SURE)).mean()),
         unlikely=float((values < math.log(UNLIKELY)).mean()),
     )
+
+
+def regime_of(folder: Path) -> Regime | None:
+    """The figures of a stored scoring pass; None if it holds no `logp` (a pass for RI or TR alone)."""
+    table = read_pass(folder)
+    return regime(table["logp"]) if "logp" in table.column_names else None

@@ -9,7 +9,6 @@ flash). Fragmentation and kernels' work space stand in `RESERVE`. Time follows f
 from __future__ import annotations
 
 import functools
-import json
 import os
 import statistics
 from collections import defaultdict
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Config, ConfigError, ModelConfig, ModelShape, TRVariant, Tuning
+from xtf.config.schema import Config, ConfigError, ModelShape, TRVariant, Tuning
 from xtf.pipeline import passes_of
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.shapes import FORWARD, adapter_parameters, model_file, parameters, shape_of, tokens_per_second, widths
