@@ -188,7 +188,7 @@ def _convert(file: Path, folder: Path) -> None:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True, **options
         )
     except Exception as error:  # whatever goes wrong inside is one fact to the user: this file is not readable here
@@ -196,6 +196,7 @@ def _convert(file: Path, folder: Path) -> None:
             f"{file} cannot be unpacked by transformers {transformers.__version__} with gguf "
             f"{metadata.version('gguf')}: {type(error).__name__}: {_first_line(error)}"
         ) from error
+    model, report = loaded
     _refuse_gaps(file, model, report)
     _make_plain(model)
     model.save_pretrained(str(folder))
@@ -219,8 +220,8 @@ def _make_plain(model: PreTrainedModel) -> None:
     for holder, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
         if hasattr(holder, name):
             delattr(holder, name)
-    model.is_quantized = False
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     if head is not None and torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight
         model.config.tie_word_embeddings = True

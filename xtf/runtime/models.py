@@ -108,24 +108,23 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    def load(place: str, revision: str | None) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(place, revision=revision)
+
+    if model.tokenizer is not None:
+        try:
+            named = load(model.tokenizer, None)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model.tokenizer={model.tokenizer} cannot be loaded: {reason}") from error
+        if gguf.is_gguf(model.path):
+            _refuse_other_tokens(model, load(location(model), None), named)
+        return named
     place = location(model)
     try:
-        own = AutoTokenizer.from_pretrained(place, revision=model.revision) if _reads_own(model) else None
+        return load(place, model.revision)
     except (OSError, ValueError) as error:
         raise _unreachable(model, "tokenizer", error) from error
-    if model.tokenizer is None:
-        return own
-    try:
-        named = AutoTokenizer.from_pretrained(model.tokenizer)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.tokenizer={model.tokenizer} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if own is not None:
-        _refuse_other_tokens(model, own, named)
-    return named
-
-
-def _reads_own(model: ModelConfig) -> bool:
-    return model.tokenizer is None or gguf.is_gguf(model.path)
 
 
 def _refuse_other_tokens(model: ModelConfig, own: PreTrainedTokenizerBase, named: PreTrainedTokenizerBase) -> None:
