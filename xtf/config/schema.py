@@ -436,8 +436,8 @@ class PlanConfig:
 
     device_memory_gb: float | None = _within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
     # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. None:
-    # 10,000 on a GPU, what 6e13 operations a second give, a fifth of an A100's peak in bfloat16; on a CPU 30, measured
-    # on two cores.
+    # 10,000, what 6e13 operations a second give, a fifth of an A100's peak in bfloat16; what a run on a CPU says of its
+    # own stages before it has measured them counts with 30, measured on two cores.
     tokens_per_second: float | None = _within(None, 1e-9)
 
 

@@ -13,11 +13,14 @@ FORWARD = 1 / 3  # of the cost of a trained token: a forward pass without the ba
 ON_GPU, ON_CPU = 10_000.0, 30.0  # tokens trained in a second, of a model of 1e9 parameters (PlanConfig)
 
 
-def tokens_per_second(config: Config, weights: float) -> float:
-    """Tokens that one device is said to train in a second, of a model with so many weights."""
+def tokens_per_second(config: Config, weights: float, here: bool = False) -> float:
+    """Tokens that one device is said to train in a second, of a model with so many weights.
+
+    Where `plan.tokens_per_second` says nothing, of a GPU, for which large runs are planned, unless the run is `here`.
+    """
     stated = config.plan.tokens_per_second
     if stated is None:
-        stated = ON_CPU if config.trainer.accelerator == "cpu" else ON_GPU
+        stated = ON_CPU if here and config.trainer.accelerator == "cpu" else ON_GPU
     return stated * 1e9 / weights
 
 
