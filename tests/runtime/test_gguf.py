@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xtf.config.checks import resolve
 from xtf.config.compose import to_config
-from xtf.config.schema import ModelConfig, TrainerConfig
+from xtf.config.schema import Config, ModelConfig, TrainerConfig
+from xtf.inputs import Inputs
 from xtf.pipeline import run
 from xtf.runtime import gguf
 from xtf.runtime.models import fingerprint, load_model, load_tokenizer, location
@@ -281,3 +282,11 @@ def test_a_gguf_model_is_scored_trained_and_saved_as_a_plain_folder(tmp_path, so
     assert not report["missing_keys"] and not report["unexpected_keys"]
     moved = (logits(trained) - logits(source)).abs().max()
     assert 0 < moved < 1.0  # one step at 5e-5
+
+
+@pytest.mark.parametrize("template", ["", TEMPLATE])
+def test_without_a_chat_template_it_is_said_how_turns_are_written(tmp_path, source, template, capsys):
+    model = config_of(write(tmp_path / "m.gguf", source, template=template))
+    assert Inputs(Config(model=model), None).tokenizer.chat_template == (template or None)
+    said = "model=own has no chat template: each turn of a prompt is written as '### {role}:"
+    assert (said in capsys.readouterr().out) == (not template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _CGROUP = Path("/sys/fs/cgroup")  # of a container, under cgroup v2
 
 
@@ -57,3 +59,13 @@ def free_memory(device: torch.device | None = None) -> int:
         held = re.search(r"^anon (\d+)$", (_CGROUP / "memory.stat").read_text(encoding="utf-8"), re.MULTILINE)
         available = min(available, int(text) - int(held[1] if held else 0))
     return available
+
+
+def return_freed_memory() -> None:
+    """From now on blocks of a MiB and more go back to the system when they are freed, where the C library is glibc.
+
+    It else keeps them for reuse, and where their sizes differ, as activations' do, in pieces that fit nothing.
+    """
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)

@@ -28,12 +28,13 @@ from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerCon
 from xtf.data.encode import Encoded
 from xtf.data.steps import Step, StepLoader, TrainingRows
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
+from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console
 from xtf.scoring.masks import weights_to_labels
 from xtf.scoring.methods import Method, Scores
 from xtf.scoring.scorers import score_rows
-from xtf.training.budget import microbatch
+from xtf.training.budget import LARGEST, microbatch
 from xtf.training.module import TokenFilteredLM
 from xtf.training.packed import PACKED, enable_packing
 
@@ -107,6 +108,8 @@ def fit(
         trainer = _trainer(config, run_dir, loggers, progress)
     trainable = _trainable(model, tuning, config.seed)
     budget = microbatch(trainable, config, longest, run_dir)
+    if budget.tokens < LARGEST and model.device.type == "cpu":
+        return_freed_memory()
     loader = StepLoader(
         training,
         batch_size=tuning.batch_size,
