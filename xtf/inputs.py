@@ -31,12 +31,14 @@ class Inputs:
 
     @functools.cached_property
     def task(self) -> Task:
+        """The task's reader and grader."""
         from xtf.tasks import load_task
 
         return load_task(self.config.task, self.config.output_dir)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
         from xtf.data.encode import PLAIN_CUE, PLAIN_TURN
         from xtf.runtime.models import BUNDLED, load_tokenizer
 
@@ -61,6 +63,7 @@ class Inputs:
 
     @functools.cached_property
     def train_examples(self) -> Sequence[Example]:
+        """The training examples, with planted noise and what the method makes of them."""
         from xtf.data.planting import plant
 
         examples = self._rows("train")

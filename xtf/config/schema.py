@@ -56,41 +56,57 @@ class Attribute(Enum):
 
 
 class RIVariant(Enum):
+    """How RI is taken from the attention weights."""
+
     received = "received"  # mean over later queries of the attention paid to the token
     released = "released"  # the authors' code: layer 0, mean over keys, which is 1 / T for every token
 
 
 class Scale(Enum):
+    """Whether RI is the attention or its logarithm."""
+
     log = "log"
     raw = "raw"
 
 
 class TRVariant(Enum):
+    """What the nearness of TR is measured between."""
+
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
 
 
 class RIRule(Enum):
+    """What RI's threshold is relative to."""
+
     iqr = "iqr"
     quantile = "quantile"
 
 
 class KNRule(Enum):
+    """What KN's threshold is."""
+
     cutoff = "cutoff"
     quantile = "quantile"
 
 
 class TRRule(Enum):
+    """What TR's threshold is."""
+
     multi_otsu = "multi_otsu"
     quantile = "quantile"
 
 
 class Tuning(Enum):
+    """Which weights are trained."""
+
     full = "full"
     lora = "lora"
 
 
 class Schedule(Enum):
+    """The learning rate after its warm-up."""
+
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
@@ -98,11 +114,15 @@ class Schedule(Enum):
 
 
 class Optimizer(Enum):
+    """What turns gradients into updates."""
+
     adamw = "adamw"
     muon = "muon"  # Muon for the matrices of the layers, AdamW for the rest; on whole weights only
 
 
 class Divisor(Enum):
+    """What the sum of a step's losses is divided by."""
+
     kept = "kept"  # tokens that carry loss in the whole optimizer step
     response = "response"  # all response tokens of the step, dropped ones included
 
@@ -118,11 +138,15 @@ class PlantKind(Enum):
 
 
 class Turns(Enum):
+    """Which turns of a conversation become responses."""
+
     last = "last"  # the last assistant turn is the response; what precedes it is the prompt
     all = "all"  # every assistant turn becomes an example of its own, with the turns before it as its prompt
 
 
 class CheckpointChoice(Enum):
+    """Which weights the trained model has."""
+
     last = "last"
     best = "best"  # lowest validation loss; needs tuning.validation_fraction > 0
 
@@ -135,6 +159,8 @@ class Backend(Enum):
 
 
 class Accelerator(StrEnum):
+    """The kind of device."""
+
     cpu = "cpu"
     gpu = "gpu"
     cuda = "gpu"  # another word for it
@@ -153,11 +179,15 @@ Precision = StrEnum("Precision", {"auto": "auto", "32-true": "32-true", "bf16-mi
 
 
 class PreviewFormat(StrEnum):
+    """What stage=preview shows."""
+
     html = "html"  # a page
     text = "text"  # coloured lines in the terminal
 
 
 class WandbMode(StrEnum):
+    """Where W&B's runs go."""
+
     online = "online"
     offline = "offline"
     disabled = "disabled"
@@ -171,10 +201,14 @@ class ModelSource(Enum):
 
 
 class RowSource(Enum):
+    """Where a task's rows come from."""
+
     bundled = "bundled"  # the sample that ships with the package, whatever the model
 
 
 class AttentionKernel(Enum):
+    """The implementation of attention."""
+
     auto = "auto"  # flash attention where it is installed and the device can run it, else sdpa
     sdpa = "sdpa"
     flash_attention_2 = "flash_attention_2"
@@ -212,6 +246,8 @@ class ModelShape:
 
 @dataclass
 class ModelConfig:
+    """A base model: where it is, how long its rows may be, how it is fine-tuned."""
+
     name: str = MISSING
     # A folder, an id on the Hugging Face hub, FILE.gguf, or PACKAGE:PATTERN.gguf for a file of an installed package.
     # Empty: as `source` says.
@@ -287,6 +323,8 @@ class TaskSize:
 
 @dataclass
 class TaskConfig:
+    """A data set: its rows, how they are read, how completions are made and graded."""
+
     name: str = MISSING  # math, code, medical, math500, finance, custom, or a name of your own
     # how rows are read: a file in xtf/tasks/, or module.function of yours; default: by the task's name, else custom
     reader: str | None = None
@@ -316,6 +354,8 @@ class TaskConfig:
 
 @dataclass
 class RIConfig:
+    """How reasoning importance is scored."""
+
     variant: RIVariant = RIVariant.received
     layer: int = within(-1, -1024, 1023)  # negative counts from the last layer
     scale: Scale = Scale.log
@@ -323,6 +363,8 @@ class RIConfig:
 
 @dataclass
 class TRConfig:
+    """How task relevance is scored."""
+
     variant: TRVariant = TRVariant.dataset
 
 
@@ -382,6 +424,8 @@ class ThresholdConfig:
 
 @dataclass
 class LoraSettings:
+    """The adapter of tuning=lora."""
+
     r: int = within(8, 1, 1024)
     alpha: int = within(32, 1)
     dropout: float = within(0.0, 0, 1, excluding=(1,))
@@ -390,6 +434,8 @@ class LoraSettings:
 
 @dataclass
 class TuningConfig:
+    """How the model is trained; what is null follows from the model's recipe (table 3)."""
+
     name: Tuning = MISSING
     examples: int | None = within(None, 1)  # None: from the model's recipe (table 3)
     epochs: int | None = within(None, 1)  # None: from the recipe
@@ -411,6 +457,8 @@ class TuningConfig:
 
 @dataclass
 class TrainerConfig:
+    """The devices, and how much is done on them at once; no result depends on it."""
+
     name: str = MISSING
     accelerator: Accelerator = Accelerator.cpu
     devices: int = within(1, 1)
@@ -427,6 +475,8 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
+    """Where a run is mirrored beside its files."""
+
     name: str = MISSING
     project: str = "xtf"
     entity: str | None = None
@@ -438,6 +488,8 @@ class LoggerConfig:
 
 @dataclass
 class EvaluateConfig:
+    """What is measured of the base and of the fine-tuned model."""
+
     base: bool = True  # grade the untouched base model too (once per model and task)
     backend: Backend = Backend.hf
     vllm_memory: float = within(0.8, 0.05, 1)  # share of the device's memory that vLLM may take
@@ -472,6 +524,8 @@ class PilotConfig:
 
 @dataclass
 class PreviewConfig:
+    """The explorer of a mask."""
+
     format: PreviewFormat = PreviewFormat.html
     examples: int | None = within(None, 1)  # None: 2,000 in HTML, 5 as text
 

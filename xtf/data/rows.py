@@ -294,5 +294,6 @@ def _drop_ids(numbered: Numbered, path: str, name: str) -> Numbered:
 
 
 def first_few(values: Iterable[str], count: int = 5) -> str:
+    """A few of the values, sorted, for a message."""
     ordered = sorted(values)
     return ", ".join(repr(value) for value in ordered[:count]) + (", ..." if len(ordered) > count else "")

@@ -70,6 +70,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What became of a trial."""
+
     passed: bool
     reason: str
 

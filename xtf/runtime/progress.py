@@ -57,6 +57,7 @@ class Lines:
         self.before = 0  # tokens of an earlier attempt, which a resumed training begins with
 
     def __call__(self, done: int) -> None:
+        """Told how many tokens more are done."""
         now = self.clock()
         if self.done == 0 and now - self.start < 1.0:
             self.before, self.start, self.last = done, now, now

@@ -151,14 +151,17 @@ class ShardScorer:
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
+        """The model, loaded on first use."""
         return self.load() if self.place is None else self.load(place=self.place)
 
     @functools.cached_property
     def scorer(self) -> ScorerConfig:
+        """The scorer's settings for the attributes of this pass."""
         return dataclasses.replace(self.config.scorer, attributes=list(self.attributes), compute=[])
 
     @functools.cached_property
     def tr_table(self) -> TRTable | None:
+        """TR of every token id, from the counts of the whole pass; None without TR."""
         from xtf.scoring.scorers import tr_table
 
         if self.counts is None:

@@ -128,6 +128,7 @@ class Task:
         return self.grader.metrics([self.reference(example) for example in examples], grades)
 
     def system_info(self) -> dict[str, Any]:
+        """What the run's record says about how grading was done."""
         return {"grader": self.config.grader, **self.grader.system_info()}
 
 

@@ -76,6 +76,7 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def main(folder: RunFolder) -> None:
+    """What torch's launcher starts on each device."""
     from omegaconf import DictConfig, OmegaConf
 
     from xtf.config.compose import load_config

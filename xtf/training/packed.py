@@ -41,6 +41,7 @@ class PromptAttention:
     def look(
         self, document: int, module: nn.Module, query_1HLS: Tensor, key_1KLS: Tensor, scaling: float | None
     ) -> None:
+        """Note the share for one document, from the layer's queries and keys."""
         with torch.no_grad():
             key_1HLS = repeat_kv(key_1KLS, query_1HLS.shape[1] // key_1KLS.shape[1])
             scores_1HLL = (
