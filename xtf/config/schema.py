@@ -56,41 +56,57 @@ class Attribute(Enum):
 
 
 class RIVariant(Enum):
+    """How RI is taken from the attention weights."""
+
     received = "received"  # mean over later queries of the attention paid to the token
     released = "released"  # the authors' code: layer 0, mean over keys, which is 1 / T for every token
 
 
 class Scale(Enum):
+    """Whether RI is the attention or its logarithm."""
+
     log = "log"
     raw = "raw"
 
 
 class TRVariant(Enum):
+    """What the nearness of TR is measured between."""
+
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
 
 
 class RIRule(Enum):
+    """What RI's threshold is relative to."""
+
     iqr = "iqr"
     quantile = "quantile"
 
 
 class KNRule(Enum):
+    """What KN's threshold is."""
+
     cutoff = "cutoff"
     quantile = "quantile"
 
 
 class TRRule(Enum):
+    """What TR's threshold is."""
+
     multi_otsu = "multi_otsu"
     quantile = "quantile"
 
 
 class Tuning(Enum):
+    """Which weights are trained."""
+
     full = "full"
     lora = "lora"
 
 
 class Schedule(Enum):
+    """The learning rate after its warm-up."""
+
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
@@ -98,11 +114,15 @@ class Schedule(Enum):
 
 
 class Optimizer(Enum):
+    """What turns gradients into updates."""
+
     adamw = "adamw"
     muon = "muon"  # Muon for the matrices of the layers, AdamW for the rest; on whole weights only
 
 
 class Divisor(Enum):
+    """What the sum of a step's losses is divided by."""
+
     kept = "kept"  # tokens that carry loss in the whole optimizer step
     response = "response"  # all response tokens of the step, dropped ones included
 
@@ -118,11 +138,15 @@ class PlantKind(Enum):
 
 
 class Turns(Enum):
+    """Which turns of a conversation become responses."""
+
     last = "last"  # the last assistant turn is the response; what precedes it is the prompt
     all = "all"  # every assistant turn becomes an example of its own, with the turns before it as its prompt
 
 
 class CheckpointChoice(Enum):
+    """Which weights the trained model has."""
+
     last = "last"
     best = "best"  # lowest validation loss; needs tuning.validation_fraction > 0
 
@@ -135,6 +159,8 @@ class Backend(Enum):
 
 
 class Accelerator(StrEnum):
+    """The kind of device."""
+
     cpu = "cpu"
     gpu = "gpu"
     cuda = "gpu"  # another word for it
@@ -153,17 +179,36 @@ Precision = StrEnum("Precision", {"auto": "auto", "32-true": "32-true", "bf16-mi
 
 
 class PreviewFormat(StrEnum):
+    """What stage=preview shows."""
+
     html = "html"  # a page
     text = "text"  # coloured lines in the terminal
 
 
 class WandbMode(StrEnum):
+    """Where W&B's runs go."""
+
     online = "online"
     offline = "offline"
     disabled = "disabled"
 
 
+class ModelSource(Enum):
+    """Where a model's weights come from, for a model that is found in several places."""
+
+    package = "package"  # a file of an installed package
+    hub = "hub"
+
+
+class RowSource(Enum):
+    """Where a task's rows come from."""
+
+    bundled = "bundled"  # the sample that ships with the package, whatever the model
+
+
 class AttentionKernel(Enum):
+    """The implementation of attention."""
+
     auto = "auto"  # flash attention where it is installed and the device can run it, else sdpa
     sdpa = "sdpa"
     flash_attention_2 = "flash_attention_2"
@@ -201,9 +246,17 @@ class ModelShape:
 
 @dataclass
 class ModelConfig:
+    """A base model: where it is, how long its rows may be, how it is fine-tuned."""
+
     name: str = MISSING
-    path: str = MISSING  # a folder, or an id on the Hugging Face hub
+    # A folder, an id on the Hugging Face hub, FILE.gguf, or PACKAGE:PATTERN.gguf for a file of an installed package.
+    # Empty: as `source` says.
+    path: str = ""
     revision: str | None = None
+    source: ModelSource | None = None  # which of the two below; None: the package where there is one
+    package: str | None = None  # PACKAGE:PATTERN.gguf
+    hub: str | None = None
+    tokenizer: str | None = None  # a folder or an id on the hub; None: the model's own
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
     max_length: int = within(2048, 8)  # longest prompt + response, in tokens
     max_new_tokens: int | None = within(None, 1)  # a cap on the task's
@@ -230,15 +283,13 @@ class SourceConfig:
 class SandboxConfig:
     """Limits for one run of model-written code."""
 
-    wall_seconds: float = within(
-        30.0, 0, excluding=(0,)
-    )  # well above cpu_seconds: a busy machine must not change a verdict
+    wall_seconds: float = within(30.0, 0.1, 86400)  # well above cpu_seconds: a busy machine must not change a verdict
     allow_unsandboxed: bool = False
-    cpu_seconds: int = within(5, 1)
-    memory_mb: int = within(1024, 1)
-    processes: int = within(32, 1)
-    file_mb: int = within(16, 0)
-    output_kb: int = within(64, 1)
+    cpu_seconds: int = within(5, 1, 86400)
+    memory_mb: int = within(1024, 1, 2**30)
+    processes: int = within(32, 1, 2**20)
+    file_mb: int = within(16, 1, 2**30)
+    output_kb: int = within(64, 0, 2**30)
     workers: int = within(2, 1, 1024)  # programs that run at once
 
 
@@ -272,10 +323,13 @@ class TaskSize:
 
 @dataclass
 class TaskConfig:
+    """A data set: its rows, how they are read, how completions are made and graded."""
+
     name: str = MISSING  # math, code, medical, math500, finance, custom, or a name of your own
-    # What makes examples of rows: a file of xtf/tasks, or a function as package.module.function; None: by the name.
+    # how rows are read: a file in xtf/tasks/, or module.function of yours; default: by the task's name, else custom
     reader: str | None = None
-    bundled: str | None = None  # which bundled sample the tiny model gets
+    source: RowSource | None = None  # None: paths, else the bundled sample for the tiny model alone, else the hub
+    bundled: str | None = None  # which bundled sample the tiny model gets, and any other with source=bundled
     bundled_grader: str | None = None  # what grades that sample, unless a judge is given (task.judge.base_url)
     train: SourceConfig = field(default_factory=SourceConfig)
     eval: SourceConfig = field(default_factory=SourceConfig)
@@ -284,7 +338,7 @@ class TaskConfig:
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
-    # number, math, exact, contains, choice, code, decision, judge, python:module.function or a dotted name
+    # exact, contains, substring, number, math, choice, decision, code or judge; python:module.function or module.Class
     grader: str = MISSING
     choices: list[str] = field(default_factory=list)
     max_new_tokens: int = within(512, 1)
@@ -300,6 +354,8 @@ class TaskConfig:
 
 @dataclass
 class RIConfig:
+    """How reasoning importance is scored."""
+
     variant: RIVariant = RIVariant.received
     layer: int = within(-1, -1024, 1023)  # negative counts from the last layer
     scale: Scale = Scale.log
@@ -307,6 +363,8 @@ class RIConfig:
 
 @dataclass
 class TRConfig:
+    """How task relevance is scored."""
+
     variant: TRVariant = TRVariant.dataset
 
 
@@ -366,6 +424,8 @@ class ThresholdConfig:
 
 @dataclass
 class LoraSettings:
+    """The adapter of tuning=lora."""
+
     r: int = within(8, 1, 1024)
     alpha: int = within(32, 1)
     dropout: float = within(0.0, 0, 1, excluding=(1,))
@@ -374,6 +434,8 @@ class LoraSettings:
 
 @dataclass
 class TuningConfig:
+    """How the model is trained; what is null follows from the model's recipe (table 3)."""
+
     name: Tuning = MISSING
     examples: int | None = within(None, 1)  # None: from the model's recipe (table 3)
     epochs: int | None = within(None, 1)  # None: from the recipe
@@ -395,12 +457,15 @@ class TuningConfig:
 
 @dataclass
 class TrainerConfig:
+    """The devices, and how much is done on them at once; no result depends on it."""
+
     name: str = MISSING
     accelerator: Accelerator = Accelerator.cpu
     devices: int = within(1, 1)
     strategy: Strategy = Strategy.auto
     precision: Precision = Precision.auto  # auto: bf16-mixed where the device has it, else 32-true
-    tokens_per_microbatch: int = within(8192, 1)  # packing budget of one forward and backward pass
+    # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
+    tokens_per_microbatch: int | None = within(None, 1)
     tokens_per_score_batch: int = within(16384, 1)
     tokens_per_eval_batch: int = within(32768, 1)
     checkpoint_every: int = within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
@@ -410,6 +475,8 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
+    """Where a run is mirrored beside its files."""
+
     name: str = MISSING
     project: str = "xtf"
     entity: str | None = None
@@ -421,6 +488,8 @@ class LoggerConfig:
 
 @dataclass
 class EvaluateConfig:
+    """What is measured of the base and of the fine-tuned model."""
+
     base: bool = True  # grade the untouched base model too (once per model and task)
     backend: Backend = Backend.hf
     vllm_memory: float = within(0.8, 0.05, 1)  # share of the device's memory that vLLM may take
@@ -455,6 +524,8 @@ class PilotConfig:
 
 @dataclass
 class PreviewConfig:
+    """The explorer of a mask."""
+
     format: PreviewFormat = PreviewFormat.html
     examples: int | None = within(None, 1)  # None: 2,000 in HTML, 5 as text
 
@@ -464,9 +535,10 @@ class PlanConfig:
     """What stage=plan assumes of a device."""
 
     device_memory_gb: float | None = within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
-    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. 10,000
-    # is what 6e13 operations a second give, a fifth of an A100's peak in bfloat16.
-    tokens_per_second: float = within(10_000.0, 1e-9)
+    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. None:
+    # 10,000, what 6e13 operations a second give, a fifth of an A100's peak in bfloat16; what a run on a CPU says of its
+    # own stages before it has measured them counts with 30, of two cores.
+    tokens_per_second: float | None = within(None, 1e-9)
 
 
 class PretrainText(Enum):

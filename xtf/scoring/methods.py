@@ -573,13 +573,17 @@ METHODS: dict[str, type[Method]] = {
 def given_mask(table: pa.Table) -> Mask:
     """A user's own token table as it is: `input_ids`, and `labels` (-100 without loss) or response `weights`.
 
-    `example_id` defaults to the row number, `prompt_length` to the place of the first label. ValueError if
-    there is neither labels nor weights, or a label within the prompt.
+    `example_id` defaults to the row number, `prompt_length` to the place of the first label.
+
+    Raises:
+        ValueError: neither labels nor weights; a label within the prompt, or another than the token that it stands at;
+            padding or positions of the data's own; labels that are all -100.
     """
     from xtf.scoring.masks import weights_to_labels
 
     columns = {name: table[name] for name in table.column_names}
     columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
+    _check_given(columns)
     if "labels" in columns:
         labels = columns["labels"].to_pylist()
         first = [next((at for at, label in enumerate(row) if label != -100), len(row)) for row in labels]
@@ -600,3 +604,37 @@ def given_mask(table: pa.Table) -> Mask:
         pa.table(columns),
         [np.asarray(row, np.float32) * np.asarray(keep) for row, keep in zip(weights, kept, strict=True)],
     )
+
+
+def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
+    """Refuse what a table says that training would not heed."""
+    rows = zip(
+        columns["example_id"].to_pylist(),
+        columns["input_ids"].to_pylist(),
+        *(
+            columns[name].to_pylist() if name in columns else [None] * len(columns["input_ids"])
+            for name in ("labels", "attention_mask", "position_ids")
+        ),
+        strict=True,
+    )
+    trained = "labels" not in columns
+    for name, ids, labels, mask, positions in rows:
+        if mask is not None and not all(mask):
+            raise ValueError(
+                f"example {name}: attention_mask is 0 at {mask.index(0)}; padding is not read: leave the pads out"
+            )
+        if positions is not None and positions != list(range(len(ids))):
+            raise ValueError(f"example {name}: position_ids do not count from 0; leave them out, one document a row")
+        if labels is None:
+            continue
+        if len(labels) != len(ids):
+            raise ValueError(f"example {name}: {len(labels)} labels for {len(ids)} input_ids")
+        for at, (label, token) in enumerate(zip(labels, ids, strict=True)):
+            if label not in (-100, token):
+                raise ValueError(
+                    f"example {name}: the label at {at} is {label}, the token there is {token}; labels are input_ids "
+                    "at their own place (not shifted), or -100"
+                )
+        trained = trained or any(label != -100 for label in labels)
+    if not trained:
+        raise ValueError("every label is -100: there is nothing to train on")

@@ -39,10 +39,12 @@ class Planned:
 
     @property
     def folder(self) -> RunFolder:
+        """Where the run lies."""
         return RunFolder.of(self.config, self.changed)
 
     @property
     def name(self) -> str:
+        """The path below runs/."""
         return self.folder.name
 
 
@@ -184,6 +186,7 @@ def unfinished(jobs: Sequence[Planned]) -> list[Planned]:
 
 
 def say_what_runs(jobs: Sequence[Planned]) -> None:
+    """One line: how many jobs are finished, left to run, skipped."""
     from xtf.runtime.progress import say
 
     skipped, left = sum(not job.is_case for job in jobs), len(unfinished(jobs))
