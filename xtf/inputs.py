@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xtf.config.schema import Config
 from xtf.evaluation.stage import Items
 from xtf.runtime.artifacts import sha256
+from xtf.runtime.progress import say
 from xtf.runtime.run_folder import Manifest
 
 if TYPE_CHECKING:
@@ -30,15 +31,24 @@ class Inputs:
 
     @functools.cached_property
     def task(self) -> Task:
+        """The task's reader and grader."""
         from xtf.tasks import load_task
 
         return load_task(self.config.task, self.config.output_dir)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from xtf.runtime.models import load_tokenizer
+        """The model's tokenizer."""
+        from xtf.data.encode import PLAIN_CUE, PLAIN_TURN
+        from xtf.runtime.models import BUNDLED, load_tokenizer
 
-        return load_tokenizer(self.config.model)
+        tokenizer = load_tokenizer(self.config.model)
+        if tokenizer.chat_template is None and self.config.model.path != BUNDLED:
+            say(
+                f"model={self.config.model.name} has no chat template: each turn of a prompt is written as "
+                f"{PLAIN_TURN!r}, and {PLAIN_CUE!r} comes before the answer"
+            )
+        return tokenizer
 
     def _rows(self, which: str) -> list[Example]:
         from xtf.data.rows import load_rows
@@ -53,6 +63,7 @@ class Inputs:
 
     @functools.cached_property
     def train_examples(self) -> Sequence[Example]:
+        """The training examples, with planted noise and what the method makes of them."""
         from xtf.data.planting import plant
 
         examples = self._rows("train")

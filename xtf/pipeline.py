@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from xtf.runtime.artifacts import locked, read_json, sha256, write_atomic
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
 from xtf.scoring.passes import Pass, Scorer, score, training_table, write_mask
+from xtf.scoring.regime import Regime, regime_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +92,10 @@ class Pipeline:
 
     def stages(self) -> dict[str, Any] | None:
         """All stages up to the one asked for; returns the record if that is the last one."""
+        from xtf.runtime.models import location
+
         config = self.config
+        location(config.model)  # a GGUF file that cannot be read is refused before anything else
         wanted = Stage.mask if config.stage is Stage.preview else config.stage
         last = ORDER.index(wanted) if wanted in ORDER else len(ORDER) - 1
         if last >= ORDER.index(Stage.train):
@@ -99,6 +104,8 @@ class Pipeline:
         if last == ORDER.index(Stage.score):
             for path in passes.values():
                 say(f"scores: {path}")
+            if (figures := self.manifest.content.get("regime")) is not None:
+                say(str(Regime(**figures)))
             if not passes:
                 say(f"method={config.method.name} with scorer={config.scorer.name} needs no scores")
             return None
@@ -132,6 +139,8 @@ class Pipeline:
         """The scoring passes that the run reads, made unless they are there."""
         passes = score(self.config, lambda: self.inputs.encoded, lambda: self.inputs.tokenizer, self._scorer)
         took = sum(read_json(path / "manifest.json")["seconds"] for path in passes.values())
+        if Pass.base in passes and (figures := regime_of(passes[Pass.base])) is not None:
+            self.manifest.note(regime=dataclasses.asdict(figures))
         self.manifest.done("score", took, paths={kind.value: str(path) for kind, path in passes.items()})
         return passes
 

@@ -1,143 +1,217 @@
-"""Rows from every kind of file and from the hub, their ids and their hash."""
+"""One reader of rows, for files, side files and rows in memory: what it reads, and what it refuses by name."""
 
 from __future__ import annotations
 
-import gzip
 import json
-from dataclasses import replace
+import math
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 
-from xtf.config.schema import SourceConfig
-from xtf.data.rows import load_rows
-
-ROWS = [
-    {"id": "a", "question": "1+1?", "answer": "2"},
-    {"id": "b", "question": "Größe 🙂?", "answer": "3\n4"},
-]
+from xtf.config.schema import SourceConfig, TaskConfig, Turns
+from xtf.data.augment import augment
+from xtf.data.rows import load_rows, read_field, read_file
+from xtf.tasks import Task, as_examples, load_task
 
 
-def write(folder: Path, name: str, content: str | bytes) -> SourceConfig:
+def written(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return SourceConfig(path=str(path))
+    return path
 
 
-def write_rows(folder: Path, rows: list[dict]) -> SourceConfig:
-    return write(folder, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def task(**settings: Any) -> Task:
+    return load_task(TaskConfig(name="custom", grader="exact", **settings))
 
 
-def test_jsonl_json_csv_and_parquet_hold_the_same_rows_and_the_same_hash(tmp_path: Path) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
-    parquet = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), parquet)
-    sources = [
-        write(tmp_path, "rows.jsonl", lines),
-        write(tmp_path, "rows.jsonl.gz", gzip.compress(lines.encode())),
-        write(tmp_path, "bom.jsonl", b"\xef\xbb\xbf" + lines.encode()),
-        write(tmp_path, "rows.json", json.dumps(ROWS)),
-        write(tmp_path, "keyed.json", json.dumps({row["id"]: row for row in ROWS})),
-        write(tmp_path, "rows.csv", 'id,question,answer\na,1+1?,2\nb,Größe 🙂?,"3\n4"\n'),
-        SourceConfig(path=str(parquet)),
-    ]
-    loaded = [load_rows(source) for source in sources]
-    assert all(rows.rows == ROWS for rows in loaded)
-    assert len({rows.sha256 for rows in loaded}) == 1
+def read(path: Path, **settings: Any) -> list[Any]:
+    return task(**settings).examples(load_rows(SourceConfig(path=str(path))))
 
 
-def test_rows_of_an_object_get_their_key_as_id(tmp_path: Path) -> None:
-    rows = load_rows(write(tmp_path, "rows.json", '{"17": {"question": "q"}}'))
-    assert rows.rows == [{"id": "17", "question": "q"}]
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_line_separator_inside_a_string_does_not_split_a_row(tmp_path: Path) -> None:
-    source = write(tmp_path, "rows.jsonl", json.dumps({"question": "a\u2028b\x85c"}, ensure_ascii=False))
-    assert load_rows(source).rows == [{"question": "a\u2028b\x85c"}]
-
-
-def test_ids_and_excluded_ids_and_limit_choose_rows_and_change_the_hash(tmp_path: Path) -> None:
-    rows = [{"id": n, "question": "q", "answer": str(n)} for n in range(6)]
-    source = write_rows(tmp_path, rows)
-    listed, keyed = tmp_path / "list.json", tmp_path / "keyed.json"
-    listed.write_text("[1, 3, 5]")
-    keyed.write_text('{"1": "yes", "3": "no"}')
-    kept = load_rows(replace(source, ids=str(listed)))
-    assert [row["id"] for row in kept] == [1, 3, 5] and kept.numbers == [2, 4, 6]
-    rest = load_rows(replace(source, ids=str(listed), exclude_ids=str(keyed)))
-    assert [row["id"] for row in rest] == [5]
-    assert [row["id"] for row in load_rows(replace(source, exclude_ids=str(keyed), limit=2))] == [0, 2]
-    assert len({kept.sha256, rest.sha256, load_rows(source).sha256}) == 3
+def test_marks_and_blanks_that_editors_leave_change_nothing(tmp_path: Path) -> None:
+    rows = [{"question": "One\u2028two?", "answer": "2"}, {"question": "Next\x85line?", "answer": "3"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    plain = written(tmp_path, "plain.jsonl", "\n".join(lines) + "\n")
+    edited = written(tmp_path, "edited.jsonl", "\ufeff" + "\r\n\r\n".join(lines) + "\r\n \r\n")
+    assert [row for _, row in read_file(plain)] == [row for _, row in read_file(edited)] == rows
+    assert [number for number, _ in read_file(edited)] == [1, 3]  # as an editor counts lines
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.jsonl", "", "file is empty"),
-        ("rows.jsonl", " \n\n", "file is empty"),
-        ("rows.json", "[]", "no rows"),
-        ("rows.csv", "question,answer\n", "no rows"),
-        ("rows.jsonl", '{"a": 1}\n{"a": \n', "row 2: Expecting value"),
-        ("rows.jsonl", '{"a": 1}\n[1]\n', "row 2: an object with named fields"),
-        ("rows.json", '"text"', "a list of objects or an object keyed by id"),
-        ("rows.jsonl", b'{"a": "\xff"}', "can't decode byte 0xff"),
-        ("rows.csv", "a,b\n1,2,3\n", "row 1: more values than"),
-        ("rows.parquet", "not parquet", "cannot be read"),
-        ("rows.jsonl.gz", "not gzip", "cannot be read"),
-        ("rows.txt", "a", "must end in .jsonl"),
+        (
+            "a.csv",
+            "question,answer\nWhat?,Yes.\n".encode("utf-16"),
+            r"a\.csv: cannot be read: it is UTF-16: save it as",
+        ),
+        ("a.jsonl", b'{"q": "ok"}\n{"q": "na\xefve"}\n', r"line 2 is not UTF-8 \(byte 0xef; it may be Windows-1252\)"),
+        ("a.csv", "question;answer\nWhat?;Yes.\n", r"its one column is 'question;answer': is it separated by ';'\?"),
+        ("a.csv", "question\tanswer\nWhat?\tYes.\n", r"is it separated by '\\t'\?"),
+        ("a.csv", "answer,answer\n1,2\n", "the header names 'answer' twice"),
+        ("a.csv", "question,answer\n1,2,3\n", r"row 1: more values than the header has names \(question, answer\)"),
+        ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "row 2: the key 'q' occurs twice"),
+        ("a.jsonl", '{"q": {"r": 1, "r": 2}}\n', "row 1: the key 'r' occurs twice"),
+        ("a.jsonl", '{"q": NaN}\n', "row 1: NaN is no number"),
+        ("a.json", '[{"q": -Infinity}]', "-Infinity is no number"),
+        ("a.jsonl", '{"q": "x \\ud83d"}\n', r"row 1: \\ud83d is half of a character"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", "\n \n", "the file is empty"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(
-    tmp_path: Path, name: str, content: str | bytes, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message) as raised:
-        load_rows(write(tmp_path, name, content))
-    assert name in str(raised.value)
+def test_a_file_that_is_not_what_it_says_is_refused_with_the_remedy(tmp_path, name, content, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_file(written(tmp_path, name, content))
 
 
-def test_a_missing_file_and_a_missing_source_say_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data file not found: .*none\.jsonl"):
-        load_rows(SourceConfig(path=str(tmp_path / "none.jsonl")))
-    with pytest.raises(ValueError, match=r"task\.train\.path"):
-        load_rows(SourceConfig())
+def test_a_gap_in_a_data_frame_is_null_and_its_neighbours_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = {"n": [1.0, math.nan, 3.0], "x": [0.5, math.nan, 2.0], "whole": [1.0, 2.0, 3.0]}
+    pq.write_table(pa.table(columns), path)
+    assert [row for _, row in read_file(path)] == [
+        {"n": 1, "x": 0.5, "whole": 1.0},
+        {"n": None, "x": None, "whole": 2.0},
+        {"n": 3, "x": 2.0, "whole": 3.0},
+    ]
+    assert isinstance(read_file(path)[0][1]["n"], int)
 
 
-def test_ids_that_the_rows_lack_are_an_error(tmp_path: Path) -> None:
-    source = write_rows(tmp_path, ROWS)
-    (tmp_path / "ids.json").write_text('["a", "zz"]')
-    with pytest.raises(ValueError, match=r"1 of 2 ids .* not in it: 'zz'"):
-        load_rows(replace(source, ids=str(tmp_path / "ids.json")))
-    (tmp_path / "ids.json").write_text('["zz"]')
-    with pytest.raises(ValueError, match="none of the 1 ids"):
-        load_rows(replace(source, exclude_ids=str(tmp_path / "ids.json")))
-    (tmp_path / "ids.json").write_text("3")
-    with pytest.raises(ValueError, match="JSON list of ids"):
-        load_rows(replace(source, ids=str(tmp_path / "ids.json")))
+# -- side files -------------------------------------------------------------------------------------------------------
 
 
-def test_a_hub_dataset_that_is_not_there_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+def test_side_files_are_read_as_the_main_file_is(tmp_path: Path) -> None:
+    texts = written(tmp_path, "texts.jsonl", '\ufeff{"text": "a\u2028b"}\r\n\r\n{"text": "c"}\r\n')
+    assert read_field(texts, "text", "evaluate.forgetting") == ["a\u2028b", "c"]
+    with pytest.raises(ValueError, match=r"texts\.jsonl, row 1: evaluate\.forgetting needs a text 'body'"):
+        read_field(texts, "body", "evaluate.forgetting")
+    examples = as_examples([{"id": "x", "prompt": "2+2?", "response": "4"}])
+    more = written(tmp_path, "more.jsonl", '{"example_id": "x", "prompt": "Two\u2028and two?"}\n\n')
+    assert augment(examples, 2, more)[1].messages[-1]["content"] == "Two\u2028and two?"
+    wrong = written(tmp_path, "wrong.csv", "example_id,prompt\nx,Hi\ny,Hi\n")
+    with pytest.raises(ValueError, match=r"wrong\.csv, row 2: wanted the `example_id` of a training example"):
+        augment(examples, 2, wrong)
+    ids = written(tmp_path, "ids.json", '\ufeff["1"]'.encode())
+    rows = written(tmp_path, "rows.jsonl", '{"id": 1, "a": "b"}\n{"id": 2, "a": "c"}\n')
+    assert len(load_rows(SourceConfig(path=str(rows), ids=str(ids)))) == 1
 
-    def no_network(*_: object, **__: object) -> None:
-        raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(datasets, "load_dataset", no_network)
-    with pytest.raises(ValueError, match=r"neither in the cache .* nor reachable.*openai/gsm8k.*task\.train\.path"):
-        load_rows(SourceConfig(hub="openai/gsm8k", subset="main"))
+# -- templates --------------------------------------------------------------------------------------------------------
 
 
-def test_a_hub_dataset_is_read_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [({"text": "yes"}, "dict, not text"), (b"yes", "bytes, not text"), ([{"a": 1}], "list, not text"), (None, "null"),
+     (math.inf, "inf")],
+)  # fmt: skip
+def test_what_is_no_text_does_not_become_text_through_a_template(value: Any, message: str) -> None:
+    found = load_task(TaskConfig(name="custom", grader="exact", prompt="{q}", response="{a}"))
+    from xtf.data.rows import Rows
 
-    asked = []
+    with pytest.raises(ValueError, match=rf"row 1: .*a field of the template is {message}"):
+        found.examples(Rows([{"q": "Is it?", "a": value}], [1], "rows", ""))
 
-    def load(path: str, **settings: object) -> datasets.Dataset:
-        asked.append((path, settings))
-        return datasets.Dataset.from_list(ROWS)
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    rows = load_rows(SourceConfig(hub="a/b", subset="c", split="test", revision="main", limit=1))
-    assert rows.rows == ROWS[:1] and rows.source == "a/b/c[test]"
-    assert asked == [("a/b", {"name": "c", "split": "test", "revision": "main"})]
+# -- conversations ----------------------------------------------------------------------------------------------------
+
+PART = {"type": "text"}
+ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "response": "Hello"},
+        {"prompt": "Hi", "completion": "Hello"},
+        {"prompt": [ASKED], "completion": [ANSWERED]},
+        {"prompt": [ASKED], "response": "Hello"},
+        {"question": "Hi", "answer": "Hello"},
+        {"instruction": "Hi", "input": "", "output": "Hello"},
+        {"messages": [ASKED, ANSWERED]},
+        {"messages": None, "prompt": "Hi", "response": "Hello"},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                ANSWERED,
+            ]
+        },
+        {"messages": [ASKED, ANSWERED | {"weight": 1, "train": True, "tool_calls": None}], "tools": []},
+    ],
+)
+def test_the_library_and_the_command_line_read_the_same_forms(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = written(tmp_path, "rows.jsonl", json.dumps(row))
+    for (example,) in (as_examples([row]), read(path)):
+        assert (example.messages, example.response) == (({"role": "user", "content": "Hi"},), "Hello")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [ASKED, ANSWERED | {"reasoning_content": "hm"}]}, "turn 2 has 'reasoning_content'"),
+        ({"messages": [ASKED, ANSWERED | {"content": None, "tool_calls": [{}]}, ANSWERED]}, "tool calls are not"),
+        ({"messages": [ASKED, {"role": "tool", "content": "sunny"}, ANSWERED]}, "turn 2 has the role 'tool'"),
+        ({"messages": [ASKED, ANSWERED], "tools": [{"name": "x"}]}, "field 'tools': tool definitions are not read"),
+        ({"messages": [ASKED, ANSWERED | {"weight": 0.5}]}, "weight=0.5; 0 and 1 are read here"),
+        ({"messages": [ASKED, ANSWERED | {"loss": False}]}, "the last turn, which is the response, is marked not"),
+        ({"messages": [ASKED, ANSWERED | {"loss": False, "train": True}]}, "marks that disagree"),
+        ({"messages": [ASKED | {"train": True}, ANSWERED]}, "turn 1 has train=True; only assistants' turns"),
+        ({"messages": [ASKED | {"content": [{"type": "image"}]}, ANSWERED]}, "part of type 'image'"),
+        ({"messages": [ASKED, ANSWERED | {"content": [PART | {"text": "a", "train": False}]}]},
+         "marks a part with 'train'"),
+        ({"prompt": "Hi", "response": None}, "field 'response' is missing"),
+        ({"messages": None}, "no known columns"),
+    ],
+)  # fmt: skip
+def test_what_would_be_lost_is_refused_by_name_in_both(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = written(tmp_path, "rows.jsonl", json.dumps(row))
+    for reader in (lambda: as_examples([row]), lambda: read(path)):
+        with pytest.raises(ValueError, match=f"row 1: .*({message})"):
+            reader()
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"train": 0}, {"loss_scale": 0.0}])
+def test_a_turn_that_is_marked_is_context_and_no_response(tmp_path: Path, mark: dict[str, Any]) -> None:
+    row = {"messages": [ASKED, {"role": "assistant", "content": "BAD"} | mark, ASKED, ANSWERED]}
+    (example,) = read(written(tmp_path, "rows.jsonl", json.dumps(row)), turns=Turns.all)
+    assert example.response == "Hello"
+    assert [turn["content"] for turn in example.messages] == ["Hi", "BAD", "Hi"]
+    assert all(set(turn) == {"role", "content"} for turn in example.messages)
+
+
+# -- rows in memory ---------------------------------------------------------------------------------------------------
+
+
+def test_sets_in_memory_that_are_no_rows_are_refused_in_a_sentence() -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "Hi", "response": "Hello"}])
+    with pytest.raises(ValueError, match=r"not several \(train, test\): give one of them"):
+        as_examples(datasets.DatasetDict({"train": rows, "test": rows}))
+    with pytest.raises(ValueError, match=r"rows are needed .* not str"):
+        as_examples("rows.jsonl")
+    with pytest.raises(ValueError, match="row 2 is a str, not a mapping"):
+        as_examples([{"prompt": "Hi", "response": "Hello"}, "Hi"])
+
+
+def test_a_data_frame_is_read_row_by_row() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"prompt": ["Hi", "Hi"], "response": ["Hello", None]})
+    with pytest.raises(ValueError, match="1 of 2 rows cannot be used:\n  row 2: field 'response' is missing"):
+        as_examples(frame)
+    assert [example.example_id for example in as_examples(frame[:1])] == ["1"]
+
+
+def test_examples_pass_through_beside_rows() -> None:
+    (made,) = as_examples([{"id": "made", "prompt": "a", "response": "b"}])
+    assert as_examples([made, {"prompt": "Hi", "response": "Hello"}])[0] is made
+
+
+def test_a_hugging_face_set_is_read_row_by_row() -> None:
+    rows = [{"messages": [ASKED, ANSWERED]}, {"messages": [ASKED, ANSWERED | {"weight": 1.0}]}]
+    first, second = as_examples(datasets.Dataset.from_list(rows))
+    assert first.messages == second.messages == (ASKED,)

@@ -88,6 +88,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[list[int]]:
+    """Token ids of every prompt, with the cue for the assistant's turn."""
     texts = [render_prompt(tokenizer, example) for example in examples]
     prompts = _ids(tokenizer, texts)
     if tokenizer.chat_template is None and _adds_bos(tokenizer):

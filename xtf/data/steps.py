@@ -264,6 +264,7 @@ class StepLoader:
             yield step
 
     def step(self, index: int) -> Step:
+        """The step at a 0-based index, as this device sees it."""
         step = collate(self.data, self.rows(index), self.budget, index, self.rank, self.devices)
         if self.fill_with is not None:
             step.micro_batches = [filled(micro, self.budget, self.fill_with) for micro in step.micro_batches]
@@ -284,7 +285,9 @@ class StepLoader:
         return whole * int(self.data.lengths.sum()) + sum(int(self.data.lengths[part].sum()) for part in rows)
 
     def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps: the next step."""
         return {"next": self.next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from the step that a checkpoint kept."""
         self.next = state["next"]

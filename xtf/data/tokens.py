@@ -99,6 +99,7 @@ class Pieces:
         return self._alone[token]
 
     def __call__(self, ids: list[int]) -> list[str]:
+        """One piece of text per token."""
         pieces = [self.alone(token) for token in ids]
         broken = [REPLACEMENT in piece for piece in pieces]
         start = 0

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from xtf.config.identity import digest, grader_identity
 from xtf.config.schema import Backend, Config, Stage
 from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder, forgetting_source
+from xtf.runtime.shapes import FORWARD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -142,6 +144,9 @@ def evaluate_model(
         entry = read_json(entry_file) if entry_file.exists() else {}
         if entry.get("grader") != grader or config.stage is Stage.evaluate or not stored.exists():
             tokens = sum(map(len, items.prompts)) * decoding.samples
+            answers = len(items.prompts) * decoding.samples * _answer_length(config, items)
+            cost = FORWARD * tokens + answers
+            announce(config, f"evaluating the {name} model", tokens + round(answers), cost, "evaluate")
             with stopwatch() as seconds, bar(f"evaluating the {name} model", tokens) as progress:
                 result = evaluate(
                     generator,
@@ -157,6 +162,7 @@ def evaluate_model(
                     progress=progress,
                 )
                 entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
+                measured(config, cost, seconds(), "evaluate")
             write_json(entry_file, entry)
         metrics = entry["metrics"] | general_figures(config, tuned, folder)
         if config.evaluate.losses:
@@ -165,3 +171,12 @@ def evaluate_model(
     found = {"seconds": entry["seconds"], "grader": grader, "path": str(stored), "metrics": metrics,
              "grading": entry["grading"]}  # fmt: skip
     return found | ({"forgetting": forgetting_source(config)} if config.evaluate.losses else {})
+
+
+def _answer_length(config: Config, items: Items) -> float:
+    """Tokens that an answer may take: twice a reference response's where the rows have them, as stage=plan counts."""
+    with_response = [example.response for example in items.examples[:100] if example.response.strip()]
+    if not with_response:
+        return min(config.task.max_new_tokens, 2 * config.task.size.response)
+    ids = items.tokenizer(with_response, add_special_tokens=False, verbose=False)["input_ids"]
+    return min(config.task.max_new_tokens, 2 * sum(map(len, ids)) / len(ids))

@@ -31,6 +31,8 @@ from xtf.graders.metrics import Metric, bootstrap, wilson
 
 @dataclass(frozen=True)
 class Grade:
+    """What a grader makes of one completion."""
+
     correct: bool | None  # None: no verdict (the judge failed), never counted as wrong
     extracted: str | None  # what the grader took to be the answer; None: it found none
     reason: str

@@ -18,7 +18,7 @@ from xtf.config.schema import SandboxConfig, TaskConfig
 from xtf.data.examples import Example, RowError, text_field, text_list
 from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, final_part
 from xtf.graders.metrics import Metric, bootstrap, pass_at_k
-from xtf.graders.sandbox import Job, Sandbox, isolation_record, probe
+from xtf.graders.sandbox import Sandbox, Trial, check_isolation, isolation_record
 
 MAX_PROGRAM = 50_000  # characters of a completion that are looked at
 PYTHON_FENCES = ("", "python", "python3", "py")
@@ -32,6 +32,7 @@ def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def unix_lines(text: str) -> str:
+    """Line ends of Windows as those of Unix."""
     return text.replace("\r\n", "\n")
 
 
@@ -199,7 +200,7 @@ class CodeGrader(Grader):
         return cls(config.sandbox, config.pass_at, config.samples)
 
     def check(self) -> None:
-        probe(self.sandbox)
+        check_isolation(self.sandbox)
 
     def reference(self, example: Example, text: str) -> str:
         return suite(example.row).tests
@@ -210,15 +211,15 @@ class CodeGrader(Grader):
             extract_program(item.completion, tests.names, tests.prompt)
             for item, tests in zip(items, suites, strict=True)
         ]
-        jobs = [
-            Job(source, tests.tests, tests.names, tests.preamble)
+        trials = [
+            Trial(source, tests.tests, tests.names, tests.preamble)
             for source, tests in zip(programs, suites, strict=True)
             if source is not None
         ]
-        distinct = list(dict.fromkeys(jobs))  # samples of one prompt are often the same
+        distinct = list(dict.fromkeys(trials))  # samples of one prompt are often the same
         with Sandbox(self.sandbox) as sandbox:
             outcomes = dict(zip(distinct, sandbox.run(distinct), strict=True))
-        results = iter(jobs)
+        results = iter(trials)
         return [
             Grade(False, None, "no code found")
             if source is None

@@ -37,26 +37,32 @@ class OutputDir:
 
     @property
     def runs(self) -> Path:
+        """One folder a run."""
         return self.path / "runs"
 
     @property
     def scores(self) -> Path:
+        """Scoring passes."""
         return self.path / "scores"
 
     @property
     def base(self) -> Path:
+        """Completions of untouched models."""
         return self.path / "base"
 
     @property
     def references(self) -> Path:
+        """Reference models."""
         return self.path / "references"
 
     @property
     def pretrained(self) -> Path:
+        """Base models made from nothing."""
         return self.path / "pretrained"
 
     @property
     def reports(self) -> Path:
+        """What people read."""
         return self.path / "reports"
 
     @property
@@ -138,22 +144,27 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def manifest(self) -> Path:
+        """What each stage left; see `Manifest`."""
         return self.path / "manifest.json"
 
     @property
     def mask(self) -> Path:
+        """The training table: token ids, scores, labels."""
         return self.path / "mask.parquet"
 
     @property
     def model(self) -> Path:
+        """The fine-tuned model, or its adapter."""
         return self.path / "model"
 
     @property
     def train_log(self) -> Path:
+        """A line for every optimizer step."""
         return self.path / "train_log.csv"
 
     @property
@@ -163,10 +174,12 @@ class RunFolder:
 
     @property
     def generations(self) -> Path:
+        """Completions of the fine-tuned model with their grades."""
         return self.path / "generations.jsonl"
 
     @property
     def scalars(self) -> Path:
+        """The figures of metrics.json under their documented names."""
         return self.path / "scalars.csv"
 
     @property
@@ -246,6 +259,7 @@ class Manifest:
         return found
 
     def save(self) -> None:
+        """Write manifest.json."""
         write_json(self.folder.manifest, self.content)
 
     def note(self, **entries: Any) -> None:

@@ -23,7 +23,9 @@ from xtf.config.identity import digest, plain
 from xtf.config.schema import Attribute, Config, ScorerConfig, TRVariant
 from xtf.runtime.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
+from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
+from xtf.runtime.shapes import FORWARD
 from xtf.scoring.thresholds import SOURCE
 
 if TYPE_CHECKING:
@@ -119,6 +121,8 @@ def _write_shards(
         counts = count_tokens(rows) if Attribute.tr in attributes else None
         scorer = ShardScorer(folder, attributes, counts, config, load, tokenizer)
         tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
+        before = manifest["seconds"]
+        announce(config, "scoring", tokens, FORWARD * tokens)
         with bar("scoring", tokens) as progress:
             for name, seconds, peak in _score(scorer, rows, missing, progress):
                 manifest["seconds"] += seconds
@@ -126,6 +130,7 @@ def _write_shards(
                 manifest["device"] = config.trainer.accelerator
                 manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(parts[name])}
                 write_json(manifest_file, manifest)
+        measured(config, FORWARD * tokens, manifest["seconds"] - before)
     manifest["shards"] = {name: manifest["shards"][name] for name in parts}
     manifest["complete"] = True
     manifest["tokens"] = sum(len(row.input_ids) for row in rows)
@@ -146,14 +151,17 @@ class ShardScorer:
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
+        """The model, loaded on first use."""
         return self.load() if self.place is None else self.load(place=self.place)
 
     @functools.cached_property
     def scorer(self) -> ScorerConfig:
+        """The scorer's settings for the attributes of this pass."""
         return dataclasses.replace(self.config.scorer, attributes=list(self.attributes), compute=[])
 
     @functools.cached_property
     def tr_table(self) -> TRTable | None:
+        """TR of every token id, from the counts of the whole pass; None without TR."""
         from xtf.scoring.scorers import tr_table
 
         if self.counts is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from xtf.config.identity import nearest
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, Message, Reading, RowError, render, split_turns
-from xtf.data.rows import Rows, first_few, row_id
+from xtf.data.rows import Rows, first_few, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
 from xtf.graders.metrics import Metric
@@ -80,7 +80,8 @@ class Task:
             listing = "\n".join(bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else []))
             raise ValueError(
                 f"{rows.source}: {len(bad)} of {len(rows)} rows cannot be used:\n{listing}\n"
-                "Mend them, or leave them out by id (task.train.exclude_ids, task.eval.exclude_ids)."
+                "Mend them, or leave them out"
+                + (" by id (task.train.exclude_ids, task.eval.exclude_ids)." if rows.sha256 else ".")
             )
         doubled = [key for key, count in Counter(example.example_id for example in examples).items() if count > 1]
         if doubled:
@@ -127,6 +128,7 @@ class Task:
         return self.grader.metrics([self.reference(example) for example in examples], grades)
 
     def system_info(self) -> dict[str, Any]:
+        """What the run's record says about how grading was done."""
         return {"grader": self.config.grader, **self.grader.system_info()}
 
 
@@ -139,6 +141,38 @@ def load_task(config: TaskConfig, output_dir: str = "outputs") -> Task:
         ValueError: an unknown reader or grader, or settings that do not fit them.
     """
     return Task(config, load_reader(config), load_grader(config, Path(output_dir)))
+
+
+def as_examples(items: Any) -> list[Example]:
+    """Own data in memory as training examples: the forms that the command line reads from files (`xtf.tasks.custom`).
+
+    Args:
+        items: rows (mappings) or examples, a `datasets.Dataset` or a pandas DataFrame. A row's id is the first of its
+            fields `xtf.data.rows.ID_FIELDS`, else its number from 1.
+
+    Raises:
+        ValueError: a DatasetDict or something else that is no rows; naming the rows that cannot be used.
+    """
+    if isinstance(items, Mapping):
+        raise ValueError(f"one set of rows is needed, not several ({', '.join(map(str, items))}): give one of them")
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise ValueError(f"rows are needed (mappings, a Dataset or a DataFrame), not {type(items).__name__}")
+    given: list[Any]
+    if hasattr(items, "with_format"):  # a datasets.Dataset
+        given = plain_rows(items.with_format("arrow")[:])
+    elif hasattr(items, "iterrows"):  # a pandas DataFrame
+        import pyarrow as pa
+
+        given = plain_rows(pa.Table.from_pandas(items, preserve_index=False))
+    else:
+        given = list(items)
+    if others := [place for place, item in enumerate(given, 1) if not isinstance(item, Mapping | Example)]:
+        raise ValueError(f"row {others[0]} is a {type(given[others[0] - 1]).__name__}, not a mapping of fields")
+    numbered = [(place, dict(item)) for place, item in enumerate(given, 1) if not isinstance(item, Example)]
+    task = load_task(TaskConfig(name="custom", grader="exact"))
+    rows = Rows([row for _, row in numbered], [place for place, _ in numbered], "the examples given", "")
+    read = iter(task.examples(rows))
+    return [item if isinstance(item, Example) else next(read) for item in given]
 
 
 def load_reader(config: TaskConfig) -> Reader:

@@ -13,6 +13,8 @@ from typing import Any
 
 from xtf.config.schema import Config, Tuning
 from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.pace import announce, measured
+from xtf.runtime.progress import stopwatch
 from xtf.runtime.run_folder import RunFolder
 
 
@@ -23,8 +25,12 @@ def train(config: Config, folder: RunFolder) -> dict[str, Any]:
         ValueError: what the user can mend, or that the processes failed (their error stands above).
     """
     devices = config.trainer.devices
+    announce_training(config, folder)
     if devices == 1:
-        return train_here(config, folder)
+        with stopwatch() as seconds:
+            trained = train_here(config, folder)
+        measured(config, trained["tokens"], seconds())
+        return trained
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     module = ["-m", "xtf.training.device_process", str(folder.path)]
     done = subprocess.run([sys.executable, *launch, *module], check=False)
@@ -32,6 +38,20 @@ def train(config: Config, folder: RunFolder) -> dict[str, Any]:
         raise ValueError(f"training on {devices} devices failed; its error stands above")
     record: dict[str, Any] = read_json(folder.train_record)
     return record
+
+
+def announce_training(config: Config, folder: RunFolder) -> None:
+    """Say how many tokens are ahead, prompts included, and about how long they take."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    tuning = config.tuning
+    lengths = pc.list_value_length(pq.read_table(folder.mask, columns=["input_ids"])["input_ids"])
+    rows = len(lengths) * (tuning.epochs or 1) * config.method.epochs_factor
+    if tuning.max_steps is not None:
+        rows = min(rows, tuning.max_steps * (tuning.batch_size or 1))
+    tokens = round(pc.mean(lengths).as_py() * rows)
+    announce(config, "training", tokens, tokens)
 
 
 def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -56,6 +76,7 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def main(folder: RunFolder) -> None:
+    """What torch's launcher starts on each device."""
     from omegaconf import DictConfig, OmegaConf
 
     from xtf.config.compose import load_config
