@@ -96,7 +96,7 @@ def final_part(completion: str) -> str:
 
 
 NEXT_TURN = re.compile(
-    r"\n[\s*#>]*(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
+    r"\n[\s*#>]{0,20}+(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
 )
 
 
