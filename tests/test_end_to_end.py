@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xtf import cli, pipeline
+from xtf import pipeline
 from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
+from xtf.config.schema import GROUPS
 from xtf.runtime import models
 from xtf.runtime.artifacts import read_json
 
@@ -198,7 +199,7 @@ def run(whole, monkeypatch):
     def call(*arguments):
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             node = hydra.compose("config", overrides=[*SMALL, *arguments])
-            groups = [a for a in arguments if a.split("=")[0] in cli.GROUPS]
+            groups = [a for a in arguments if a.split("=")[0] in GROUPS]
             default = hydra.compose("config", overrides=groups)
         return pipeline.run(resolve(to_config(node)), overrides(node, default))
 
@@ -267,7 +268,7 @@ def test_training_rows_that_changed_under_a_finished_run_are_refused(run, tmp_pa
     rows.write_text("\n".join(lines))
     run("stage=mask", f"task.train.path={rows}")
     rows.write_text("\n".join(lines[:-1]))
-    with pytest.raises(ValueError, match=r"the train rows .* have changed since"):
+    with pytest.raises(ValueError, match=r"task\.train\.path=.* has changed since"):
         run("stage=mask", f"task.train.path={rows}", "threshold.kn.pcp=0.95")
 
 

@@ -17,12 +17,15 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, ScorerConfig, ThresholdConfig
 from xtf.data.encode import encode
-from xtf.data.examples import Example, as_examples
+from xtf.data.examples import Example
+from xtf.graders import grade
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import computed, count_tokens, score_rows, tr_table
-from xtf.scoring.thresholds import PRESETS
+from xtf.tasks import as_examples
+
+__all__ = ["grade", "mask", "score"]
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +44,11 @@ def score(
 ) -> datasets.Dataset:
     """Scores every response token of `examples` with the base model, where it is and in its precision.
 
-    `examples` are {"prompt", "response"} or {"messages"}, optionally with an "id"; prompts go through the
-    tokenizer's chat template. `scorer` is "xtf" (RI, KN and TR), one of them, or a pair such as "kn_tr"; a
-    `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples whose prompt
-    leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
+    `examples` are rows of the forms that the command line reads from files, {"prompt", "response"}, {"prompt",
+    "completion"}, {"messages"} and so on (`xtf.tasks.custom`), or a `datasets.Dataset` or DataFrame of them, optionally
+    with an "id". Prompts go through the tokenizer's chat template. `scorer` is "xtf" (RI, KN and TR), one of them, or a
+    pair such as "kn_tr"; a `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples
+    whose prompt leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
     `domain_words` are for the released TR.
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, and per response token `ri`,

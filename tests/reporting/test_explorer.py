@@ -19,12 +19,12 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from xtf.config.schema import Attribute, RIThreshold, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, RIThreshold, ThresholdConfig
 from xtf.data.tokens import Pieces, response_tokens, visible
 from xtf.reporting.explorer import preview, preview_text
 from xtf.scoring.masks import build_mask
 from xtf.scoring.sensitivity import NEVER, sweep
-from xtf.scoring.thresholds import PRESETS, SOURCE, Scores
+from xtf.scoring.thresholds import SOURCE, Scores
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 HOSTILE = "</script><script>alert(1)</script>"

@@ -18,7 +18,7 @@ import pytest
 from made_runs import generations, metric, scored_table, write_run
 from rich.console import Console
 
-from xtf.config.schema import Attribute
+from xtf.config.schema import PRESETS, Attribute
 from xtf.data.tokens import response_tokens
 from xtf.reporting.intervals import difference, mean
 from xtf.reporting.pages import fenced, inline_code
@@ -26,7 +26,6 @@ from xtf.reporting.run_report import console_table, most_dropped, paired_generat
 from xtf.reporting.runs import command_line, item_values, load_run
 from xtf.reporting.sweep_report import sweep_report
 from xtf.scoring.masks import build_mask
-from xtf.scoring.thresholds import PRESETS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

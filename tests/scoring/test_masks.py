@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from xtf.config.schema import Attribute, KNThreshold, ThresholdConfig, TRThreshold
+from xtf.config.schema import PRESETS, Attribute, KNThreshold, ThresholdConfig, TRThreshold
 from xtf.scoring.masks import build_mask, weights_to_labels
-from xtf.scoring.thresholds import PRESETS
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 PAPER = PRESETS["paper"]

@@ -213,6 +213,23 @@ def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None
         given_mask(table.drop(["labels"]))
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"labels": [[-100, 1, 7]]}, "example 0: the label at 1 is 1, the token there is 8; .*not shifted"),
+        ({"labels": [[-100, 8]]}, "example 0: 2 labels for 3 input_ids"),
+        ({"labels": [[-100, -100, -100]]}, "every label is -100"),
+        ({"labels": [[-100, 8, 1]], "attention_mask": [[0, 1, 1]]}, "attention_mask is 0 at 0; padding is not read"),
+        ({"labels": [[-100, 8, 1]], "position_ids": [[0, 1, 0]]}, "position_ids do not count from 0"),
+    ],
+)
+def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[list[int]]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        given_mask(pa.table({"input_ids": [[9, 8, 1]]} | columns))
+    whole = {"labels": [[-100, 8, 1]], "attention_mask": [[1, 1, 1]], "position_ids": [[0, 1, 2]]}
+    assert given_mask(pa.table({"input_ids": [[9, 8, 1]]} | whole)).stats.kept_tokens == 2
+
+
 def test_a_missing_score_column_is_named() -> None:
     with pytest.raises(ValueError, match="'ref_logp'"):
         TokenCleaning().mask(scored().drop(["ref_logp"]), ThresholdConfig(name="paper"), [], 0)

@@ -93,6 +93,9 @@ def fit(
     assert tuning.batch_size is not None and tuning.epochs is not None
     extra = sorted(method.needs) if method.online else ()
     training, validation = _split(table, tuning, config.seed, extra)
+    for rows in (training, validation):
+        if rows is not None:
+            _check_ids(rows, model)
     longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
     original = model.config._attn_implementation
     attention = enable_packing(model, longest, config.trainer.compile)
@@ -216,6 +219,21 @@ def _split(
     if not training.kept.any():
         raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
     return training, TrainingRows(table.take(np.sort(order[:held_out])), extra) if held_out else None
+
+
+def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:
+    """Raises:
+    ValueError: a token id that the model has no embedding for.
+    """
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    outside = (rows.input_ids < 0) | (rows.input_ids >= vocabulary)
+    if outside.any():
+        at = int(np.argmax(outside))
+        example = rows.example_ids[int(np.searchsorted(rows.offsets, at, "right")) - 1]
+        raise ValueError(
+            f"example {example}: token id {rows.input_ids[at]} lies outside the model's vocabulary of {vocabulary}; "
+            "the data was made with another tokenizer"
+        )
 
 
 def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTrainedModel | PeftModel:
