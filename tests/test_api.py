@@ -114,7 +114,7 @@ def test_what_max_length_does_to_examples_is_logged(model, tokenizer, caplog):
 
 
 def test_unknown_names_are_refused_with_the_known_ones(model, tokenizer):
-    with pytest.raises(ValueError, match="unknown attribute 'kx': known are ri, kn and tr"):
+    with pytest.raises(ValueError, match="scorer='kx': unknown attribute 'kx'; did you mean 'kn'"):
         api.score(model, tokenizer, EXAMPLES, scorer="ri_kx")
     scored = api.score(model, tokenizer, EXAMPLES, scorer="kn")
     with pytest.raises(ValueError, match="known are paper, released, quantile"):

@@ -18,10 +18,11 @@ import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig
-from xtf.data.encode import encode
+from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example, as_examples
+from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask
-from xtf.scoring.scorers import computed, count_tokens, score_rows, tr_table
+from xtf.scoring.scorers import count_tokens, score_rows, tr_table
 from xtf.scoring.thresholds import PRESETS
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def score(
             named = ", ".join(ids[:10])
             log.warning("%d of %d examples %s max_length=%d: %s", len(ids), report.rows, what, max_length, named)
     table = None
-    if Attribute.tr in computed(config):
+    if Brought.embeddings in brought(computed(config)):
         counts = count_tokens(rows)
         table = tr_table(
             model,
@@ -68,7 +69,6 @@ def score(
             tokenizer=tokenizer,
             tokens_per_batch=tokens_per_batch,
         )
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     shards = [
         score_rows(
             model,
@@ -76,7 +76,7 @@ def score(
             config,
             tr=table,
             tokens_per_batch=tokens_per_batch,
-            pad_id=pad_id,
+            pad_id=pad_id(tokenizer),
         )
         for start in range(0, len(rows), SHARD)
     ]
@@ -101,23 +101,17 @@ def mask(
             raise ValueError(f"threshold={threshold!r}: known are {', '.join(PRESETS)}, or give a ThresholdConfig")
         threshold = PRESETS[threshold]
     if attributes is None:
-        attributes = [attribute for attribute in Attribute if attribute.value in scored.column_names]
+        attributes = [name for name in ATTRIBUTES if name in scored.column_names]
     table = scored.with_format("arrow")[:].replace_schema_metadata(None)
-    masked = build_mask(table, threshold, [_attribute(name) for name in attributes])
+    masked = build_mask(table, threshold, attributes)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)
     return datasets.Dataset(masked.table)
 
 
 def _scorer(name: str) -> ScorerConfig:
-    return ScorerConfig(
-        name=name,
-        attributes=list(Attribute) if name == "xtf" else [_attribute(part) for part in name.split("_")],
-    )
-
-
-def _attribute(name: str | Attribute) -> Attribute:
     try:
-        return Attribute(name)
+        attributes = list(PAPER) if name == "xtf" else [attribute.name for attribute in pick(name.split("_"))]
     except ValueError as error:
-        raise ValueError(f"unknown attribute {name!r}: known are ri, kn and tr; all three are scorer='xtf'") from error
+        raise ValueError(f"scorer={name!r}: {error}; scorer='xtf' are {', '.join(PAPER)}") from error
+    return ScorerConfig(name=name, attributes=attributes)

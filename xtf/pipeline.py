@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import differing_keys, digest, grader_identity, identity, plain
 from xtf.config.schema import Backend, Config, ConfigError, SourceConfig, Stage
+from xtf.data.ragged import as_table
 from xtf.runtime.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.models import BUNDLED
 from xtf.runtime.progress import bar, console, say, stopwatch
 from xtf.runtime.run_folder import run_folder
-from xtf.scoring.store import Load, read_pass, scoring_pass, unscored
-from xtf.scoring.thresholds import SOURCE
+from xtf.scoring.attributes import sources
+from xtf.scoring.store import Load, read_pass, scoring_pass
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +90,7 @@ def passes_of(config: Config) -> dict[str, set[str]]:
     needs = set(config.method.needs)
     own = needs - {"ref_logp", "logp_unconditional", "planted"}
     if config.method.masked:
-        own |= {SOURCE[attribute] for attribute in config.scorer.attributes}
+        own |= sources(config.scorer.attributes)
     passes = {"": own} if own else {}
     if "logp_unconditional" in needs:
         passes["unconditional"] = {"logp"}
@@ -309,7 +310,7 @@ class Job:
 
         passes = {}
         if "" in wanted:
-            also = {SOURCE[attribute] for attribute in config.scorer.compute}
+            also = sources(config.scorer.compute)
             passes[""] = scored(self.encoded, wanted[""], also)
         if "unconditional" in wanted:
             # The first response token has nothing before it, so it is predicted from the token that ends texts.
@@ -354,7 +355,7 @@ class Job:
             return fingerprint(other), functools.partial(load_model, other, config.trainer, dtype)
         rows = method.warmup_rows(len(self.encoded))
         warmup = dataclasses.replace(config, method=METHODS["normal"](), seed=0)
-        table = unscored(self.encoded).take(pa.array(rows))
+        table = as_table(self.encoded).take(pa.array(rows))
         what = {
             "base": fingerprint(config.model),
             "tuning": plain(config.tuning),
@@ -395,7 +396,7 @@ class Job:
         """The training rows with every score column that the method reads."""
         if self.config.method.name == "given":
             return self._given_table()
-        table = read_pass(passes[""]) if "" in passes else unscored(self.encoded)
+        table = read_pass(passes[""]) if "" in passes else as_table(self.encoded)
         for name, column in (("ref", "ref_logp"), ("unconditional", "logp_unconditional")):
             if name in passes:
                 table = table.append_column(column, read_pass(passes[name])["logp"])

@@ -209,7 +209,8 @@ def test_a_score_that_is_not_a_number_names_its_example(bad):
 
 
 def test_scores_that_do_not_match_their_response_name_the_example():
-    with pytest.raises(ValueError, match="ri is not as long as the response: examples 'e0'"):
+    message = r"ri is not as long as the response \(4 entries, wanted 5 in the first\): examples 'e0'"
+    with pytest.raises(ValueError, match=message):
         build_mask(table(*ROWS, ri=[[9, 0, 6, 7], [4]]), PAPER, [RI])
 
 

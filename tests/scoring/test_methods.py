@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from xtf.config.schema import Attribute, ThresholdConfig
+from xtf.data.ragged import Responses
 from xtf.scoring.methods import (
     METHODS,
     Decile,
@@ -23,7 +24,6 @@ from xtf.scoring.methods import (
     OnlineTokens,
     Oracle,
     Random,
-    Scores,
     SelfEvolving,
     TokenCleaning,
     given_mask,
@@ -102,7 +102,7 @@ def test_random_keeps_the_count_per_example_and_follows_the_seed() -> None:
 def test_a_decile_is_a_tenth_of_all_response_tokens_by_probability_and_ties_go_by_position() -> None:
     # Twelve tokens of two examples; tenths end at ranks 1, 2, 3, 4, 6, 7, 8, 9, 10, 12.
     logp = np.array([-5, -9, -1, -1, -1, -2, -8, -7, -6, -4, -3, 0], np.float32)
-    scores = Scores(np.array([0, 5, 12]), {"logp": logp})
+    scores = Responses(np.array([5, 7]), {"logp": logp})
     kept = [np.flatnonzero(Decile(decile=number).weights(scores, 0)).tolist() for number in range(1, 11)]
     assert kept == [[1], [6], [7], [8], [0, 9], [10], [5], [2], [3], [4, 11]]
     for number, tenth in enumerate(kept, start=1):
@@ -119,7 +119,7 @@ def test_an_eleventh_decile_is_refused(number: int) -> None:
 def test_the_oracle_drops_every_token_with_planted_text_and_no_other() -> None:
     # Codes: 0 clean, 1 to 5 the kinds of noise, below 0 planted and clean text in one token.
     planted = np.array([0, 3, 0, -1, 5], np.int8)
-    scores = Scores(np.array([0, 2, 5]), {"planted": planted})
+    scores = Responses(np.array([2, 3]), {"planted": planted})
     assert Oracle().weights(scores, 0).tolist() == [1, 0, 1, 0, 0]
 
 
@@ -134,7 +134,7 @@ def test_token_cleaning_keeps_the_largest_excess_of_the_whole_set() -> None:
 
 
 def test_ties_of_the_excess_go_by_position() -> None:
-    scores = Scores(np.array([0, 4]), {"logp": np.zeros(4), "ref_logp": np.zeros(4)})
+    scores = Responses(np.array([4]), {"logp": np.zeros(4), "ref_logp": np.zeros(4)})
     assert TokenCleaning(keep=0.5).weights(scores, 0).tolist() == [1, 1, 0, 0]
 
 

@@ -6,8 +6,8 @@ are the only place where defaults live; the files in ``conf/`` name just what di
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field, fields, make_dataclass
+from enum import Enum, StrEnum
 from typing import Any
 
 from omegaconf import MISSING
@@ -37,8 +37,11 @@ class Stage(Enum):
     plan = "plan"  # what the other stages would cost; runs nothing
 
 
-class Attribute(Enum):
-    """The paper's three token attributes (section 3): a token that lacks any one of them is noise."""
+class Attribute(StrEnum):
+    """The paper's three token attributes (section 3): a token that lacks any one of them is noise.
+
+    All that there are, the paper's and others, are the rows of `xtf.scoring.attributes`.
+    """
 
     ri = "ri"  # reasoning importance: attention that the token receives
     kn = "kn"  # knowledge novelty: 1 - p of the token under the base model
@@ -58,6 +61,10 @@ class Scale(Enum):
 class TRVariant(Enum):
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
+
+
+class QuantileRule(Enum):
+    quantile = "quantile"
 
 
 class RIRule(Enum):
@@ -269,10 +276,20 @@ class TRConfig:
 @dataclass(frozen=True)
 class ScorerConfig:
     name: str = MISSING
-    attributes: list[Attribute] = field(default_factory=list)  # which attributes may drop a token
-    compute: list[Attribute] = field(default_factory=list)  # further ones to score in the same pass, for later runs
+    attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
+    compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
+
+
+@dataclass(frozen=True)
+class QuantileThreshold:
+    """Low if among the share `q` of the dataset's response tokens that speaks most for noise."""
+
+    rule: QuantileRule = QuantileRule.quantile
+    q: float = 0.1
+    cap: float | None = None
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -316,6 +333,22 @@ class ThresholdConfig:
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
+
+
+FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a program adds (xtf.scoring.attributes.register)
+
+
+def threshold_type() -> type[ThresholdConfig]:
+    """`ThresholdConfig`, with a field more for each of `FURTHER_THRESHOLDS`."""
+    if not FURTHER_THRESHOLDS:
+        return ThresholdConfig
+    more = [(name, cls, field(default_factory=cls)) for name, cls in FURTHER_THRESHOLDS.items()]
+    return make_dataclass("ThresholdConfig", more, bases=(ThresholdConfig,), frozen=True)
+
+
+def attribute_names() -> list[str]:
+    """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
+    return [item.name for item in fields(threshold_type()) if item.name != "name"]
 
 
 @dataclass(frozen=True)

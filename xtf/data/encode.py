@@ -202,6 +202,12 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills positions which nothing attends to: the pad token's, else the EOS token's."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
 def stop_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts beside EOS at which an answer is over: the next turn's heading, where no chat template marks
     turns."""

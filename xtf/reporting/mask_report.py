@@ -14,14 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from xtf.data.tokens import ResponseTokens, response_tokens
 from xtf.reporting import figures
 from xtf.reporting.pages import data_url, percent, render, seconds
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares
 from xtf.runtime.artifacts import read_json, write_atomic
 from xtf.runtime.run_folder import failure
+from xtf.scoring.masks import MaskedTokens
 
 Lines = list[dict[str, Any]]
 Reported = Sequence[Mapping[str, str]]
@@ -182,7 +183,7 @@ def _mask_section(
     name: str, folder: Path, manifest: Any, out_dir: Path, reported: Reported, lines: Lines
 ) -> tuple[dict[str, Any], list[Path]]:
     """Shares dropped, beside the reported ones, and the three figures."""
-    tokens = response_tokens(pq.read_table(folder / "mask.parquet"))
+    tokens = MaskedTokens.from_mask(pq.read_table(folder / "mask.parquet"))
     stats = manifest["stages"]["mask"]["stats"]
     written: list[Path] = []
     drawn: list[dict[str, str]] = []
@@ -190,7 +191,7 @@ def _mask_section(
     found = curves(folder, tokens)
     if tokens.dropped:
         scores = {key: tokens.scores[key] for key in tokens.dropped}
-        cuts = {key: cuts_of(key, stats["thresholds"][key]) for key in scores}
+        cuts = {key: cuts_of(stats["thresholds"][key]) for key in scores}
         pictures = {
             "distributions": figures.distributions(scores, tokens.dropped, cuts),
             "overlap": figures.overlap(exclusive_shares(tokens)),
@@ -229,7 +230,7 @@ def _mask_section(
     return section, written
 
 
-def dropped_shares(tokens: ResponseTokens) -> dict[str, float]:
+def dropped_shares(tokens: MaskedTokens) -> dict[str, float]:
     """Shares of the response tokens in the terms of figure 4: "ri only" (by RI at all), "ri after kn" (by RI and not by
     KN), "ri after both" (by RI alone), and "union" (by any)."""
     names, found = list(tokens.dropped), {}
@@ -239,8 +240,8 @@ def dropped_shares(tokens: ResponseTokens) -> dict[str, float]:
         for other in others:
             found[f"{name} after {other}"] = own & ~tokens.dropped[other]
         if len(others) > 1:
-            rest = tokens.dropped[others[0]] | tokens.dropped[others[1]]
-            found[f"{name} after both"] = own & ~rest
+            rest = np.logical_or.reduce([tokens.dropped[other] for other in others])
+            found[f"{name} after {'both' if len(others) == 2 else 'all'}"] = own & ~rest
     if names:
         found["union"] = ~tokens.kept
     return {name: float(dropped.mean()) for name, dropped in found.items()}

@@ -21,16 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from xtf.config.compose import load_config
-from xtf.config.schema import Attribute
-from xtf.data.tokens import ResponseTokens, response_tokens, visible
+from xtf.data.ragged import Responses
+from xtf.data.tokens import visible
 from xtf.reporting import figures
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import counted, data_url, percent, points, render, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.scoring.attributes import ATTRIBUTES
+from xtf.scoring.masks import MaskedTokens
 from xtf.scoring.sensitivity import sweep
-from xtf.scoring.thresholds import SOURCE, Scores
 
-ATTRIBUTES = ("ri", "kn", "tr")
 CONTROLS = {
     "normal": "plain fine-tuning on every response token",
     "random": "a random mask as large as XTF's",
@@ -52,7 +52,7 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
         quality.add_row(name, with_interval(base) if base else "-", with_interval(metric), str(metric["n"]))
     stats = metrics["mask"]
     dropped = Table(title="Response tokens dropped", title_justify="left")
-    for name in ("RI", "KN", "TR", "union", "kept", "of tokens"):
+    for name in (*(attribute.label for attribute in ATTRIBUTES.values()), "union", "kept", "of tokens"):
         dropped.add_column(name, justify="right")
     dropped.add_row(
         *(percent(stats["dropped_share"].get(name), 2) for name in (*ATTRIBUTES, "union")),
@@ -155,7 +155,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     """
     run = load_run(Path(run_dir))
     masked = pq.read_table(run.folder / "mask.parquet")
-    tokens = response_tokens(masked)
+    tokens = MaskedTokens.from_mask(masked)
     drawn = _figures(run, tokens, Path(out_dir) / "figures")
     decode, unnamed = _decoder(run)
     context = {
@@ -193,7 +193,7 @@ def _quality(run: Run) -> list[dict[str, Any]]:
 
 
 def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shares = [(f"dropped by {name.upper()}", stats["dropped_share"].get(name)) for name in ATTRIBUTES]
+    shares = [(f"dropped by {a.label}", stats["dropped_share"].get(name)) for name, a in ATTRIBUTES.items()]
     overlaps = [
         (f"dropped by {' and '.join(name.upper().split('_'))}", share) for name, share in stats["overlap"].items()
     ]
@@ -206,7 +206,7 @@ def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, percent(share, 2)) for name, share in rows if share is not None]
 
 
-def exclusive_shares(tokens: ResponseTokens) -> dict[tuple[str, ...], float]:
+def exclusive_shares(tokens: MaskedTokens) -> dict[tuple[str, ...], float]:
     """Share of response tokens dropped by exactly this set of attributes, for every set that occurs."""
     names = list(tokens.dropped)
     codes = sum(
@@ -221,11 +221,11 @@ def exclusive_shares(tokens: ResponseTokens) -> dict[tuple[str, ...], float]:
     }
 
 
-def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, dict[str, Path]]]:
+def _figures(run: Run, tokens: MaskedTokens, folder: Path) -> list[tuple[str, dict[str, Path]]]:
     drawn = [("Before and after", figures.save(figures.accuracy(_accuracy_rows(run)), folder, "accuracy"))]
-    scored = {name: tokens.scores[name] for name in ATTRIBUTES if name in tokens.scores and name in tokens.dropped}
+    scored = {name: tokens.scores[name] for name in tokens.dropped if name in tokens.scores}
     if scored:
-        cuts = {name: cuts_of(name, run.record["mask"]["thresholds"][name]) for name in scored}
+        cuts = {name: cuts_of(run.record["mask"]["thresholds"][name]) for name in scored}
         figure = figures.distributions(scored, tokens.dropped, cuts)
         drawn.append(("Scores and thresholds", figures.save(figure, folder, "distributions")))
         figure = figures.sensitivity(curves(run.folder, tokens))
@@ -238,23 +238,23 @@ def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, 
     return drawn
 
 
-def cuts_of(attribute: str, found: Mapping[str, Any]) -> list[float]:
-    """The thresholds that hold for every example, as scores; RI's fences are each example's own."""
-    if attribute == "kn":
+def cuts_of(found: Mapping[str, Any]) -> list[float]:
+    """An attribute's thresholds that hold for every example, as scores; RI's fences are each example's own."""
+    if "p_above" in found:
         return [1 - found["p_above"]] if found["p_above"] is not None else []
-    return [found[key] for key in ("low", "high", "below") if found.get(key) is not None]
+    return [found[key] for key in ("low", "high", "below", "above") if found.get(key) is not None]
 
 
-def curves(folder: Path, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
+def curves(folder: Path, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
     """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
     node = OmegaConf.load(folder / "config.yaml")
     assert isinstance(node, DictConfig)
     config = load_config(node).threshold
     found_curves = {}
     for name in tokens.dropped:
-        column = SOURCE[Attribute(name)]
-        block = Scores(np.diff(tokens.offsets), {column: tokens.scores[column]})
-        found = sweep(Attribute(name), config, block, block)
+        attribute = ATTRIBUTES[name]
+        block = Responses(tokens.lengths, {attribute.source: tokens.scores[attribute.source]})
+        found = sweep(attribute, config, block, block)
         values = np.array(found.values)
         found_curves[name] = (found.setting, values, found.shares(), values[found.chosen])
     return found_curves
@@ -280,7 +280,7 @@ def read_losses(path: Path) -> tuple[list[float], list[float]]:
     return [float(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
 
 
-def most_dropped(tokens: ResponseTokens, attribute: str, decode: Callable[[int], str]) -> list[dict[str, Any]]:
+def most_dropped(tokens: MaskedTokens, attribute: str, decode: Callable[[int], str]) -> list[dict[str, Any]]:
     """The token ids that an attribute dropped most often: how often, out of how many occurrences."""
     counts = np.bincount(tokens.ids[tokens.dropped[attribute]])
     occurrences = np.bincount(tokens.ids)

@@ -12,58 +12,20 @@ under the base model; arrays are flat over all response tokens of the table, in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import Attribute, ThresholdConfig
+from xtf.config.schema import ThresholdConfig
+from xtf.data.ragged import IGNORED, Responses
 
 if TYPE_CHECKING:
     import torch
 
     from xtf.scoring.masks import Mask
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Score columns of a table, flat over its response tokens; example i owns `offsets[i]:offsets[i + 1]`."""
-
-    offsets: np.ndarray  # [examples + 1] int64
-    columns: Mapping[str, np.ndarray]  # each [tokens]
-
-    @classmethod
-    def from_table(cls, table: pa.Table, names: Iterable[str]) -> Scores:
-        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label
-        is -100."""
-        ids, prompts = table["input_ids"].combine_chunks(), table["prompt_length"].to_numpy()
-        lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
-        columns = {}
-        for name in sorted(names):
-            if name not in table.column_names:
-                raise ValueError(f"the method needs the score column {name!r}; the table has {table.column_names}")
-            values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            if name == "labels":
-                position = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                name, values = "dropped", values[position >= np.repeat(prompts, lengths)] == -100
-            columns[name] = values
-        return cls(np.concatenate([[0], np.cumsum(lengths - prompts)]).astype(np.int64), columns)
-
-    @property
-    def tokens(self) -> int:
-        return int(self.offsets[-1])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Response tokens of each example, [examples]."""
-        return np.diff(self.offsets)
-
-    @property
-    def example(self) -> np.ndarray:
-        """Number of the example that each token belongs to, [tokens]."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
 
 @dataclass(frozen=True)
@@ -96,7 +58,7 @@ class Method:
     prompt_attention: ClassVar[bool] = False
     epochs_factor: ClassVar[int] = 1
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         """w_t of every response token, float32 [tokens]; 0 drops the token's loss."""
         return np.ones(scores.tokens, np.float32)
 
@@ -112,7 +74,7 @@ class XTF(Method):
     name: str = "xtf"
     masked: ClassVar[bool] = True
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (~scores.columns["dropped"]).astype(np.float32)
 
 
@@ -145,12 +107,12 @@ class Matched(Method):
         if self.match != "xtf":
             raise ValueError(f"method.match={self.match}: only the mask of xtf can be matched")
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
-        rank = rank_within(scores, self.order(scores, seed))
+        rank = scores.rank(self.order(scores, seed))
         return (rank >= dropped[scores.example]).astype(np.float32)
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         """[tokens]; the lowest values of each example are dropped."""
         raise NotImplementedError
 
@@ -161,7 +123,7 @@ class Random(Matched):
 
     name: str = "random"
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return np.random.default_rng([seed, RANDOM_STREAM]).random(scores.tokens)
 
 
@@ -175,7 +137,7 @@ class LowLoss(Matched):
     name: str = "low_loss"
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return -scores.columns["logp"]
 
 
@@ -186,7 +148,7 @@ class HighLoss(Matched):
     name: str = "high_loss"
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return scores.columns["logp"]
 
 
@@ -206,7 +168,7 @@ class Decile(Method):
         if not 1 <= self.decile <= 10:
             raise ValueError(f"method.decile={self.decile} is out of range: it must be from 1 to 10")
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         first, last = ((self.decile - offset) * scores.tokens // 10 for offset in (1, 0))
         weights = np.full(scores.tokens, float(self.invert), np.float32)
         weights[np.argsort(scores.columns["logp"], kind="stable")[first:last]] = not self.invert
@@ -223,16 +185,8 @@ class Oracle(Method):
     name: str = "oracle"
     needs: ClassVar[frozenset[str]] = frozenset({"planted"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (scores.columns["planted"] == 0).astype(np.float32)
-
-
-def rank_within(scores: Scores, values: np.ndarray) -> np.ndarray:
-    """Rank of each token's value within its example, int64 [tokens]: 0 is the lowest; ties go by position."""
-    order = np.lexsort((values, scores.example))
-    rank = np.empty(scores.tokens, np.int64)
-    rank[order] = np.arange(scores.tokens) - np.repeat(scores.offsets[:-1], scores.lengths)
-    return rank
 
 
 # -- data: which examples ------------------------------------------------------------------------------------
@@ -253,7 +207,7 @@ class DataFiltering(Method):
     def __post_init__(self) -> None:
         _check_share(self, "keep")
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         examples = len(scores.lengths)
         conditional, alone = (
             np.bincount(scores.example, scores.columns[name], examples) / np.maximum(scores.lengths, 1)
@@ -326,7 +280,7 @@ class TokenCleaning(Referenced):
     name: str = "token_cleaning"
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return top_share(excess_loss(scores), self.keep)
 
 
@@ -357,12 +311,12 @@ class SelfEvolving(Method):
         parts = (order[:first], *np.array_split(order[first:], self.subsets))
         return [np.sort(part) for part in parts if len(part)]
 
-    def clean(self, scores: Scores) -> np.ndarray:
+    def clean(self, scores: Responses) -> np.ndarray:
         """w_t of a subset's response tokens, given `logp` and the evolving model's `ref_logp`."""
         return top_share(excess_loss(scores), self.keep)
 
 
-def excess_loss(scores: Scores) -> np.ndarray:
+def excess_loss(scores: Responses) -> np.ndarray:
     """l_base - l_ref of every token: how much the reference model's training taught it."""
     excess: np.ndarray = scores.columns["ref_logp"] - scores.columns["logp"]
     return excess
@@ -389,7 +343,7 @@ class Forgetting(Referenced):
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         top = top_share(excess_loss(scores), self.keep)
         rest = scores.tokens - top.sum()
         return np.where(top > 0, 1.0, -top.sum() / max(rest, 1)).astype(np.float32)
@@ -508,7 +462,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_mask(
-    method: Method, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int
+    method: Method, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int
 ) -> Mask:
     """The training table of a method: labels, and weights other than 0 and 1, from the columns that it
     `needs`."""
@@ -519,7 +473,7 @@ def make_mask(
     mask = build_mask(scored, threshold, attributes if method.masked else ())
     if isinstance(method, XTF):
         return mask
-    scores = Scores.from_table(mask.table, method.needs | ({"labels"} if method.masked else set()))
+    scores = Responses.from_table(mask.table, method.needs | ({"labels"} if method.masked else set()))
     return weights_to_labels(scored, np.split(method.weights(scores, seed), scores.offsets[1:-1]))
 
 
@@ -535,13 +489,13 @@ def given_mask(table: pa.Table) -> Mask:
     columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
     if "labels" in columns:
         labels = columns["labels"].to_pylist()
-        first = [next((at for at, label in enumerate(row) if label != -100), len(row)) for row in labels]
+        first = [next((at for at, label in enumerate(row) if label != IGNORED), len(row)) for row in labels]
         columns.setdefault("prompt_length", pa.array(first, pa.int32()))
         prompts = columns["prompt_length"].to_pylist()
         for name, at, prompt in zip(columns["example_id"].to_pylist(), first, prompts, strict=True):
             if at < prompt:
                 raise ValueError(f"example {name}: the label at {at} lies within the prompt of {prompt} tokens")
-        kept = [[label != -100 for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
+        kept = [[label != IGNORED for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
     elif "weights" in columns and "prompt_length" in columns:
         kept = [[True] * len(row) for row in columns["weights"].to_pylist()]
     else:

@@ -19,8 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -30,7 +29,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from xtf.config.schema import Attribute, RIVariant, Scale, ScorerConfig, TRVariant
+from xtf.config.schema import RIVariant, Scale, ScorerConfig, TRVariant
+from xtf.data.ragged import Row, Sequences, as_lists, as_table, places
+from xtf.scoring.attributes import ATTRIBUTES, Brought, brought, computed
 
 ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
 TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attention that rounds to 0
@@ -40,28 +41,12 @@ LOGITS_ON_CPU, WEIGHTS_ON_CPU, ON_GPU = 7 * 2**20, 2**20, 2**26
 ROWS_AT_ONCE = 10_000  # whose tokens are counted at once
 
 
-class Row(Protocol):
-    """What a row must have; `xtf.data.encode.Encoded` does."""
-
-    @property
-    def example_id(self) -> str: ...
-    @property
-    def input_ids(self) -> Sequence[int]: ...
-    @property
-    def prompt_length(self) -> int: ...
-
-
 # --- what a scorer asks for ---------------------------------------------------------------------------------
-
-
-def computed(scorer: ScorerConfig) -> set[Attribute]:
-    """The attributes to score: those that may drop a token, and those asked for beside them."""
-    return {*scorer.attributes, *scorer.compute}
 
 
 def needs_forward(scorer: ScorerConfig) -> bool:
     """Whether scoring rows runs the model: for RI and KN yes, for TR alone no."""
-    return bool(computed(scorer) & {Attribute.ri, Attribute.kn})
+    return bool(brought(computed(scorer)) & {Brought.attention, Brought.logp})
 
 
 def scored_layer(scorer: ScorerConfig, layers: int) -> int:
@@ -79,58 +64,17 @@ def scored_layer(scorer: ScorerConfig, layers: int) -> int:
 # --- rows as flat arrays ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Flat:
-    """Rows end to end. ids int32 (all tokens), lengths and prompts int64 (R,)."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    prompts: np.ndarray
-
-    @property
-    def responses(self) -> np.ndarray:
-        return self.lengths - self.prompts
-
-    @property
-    def response_ids(self) -> np.ndarray:
-        """The ids of all response tokens, (N,)."""
-        return self.ids[_ragged_arange(self.lengths) >= np.repeat(self.prompts, self.lengths)]
-
-
-def _flatten(rows: Sequence[Row]) -> _Flat:
+def _sequences(rows: Sequence[Row]) -> Sequences:
+    """Rows end to end. ValueError: no rows, or one without prompt or response."""
     if not rows:
         raise ValueError("there are no rows to score")
-    lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
-    prompts = np.array([row.prompt_length for row in rows], dtype=np.int64)
-    bad = (prompts < 1) | (prompts >= lengths)
-    if bad.any():
+    flat = Sequences(as_table(rows))
+    if (bad := (flat.prompts < 1) | (flat.responses < 1)).any():
         raise ValueError(
             "a row needs a prompt token, which predicts the first response token, and a response token; "
-            f"these have none: {_names(rows, bad)}"
+            f"these have none: {flat.named(bad)}"
         )
-    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), np.int32, int(lengths.sum()))
-    return _Flat(ids, lengths, prompts)
-
-
-def _ragged_arange(lengths: np.ndarray) -> np.ndarray:
-    """0 .. n-1 for each n, end to end: [2, 3] -> [0, 1, 0, 1, 2]."""
-    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
-def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start .. start+n-1 for each row, end to end."""
-    return np.repeat(starts, lengths) + _ragged_arange(lengths)
-
-
-def _names(rows: Sequence[Row], which: np.ndarray) -> str:
-    ids = [row.example_id for row, named in zip(rows, which, strict=True) if named]
-    return ", ".join(map(repr, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
-
-
-def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return flat
 
 
 def batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
@@ -177,42 +121,38 @@ def score_rows(
     ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
     scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
     """
-    flat, wanted = _flatten(rows), computed(scorer)
-    want_ri, want_logp = Attribute.ri in wanted, logp or Attribute.kn in wanted
+    flat, wanted = _sequences(rows), computed(scorer)
+    needs = brought(wanted)
+    want_ri, want_logp = Brought.attention in needs, logp or Brought.logp in needs
     scores: dict[str, np.ndarray] = {}
     if want_ri or want_logp:
         with _scoring_attention(model):
             scores = _forward_scores(
                 model, flat, scorer if want_ri else None, want_logp, tokens_per_batch, pad_id, progress
             )
-    if Attribute.kn in wanted:
-        scores["kn"] = -np.expm1(scores["logp"])
-    if Attribute.tr in wanted:
+    if Brought.embeddings in needs:
         if tr is None:
             raise ValueError("scoring TR needs the table that xtf.scoring.scorers.tr_table builds from all rows")
         scores["tr"] = tr.lookup(flat.response_ids)
+    scores |= {attribute.name: attribute.derive(flat, scores) for attribute in wanted if attribute.derive is not None}
     for name, values in scores.items():
         broken = np.add.reduceat(~np.isfinite(values), np.cumsum(flat.responses) - flat.responses, dtype=int) > 0
         if broken.any():
             raise ValueError(
-                f"{name} is not a finite number in {_names(rows, broken)}; check the model's weights and "
+                f"{name} is not a finite number in {flat.named(broken)}; check the model's weights and "
                 "precision (float16 overflows where bfloat16 does not)"
             )
-    columns: dict[str, pa.Array] = {
-        "example_id": pa.array([row.example_id for row in rows], pa.string()),
-        "input_ids": _lists(flat.ids, flat.lengths),
-        "prompt_length": pa.array(flat.prompts.astype(np.int32)),
-    }
-    for name in ("ri", "kn", "tr", "logp"):
+    table = flat.table
+    for name in (*ATTRIBUTES, "logp"):
         if name in scores:
-            columns[name] = _lists(scores[name], flat.responses)
-    return pa.table(columns)
+            table = table.append_column(name, as_lists(scores[name], flat.responses))
+    return table
 
 
 @torch.inference_mode()
 def _forward_scores(
     model: PreTrainedModel,
-    flat: _Flat,
+    flat: Sequences,
     ri: ScorerConfig | None,
     want_logp: bool,
     tokens_per_batch: int,
@@ -223,17 +163,17 @@ def _forward_scores(
     layer = None if ri is None else scored_layer(ri, model.config.get_text_config().num_hidden_layers)
     if want_logp:
         _check_head(model, torch.from_numpy(flat.ids[None, : min(16, flat.lengths[0])].astype(np.int64)))
-    starts, response_starts = (np.cumsum(n) - n for n in (flat.lengths, flat.responses))
+    starts, response_starts = flat.offsets[:-1], np.cumsum(flat.responses) - flat.responses
     found: dict[str, list[torch.Tensor]] = {}
-    places = []
+    found_at = []
     for batch in batches(flat.lengths, tokens_per_batch):
         lengths, prompts, responses = flat.lengths[batch], flat.prompts[batch], flat.responses[batch]
         T = int(lengths[0])
         padded = np.full(len(batch) * T, pad_id, dtype=np.int64)
         row_starts = np.arange(len(batch)) * T
-        padded[_places(row_starts, lengths)] = flat.ids[_places(starts[batch], lengths)]
+        padded[places(row_starts, lengths)] = flat.ids[places(starts[batch], lengths)]
         ids_BT = torch.from_numpy(padded.reshape(len(batch), T)).to(model.device)
-        at_N = torch.from_numpy(_places(row_starts + prompts, responses)).to(model.device)  # in B * T
+        at_N = torch.from_numpy(places(row_starts + prompts, responses)).to(model.device)  # in B * T
         probe = None if ri is None else _Probe(ri, layer, lengths, prompts, last=not want_logp)
         hidden_BTE = _hidden(model, ids_BT, probe)
         if probe is not None and probe.scores_BT is not None:
@@ -241,11 +181,11 @@ def _forward_scores(
         if want_logp:
             hidden_NE = hidden_BTE.flatten(0, 1)[at_N.to(hidden_BTE.device) - 1]
             found.setdefault("logp", []).append(_log_p(model, hidden_NE, ids_BT.flatten()[at_N]))
-        places.append(_places(response_starts[batch], responses))
+        found_at.append(places(response_starts[batch], responses))
         if progress is not None:
             progress(int(lengths.sum()))
     # Copies to the host wait until here, so that a GPU never idles between two batches.
-    back = np.argsort(np.concatenate(places))
+    back = np.argsort(np.concatenate(found_at))
     return {name: torch.cat([part.cpu() for part in parts]).numpy()[back] for name, parts in found.items()}
 
 
@@ -457,7 +397,7 @@ def count_tokens(rows: Sequence[Row]) -> TokenCounts:
     """Counts over `rows`, for ids up to the largest there is."""
     counts = np.zeros((2, 0), dtype=np.int64)
     for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
-        flat = _flatten(rows[start : start + ROWS_AT_ONCE])
+        flat = _sequences(rows[start : start + ROWS_AT_ONCE])
         size = max(counts.shape[1], int(flat.ids.max()) + 1)
         counts = np.pad(counts, ((0, 0), (0, size - counts.shape[1])))
         counts[0] += np.bincount(flat.ids, minlength=size)

@@ -19,6 +19,7 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
     import torch
 
+    from xtf.data.encode import pad_id
     from xtf.runtime.loggers import training_loggers
     from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
     from xtf.training.fit import fit
@@ -29,10 +30,9 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     # With several devices every process loads into main memory, and the strategy moves it to the process's own.
     place = "cpu" if config.trainer.devices > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     table = pq.read_table(folder / "mask.parquet")
     with training_loggers(config, folder) as loggers:
-        return fit(model, table, config, folder, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+        return fit(model, table, config, folder, pad_id=pad_id(tokenizer), loggers=loggers, tokenizer=tokenizer)
 
 
 def main(folder: Path) -> None:
