@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import plain
+from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
     Backend,
     CheckpointChoice,
@@ -17,9 +17,11 @@ from xtf.config.schema import (
     Optimizer,
     PlantKind,
     Recipe,
+    ScorerConfig,
     SourceConfig,
     TaskConfig,
     Tuning,
+    attribute_names,
 )
 
 
@@ -50,6 +52,7 @@ def resolve(config: Config) -> Config:
         thresholds.check(config.threshold)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    check_scorer(config.scorer)
     model, task, tuning = config.model, config.task, config.tuning
 
     recipe = model.recipes.get(tuning.name.value)
@@ -122,6 +125,17 @@ def resolve(config: Config) -> Config:
     if config.trainer.strategy == "auto" and config.trainer.devices > 1:
         raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
     return dataclasses.replace(config, task=task, tuning=tuning)
+
+
+def check_scorer(scorer: ScorerConfig) -> None:
+    """ConfigError for an attribute that is not known, with its key and the nearest name."""
+    known = attribute_names()
+    for key in ("attributes", "compute"):
+        for name in getattr(scorer, key):
+            if name not in known:
+                raise ConfigError(
+                    f"scorer.{key}: there is no attribute {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+                )
 
 
 def _given(value: Any, default: Any) -> Any:

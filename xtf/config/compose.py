@@ -13,14 +13,18 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from xtf.config.identity import plain
-from xtf.config.schema import GROUPS, Config, ConfigError
+from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, Config, ConfigError, ThresholdConfig, threshold_type
 
 # --- composing, checking, resolving ----------------------------------------------------------------------------------
 
 
-@functools.cache
 def _writable(cls: Any) -> Any:
     """A twin of a frozen dataclass that Hydra can merge into: OmegaConf makes every node of a frozen type read-only."""
+    return _twin(_extended(cls), tuple(FURTHER_THRESHOLDS))
+
+
+@functools.cache
+def _twin(cls: Any, further: tuple[str, ...]) -> Any:
     hints = get_type_hints(cls)
     parts: list[Any] = []
     for item in dataclasses.fields(cls):
@@ -64,6 +68,7 @@ def _schema(value: Any) -> DictConfig:
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:
     """The frozen dataclass `cls` from a container whose leaves OmegaConf has type-checked."""
+    cls = _extended(cls)
     hints, arguments = get_type_hints(cls), {}
     for name, value in values.items():
         hint = hints[name]
@@ -73,6 +78,11 @@ def _build(cls: Any, values: Mapping[str, Any]) -> Any:
             value = {key: _build(get_args(hint)[1], part) for key, part in value.items()}
         arguments[name] = value
     return cls(**arguments)
+
+
+def _extended(cls: Any) -> Any:
+    """The type of the threshold group has fields for attributes that a program registers."""
+    return threshold_type() if issubclass(cls, ThresholdConfig) else cls
 
 
 def register() -> None:
@@ -87,7 +97,8 @@ def register() -> None:
     for group, cls in GROUPS.items():
         store.store(name=group, group="schema", node=_schema(cls))
     for name, preset in thresholds.PRESETS.items():
-        store.store(name=name, group="schema/threshold", node=_schema(preset))
+        own = {item.name: getattr(preset, item.name) for item in dataclasses.fields(preset)}
+        store.store(name=name, group="schema/threshold", node=_schema(threshold_type()(**own)))
     for name, method in METHODS.items():
         store.store(name=name, group="schema/method", node=_schema(method))
 

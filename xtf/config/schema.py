@@ -6,6 +6,7 @@ are the only place where defaults live; the files in ``conf/`` name just what di
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum, StrEnum
 from typing import Any
@@ -339,11 +340,14 @@ FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a progra
 
 
 def threshold_type() -> type[ThresholdConfig]:
-    """`ThresholdConfig`, with a field more for each of `FURTHER_THRESHOLDS`."""
-    if not FURTHER_THRESHOLDS:
-        return ThresholdConfig
-    more = [(name, cls, field(default_factory=cls)) for name, cls in FURTHER_THRESHOLDS.items()]
-    return make_dataclass("ThresholdConfig", more, bases=(ThresholdConfig,), frozen=True)
+    """`ThresholdConfig`, with a field more for each of `FURTHER_THRESHOLDS`; the same type as long as these are."""
+    return _with_fields(tuple(FURTHER_THRESHOLDS.items()))
+
+
+@functools.cache
+def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]:
+    more = [(name, cls, field(default_factory=cls)) for name, cls in further]
+    return make_dataclass("ThresholdConfig", more, bases=(ThresholdConfig,), frozen=True) if more else ThresholdConfig
 
 
 def attribute_names() -> list[str]:

@@ -10,8 +10,9 @@ All three come from one forward pass of the base model over length-sorted batche
 Batches are padded on the *right*. With causal attention no token sees what stands right of it, so no padding
 mask is needed, positions start at 0 in every row, and memory stays linear in length.
 
-Shapes: B rows of a batch, T padded length, H query heads, K key heads, D head width, E model width,
-V vocabulary, N response tokens, R rows.
+Shapes, as suffixes of every tensor's name: B rows of a batch, T padded length, H query heads, K key heads, G query
+heads of a key head (H = K G), D head width, C queries of a chunk, S keys that they see, E model width, V vocabulary,
+N response tokens, U token ids. NumPy arrays are flat, (N,) or (R,) for R rows, or (V,), and say so.
 """
 
 from __future__ import annotations
@@ -218,8 +219,8 @@ def _log_p(model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Ten
     chunk = max(1, elements // model.config.get_text_config().vocab_size)
     return torch.cat(
         [
-            -F.cross_entropy(head(hidden).float(), targets, reduction="none")
-            for hidden, targets in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True)
+            -F.cross_entropy(head(part_NE).float(), part_N, reduction="none")
+            for part_NE, part_N in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True)
         ]
     )
 
@@ -235,9 +236,10 @@ def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
     if model in _head_checked:
         return
     ids_1T = ids_1T.to(model.device)
-    own = model(input_ids=ids_1T, use_cache=False).logits.float()
-    gap = ((model.get_output_embeddings()(_hidden(model, ids_1T)).float() - own).norm() / own.norm()).item()
-    if gap > (1e-4 if own.dtype == model.dtype else 1e-2):
+    own_1TV = model(input_ids=ids_1T, use_cache=False).logits.float()
+    head_1TV = model.get_output_embeddings()(_hidden(model, ids_1T)).float()
+    gap = ((head_1TV - own_1TV).norm() / own_1TV.norm()).item()
+    if gap > (1e-4 if own_1TV.dtype == model.dtype else 1e-2):
         raise ValueError(
             f"{type(model).__name__} changes its logits after the LM head (by {gap:.2g} of their size), which is "
             "not supported; use a scorer without KN, such as ri_tr"
@@ -270,24 +272,25 @@ class _Probe:
         device = query_BHTD.device
         length_B1 = self.lengths_B.to(device)[:, None]
         position_T = torch.arange(T, device=device)
-        query = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))  # (B, K, H / K, T, D)
+        query_BKGTD = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))
         total_BT = torch.zeros(B, T, device=device)
         chunk = max(1, (WEIGHTS_ON_CPU if device.type == "cpu" else ON_GPU) // (B * H * T))
         for start in range(self.first_query, T, chunk):
             end = min(start + chunk, T)
             first = _first_seen(start, window)
-            weights = query[:, :, :, start:end].flatten(2, 3) @ key_BKTD[:, :, first:end].transpose(2, 3)
-            weights = weights.float().view(B, H, end - start, end - first)
-            weights.masked_fill_(~_seen(position_T[start:end], position_T[first:end], window), -torch.inf)
-            weights = weights.softmax(-1)
+            query_BKXD = query_BKGTD[:, :, :, start:end].flatten(2, 3)  # X: G C
+            weights_BHCS = (query_BKXD @ key_BKTD[:, :, first:end].transpose(2, 3)).float()
+            weights_BHCS = weights_BHCS.view(B, H, end - start, end - first)
+            weights_BHCS.masked_fill_(~_seen(position_T[start:end], position_T[first:end], window), -torch.inf)
+            weights_BHCS = weights_BHCS.softmax(-1)
             if self.variant is RIVariant.released:
-                total_BT[:, start:end] = weights.sum(-1).mean(1)
+                total_BT[:, start:end] = weights_BHCS.sum(-1).mean(1)
             else:  # queries in the padding see the text too and must not count
-                share = (position_T[start:end] < length_B1).float() / H
-                share = share[:, None].expand(B, H, end - start).reshape(B, 1, -1)
-                total_BT[:, first:end] += (share @ weights.flatten(1, 2))[:, 0]
-        count = length_B1 - position_T if self.variant is RIVariant.received else length_B1
-        scores_BT = total_BT / count.clamp(min=1)
+                share_BC = (position_T[start:end] < length_B1).float() / H
+                share_B1Y = share_BC[:, None].expand(B, H, end - start).reshape(B, 1, -1)  # Y: H C
+                total_BT[:, first:end] += (share_B1Y @ weights_BHCS.flatten(1, 2))[:, 0]
+        count_BT = length_B1 - position_T if self.variant is RIVariant.received else length_B1
+        scores_BT = total_BT / count_BT.clamp(min=1)
         self.scores_BT = scores_BT.clamp(min=TINY).log() if self.scale is Scale.log else scores_BT
 
 
@@ -296,10 +299,10 @@ def _first_seen(query: int, window: int | None) -> int:
     return 0 if window is None else max(0, query - window + 1)
 
 
-def _seen(query_T: torch.Tensor, key_T: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Which keys each query sees, from their positions; bool (queries, keys)."""
-    behind = query_T[:, None] - key_T
-    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+def _seen(query_C: torch.Tensor, key_S: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Which keys each query sees, from their positions; bool (C, S)."""
+    behind_CS = query_C[:, None] - key_S
+    return behind_CS >= 0 if window is None else (behind_CS >= 0) & (behind_CS < window)
 
 
 def _causal_mask(
@@ -343,13 +346,15 @@ def _attend(
         if xtf_probe.last:
             raise _ScoredLayerDone
     if window is None:
-        output, _ = sdpa_attention_forward(module, query_BHTD, key_BKTD, value_BKTD, None, scaling=scaling, **kwargs)
-        return output, None
+        output_BTHD, _ = sdpa_attention_forward(
+            module, query_BHTD, key_BKTD, value_BKTD, None, scaling=scaling, **kwargs
+        )
+        return output_BTHD, None
     position_T = torch.arange(T, device=query_BHTD.device)
-    parts = []
+    parts_BHCD = []
     for start in range(0, T, window):  # a block of queries sees itself and the block before it
         end, first = min(start + window, T), _first_seen(start, window)
-        parts.append(
+        parts_BHCD.append(
             F.scaled_dot_product_attention(
                 query_BHTD[:, :, start:end],
                 key_BKTD[:, :, first:end],
@@ -359,7 +364,7 @@ def _attend(
                 enable_gqa=True,
             )
         )
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts_BHCD, 2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -477,16 +482,16 @@ def tr_table(
 
 def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Cosine distances of the embedding rows of `used` to the mean row under `counts` (V,); float64."""
-    weight = model.get_input_embeddings().get_parameter("weight")
+    weight_VE = model.get_input_embeddings().get_parameter("weight")
 
     def blocks(ids: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         for block in np.array_split(ids, -(-len(ids) // 4096)):  # the whole matrix in float64 may be gigabytes
-            yield block, weight[torch.from_numpy(block).to(weight.device)].to("cpu", torch.float64)
+            yield block, weight_VE[torch.from_numpy(block).to(weight_VE.device)].to("cpu", torch.float64)
 
-    centre_E = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for block, rows in blocks(np.flatnonzero(counts)):
-        centre_E += torch.from_numpy(counts[block] / counts.sum()) @ rows
-    return np.concatenate([1.0 - F.cosine_similarity(rows, centre_E[None]).numpy() for _, rows in blocks(used)])
+    centre_E = torch.zeros(weight_VE.shape[1], dtype=torch.float64)
+    for block, rows_UE in blocks(np.flatnonzero(counts)):
+        centre_E += torch.from_numpy(counts[block] / counts.sum()) @ rows_UE
+    return np.concatenate([1.0 - F.cosine_similarity(rows_UE, centre_E[None]).numpy() for _, rows_UE in blocks(used)])
 
 
 def _released_distances(
@@ -498,18 +503,19 @@ def _released_distances(
 ) -> np.ndarray:
     """Cosine distances of one-token hidden states to the mean hidden state of the domain words; float64."""
 
-    def hidden(ids_BT: Any) -> torch.Tensor:
-        ids = torch.as_tensor(ids_BT, dtype=torch.int64, device=model.device)
-        return _hidden(model, ids).to("cpu", torch.float64)
+    def hidden(ids: Any) -> torch.Tensor:
+        """Last hidden states (B, T, E) of rows of ids, float64."""
+        ids_BT = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
+        return _hidden(model, ids_BT).to("cpu", torch.float64)
 
     if not domain_words:
         raise ValueError("scorer.tr.variant=released needs task.domain_words, and there are none")
-    words = []
+    words_E = []
     for word in domain_words:
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if not ids:
             raise ValueError(f"task.domain_words: the tokenizer makes no token of {word!r}")
-        words.append(hidden([ids])[0].mean(0))
-    centre_E = torch.stack(words).mean(0)
+        words_E.append(hidden([ids])[0].mean(0))
+    centre_E = torch.stack(words_E).mean(0)
     blocks = np.array_split(used, -(-len(used) // tokens_per_batch))
     return np.concatenate([1.0 - F.cosine_similarity(hidden(block[:, None])[:, 0], centre_E[None]) for block in blocks])
