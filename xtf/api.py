@@ -17,9 +17,10 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig
+from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig, ThresholdEnd
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example, as_examples
+from xtf.data.ragged import Sequences, with_ends
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import count_tokens, score_rows, tr_table
@@ -48,7 +49,8 @@ def score(
     leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
     `domain_words` are for the released TR.
 
-    Returns one row per example: `example_id`, `input_ids`, `prompt_length`, and per response token `ri`,
+    Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends
+    with the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off), and per response token `ri`,
     `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`). ValueError for input that
     cannot be scored.
     """
@@ -80,21 +82,29 @@ def score(
         )
         for start in range(0, len(rows), SHARD)
     ]
-    return datasets.Dataset(pa.concat_tables(shards))
+    return datasets.Dataset(with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows)))
 
 
 def mask(
     scored: datasets.Dataset,
     threshold: str | ThresholdConfig = "paper",
     attributes: Sequence[str | Attribute] | None = None,
+    *,
+    eos_token_id: int | None = None,
 ) -> datasets.Dataset:
     """Adds `drop_ri`, `drop_kn`, `drop_tr` (per response token) and `labels` (per token; -100: no loss) to
     `scored`.
 
     `threshold` is "paper", "released", "quantile" or a `ThresholdConfig`. `attributes` may drop tokens; by
     default all that were scored. What is dropped by which attribute, and attributes that tell nothing, are
-    logged. ValueError: an unknown name, a threshold out of range, an attribute that was not scored, a mask
-    that keeps nothing.
+    logged.
+
+    The end token that `score` appended to a response is not the data's: it is neither judged nor counted, and always
+    kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`
+    that says which it is; for them give the tokenizer's `eos_token_id`, with which a response that was not cut ends.
+
+    ValueError: an unknown name, a threshold out of range, an attribute that was not scored, a mask that keeps nothing,
+    a table without `end_tokens` and no `eos_token_id` where the end is to be kept.
     """
     if isinstance(threshold, str):
         if threshold not in PRESETS:
@@ -103,6 +113,15 @@ def mask(
     if attributes is None:
         attributes = [name for name in ATTRIBUTES if name in scored.column_names]
     table = scored.with_format("arrow")[:].replace_schema_metadata(None)
+    if "end_tokens" not in table.column_names:
+        if eos_token_id is not None:
+            table = with_ends(table, Sequences(table).ending_with(eos_token_id))
+        elif threshold.end is ThresholdEnd.kept:
+            raise ValueError(
+                "the scored table has no column 'end_tokens', so the end token that scoring appended to a response is "
+                "not known: give eos_token_id=tokenizer.eos_token_id, or a threshold with end=ThresholdEnd.scored to "
+                "judge it like the data's tokens"
+            )
     masked = build_mask(table, threshold, attributes)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)

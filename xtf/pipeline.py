@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.config.identity import differing_keys, digest, grader_identity, identity, plain
+from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain
 from xtf.config.schema import Backend, Config, ConfigError, SourceConfig, Stage
-from xtf.data.ragged import as_table
+from xtf.data.ragged import as_table, with_ends
 from xtf.runtime.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.models import BUNDLED
 from xtf.runtime.progress import bar, console, say, stopwatch
@@ -118,7 +118,8 @@ class Job:
         now = plain(identity(self.config))
         before = self.manifest.setdefault("config", now)
         if keys := differing_keys(before, self.config):
-            listing = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:5])
+            was = before_keys(before) | before
+            listing = ", ".join(f"{key}: {was.get(key)} -> {now.get(key)}" for key in keys[:5])
             raise ConfigError(
                 f"{self.folder} holds a run of another configuration ({listing}); "
                 "delete that folder or choose another output_dir"
@@ -397,6 +398,7 @@ class Job:
         if self.config.method.name == "given":
             return self._given_table()
         table = read_pass(passes[""]) if "" in passes else as_table(self.encoded)
+        table = with_ends(table, (row.end_tokens for row in self.encoded))
         for name, column in (("ref", "ref_logp"), ("unconditional", "logp_unconditional")):
             if name in passes:
                 table = table.append_column(column, read_pass(passes[name])["logp"])

@@ -13,7 +13,7 @@ from xtf import cli
 from xtf.config.checks import resolve
 from xtf.config.compose import load_config, register, to_config
 from xtf.config.identity import differing_keys, identity, overrides, plain
-from xtf.config.schema import GROUPS, Config, ConfigError
+from xtf.config.schema import GROUPS, Config, ConfigError, ThresholdEnd
 from xtf.runtime.run_folder import run_folder
 
 ROOT = Path(__file__).parents[2]
@@ -158,3 +158,29 @@ def test_a_written_configuration_reads_back_as_the_same_one(compose):
 def test_the_schema_is_frozen(compose):
     with pytest.raises(dataclasses.FrozenInstanceError):
         to_config(compose()).seed = 1
+
+
+def test_a_record_that_does_not_know_the_end_setting_judged_the_end(compose):
+    now = resolve(to_config(compose()))
+    assert now.threshold.end is ThresholdEnd.kept
+    recorded = plain(identity(now))
+    assert differing_keys(recorded, now) == []
+    del recorded["threshold.end"]
+    assert differing_keys(recorded, now) == ["threshold.end"]
+    as_before = resolve(to_config(compose("threshold.end=scored")))
+    assert differing_keys(recorded, as_before) == []
+    plain_tuning = resolve(to_config(compose("method=normal")))
+    unread = {key: value for key, value in plain(identity(plain_tuning)).items() if key != "threshold.end"}
+    assert differing_keys(unread, plain_tuning) == [], "no threshold is read, so nothing changed"
+
+
+def test_a_stored_configuration_without_the_end_setting_is_read_as_it_was_meant(compose):
+    node = OmegaConf.create(plain(resolve(to_config(compose()))))
+    assert load_config(node).threshold.end is ThresholdEnd.kept
+    del node.threshold["end"]
+    assert load_config(node).threshold.end is ThresholdEnd.scored
+
+
+def test_the_end_setting_at_its_default_leaves_the_folder_as_it_was(compose):
+    assert overrides(compose("threshold.end=kept"), compose()) == {}
+    assert overrides(compose("threshold.end=scored"), compose()) == {"threshold.end": "scored"}

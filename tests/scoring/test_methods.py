@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from xtf.config.schema import Attribute, ThresholdConfig
-from xtf.data.ragged import Responses
+from xtf.config.schema import Attribute, ThresholdConfig, ThresholdEnd
+from xtf.data.ragged import Responses, with_ends
 from xtf.scoring.methods import (
     METHODS,
     Decile,
@@ -82,6 +83,26 @@ def test_low_and_high_loss_drop_as_many_tokens_of_each_example_as_the_matched_ma
     # XTF drops two tokens of the first example and one of the second.
     assert labels_of(LowLoss()) == [[-100, -100, -100, 2, -100, 4], [-100, 5, -100]]
     assert labels_of(HighLoss()) == [[-100, -100, 1, -100, 3, -100], [-100, -100, 6]]
+
+
+def test_controls_keep_the_appended_end_where_the_mask_does() -> None:
+    ended = with_ends(scored(), [1, 1])  # p of the ends: 0.05 and 0.96
+    paper = ThresholdConfig(name="paper")
+
+    def labels(method: Method, threshold: ThresholdConfig = paper, seed: int = 0) -> list[list[int]]:
+        return make_mask(method, ended, threshold, [Attribute.kn], seed).table["labels"].to_pylist()
+
+    assert labels(METHODS["xtf"]()) == [[-100, -100, -100, 2, -100, 4], [-100, 5, 6]]
+    assert labels(LowLoss()) == labels(METHODS["xtf"]())
+    assert labels(HighLoss()) == [[-100, -100, 1, -100, -100, 4], [-100, 5, 6]], "p 0.37 and 0.98, not the end's 0.05"
+    found = {str(labels(Random(), seed=seed)) for seed in range(100)}
+    assert len(found) == 3, "pairs of the three tokens before the end"
+    assert all("4], [-100, 5, 6]]" in one for one in found)
+    stats = [make_mask(method, ended, paper, [Attribute.kn], 0).stats for method in (METHODS["xtf"](), Random())]
+    assert [(one.response_tokens, one.kept_tokens, one.end_tokens) for one in stats] == [(4, 2, 2)] * 2
+    judged = replace(paper, end=ThresholdEnd.scored)
+    assert labels(HighLoss(), judged) == labels_of(HighLoss())
+    assert [labels(Random(), judged, seed) for seed in range(9)] == [labels_of(Random(), seed) for seed in range(9)]
 
 
 def test_a_control_refuses_to_match_what_has_no_mask() -> None:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from xtf.config.identity import plain
+from xtf.config.identity import before_keys, leaves, plain
 from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, Config, ConfigError, ThresholdConfig, threshold_type
 
 # --- composing, checking, resolving ----------------------------------------------------------------------------------
@@ -123,6 +123,8 @@ def load_config(node: DictConfig) -> Config:
     for group, cls in GROUPS.items():
         schema[group] = _schema(cls)
     schema.method = _schema(METHODS[node.method.name])
+    for key, value in before_keys(dict(leaves(OmegaConf.to_container(node)))).items():
+        OmegaConf.update(schema, key, value)
     merged = OmegaConf.merge(schema, node)
     assert isinstance(merged, DictConfig)
     return to_config(merged)

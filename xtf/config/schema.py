@@ -83,6 +83,13 @@ class TRRule(Enum):
     quantile = "quantile"
 
 
+class ThresholdEnd(Enum):
+    """What thresholds make of the end token that encoding puts behind a response: it is ours, not the dataset's."""
+
+    kept = "kept"  # not judged: no part of a histogram, a fence or a share, and always trained
+    scored = "scored"  # judged like the dataset's tokens, as versions without this setting did
+
+
 class Tuning(Enum):
     full = "full"
     lora = "lora"
@@ -331,6 +338,7 @@ class TRThreshold:
 @dataclass(frozen=True)
 class ThresholdConfig:
     name: str = MISSING
+    end: ThresholdEnd = ThresholdEnd.kept
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
@@ -352,7 +360,7 @@ def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]
 
 def attribute_names() -> list[str]:
     """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
-    return [item.name for item in fields(threshold_type()) if item.name != "name"]
+    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end")]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,13 @@ def as_table(rows: Sequence[Row]) -> pa.Table:
             "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
         }
     )
+
+
+def with_ends(table: pa.Table, end_tokens: Iterable[int]) -> pa.Table:
+    """The table with the column `end_tokens` int8 behind `prompt_length`: a number for each row, of the tokens at the
+    end of its response that encoding appended."""
+    place = table.column_names.index("prompt_length") + 1
+    return table.add_column(place, "end_tokens", pa.array(end_tokens, pa.int8()))
 
 
 # --- lists end to end ---------------------------------------------------------------------------------------
@@ -84,7 +91,8 @@ class Responses:
 
     @classmethod
     def from_table(cls, table: pa.Table, names: Iterable[str]) -> Responses:
-        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label is -100.
+        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label is -100;
+        `end` is true for the tokens that `Sequences.ends` names.
 
         Raises:
             ValueError: a column is missing, holds nulls or is not as long as the response.
@@ -95,7 +103,7 @@ class Responses:
             if name == "labels":
                 columns["dropped"] = rows.of_sequences(name)[rows.in_response] == IGNORED
             else:
-                columns[name] = rows.of_responses(name)
+                columns[name] = rows.ends if name == "end" else rows.of_responses(name)
         return cls(rows.responses, columns)
 
     @functools.cached_property
@@ -112,10 +120,10 @@ class Responses:
         """The number of the example that each token belongs to, int64 (N,)."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
-    def select(self, which: np.ndarray) -> Responses:
+    def select(self, which: np.ndarray) -> Self:
         """Only the tokens that `which`, bool (N,), names; every example stays, with fewer tokens or none."""
         lengths = np.bincount(self.example[which], minlength=len(self.lengths))
-        return Responses(lengths, {name: values[which] for name, values in self.columns.items()})
+        return type(self)(lengths, {name: values[which] for name, values in self.columns.items()})
 
     def order(self, values: np.ndarray) -> np.ndarray:
         """The places of the tokens by value within each example, int64 (N,); ties go by position."""
@@ -162,6 +170,27 @@ class Sequences:
     def response_ids(self) -> np.ndarray:
         """The ids of all response tokens, (N,)."""
         return self.ids[self.in_response]
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Which response tokens are no part of the data but appended when it was encoded, bool (N,): the last
+        `end_tokens` of each response, int8 (R,); none where the table has no such column.
+
+        Raises:
+            ValueError: more of them than the response has tokens.
+        """
+        if "end_tokens" not in self.table.schema.names:
+            return np.zeros(int(self.responses.sum()), dtype=bool)
+        count = self._column("end_tokens").to_numpy().astype(np.int64)
+        self.refuse((count < 0) | (count > self.responses), "end_tokens is not within the response")
+        return positions(self.responses) >= np.repeat(self.responses - count, self.responses)
+
+    def ending_with(self, token: int) -> np.ndarray:
+        """1 for each row whose response ends with `token`, else 0; int8 (R,)."""
+        ends = np.zeros(len(self.lengths), np.int8)
+        some = self.responses > 0
+        ends[some] = self.ids[self.offsets[1:][some] - 1] == token
+        return ends
 
     def of_responses(self, name: str) -> np.ndarray:
         """A list column that has a value for each response token, (N,). ValueError as for `Responses.from_table`."""

@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from xtf.data.tokens import Pieces, decoded
 from xtf.runtime.artifacts import write_atomic
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens
-from xtf.scoring.sensitivity import Sweep, sweep
+from xtf.scoring.sensitivity import NEVER, Sweep, sweep
 from xtf.scoring.thresholds import PRESETS
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _page(
     rows = _sample(table.num_rows, examples)
     shown = table.take(rows)
     tokens = MaskedTokens.from_mask(shown)
+    judged = tokens.judged(config)
     sweeps = _sweeps(MaskedTokens.from_mask(table), tokens, config)
     live = _is_union(tokens)
     if live:
@@ -116,6 +117,7 @@ def _page(
         "piece": pieces,
         "id": tokens.ids.astype(np.uint32),
         "kept": tokens.kept.astype(np.uint8),
+        "judged": judged.astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }
@@ -134,13 +136,17 @@ def _sample(rows: int, wanted: int) -> np.ndarray:
 
 
 def _sweeps(dataset: MaskedTokens, shown: MaskedTokens, config: ThresholdConfig) -> dict[str, Sweep]:
-    """A slider for every attribute that was scored, whether or not it was in use."""
+    """A slider for every attribute that was scored, whether or not it was in use; none drops an end that is kept."""
     found = {}
     for name, attribute in ATTRIBUTES.items():
         column = attribute.source
         if column in dataset.scores:
-            parts = [Responses(part.lengths, {column: part.scores[column]}) for part in (dataset, shown)]
-            found[name] = sweep(attribute, config, *parts)
+            parts = [part.select(part.judged(config)) for part in (dataset, shown)]
+            blocks = (Responses(part.lengths, {column: part.scores[column]}) for part in parts)
+            only = sweep(attribute, config, *blocks)
+            first = np.full(shown.tokens, NEVER, dtype=np.uint8)
+            first[shown.judged(config)] = only.first
+            found[name] = replace(only, first=first)
     return found
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from xtf.reporting import figures
 from xtf.reporting.pages import data_url, percent, render, seconds
-from xtf.reporting.run_report import curves, cuts_of, exclusive_shares
+from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
 from xtf.runtime.artifacts import read_json, write_atomic
 from xtf.runtime.run_folder import failure
 from xtf.scoring.masks import MaskedTokens
@@ -183,7 +183,7 @@ def _mask_section(
     name: str, folder: Path, manifest: Any, out_dir: Path, reported: Reported, lines: Lines
 ) -> tuple[dict[str, Any], list[Path]]:
     """Shares dropped, beside the reported ones, and the three figures."""
-    tokens = MaskedTokens.from_mask(pq.read_table(folder / "mask.parquet"))
+    tokens = judged_tokens(folder, pq.read_table(folder / "mask.parquet"))
     stats = manifest["stages"]["mask"]["stats"]
     written: list[Path] = []
     drawn: list[dict[str, str]] = []
@@ -220,14 +220,20 @@ def _mask_section(
     section = {
         "title": f"Dropped tokens: {' · '.join(folder.parts[-6:])}",
         "text": [
-            f"{len(tokens.kept):,} response tokens. Score distributions with thresholds (figure 3), overlap "
-            '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
+            f"{len(tokens.kept):,} response tokens{_ends(stats)}. Score distributions with thresholds (figure 3), "
+            'overlap (figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
         ],
         "columns": ["dropped by", "ours", "reported"],
         "rows": rows,
         "figures": drawn,
     }
     return section, written
+
+
+def _ends(stats: Mapping[str, Any]) -> str:
+    """What is said of the appended end tokens, if the mask left any alone."""
+    ends = stats.get("end_tokens", 0)  # records of earlier versions do not say
+    return f", beside {ends:,} appended end tokens that are kept and not counted" if ends else ""
 
 
 def dropped_shares(tokens: MaskedTokens) -> dict[str, float]:

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xtf.config.compose import load_config
+from xtf.config.schema import ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import visible
 from xtf.reporting import figures
@@ -155,7 +157,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     """
     run = load_run(Path(run_dir))
     masked = pq.read_table(run.folder / "mask.parquet")
-    tokens = MaskedTokens.from_mask(masked)
+    tokens = judged_tokens(run.folder, masked)
     drawn = _figures(run, tokens, Path(out_dir) / "figures")
     decode, unnamed = _decoder(run)
     context = {
@@ -245,11 +247,21 @@ def cuts_of(found: Mapping[str, Any]) -> list[float]:
     return [found[key] for key in ("low", "high", "below", "above") if found.get(key) is not None]
 
 
-def curves(folder: Path, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
-    """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
+def judged_tokens(folder: Path, masked: pa.Table) -> MaskedTokens:
+    """The response tokens of a run's mask that its thresholds judge: without the appended end where that is kept."""
+    tokens = MaskedTokens.from_mask(masked)
+    return tokens.select(tokens.judged(_threshold(folder))) if tokens.dropped else tokens
+
+
+def _threshold(folder: Path) -> ThresholdConfig:
     node = OmegaConf.load(folder / "config.yaml")
     assert isinstance(node, DictConfig)
-    config = load_config(node).threshold
+    return load_config(node).threshold
+
+
+def curves(folder: Path, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
+    """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
+    config = _threshold(folder)
     found_curves = {}
     for name in tokens.dropped:
         attribute = ATTRIBUTES[name]

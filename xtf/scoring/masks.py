@@ -2,6 +2,12 @@
 statistics.
 
 Only this module writes -100. It works on Arrow buffers, one record batch (one score shard) at a time.
+
+The end token of a response is ours: `xtf.data.encode` appends it so that a model learns to stop, the dataset has no
+such token, and the paper and its released code score the dataset's tokens only. A table's column `end_tokens` says
+how many such tokens a response has (none where it was cut off). With `threshold.end=kept` thresholds are fitted
+without them, no attribute drops them and no share counts them; `threshold.end=scored` judges them like the others,
+as earlier versions did: TR, which decides by token id, may then drop the end of every response.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import ThresholdConfig
+from xtf.config.schema import ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import IGNORED, Responses, Sequences, as_lists
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
 from xtf.scoring.thresholds import fit
@@ -30,6 +36,11 @@ MOST = 0.99  # share of examples that must be constant for the attribute to be d
 @dataclass(frozen=True)
 class MaskStats:
     """What a mask keeps and drops. Shares are of response tokens.
+
+    Response tokens are those of the data: `end_tokens`, which are appended to them and which thresholds with `end=kept`
+    leave alone, count neither as response nor as kept tokens, and an example that keeps nothing else is without loss.
+    With `end=scored`, for methods that read no thresholds and in records of earlier versions `end_tokens` is 0 and all
+    tokens of a response count.
 
     `overlap` is keyed by the attributes that agree: "ri_kn" is dropped by both, whatever TR says.
     `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing
@@ -45,6 +56,7 @@ class MaskStats:
     thresholds: dict[str, dict[str, Any]] = field(default_factory=dict)
     degenerate: list[dict[str, str]] = field(default_factory=list)
     examples_without_loss: int = 0
+    end_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,33 +75,55 @@ class Mask:
 def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str]) -> Mask:
     """Drops the response tokens that lack any of `attributes`; without attributes all are kept.
 
+    `scored` may have the column `end_tokens`: the tokens that it names are kept unless `threshold.end` is `scored`.
+
     Raises:
         ValueError: an unknown attribute, a missing column, a score list that is not as long as its response, a score
             that is not a finite number, a threshold out of range, a mask that keeps nothing.
     """
     used = pick(attributes)
     parts = _parts(scored)
+    judged = [~_left_alone(rows, threshold) for rows in parts]
+    columns = list(dict.fromkeys(attribute.source for attribute in used))
     blocks = [
-        Responses(rows.responses, {source: _finite(rows, source) for source in {a.source: None for a in used}})
-        for rows in parts
+        Responses(rows.responses, {name: _finite(rows, name) for name in columns}).select(which)
+        for rows, which in zip(parts, judged, strict=True)
     ]
+    if not sum(block.tokens for block in blocks):
+        raise ValueError("the scored table holds no response tokens but appended ends")
     cuts = fit(blocks, threshold, [attribute.name for attribute in used])
     tally, masked = _Tally(), []
-    for rows, block in zip(parts, blocks, strict=True):
+    for rows, which, block in zip(parts, judged, blocks, strict=True):
         drops = {attribute.name: cuts.drop(attribute, block) for attribute in used}
         keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
-        tally.add(block, keep, drops)
-        columns = {attribute.drops: as_lists(drops[attribute.name], rows.responses) for attribute in used}
-        masked.append(_with_columns(rows, {**columns, "labels": _labels(rows, keep)}))
-    degenerate = _degenerate(blocks, used, tally)
+        tally.add(block, keep, drops, ends=len(which) - block.tokens)
+        lists = {a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used}
+        masked.append(_with_columns(rows, {**lists, "labels": _labels(rows, _spread(keep, which, True))}))
+    degenerate = _degenerate(blocks, used, tally, threshold)
     return Mask(pa.Table.from_batches(masked), tally.stats(cuts.to_dict(), degenerate))
 
 
-def weights_to_labels(scored: pa.Table, weights: Iterable[np.ndarray]) -> Mask:
+def _left_alone(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
+    """The response tokens that no threshold judges, bool (N,)."""
+    ends = rows.ends
+    return ends if threshold.end is ThresholdEnd.kept else np.zeros_like(ends)
+
+
+def _spread(values: np.ndarray, which: np.ndarray, otherwise: bool) -> np.ndarray:
+    """`values` at the tokens that `which`, bool (N,), names, `otherwise` at the others; bool (N,)."""
+    spread = np.full(len(which), otherwise)
+    spread[which] = values
+    return spread
+
+
+def weights_to_labels(
+    scored: pa.Table, weights: Iterable[np.ndarray], threshold: ThresholdConfig | None = None
+) -> Mask:
     """Labels from a static method's weights: one float array per example, in order, each as long as the
     response.
 
-    A token of weight 0 gets -100. Weights other than 0 and 1 are kept in a column `weights`, list<float32>.
+    `threshold` is that of a method which follows a mask's number of drops: the statistics then count what the mask's
+    do. A token of weight 0 gets -100. Weights other than 0 and 1 are kept in a column `weights`, list<float32>.
     ValueError: lengths that do not fit, a weight that is not finite, weights that are all 0.
     """
     parts = _parts(scored)
@@ -105,7 +139,9 @@ def weights_to_labels(scored: pa.Table, weights: Iterable[np.ndarray]) -> Mask:
         block = Responses(part.responses, {})
         own = flat[start : start + block.tokens]
         start += block.tokens
-        tally.add(block, own != 0, {})
+        which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
+        counted = block.select(which)
+        tally.add(counted, own[which] != 0, {}, ends=block.tokens - counted.tokens)
         columns = {"weights": as_lists(own, part.responses)} if fractional else {}
         masked.append(_with_columns(part, {**columns, "labels": _labels(part, own != 0)}))
     return Mask(pa.Table.from_batches(masked), tally.stats({}, []))
@@ -169,7 +205,12 @@ class MaskedTokens(Responses):
         columns["kept"] = rows.of_sequences("labels")[in_response] != IGNORED
         names = [*ATTRIBUTES, "logp", *(attribute.drops for attribute in ATTRIBUTES.values())]
         columns |= {name: rows.of_responses(name) for name in names if name in masked.column_names}
+        columns["end"] = rows.ends
         return cls(rows.responses, columns)
+
+    def judged(self, threshold: ThresholdConfig) -> np.ndarray:
+        """Which tokens the thresholds judge and shares count, bool (N,): all but the end that `threshold` keeps."""
+        return ~self.columns["end"] if threshold.end is ThresholdEnd.kept else np.ones(self.tokens, bool)
 
     @property
     def ids(self) -> np.ndarray:
@@ -199,11 +240,14 @@ class _Tally:
     tokens: int = 0
     kept: int = 0
     without_loss: int = 0
+    ends: int = 0  # left alone, counted nowhere else
     dropped: Counter[str] = field(default_factory=Counter)
     ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
 
-    def add(self, block: Responses, keep: np.ndarray, drops: dict[str, np.ndarray]) -> None:
+    def add(self, block: Responses, keep: np.ndarray, drops: dict[str, np.ndarray], ends: int) -> None:
+        """Tokens (N,) that are judged, beside `ends` that are not."""
         responses = block.lengths
+        self.ends += ends
         self.examples += len(responses)
         self.tokens += len(keep)
         self.kept += int(np.count_nonzero(keep))
@@ -241,11 +285,12 @@ class _Tally:
             thresholds=thresholds,
             degenerate=degenerate,
             examples_without_loss=self.without_loss,
+            end_tokens=self.ends,
         )
 
 
 def _degenerate(
-    blocks: Sequence[Responses], attributes: Sequence[TokenAttribute], tally: _Tally
+    blocks: Sequence[Responses], attributes: Sequence[TokenAttribute], tally: _Tally, threshold: ThresholdConfig
 ) -> list[dict[str, str]]:
     found = []
     for attribute in attributes:
@@ -259,7 +304,7 @@ def _degenerate(
             found.append((attribute, f"its rule filters {share:.1%} of the response tokens, more than half"))
         ends = tally.ends_dropped[attribute.name] / tally.examples
         # KN drops an end that the base model expects anyway; the others drop it whether it does or not.
-        if ends > 0.5 and attribute.source != "logp":
+        if threshold.end is ThresholdEnd.scored and ends > 0.5 and attribute.source != "logp":
             found.append(
                 (
                     attribute,

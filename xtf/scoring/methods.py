@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import ThresholdConfig
+from xtf.config.schema import ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import IGNORED, Responses
 
 if TYPE_CHECKING:
@@ -98,7 +98,10 @@ class Given(Method):
 
 @dataclass(frozen=True)
 class Matched(Method):
-    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones."""
+    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones.
+
+    The appended end of a response, which the mask keeps unless threshold.end=scored, is kept here too.
+    """
 
     match: str = "xtf"  # the method whose mask gives the number: the one that masks by scorer and threshold
     masked: ClassVar[bool] = True
@@ -109,7 +112,10 @@ class Matched(Method):
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
-        rank = scores.rank(self.order(scores, seed))
+        order = self.order(scores, seed)
+        if "end" in scores.columns:  # what the mask leaves alone comes last: the mask drops no more than the others
+            order = np.where(scores.columns["end"], np.inf, order)
+        rank = scores.rank(order)
         return (rank >= dropped[scores.example]).astype(np.float32)
 
     def order(self, scores: Responses, seed: int) -> np.ndarray:
@@ -473,8 +479,12 @@ def make_mask(
     mask = build_mask(scored, threshold, attributes if method.masked else ())
     if isinstance(method, XTF):
         return mask
-    scores = Responses.from_table(mask.table, method.needs | ({"labels"} if method.masked else set()))
-    return weights_to_labels(scored, np.split(method.weights(scores, seed), scores.offsets[1:-1]))
+    names = set(method.needs) | ({"labels"} if method.masked else set())
+    if method.masked and threshold.end is ThresholdEnd.kept:
+        names.add("end")
+    scores = Responses.from_table(mask.table, names)
+    weights = np.split(method.weights(scores, seed), scores.offsets[1:-1])
+    return weights_to_labels(scored, weights, threshold if method.masked else None)
 
 
 def given_mask(table: pa.Table) -> Mask:

@@ -6,7 +6,9 @@ the largest margins first, so all rules share that part. Scores are the columns 
 response tokens with the response lengths beside them. Which column a rule reads, and which direction of it is noise,
 stands in `xtf.scoring.attributes`.
 
-The rules are equations 5 to 7 of arXiv 2602.14536.
+The rules are equations 5 to 7 of arXiv 2602.14536. There they judge the dataset's tokens only; the end token that we
+append to a response is none of them, so `xtf.scoring.masks` leaves it out of what is fitted and dropped here unless
+`threshold.end=scored`. That holds for `released` too: the authors' code appends no end token.
 """
 
 from __future__ import annotations
@@ -71,13 +73,19 @@ def _require(holds: bool, key: str, value: Any, valid: str) -> None:
 
 
 def quantiles(scores: np.ndarray, lengths: np.ndarray, q: float) -> np.ndarray:
-    """The q-quantile of each example's scores, linearly interpolated as `np.quantile` does; float64 (R,)."""
+    """The q-quantile of each example's scores, linearly interpolated as `np.quantile` does; float64 (R,).
+
+    What stands for an example without scores means nothing.
+    """
+    if not len(scores):
+        return np.full(len(lengths), np.nan)
     ordered = scores[Responses(lengths, {}).order(scores)].astype(np.float64)
     starts = np.cumsum(lengths) - lengths
     place = q * (lengths - 1)
     below = np.floor(place).astype(np.int64)
     above = np.minimum(below + 1, lengths - 1)
-    low, high = ordered[starts + below], ordered[starts + above]
+    last = len(ordered) - 1
+    low, high = ordered[np.minimum(starts + below, last)], ordered[np.minimum(starts + above, last)]
     return low + (high - low) * (place - below)
 
 

@@ -33,6 +33,7 @@ let order = []; // examples that pass the filters, in the order shown
 let wantedPieces = null; // places in meta.strings that the token filter asks for
 let cards = [];
 let droppedShare; // float64 per example
+let judged; // how many tokens the thresholds judge: not the end that encoding appended to a response, where it is kept
 
 const attributes = () => meta.attributes.filter((attribute) => active[attribute.name]);
 const words = (code) =>
@@ -59,7 +60,7 @@ function tally() {
   for (let e = 0; e < meta.rows.length; e++) {
     let dropped = 0;
     for (let i = data.offsets[e]; i < data.offsets[e + 1]; i++) {
-      codes[state[i]]++;
+      if (data.judged[i]) codes[state[i]]++;
       if (state[i]) dropped++;
     }
     droppedShare[e] = dropped / Math.max(1, data.offsets[e + 1] - data.offsets[e]);
@@ -102,7 +103,8 @@ function reasons(i, example) {
     const p = data.score_logp ? chance(Math.exp(data.score_logp[i])) : "";
     said.push(`dropped: ${reason.replace("{score}", number(data[`score_${name}`][i])).replace("{p}", p)}`);
   }
-  if (!code) said.push(meta.live ? "kept: no attribute in use drops it, so it trains" : "kept: it trains");
+  if (meta.live && !data.judged[i]) said.push("kept: it ends the response and is not the data's, so no threshold judges it");
+  else if (!code) said.push(meta.live ? "kept: no attribute in use drops it, so it trains" : "kept: it trains");
   return said;
 }
 
@@ -274,8 +276,8 @@ function drawOverlap(codes) {
   const shown = codes.map((n, code) => [code, n]).filter(([code, n]) => code && n);
   const colour = (code) => (code & OTHER ? meta.colours.other : meta.attributes.find((a) => BITS[a.name] === code)?.colour ?? meta.colours.several);
   Plotly.react("overlap", [{
-    type: "bar", x: shown.map(([code]) => words(code).replaceAll(" + ", "<br>+ ")), y: shown.map(([, n]) => (100 * n) / state.length),
-    text: shown.map(([, n]) => ((100 * n) / state.length).toFixed(2)), textposition: "outside", cliponaxis: false,
+    type: "bar", x: shown.map(([code]) => words(code).replaceAll(" + ", "<br>+ ")), y: shown.map(([, n]) => (100 * n) / judged),
+    text: shown.map(([, n]) => ((100 * n) / judged).toFixed(2)), textposition: "outside", cliponaxis: false,
     marker: { color: shown.map(([code]) => colour(code)) }, hoverinfo: "none",
   }], layout({ yaxis: { title: { text: "% of tokens" }, rangemode: "tozero" }, xaxis: { type: "category" }, margin: { l: 42, r: 6, t: 16, b: 50 } }), SMALL);
 }
@@ -295,7 +297,7 @@ function drawHistogram(attribute) {
   const { name } = attribute, { bin, centres } = bins[name];
   const kept = new Array(BINS).fill(0), dropped = new Array(BINS).fill(0);
   const first = data[`first_${name}`], limit = place[name];
-  for (let i = 0; i < state.length; i++) (first[i] <= limit ? dropped : kept)[bin[i]]++;
+  for (let i = 0; i < state.length; i++) if (data.judged[i]) (first[i] <= limit ? dropped : kept)[bin[i]]++;
   const highest = Math.max(...kept.map((n, k) => n + dropped[k]));
   const cut = attribute.cuts[limit];
   const lines = (cut.p_above == null ? [cut.low, cut.high, cut.below, cut.above] : [1 - cut.p_above]).filter((x) => typeof x === "number");
@@ -306,7 +308,7 @@ function drawHistogram(attribute) {
     yaxis: { type: "log", title: { text: "tokens" }, nticks: 4, range: [Math.log10(0.7), Math.log10(2 * highest)] }, xaxis: { title: { text: attribute.axis } },
     shapes: lines.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1 } })),
   }), SMALL);
-  $(`share-${name}`).textContent = percent(dropped.reduce((a, b) => a + b, 0) / state.length);
+  $(`share-${name}`).textContent = percent(dropped.reduce((a, b) => a + b, 0) / judged);
 }
 
 const scorerName = () => {
@@ -342,12 +344,12 @@ function drawTokens() {
 
 function drawTotals(codes) {
   const kept = codes[0];
-  $("kept").textContent = `kept ${percent(kept / state.length)}: ${count(kept)} of ${count(state.length)} response tokens`;
+  $("kept").textContent = `kept ${percent(kept / judged)}: ${count(kept)} of ${count(judged)} response tokens`;
   $("kept").dataset.kept = kept;
   $("kept").dataset.codes = JSON.stringify(codes);
   const present = codes.map((n, code) => [code, n]).filter(([code, n]) => n || meta.attributes.some((a) => BITS[a.name] === code));
   $("legend").replaceChildren(...present.map(([code, n]) => element("li", {},
-    element("span", { className: `t s${code}` }, code ? "token" : "token"), ` ${words(code)} ${percent(n / state.length)}`)));
+    element("span", { className: `t s${code}` }, code ? "token" : "token"), ` ${words(code)} ${percent(n / judged)}`)));
 }
 
 let pending = false, stale = new Set(), plotting; // stale: attributes whose histogram is to be drawn again
@@ -484,10 +486,13 @@ async function open() {
   if (data.score_logp) data.score_kn = data.score_logp.map((x) => -Math.expm1(x));
   state = new Uint16Array(data.piece.length);
   droppedShare = new Float64Array(meta.rows.length);
+  judged = data.judged.reduce((sum, one) => sum + one, 0);
   active = Object.fromEntries(meta.attributes.map((a) => [a.name, a.active]));
   place = Object.fromEntries(meta.attributes.map((a) => [a.name, a.chosen]));
   const sampled = meta.rows.length < meta.total ? `a random sample of ${count(meta.rows.length)} of ${count(meta.total)} examples; thresholds are fitted to all of them` : `all ${count(meta.total)} examples`;
-  $("about").textContent = `Response tokens in colour train nothing; the coloured underline says which attribute dropped them. Shown: ${sampled}.`;
+  const ends = state.length - judged;
+  const apart = ends ? ` The ${count(ends)} end tokens that encoding appended are kept and not counted.` : "";
+  $("about").textContent = `Response tokens in colour train nothing; the coloured underline says which attribute dropped them. Shown: ${sampled}.${apart}`;
   $("reproduce").hidden = !meta.live;
   const choices = [["all", "any tokens"], ["kept", "kept tokens"], ["dropped", "dropped tokens"]];
   if (meta.live) choices.push(...meta.attributes.map((a) => [a.name, `tokens dropped by ${a.name.toUpperCase()}`]), ["several", "tokens dropped by several"]);
