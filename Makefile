@@ -17,6 +17,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base model again
 	$(BIN)/python -m xtf.pretraining.generate

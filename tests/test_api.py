@@ -55,7 +55,7 @@ def test_examples_are_scored_and_masked_in_order(model, tokenizer):
     scored = api.score(model, tokenizer, EXAMPLES)
     assert isinstance(scored, datasets.Dataset)
     assert scored.column_names == ["example_id", "input_ids", "prompt_length", "end_tokens", "ri", "kn", "tr", "logp"]
-    assert scored["example_id"][:] == ["0", "1", "mine"]
+    assert scored["example_id"][:] == ["1", "2", "mine"]
     for row in scored:
         assert len(row["ri"]) == len(row["kn"]) == len(row["tr"]) == len(row["input_ids"]) - row["prompt_length"]
     masked = api.mask(scored, threshold="quantile")
@@ -148,8 +148,8 @@ def test_what_max_length_does_to_examples_is_logged(model, tokenizer, caplog):
     assert prompts.index(longest) == 1
     with caplog.at_level(logging.WARNING, "xtf"):
         scored = api.score(model, tokenizer, EXAMPLES, scorer="kn", max_length=longest)
-    assert scored["example_id"][:] == ["0", "mine"]
-    assert f"1 of 3 examples left out, without room within max_length={longest}: 1" in caplog.text
+    assert scored["example_id"][:] == ["1", "mine"]
+    assert f"1 of 3 examples left out, without room within max_length={longest}: 2" in caplog.text
     assert f"of 3 examples cut to max_length={longest}" in caplog.text
 
 

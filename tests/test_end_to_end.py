@@ -267,7 +267,7 @@ def test_training_rows_that_changed_under_a_finished_run_are_refused(run, tmp_pa
     rows.write_text("\n".join(lines))
     run("stage=mask", f"task.train.path={rows}")
     rows.write_text("\n".join(lines[:-1]))
-    with pytest.raises(ValueError, match=r"the train rows .* have changed since"):
+    with pytest.raises(ValueError, match=r"task\.train\.path=.* has changed since"):
         run("stage=mask", f"task.train.path={rows}", "threshold.kn.pcp=0.95")
 
 

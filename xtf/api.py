@@ -19,12 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig, ThresholdEnd
 from xtf.data.encode import encode, pad_id
-from xtf.data.examples import Example, as_examples
+from xtf.data.examples import Example
 from xtf.data.ragged import Sequences, with_ends
+from xtf.graders import grade
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import count_tokens, score_rows, tr_table
 from xtf.scoring.thresholds import PRESETS
+from xtf.tasks import as_examples
+
+__all__ = ["grade", "mask", "score"]
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +47,11 @@ def score(
 ) -> datasets.Dataset:
     """Scores every response token of `examples` with the base model, where it is and in its precision.
 
-    `examples` are {"prompt", "response"} or {"messages"}, optionally with an "id"; prompts go through the
-    tokenizer's chat template. `scorer` is "xtf" (RI, KN and TR), one of them, or a pair such as "kn_tr"; a
-    `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples whose prompt
-    leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
+    `examples` are rows of the forms that the command line reads from files, {"prompt", "response"}, {"prompt",
+    "completion"}, {"messages"} and so on (`xtf.tasks.custom`), or a `datasets.Dataset` or DataFrame of them, optionally
+    with an "id". Prompts go through the tokenizer's chat template. `scorer` is "xtf" (RI, KN and TR), one of them, or a
+    pair such as "kn_tr"; a `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples
+    whose prompt leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
     `domain_words` are for the released TR.
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends

@@ -28,7 +28,6 @@ from xtf.scoring.methods import (
     SelfEvolving,
     TokenCleaning,
     given_mask,
-    make_mask,
 )
 
 LOGP = [-0.01, -1.0, -0.02, -3.0, -0.5, -0.04]  # two examples: four response tokens, two
@@ -50,7 +49,7 @@ def scored() -> pa.Table:
 
 
 def table_of(method: Method, seed: int = 0) -> pa.Table:
-    return make_mask(method, scored(), ThresholdConfig(name="paper"), [Attribute.kn], seed).table
+    return method.mask(scored(), ThresholdConfig(name="paper"), [Attribute.kn], seed).table
 
 
 def labels_of(method: Method, seed: int = 0) -> list[list[int]]:
@@ -90,7 +89,7 @@ def test_controls_keep_the_appended_end_where_the_mask_does() -> None:
     paper = ThresholdConfig(name="paper")
 
     def labels(method: Method, threshold: ThresholdConfig = paper, seed: int = 0) -> list[list[int]]:
-        return make_mask(method, ended, threshold, [Attribute.kn], seed).table["labels"].to_pylist()
+        return method.mask(ended, threshold, [Attribute.kn], seed).table["labels"].to_pylist()
 
     assert labels(METHODS["xtf"]()) == [[-100, -100, -100, 2, -100, 4], [-100, 5, 6]]
     assert labels(LowLoss()) == labels(METHODS["xtf"]())
@@ -98,7 +97,7 @@ def test_controls_keep_the_appended_end_where_the_mask_does() -> None:
     found = {str(labels(Random(), seed=seed)) for seed in range(100)}
     assert len(found) == 3, "pairs of the three tokens before the end"
     assert all("4], [-100, 5, 6]]" in one for one in found)
-    stats = [make_mask(method, ended, paper, [Attribute.kn], 0).stats for method in (METHODS["xtf"](), Random())]
+    stats = [method.mask(ended, paper, [Attribute.kn], 0).stats for method in (METHODS["xtf"](), Random())]
     assert [(one.response_tokens, one.kept_tokens, one.end_tokens) for one in stats] == [(4, 2, 2)] * 2
     judged = replace(paper, end=ThresholdEnd.scored)
     assert labels(HighLoss(), judged) == labels_of(HighLoss())
@@ -235,9 +234,26 @@ def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None
         given_mask(table.drop(["labels"]))
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"labels": [[-100, 1, 7]]}, "example 0: the label at 1 is 1, the token there is 8; .*not shifted"),
+        ({"labels": [[-100, 8]]}, "example 0: 2 labels for 3 input_ids"),
+        ({"labels": [[-100, -100, -100]]}, "every label is -100"),
+        ({"labels": [[-100, 8, 1]], "attention_mask": [[0, 1, 1]]}, "attention_mask is 0 at 0; padding is not read"),
+        ({"labels": [[-100, 8, 1]], "position_ids": [[0, 1, 0]]}, "position_ids do not count from 0"),
+    ],
+)
+def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[list[int]]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        given_mask(pa.table({"input_ids": [[9, 8, 1]]} | columns))
+    whole = {"labels": [[-100, 8, 1]], "attention_mask": [[1, 1, 1]], "position_ids": [[0, 1, 2]]}
+    assert given_mask(pa.table({"input_ids": [[9, 8, 1]]} | whole)).stats.kept_tokens == 2
+
+
 def test_a_missing_score_column_is_named() -> None:
     with pytest.raises(ValueError, match="'ref_logp'"):
-        make_mask(TokenCleaning(), scored().drop(["ref_logp"]), ThresholdConfig(name="paper"), [], 0)
+        TokenCleaning().mask(scored().drop(["ref_logp"]), ThresholdConfig(name="paper"), [], 0)
 
 
 @pytest.mark.parametrize("name", ["slm", "token_cleaning", "sstoken", "data_filtering", "forgetting"])

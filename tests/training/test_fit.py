@@ -402,3 +402,16 @@ def test_a_table_without_loss_is_refused(tmp_path: Path) -> None:
     nothing = pa.array([[-100] * len(row) for row in source["input_ids"].to_pylist()])
     with pytest.raises(ValueError, match="nothing to train on"):
         train(tmp_path, table=source.set_column(3, "labels", nothing))
+
+
+def test_a_token_id_that_the_model_does_not_have_is_refused_before_training(tmp_path: Path) -> None:
+    source = table()
+    ids = source["input_ids"].to_pylist()
+    ids[1][0] = 99_999
+    strange = source.set_column(
+        source.column_names.index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32()))
+    )
+    name = source["example_id"].to_pylist()[1]
+    with pytest.raises(ValueError, match=f"example {name}: token id 99999 lies outside the model's vocabulary"):
+        train(tmp_path, table=strange)
+    assert not (tmp_path / "model").exists()

@@ -247,6 +247,8 @@ class TaskSize:
 @dataclass(frozen=True)
 class TaskConfig:
     name: str = MISSING  # math, code, medical, math500, finance, custom
+    # how rows are read: a file in xtf/tasks/, or module.function of yours; default: by the task's name, else custom
+    reader: str | None = None
     bundled: str | None = None  # which bundled sample the tiny model gets
     bundled_grader: str | None = None  # what grades that sample, unless a judge is given (task.judge.base_url)
     train: SourceConfig = field(default_factory=SourceConfig)
@@ -256,7 +258,8 @@ class TaskConfig:
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
-    grader: str = MISSING  # number, math, exact, contains, choice, code, decision, judge, or python:module.function
+    # exact, contains, number, math, choice, decision, code, judge; yours: python:module.function or module.MyGrader
+    grader: str = MISSING
     choices: list[str] = field(default_factory=list)
     max_new_tokens: int = _within(512, 1)
     samples: int = _within(1, 1)  # completions per evaluation prompt

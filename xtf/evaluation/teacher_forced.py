@@ -13,15 +13,21 @@ All are ratios of sums over rows; intervals are bootstraps over rows.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xtf.config.identity import digest
+from xtf.config.schema import Config
+from xtf.data.rows import read_field
 from xtf.graders.metrics import Metric, bootstrap
+from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.progress import bar, stopwatch
+from xtf.runtime.run_folder import forgetting_source
+from xtf.tiny import HELD_OUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,6 +124,43 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(np.abs(bins[:, 2] - bins[:, 1]).sum() / bins[:, 0].sum())
 
 
+def teacher_forced_figures(
+    config: Config,
+    name: str,
+    folder: Path,
+    model: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Callable[[], Sequence[Encoded]],
+    load: Callable[[], PreTrainedModel],
+) -> dict[str, Any]:
+    """The figures of `evaluate.losses`, kept in `folder`/losses.json.
+
+    Args:
+        name: of the model, for the progress bar.
+        model: what identifies it and the evaluation rows.
+        rows: gives the encoded evaluation rows, where the figures are not there yet; so does `load` the model.
+    """
+    source = forgetting_source(config)
+    file, key = folder / "losses.json", digest([model, source])
+    entry = read_json(file) if file.exists() else {}
+    if entry.get("key") != key:
+        path = HELD_OUT if source == "bundled" else config.evaluate.forgetting
+        texts = [] if path is None else read_field(Path(path), "text", "evaluate.forgetting")
+        held_out = text_rows(tokenizer, texts, config.model.max_length) if texts else []
+        given = rows()
+        tokens = sum(len(row.input_ids) - 1 for row in (*given, *held_out))
+        with stopwatch() as seconds, bar(f"losses of the {name} model", tokens) as progress:
+            budget = config.trainer.tokens_per_microbatch
+            metrics = response_figures(predict(load(), given, budget=budget, progress=progress))
+            if held_out:
+                metrics["forgetting_loss"] = mean_loss(predict(load(), held_out, budget=budget, progress=progress))
+        figures = {name: dataclasses.asdict(metric) for name, metric in metrics.items()}
+        entry = {"key": key, "seconds": round(seconds(), 3), "metrics": figures}
+        write_json(file, entry)
+    found: dict[str, Any] = entry["metrics"]
+    return found
+
+
 def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[Encoded]:
     """Texts of pre-training as rows whose every token behind the first is predicted; cut at `max_length`."""
     from xtf.data.encode import Encoded
@@ -130,19 +173,3 @@ def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
         if len(row.input_ids) < 2:
             raise ValueError(f"text {row.example_id} of evaluate.forgetting has fewer than two tokens: leave it out")
     return rows
-
-
-def read_texts(path: Path) -> list[str]:
-    """The `text` of every line of a JSON-lines file; ValueError naming the line that has none."""
-    texts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise ValueError(f"{path}, line {number}: wanted an object with a `text`")
-        texts.append(row["text"])
-    if not texts:
-        raise ValueError(f"{path} is empty: evaluate.forgetting needs lines with a `text`")
-    return texts

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ast
 import io
-import math
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xtf.config.schema import SandboxConfig
+from xtf.config.schema import SandboxConfig, TaskConfig
 from xtf.data.examples import Example, RowError, text_field, text_list
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric, bootstrap
+from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, final_part
+from xtf.graders.metrics import Metric, bootstrap, pass_at_k
 from xtf.graders.sandbox import Job, Sandbox, isolation_record, probe
 
 MAX_PROGRAM = 50_000  # characters of a completion that are looked at
@@ -31,7 +31,7 @@ def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
 
-def _unix(text: str) -> str:
+def unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
@@ -58,9 +58,9 @@ def suite(row: Mapping[str, Any]) -> Suite:
         return Suite(tests, (name,), f"{prompt}\n    pass\n" if prompt else "", prompt)
     if "test_list" in row:
         imports = text_list(row, "test_imports") if row.get("test_imports") else []
-        tests = _unix("\n".join([*imports, row.get("test_setup_code") or "", *text_list(row, "test_list")]))
+        tests = unix_lines("\n".join([*imports, row.get("test_setup_code") or "", *text_list(row, "test_list")]))
         try:
-            reference = _quietly(ast.parse, _unix(text_field(row, "code"))).body
+            reference = _quietly(ast.parse, unix_lines(text_field(row, "code"))).body
             used = {node.id for node in ast.walk(_quietly(ast.parse, tests)) if isinstance(node, ast.Name)}
         except SyntaxError as error:
             raise RowError(f"the reference code or its tests are not Python: {error}") from error
@@ -173,13 +173,7 @@ def _demonstrates(node: ast.stmt, names: Sequence[str]) -> bool:
 # -- grading -------------------------------------------------------------------------------------------------
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate from n >= k samples of the chance that one of k passes: 1 - C(n - c, k) / C(n, k)."""
-    assert 0 <= correct <= n and 1 <= k <= n, (n, correct, k)
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-class CodeGrader:
+class CodeGrader(Grader):
     """Runs a completion's program against its row's tests in the sandbox."""
 
     def __init__(self, sandbox: SandboxConfig, pass_at: Sequence[int], samples: int) -> None:
@@ -188,6 +182,10 @@ class CodeGrader:
             raise ValueError(f"task.pass_at must be one or more numbers from 1 up, not {list(pass_at)}")
         if self.pass_at[-1] > samples:
             raise ValueError(f"pass@{self.pass_at[-1]} needs task.samples >= {self.pass_at[-1]}, not {samples}")
+
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> CodeGrader:
+        return cls(config.sandbox, config.pass_at, config.samples)
 
     def check(self) -> None:
         probe(self.sandbox)

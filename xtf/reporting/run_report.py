@@ -29,6 +29,7 @@ from xtf.reporting import figures
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import counted, data_url, percent, points, render, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens
 from xtf.scoring.sensitivity import sweep
@@ -136,13 +137,13 @@ def _reading(found: Estimate, other: str) -> str:
 
 def _seeds(run: Run) -> list[Run]:
     """The finished runs of the same cell (they differ in nothing but the seed), this one among them."""
-    return [load_run(file.parent) for file in sorted(run.folder.parent.glob("seed*/metrics.json"))]
+    return [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
 
 
 def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:
     """The finished runs of another method in the same tree that compare with the arm's, by seed."""
-    files = sorted(arm[0].folder.parents[2].glob(f"{method}/*/seed*/metrics.json"))
-    return control_runs(arm, (load_run(file.parent) for file in files), method)
+    others = RunFolder(arm[0].folder).of_method(method)
+    return control_runs(arm, (load_run(folder.path) for folder in others), method)
 
 
 # -- one run -------------------------------------------------------------------------------------------------
@@ -156,8 +157,8 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     it.
     """
     run = load_run(Path(run_dir))
-    masked = pq.read_table(run.folder / "mask.parquet")
-    tokens = judged_tokens(run.folder, masked)
+    folder = RunFolder(run.folder)
+    tokens = judged_tokens(folder, pq.read_table(folder.mask))
     drawn = _figures(run, tokens, Path(out_dir) / "figures")
     decode, unnamed = _decoder(run)
     context = {
@@ -180,10 +181,10 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         ],
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,
-        "generations": paired_generations(run.base_generations(), read_lines(run.folder / "generations.jsonl")),
+        "generations": paired_generations(run.base_generations(), read_lines(RunFolder(run.folder).generations)),
         "command": command_line(run.record),
         "settings": [(key.replace("_", " "), value) for key, value in run.record["training"].items()],
-        "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
+        "config": RunFolder(run.folder).config.read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
     return [path for _, paths in drawn for path in paths.values()] + render("report", context, Path(out_dir))
@@ -230,12 +231,12 @@ def _figures(run: Run, tokens: MaskedTokens, folder: Path) -> list[tuple[str, di
         cuts = {name: cuts_of(run.record["mask"]["thresholds"][name]) for name in scored}
         figure = figures.distributions(scored, tokens.dropped, cuts)
         drawn.append(("Scores and thresholds", figures.save(figure, folder, "distributions")))
-        figure = figures.sensitivity(curves(run.folder, tokens))
+        figure = figures.sensitivity(curves(RunFolder(run.folder), tokens))
         drawn.append(("Share dropped against the threshold", figures.save(figure, folder, "sensitivity")))
     shares = exclusive_shares(tokens)
     if shares:
         drawn.append(("Which attributes dropped the tokens", figures.save(figures.overlap(shares), folder, "overlap")))
-    steps, losses = read_losses(run.folder / "train_log.csv")
+    steps, losses = read_losses(RunFolder(run.folder).train_log)
     drawn.append(("Training loss", figures.save(figures.loss_curve(steps, losses), folder, "loss")))
     return drawn
 
@@ -247,19 +248,19 @@ def cuts_of(found: Mapping[str, Any]) -> list[float]:
     return [found[key] for key in ("low", "high", "below", "above") if found.get(key) is not None]
 
 
-def judged_tokens(folder: Path, masked: pa.Table) -> MaskedTokens:
+def judged_tokens(folder: RunFolder, masked: pa.Table) -> MaskedTokens:
     """The response tokens of a run's mask that its thresholds judge: without the appended end where that is kept."""
     tokens = MaskedTokens.from_mask(masked)
     return tokens.select(tokens.judged(_threshold(folder))) if tokens.dropped else tokens
 
 
-def _threshold(folder: Path) -> ThresholdConfig:
-    node = OmegaConf.load(folder / "config.yaml")
+def _threshold(folder: RunFolder) -> ThresholdConfig:
+    node = OmegaConf.load(folder.config)
     assert isinstance(node, DictConfig)
     return load_config(node).threshold
 
 
-def curves(folder: Path, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
+def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
     """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
     config = _threshold(folder)
     found_curves = {}
@@ -311,7 +312,7 @@ def most_dropped(tokens: MaskedTokens, attribute: str, decode: Callable[[int], s
 
 def _decoder(run: Run) -> tuple[Callable[[int], str], str | None]:
     """Token id -> text, from the tokenizer saved with the run; else the bare id, and the reason."""
-    file = run.folder / "model" / "tokenizer.json"
+    file = RunFolder(run.folder).model / "tokenizer.json"
     if not file.is_file():
         return (
             str,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
+from xtf.data.rows import read_file
+from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.methods import METHODS
 
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
@@ -38,7 +39,7 @@ class Run:
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
-        return item_values(read_lines(self.folder / "generations.jsonl"), metric)
+        return item_values(read_lines(RunFolder(self.folder).generations), metric)
 
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
         base = self.base_generations()
@@ -53,13 +54,12 @@ class Run:
         recorded = self.record["artifacts"]["base_generations"]
         if recorded is None:
             return None
-        output = self.folder.resolve().parents[6]
-        return read_lines(output / "base" / Path(recorded).parent.name / Path(recorded).name)
+        return read_lines(RunFolder(self.folder).output.base / Path(recorded).parent.name / Path(recorded).name)
 
 
 def load_run(folder: Path) -> Run:
     """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
-    file = folder / "metrics.json"
+    file = RunFolder(folder).metrics
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
     return Run(folder, read_json(file))
@@ -121,15 +121,8 @@ def override_value(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; ValueError with file and line for one that is not JSON."""
-    items = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                items.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    return items
+    """The objects of a JSONL file that a run has left; ValueError with file and row for one that cannot be read."""
+    return [row for _, row in read_file(path)]
 
 
 def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
@@ -153,11 +146,9 @@ def _mean(values: Sequence[bool]) -> float | None:
 
 
 def _pass_at(k: int, values: Sequence[bool]) -> float:
-    """1 - C(n - c, k) / C(n, k), the unbiased estimate from n samples of which c are right."""
-    n, c = len(values), sum(values)
-    if n < k:
-        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {n}")
-    return 1 - comb(n - c, k) / comb(n, k)
+    if len(values) < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {len(values)}")
+    return pass_at_k(len(values), sum(values), k)
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:

@@ -14,17 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import IGNORED, Responses
 
 if TYPE_CHECKING:
     import torch
 
+    from xtf.data.examples import Example
     from xtf.scoring.masks import Mask
 
 
@@ -66,6 +68,51 @@ class Method:
         """A factor to the stored w_t of the tokens of a micro-batch, [N], without gradient."""
         raise NotImplementedError(f"{self.name} is not an online method")
 
+    # -- hooks: what a method needs before or beside training ------------------------------------------------------
+
+    def check(self, config: Config) -> None:
+        """Refuse settings of the run that the method cannot work with.
+
+        Raises:
+            ConfigError: naming the key and the remedy.
+        """
+        if "planted" in self.needs and not config.plant.share:
+            raise ConfigError(f"method={self.name} drops the noise that was planted: set plant.share, e.g. 0.3")
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether `examples` gives other rows than it was given, whose scores are then the method's own."""
+        return False
+
+    def examples(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The training examples that the method makes of those of the task."""
+        return examples
+
+    def own_table(self, source: SourceConfig) -> pa.Table | None:
+        """The table that `mask` is given, where the method reads one of its own instead of encoded examples."""
+        return None
+
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
+        """The training table: labels, and weights other than 0 and 1, from the columns that the method `needs`."""
+        from xtf.scoring.masks import build_mask, weights_to_labels
+
+        mask = build_mask(scored, threshold, attributes if self.masked else ())
+        names = set(self.needs) | ({"labels"} if self.masked else set())
+        if self.masked and threshold.end is ThresholdEnd.kept:
+            names.add("end")
+        scores = Responses.from_table(mask.table, names)
+        weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
+        return weights_to_labels(scored, weights, threshold if self.masked else None)
+
+    def parts(self, rows: int) -> list[np.ndarray] | None:
+        """Rows of the parts that are trained one after the other, each cleaned (`clean`) by the model as the parts
+        before left it; None: all rows at once."""
+        return None
+
+    def clean(self, scores: Responses) -> np.ndarray:
+        """w_t of the response tokens of a part behind the first, given `logp` and the trained model's `ref_logp`."""
+        raise NotImplementedError(f"{self.name} does not train in parts")
+
 
 @dataclass(frozen=True)
 class XTF(Method):
@@ -76,6 +123,11 @@ class XTF(Method):
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (~scores.columns["dropped"]).astype(np.float32)
+
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
+        from xtf.scoring.masks import build_mask
+
+        return build_mask(scored, threshold, attributes)  # with the statistics of each attribute
 
 
 @dataclass(frozen=True)
@@ -91,6 +143,31 @@ class Given(Method):
     """The data's own `labels` or `weights` column (see `given_mask`)."""
 
     name: str = "given"
+
+    def check(self, config: Config) -> None:
+        if config.plant.share:
+            raise ConfigError(
+                f"plant.share={config.plant.share}: method=given trains a token table as it is; unset one"
+            )
+
+    def own_table(self, source: SourceConfig) -> pa.Table:
+        """Raises:
+        ConfigError: the training file is neither .parquet nor .jsonl.
+        """
+        import pyarrow.json
+        import pyarrow.parquet as pq
+
+        path = Path(source.path or "")
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".jsonl":
+            return pyarrow.json.read_json(path)
+        raise ConfigError(
+            f"method=given trains a token table as it is: task.train.path must be .parquet or .jsonl, not {path.name!r}"
+        )
+
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
+        return given_mask(scored)
 
 
 # -- controls ------------------------------------------------------------------------------------------------
@@ -236,6 +313,15 @@ class DataAugmentation(Method):
     path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
     factor: int = 2  # examples afterwards per example before, at most
 
+    @property
+    def changes_rows(self) -> bool:
+        return True
+
+    def examples(self, examples: Sequence[Example]) -> list[Example]:
+        from xtf.data.augment import augment
+
+        return augment(examples, self.factor, Path(self.path) if self.path else None)
+
 
 # -- excess loss over a reference model ----------------------------------------------------------------------
 
@@ -310,7 +396,7 @@ class SelfEvolving(Method):
         if self.subsets < 1:
             raise ValueError(f"method.subsets={self.subsets} is out of range: it must be at least 1")
 
-    def parts(self, rows: int) -> list[np.ndarray]:
+    def parts(self, rows: int) -> list[np.ndarray] | None:
         """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run."""
         order = np.random.default_rng(WARMUP_SEED).permutation(rows)
         first = max(1, round(self.warmup * rows))
@@ -467,36 +553,20 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def make_mask(
-    method: Method, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int
-) -> Mask:
-    """The training table of a method: labels, and weights other than 0 and 1, from the columns that it
-    `needs`."""
-    from xtf.scoring.masks import build_mask, weights_to_labels
-
-    if isinstance(method, Given):
-        return given_mask(scored)
-    mask = build_mask(scored, threshold, attributes if method.masked else ())
-    if isinstance(method, XTF):
-        return mask
-    names = set(method.needs) | ({"labels"} if method.masked else set())
-    if method.masked and threshold.end is ThresholdEnd.kept:
-        names.add("end")
-    scores = Responses.from_table(mask.table, names)
-    weights = np.split(method.weights(scores, seed), scores.offsets[1:-1])
-    return weights_to_labels(scored, weights, threshold if method.masked else None)
-
-
 def given_mask(table: pa.Table) -> Mask:
     """A user's own token table as it is: `input_ids`, and `labels` (-100 without loss) or response `weights`.
 
-    `example_id` defaults to the row number, `prompt_length` to the place of the first label. ValueError if
-    there is neither labels nor weights, or a label within the prompt.
+    `example_id` defaults to the row number, `prompt_length` to the place of the first label.
+
+    Raises:
+        ValueError: neither labels nor weights; a label within the prompt, or another than the token that it stands at;
+            padding or positions of the data's own; labels that are all -100.
     """
     from xtf.scoring.masks import weights_to_labels
 
     columns = {name: table[name] for name in table.column_names}
     columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
+    _check_given(columns)
     if "labels" in columns:
         labels = columns["labels"].to_pylist()
         first = [next((at for at, label in enumerate(row) if label != IGNORED), len(row)) for row in labels]
@@ -517,6 +587,40 @@ def given_mask(table: pa.Table) -> Mask:
         pa.table(columns),
         [np.asarray(row, np.float32) * np.asarray(keep) for row, keep in zip(weights, kept, strict=True)],
     )
+
+
+def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
+    """Refuse what a table says that training would not heed."""
+    rows = zip(
+        columns["example_id"].to_pylist(),
+        columns["input_ids"].to_pylist(),
+        *(
+            columns[name].to_pylist() if name in columns else [None] * len(columns["input_ids"])
+            for name in ("labels", "attention_mask", "position_ids")
+        ),
+        strict=True,
+    )
+    trained = "labels" not in columns
+    for name, ids, labels, mask, positions in rows:
+        if mask is not None and not all(mask):
+            raise ValueError(
+                f"example {name}: attention_mask is 0 at {mask.index(0)}; padding is not read: leave the pads out"
+            )
+        if positions is not None and positions != list(range(len(ids))):
+            raise ValueError(f"example {name}: position_ids do not count from 0; leave them out, one document a row")
+        if labels is None:
+            continue
+        if len(labels) != len(ids):
+            raise ValueError(f"example {name}: {len(labels)} labels for {len(ids)} input_ids")
+        for at, (label, token) in enumerate(zip(labels, ids, strict=True)):
+            if label not in (IGNORED, token):
+                raise ValueError(
+                    f"example {name}: the label at {at} is {label}, the token there is {token}; labels are input_ids "
+                    "at their own place (not shifted), or -100"
+                )
+        trained = trained or any(label != IGNORED for label in labels)
+    if not trained:
+        raise ValueError("every label is -100: there is nothing to train on")
 
 
 def _check_share(method: Method, name: str) -> None:

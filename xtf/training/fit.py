@@ -32,7 +32,7 @@ from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console
 from xtf.scoring.masks import weights_to_labels
-from xtf.scoring.methods import Method, SelfEvolving
+from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
 from xtf.training.module import TokenFilteredLM
 from xtf.training.packed import PACKED, enable_packing
@@ -88,12 +88,15 @@ def fit(
     if finished.exists():
         record: dict[str, Any] = read_json(finished)
         return record
-    if isinstance(config.method, SelfEvolving):
-        return _fit_evolving(model, table, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+    if (parts := config.method.parts(table.num_rows)) is not None:
+        return _fit_parts(model, table, parts, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
     tuning, method = config.tuning, config.method
     assert tuning.batch_size is not None and tuning.epochs is not None
     extra = sorted(method.needs) if method.online else ()
     training, validation = _split(table, tuning, config.seed, extra)
+    for rows in (training, validation):
+        if rows is not None:
+            _check_ids(rows, model)
     longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
     original = model.config._attn_implementation
     attention = enable_packing(model, longest, config.trainer.compile)
@@ -145,8 +148,15 @@ def fit(
     return record
 
 
-def _fit_evolving(
-    model: PreTrainedModel, table: pa.Table, config: Config, run_dir: Path, *, pad_id: int, **more: Any
+def _fit_parts(
+    model: PreTrainedModel,
+    table: pa.Table,
+    parts: Sequence[np.ndarray],
+    config: Config,
+    run_dir: Path,
+    *,
+    pad_id: int,
+    **more: Any,
 ) -> dict[str, Any]:
     """`fit` on one part of the rows after the other, each cleaned by the model as the parts before left it."""
     method = config.method
@@ -157,7 +167,7 @@ def _fit_evolving(
     parts_dir = run_dir / "parts"
     records: list[dict[str, Any]] = []
     log: list[dict[str, Any]] = []
-    for number, rows in enumerate(method.parts(table.num_rows)):
+    for number, rows in enumerate(parts):
         folder = parts_dir / str(number)
         part = table.take(rows)
         if (folder / "model" / RECORD).exists():
@@ -180,7 +190,7 @@ def _fit_evolving(
     return record
 
 
-def _cleaned(model: PreTrainedModel, part: pa.Table, method: SelfEvolving, budget: int, pad_id: int) -> pa.Table:
+def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int, pad_id: int) -> pa.Table:
     """The part's table with the labels that its method's rule leaves, `model` being the reference."""
     columns = [part[name].to_pylist() for name in ("example_id", "input_ids", "prompt_length")]
     rows = [Encoded(*row) for row in zip(*columns, strict=True)]
@@ -210,6 +220,21 @@ def _split(
     if not training.kept.any():
         raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
     return training, TrainingRows(table.take(np.sort(order[:held_out])), extra) if held_out else None
+
+
+def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:
+    """Raises:
+    ValueError: a token id that the model has no embedding for.
+    """
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    outside = (rows.input_ids < 0) | (rows.input_ids >= vocabulary)
+    if outside.any():
+        at = int(np.argmax(outside))
+        example = rows.example_ids[int(np.searchsorted(rows.offsets, at, "right")) - 1]
+        raise ValueError(
+            f"example {example}: token id {rows.input_ids[at]} lies outside the model's vocabulary of {vocabulary}; "
+            "the data was made with another tokenizer"
+        )
 
 
 def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTrainedModel | PeftModel:

@@ -1,7 +1,4 @@
-"""The LightningModule: the only place that sees gradients. `training_step` applies the mask.
-
-Shapes: T tokens of a packed row, N of them predict a token with loss, D hidden size, V vocabulary.
-"""
+"""The LightningModule: the only place that sees gradients. `training_step` applies the mask."""
 
 from __future__ import annotations
 
