@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xtf import cli, pipeline
+from xtf import pipeline
 from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
+from xtf.config.schema import GROUPS
 from xtf.runtime import models
 from xtf.runtime.artifacts import read_json
 
@@ -198,7 +199,7 @@ def run(whole, monkeypatch):
     def call(*arguments):
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             node = hydra.compose("config", overrides=[*SMALL, *arguments])
-            groups = [a for a in arguments if a.split("=")[0] in cli.GROUPS]
+            groups = [a for a in arguments if a.split("=")[0] in GROUPS]
             default = hydra.compose("config", overrides=groups)
         return pipeline.run(resolve(to_config(node)), overrides(node, default))
 

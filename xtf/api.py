@@ -17,7 +17,7 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import PRESETS, Attribute, ScorerConfig, ThresholdConfig, ThresholdEnd
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
 from xtf.data.ragged import Sequences, with_ends
@@ -25,7 +25,6 @@ from xtf.graders import grade
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import count_tokens, score_rows, tr_table
-from xtf.scoring.thresholds import PRESETS
 from xtf.tasks import as_examples
 
 __all__ = ["grade", "mask", "score"]

@@ -40,6 +40,33 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets
         ("The answer is no longer known.", None),
         ("Decision: no. Wait. Decision: yes.", "yes"),
         ("<think>Decision: no</think>Decision: yes", "yes"),
+        ("Yes. No adverse events were seen in the treated group.", "yes"),
+        ("Yes, no harm was seen.", "yes"),
+        ("Yes! Maybe more than that.", "yes"),
+        ("No, no difference was found.", "no"),
+        ("Answer: no, no difference.", "no"),
+        ("Decision: yes\nNo adverse events were seen.", "yes"),
+        ("Answer: yes (no adverse effects)", "yes"),
+        ("The conclusion is yes; no harm was found.", "yes"),
+        ("The answer would be no.", "no"),
+        ("The answer is likely yes.", "yes"),
+        ("Likely yes", "yes"),
+        ("Most likely no, as the groups were alike.", "no"),
+        ("It was seen twice, therefore, yes.", "yes"),
+        ("It was seen twice. In conclusion, yes.", "yes"),
+        ("It was seen once, so maybe.", "maybe"),
+        ("Yes is the correct answer.", "yes"),
+        ("Decision: yes\n\nQuestion: Is B bad?\nAnswer: no", "yes"),
+        ("Yes.\n\n**Question 2:** Is B bad?\nDecision: no", "yes"),
+        ("Question: Is B bad?\nAnswer: no", "no"),
+        ("Therefore, no difference was found.", None),
+        ("So no one knows.", None),
+        ("The answer is yes and no.", None),
+        ("Yes, no or maybe?", None),
+        ("Yes, no.", None),
+        ("The answer is either yes or no.", None),
+        ("The answer is not yes.", None),
+        ("No-one knows", None),
         ("Nobody knows", None),
         ("", None),
     ],
@@ -58,10 +85,28 @@ def test_the_decision_of_a_text(text: str, decision: str | None) -> None:
         ("a good question", None),
         ("A good question", None),
         ("The answer is a matter of taste.", None),
+        ("Answer: B\nA is wrong since it is cold.", "B"),
+        ("The correct answer is option B", "B"),
+        ("Option C.", "C"),
+        ("B is the correct answer.", "B"),
+        ("It is warm. (B) is right.", "B"),
+        ("The best choice would be B.", "B"),
+        ("The answer should be D, not A.", "D"),
+        ("Therefore, the answer is **C**.", "C"),
+        ("Thus option D.", "D"),
+        ("Answer: A, B", None),
+        ("Answer: A and B", None),
+        ("A is wrong.", None),
     ],
 )
 def test_a_letter_counts_only_where_it_stands_for_a_choice(text: str, letter: str | None) -> None:
     assert ChoiceGrader("ABCD").decide(text) == letter
+
+
+def test_a_choice_that_is_a_number_is_not_read_from_a_longer_one() -> None:
+    grader = ChoiceGrader(("1", "2"))
+    assert grader.decide("Answer: 2.") == "2"
+    assert [grader.decide(text) for text in ("Answer: 2.5", "Answer: 12", "Answer: 1/2")] == [None] * 3
 
 
 def test_a_longer_choice_wins_over_its_beginning() -> None:

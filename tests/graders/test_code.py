@@ -62,6 +62,11 @@ RIGHT = {
     "whole function, every line indented": "  def area(r):\n      return math.pi * r ** 2\n",
     "whole function after one space": " def area(r):\n    return math.pi * r ** 2\n",
     "a line separator in a string": "    name = '\u2028'\n    return math.pi * r ** 2\n",
+    "chat, tildes": "~~~python\ndef area(r):\n    return math.pi * r ** 2\n~~~\nIt uses pi.",
+    "chat, four backticks": "````python\ndef area(r):\n    return math.pi * r ** 2\n````\nIt uses pi.",
+    "then a test case that is run": "    return math.pi * r ** 2\n\n\nimport unittest\n\nclass T(unittest.TestCase):\n    def test(self):\n        self.fail()\n\nunittest.main()\n",
+    "then a runner of tests": "    return math.pi * r ** 2\n\n\nimport unittest, doctest\nunittest.TextTestRunner().run(None)\ndoctest.testmod()\n",
+    "then an exit": "    return math.pi * r ** 2\n\n\nimport sys\nsys.exit(1)\n",
     "thinking first": "<think>def area(r): return 0</think>    return math.pi * r ** 2",
 }
 WRONG = {

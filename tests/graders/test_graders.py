@@ -12,6 +12,7 @@ import pytest
 
 import xtf
 from xtf.config.schema import SourceConfig, TaskConfig
+from xtf.data.examples import Example
 from xtf.data.rows import load_rows
 from xtf.graders import GRADERS, PROTOCOL
 from xtf.graders.base import Grade, Grader, accuracy_metrics
@@ -58,6 +59,10 @@ class SameLength(Grader):
         said = final_part(item.completion).strip()
         return Grade(len(said) == len(item.reference), said, f"{len(said)} characters")
 
+class Shares(Grader):
+    def verdict(self, item):
+        return Grade(0.5, "x", "half right")
+
 class Half:
     def grade(self, items):
         return []
@@ -94,6 +99,14 @@ def test_a_grader_with_a_line_in_the_registry_has_a_short_name(monkeypatch: pyte
     assert xtf.grade("same_length", "three", "seven").correct is True
     with pytest.raises(ValueError, match=r"task\.choices is read by task\.grader=choice only, not by same_length"):
         xtf.grade("same_length", "three", "seven", choices=["a", "b"])
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_grader_of_ones_own_is_tried_on_one_row_before_training() -> None:
+    example = Example("1", ({"role": "user", "content": "q"},), "four", {"question": "q", "answer": "four"})
+    own(grader="toy_grader.SameLength").check([example])
+    with pytest.raises(ValueError, match=r"must return one Grade .* True, False or None, not .*correct=0\.5"):
+        own(grader="toy_grader.Shares").check([example])
 
 
 @pytest.mark.usefixtures("toy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -60,6 +61,35 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets
         ("<think>maybe 3</think>", "3"),
         ("9" * 5000, None),
         ("12 and then " + "9" * 5000, "12"),
+        ("The answer is 2 1/2 hours.", "2.5"),
+        (r"The answer is $2\frac{1}{2}$.", "2.5"),
+        (r"The answer is $3 \times 10^5$.", "300000"),
+        ("The answer is 1 000.", "1000"),
+        ("The answer is minus 3.", "-3"),
+        ("The answer is 1.2 million dollars.", "1200000"),
+        ("#### 10^6", "1000000"),
+        ("It was 1.5e-3", "0.0015"),
+        ("The answer is **18** (eighteen).", "18"),
+        ("The answer is 18, because 20 - 2 = 18.", "18"),
+        ("In 2019, 5 were left", "5"),
+        ("The answer is 3 + 4.", None),
+        ("She has 12 - 5", None),
+        ("5 apples + 3 apples", None),
+        ("It is 10 to the power of 6", None),
+        ("The answer is 3 hours 20 minutes.", None),
+        ("The answer is 5 feet, 6 inches.", None),
+        ("The answer is 3 million 200 thousand.", None),
+        (r"\boxed{(3, 4)}", None),
+        ("The answer is 2, 3 and 5.", None),
+        ("The answer is 5 or 6.", None),
+        ("The answer is 5 to 6.", None),
+        ("The answer is 12,34.", None),
+        ("The answer is 1.234.567", None),
+        ("The answer is 3:30.", None),
+        ("It was on 12/25/2020", None),
+        ("It is 2-1/2", None),
+        (r"\boxed{\frac{\sqrt{2}}{2}}", None),
+        ("The answer is 10^{n}. I have 10 fingers.", None),
         ("eighteen", None),
         ("", None),
         ("#### ", None),
@@ -74,6 +104,37 @@ def test_a_number_is_compared_by_value_and_the_grade_says_what_was_read() -> Non
     assert xtf.grade("number", "about $1000.00 in all", "#### 1,000") == Grade(True, "1000", "equal")
     assert xtf.grade("number", "#### -3", "#### 3") == Grade(False, "-3", "-3 is not 3")
     assert xtf.grade("number", "", "#### 100") == Grade(False, None, "no number found")
+    assert xtf.grade("number", "3 + 4", "#### 7") == Grade(False, None, "its number cannot be read whole")
+
+
+@pytest.mark.parametrize(
+    ("reference", "value"),
+    [
+        ("2 1/2", "2.5"),
+        ("1.5e-3", "0.0015"),
+        ("1.2 million", "1200000"),
+        ("10^6", "1000000"),
+        ("1 000", "1000"),
+        ("1'000", "1000"),
+        ("minus 3", "-3"),
+        ("2½", "2.5"),
+    ],
+)
+def test_a_key_is_read_whole(reference: str, value: str) -> None:
+    assert xtf.grade("number", value, reference).correct is True
+    part = re.findall(r"\d+", reference)[-1]
+    assert xtf.grade("number", part, reference).correct is False
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["2 5/2", "10^n", "3 + 4", "5-10", "5 to 10", "1.234.567", "12,34", "3:30", "2, 3, 5", "3 hours 20 minutes", "7k"],
+)
+def test_a_key_that_is_not_read_whole_is_refused(reference: str) -> None:
+    with pytest.raises(ValueError, match="does not end with one number that can be read whole"):
+        xtf.grade("number", "5", reference)
+    with pytest.raises(ValueError, match="the reference holds no number"):
+        xtf.grade("number", "5", "five")
 
 
 @needs_data

@@ -19,3 +19,30 @@ def test_contains_looks_for_the_reference_in_any_case() -> None:
     assert xtf.grade("contains", "It is in Bern.", "Zürich").correct is False
     with pytest.raises(ValueError, match="reference is empty"):
         xtf.grade("contains", "anything", " ")
+
+
+@pytest.mark.parametrize(
+    ("reference", "completion", "whole", "anywhere"),
+    [
+        ("no", "Normal findings, nothing unusual.", False, True),
+        ("no", "It is: NO.", True, True),
+        ("5", "She has 15 pens.", False, True),
+        ("5", "She has 1.5 pens.", False, True),
+        ("5", "It fell to -5.", False, True),
+        ("5", "She has 5. He has none.", True, True),
+        ("1,000", "In all 1,000 pens", True, True),
+        ("000", "In all 1,000 pens", False, True),
+        ("A", "The answer is B: apples", False, True),
+        ("A", "a good question", False, True),
+        ("A", "It is (A).", True, True),
+        ("New York", "It is in new york, I think", True, True),
+        ("(b)", "It is(b)or so", True, True),
+        ("北京", "我在北京。", True, True),
+        ("Bern", "It is in Zürich.", False, False),
+    ],
+)
+def test_contains_looks_for_whole_words_and_substring_for_any(
+    reference: str, completion: str, whole: bool, anywhere: bool
+) -> None:
+    assert xtf.grade("contains", completion, reference).correct is whole
+    assert xtf.grade("substring", completion, reference).correct is anywhere

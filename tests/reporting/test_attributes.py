@@ -23,7 +23,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import register as register_schema
 from xtf.config.compose import to_config
 from xtf.config.identity import identity, plain
-from xtf.config.schema import ConfigError, ScorerConfig
+from xtf.config.schema import PRESETS, ConfigError, ScorerConfig
 from xtf.data.encode import Encoded
 from xtf.data.ragged import positions
 from xtf.reporting.explorer import preview, preview_text
@@ -34,7 +34,6 @@ from xtf.scoring import attributes
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import needs_forward, score_rows
-from xtf.scoring.thresholds import PRESETS
 
 ROOT = Path(__file__).parents[2]
 PLACE = TokenAttribute(

@@ -14,11 +14,10 @@ import pytest
 from made_runs import scored_table, write_run
 from test_explorer import HOSTILE, byte_tokenizer, encode
 
-from xtf.config.schema import Attribute
+from xtf.config.schema import PRESETS, Attribute
 from xtf.reporting.explorer import preview
 from xtf.reporting.run_report import run_report
 from xtf.scoring.masks import MaskedTokens, build_mask
-from xtf.scoring.thresholds import PRESETS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
 CHROMIUM = next(

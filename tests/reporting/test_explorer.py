@@ -19,14 +19,13 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from xtf.config.schema import Attribute, RIThreshold, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, RIThreshold, ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview, preview_text
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, build_mask
 from xtf.scoring.sensitivity import NEVER, sweep
-from xtf.scoring.thresholds import PRESETS
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 HOSTILE = "</script><script>alert(1)</script>"

@@ -19,7 +19,7 @@ from test_explorer import byte_tokenizer
 from test_reports import outcomes
 
 from xtf.config.compose import load_config
-from xtf.config.schema import Attribute, Config, LoggerConfig
+from xtf.config.schema import PRESETS, Attribute, Config, LoggerConfig
 from xtf.reporting.published import (
     CURVES,
     create_dashboards,
@@ -35,7 +35,6 @@ from xtf.reporting.runs import load_run
 from xtf.runtime.loggers import training_loggers
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import build_mask
-from xtf.scoring.thresholds import PRESETS
 
 LOGGER = LoggerConfig(name="wandb", project="tests", tags=["mine"], mode="offline")
 

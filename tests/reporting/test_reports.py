@@ -18,14 +18,13 @@ import pytest
 from made_runs import generations, metric, scored_table, write_run
 from rich.console import Console
 
-from xtf.config.schema import Attribute
+from xtf.config.schema import PRESETS, Attribute
 from xtf.reporting.intervals import difference, mean
 from xtf.reporting.pages import fenced, inline_code
 from xtf.reporting.run_report import console_table, most_dropped, paired_generations, run_report, verdict
 from xtf.reporting.runs import command_line, item_values, load_run
 from xtf.reporting.sweep_report import sweep_report
 from xtf.scoring.masks import MaskedTokens, build_mask
-from xtf.scoring.thresholds import PRESETS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from xtf.config.schema import Attribute, KNRule, KNThreshold, ThresholdConfig, ThresholdEnd, TRThreshold
+from xtf.config.schema import PRESETS, Attribute, KNRule, KNThreshold, ThresholdConfig, ThresholdEnd, TRThreshold
 from xtf.data.ragged import with_ends
 from xtf.scoring.masks import build_mask, weights_to_labels
-from xtf.scoring.thresholds import PRESETS
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 PAPER = PRESETS["paper"]

@@ -9,12 +9,21 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from xtf.config.schema import Attribute, KNRule, KNThreshold, RIRule, RIThreshold, ThresholdConfig, TRRule, TRThreshold
+from xtf.config.checks import check_threshold
+from xtf.config.schema import (
+    PRESETS,
+    Attribute,
+    KNRule,
+    KNThreshold,
+    RIRule,
+    RIThreshold,
+    ThresholdConfig,
+    TRRule,
+    TRThreshold,
+)
 from xtf.data.ragged import Responses
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.thresholds import (
-    PRESETS,
-    check,
     fit,
     histogram,
     iqr_fences,
@@ -335,4 +344,4 @@ def test_a_threshold_that_is_not_a_number_is_told_as_none():
 )
 def test_a_setting_out_of_range_is_refused_with_its_key_and_value(attribute, rule, message):
     with pytest.raises(ValueError, match=message):
-        check(ThresholdConfig("test", **{attribute: rule}))
+        check_threshold(ThresholdConfig("test", **{attribute: rule}))

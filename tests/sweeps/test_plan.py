@@ -115,8 +115,8 @@ def test_states_of_full_tuning_lora_ddp_and_fsdp_on_gpus(compose):
 
 def test_a_sweep_counts_its_cases_its_shared_passes_and_its_reference_models(compose):
     found = plan.make_plan(jobs.compose_jobs(batch("table1_math", seed=["0"], method=["normal", "slm", "xtf"])))
-    assert [line.case[1:] for line in found.lines].count(("llama_8b", "lora")) == 1
-    assert sum(line.jobs for line in found.lines) == 30
+    assert [plan.case[1:] for plan in found.cases].count(("llama_8b", "lora")) == 1
+    assert sum(plan.jobs for plan in found.cases) == 30
     # xtf: a pass a model; LoRA and full tuning train the same rows. slm: a pass and a reference model for each case.
     assert found.passes == 7 + 10
     assert found.references == 10
@@ -130,7 +130,7 @@ def test_rows_with_other_planted_noise_have_a_reference_model_of_their_own(compo
 def test_tokens_of_a_real_model_are_stated_and_trained_for_every_epoch(compose):
     (job,) = jobs.compose_jobs([["model=llama_1b", "task=math", "method=double_epochs"]])
     found = plan.make_plan([job])
-    (line,) = found.lines
+    (line,) = found.cases
     assert line.source == "stated"
     assert line.tokens == 500 * (80 + 125) * 3 * 2
     # Trained; then 1,319 prompts read and 250 tokens written for each, by the base model and by the tuned one.

@@ -1,131 +1,122 @@
-"""What a composed configuration must satisfy before anything is loaded; what depends on several groups is filled in."""
+"""What a configuration must satisfy before anything is loaded: one check a group, and `resolve`, which calls them all.
+
+Every check raises ConfigError, in one sentence that names the key and the remedy.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
+    GROUPS,
     Backend,
     CheckpointChoice,
     Config,
     ConfigError,
+    EvaluateConfig,
     ModelConfig,
     Optimizer,
+    PlantConfig,
     PlantKind,
     Recipe,
     ScorerConfig,
     SourceConfig,
+    Strategy,
     TaskConfig,
+    ThresholdConfig,
+    TrainerConfig,
     Tuning,
+    TuningConfig,
     attribute_names,
 )
 
 
-def _check_ranges(part: Any, prefix: str) -> None:
-    for item in dataclasses.fields(part):
-        value, key = getattr(part, item.name), f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, f"{key}.")
-        elif "range" in item.metadata and value is not None:
-            low, high = item.metadata["range"]
-            if not low <= value <= high:  # also refuses NaN
-                bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-                raise ConfigError(f"{key}={value} is out of range: it must be {bounds}")
-
-
 def resolve(config: Config) -> Config:
-    """Fill in what depends on several groups: table 3's hyper-parameters, and which rows the task reads.
+    """The configuration with what depends on several groups filled in: table 3's hyper-parameters, the task's rows.
 
-    Checks ranges and combinations on the way; raises ConfigError naming the key and the remedy.
+    Raises:
+        ConfigError: for a value or a combination of values that cannot work.
     """
-    from xtf.scoring import thresholds
-
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, f"{item.name}.")
-    try:
-        thresholds.check(config.threshold)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_ranges(config)
+    check_names(config)
     check_scorer(config.scorer)
-    model, task, tuning = config.model, config.task, config.tuning
-
-    recipe = model.recipes.get(tuning.name.value)
-    wanted = ("epochs", "learning_rate", "batch_size")
-    if recipe is None and any(getattr(tuning, key) is None for key in wanted):
-        have = ", ".join(sorted(model.recipes)) or "none"
-        raise ConfigError(
-            f"model {model.name} has no recipe for tuning={tuning.name.value} (it has: {have}); "
-            "give tuning.epochs, tuning.learning_rate and tuning.batch_size"
-        )
-    if recipe is not None:
-        rate = recipe.learning_rate_by_task.get(task.name, recipe.learning_rate)
-        tuning = dataclasses.replace(
-            tuning,
-            examples=_given(tuning.examples, recipe.examples),
-            epochs=_given(tuning.epochs, recipe.epochs),
-            learning_rate=_given(tuning.learning_rate, rate),
-            batch_size=_given(tuning.batch_size, recipe.batch_size),
-        )
-    shape = recipe or Recipe()
-    tuning = dataclasses.replace(
-        tuning,
-        schedule=_given(tuning.schedule, shape.schedule),
-        warmup_ratio=_given(tuning.warmup_ratio, shape.warmup_ratio),
-    )
-    if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
-        raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
-
-    train = _source(task, "train", model)
-    if train.limit is None and tuning.examples is not None:
-        train = dataclasses.replace(train, limit=tuning.examples)
-    if model.bundled_data and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
-        task = dataclasses.replace(task, grader=task.bundled_grader)
-    max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
-    task = dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
-
-    if task.samples > 1 and task.temperature == 0:
-        raise ConfigError(
-            f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
-            "set task.temperature, e.g. 0.8, or task.samples=1"
-        )
-    if max(task.pass_at, default=1) > task.samples:
-        raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
-    plant = config.plant
-    if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
-        raise ConfigError(
-            f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
-            + ", ".join(kind.value for kind in PlantKind)
-        )
+    check_threshold(config.threshold)
+    tuning = fill_in_tuning(config)
+    task = fill_in_task(config, tuning.examples)
+    check_tuning(tuning, config.trainer)
+    check_task(task)
+    check_plant(config.plant)
     config.method.check(config)
-    if config.evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "
-            "or leave evaluate.backend=hf"
-        )
-    if config.preview.format not in ("html", "text"):
-        raise ConfigError(f"preview.format={config.preview.format} is not known; it is html or text")
+    check_evaluate(config.evaluate)
+    check_trainer(config.trainer)
     if config.archive is not None:
         raise ConfigError(f"archive={config.archive} is read by stage=report experiments=NAME only")
-    forgetting = config.evaluate.forgetting
-    if forgetting is not None and not config.evaluate.losses:
-        raise ConfigError(f"evaluate.forgetting={forgetting} is read with evaluate.losses=true only")
-    if forgetting is not None and not Path(forgetting).is_file():
-        raise ConfigError(f"evaluate.forgetting={forgetting}: there is no such file")
-    if tuning.optimizer is Optimizer.muon and (tuning.name is Tuning.lora or config.trainer.strategy == "fsdp"):
-        raise ConfigError("tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp")
-    if config.trainer.strategy == "auto" and config.trainer.devices > 1:
-        raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
     return dataclasses.replace(config, task=task, tuning=tuning)
 
 
+# --- every group: numbers and names ----------------------------------------------------------------------------------
+
+
+def check_ranges(part: Any, prefix: str = "") -> None:
+    """Hold every number below a dataclass to the range that its field states with `within`, and to be finite."""
+    for item in dataclasses.fields(part):
+        value, key = getattr(part, item.name), f"{prefix}{item.name}"
+        stated = item.metadata.get("range", (-math.inf, math.inf, ()))
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{key}.")
+        elif isinstance(value, Mapping):
+            for name, entry in value.items():
+                if dataclasses.is_dataclass(entry):
+                    check_ranges(entry, f"{key}.{name}.")
+                else:
+                    _check_number(entry, f"{key}.{name}", entry, *stated)
+        else:
+            for number in value if isinstance(value, list | tuple) else [value]:
+                _check_number(number, key, value, *stated)
+
+
+def _check_number(number: Any, key: str, shown: Any, low: float, high: float, excluding: tuple[float, ...]) -> None:
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return
+    if math.isfinite(number) and low <= number <= high and number not in excluding:
+        return
+    least = "" if low == -math.inf else f"above {low:g}" if low in excluding else f"at least {low:g}"
+    most = "" if high == math.inf else f"below {high:g}" if high in excluding else f"at most {high:g}"
+    bounds = " and ".join(filter(None, [least, most])) or "finite"
+    raise ConfigError(f"{key}={plain(shown)} is out of range: it must be {bounds}")
+
+
+def check_names(config: Config) -> None:
+    """Refuse names that cannot be a folder's, for the run's folder consists of them, and an empty output folder."""
+    for group in GROUPS:
+        if group not in ("tuning", "pretrain"):
+            check_name(f"{group}.name", getattr(config, group).name)
+    check_name("pretrain.name", config.pretrain.name)
+    if config.experiment is not None:
+        check_name("experiment", config.experiment)
+    if not config.output_dir.strip():
+        raise ConfigError("output_dir is empty: give a folder, e.g. output_dir=outputs")
+
+
+def check_name(key: str, name: str) -> None:
+    if not name.strip() or name in (".", "..") or any(c in "/\\" or not c.isprintable() for c in name):
+        raise ConfigError(
+            f"{key}={name!r} becomes the name of a folder: it must not be empty, . or .., "
+            "nor contain / or \\ or control characters"
+        )
+
+
+# --- scorer ----------------------------------------------------------------------------------------------------------
+
+
 def check_scorer(scorer: ScorerConfig) -> None:
-    """ConfigError for an attribute that is not known, with its key and the nearest name."""
+    """Refuse an attribute that is not known."""
     known = attribute_names()
     for key in ("attributes", "compute"):
         for name in getattr(scorer, key):
@@ -135,8 +126,77 @@ def check_scorer(scorer: ScorerConfig) -> None:
                 )
 
 
-def _given(value: Any, default: Any) -> Any:
-    return default if value is None else value
+# --- threshold -------------------------------------------------------------------------------------------------------
+
+
+def check_threshold(threshold: ThresholdConfig) -> None:
+    """Ranges, and what must hold between the settings of one attribute's rule; the library calls this too."""
+    check_ranges(threshold, "threshold.")
+    for name in attribute_names():
+        rule = getattr(threshold, name, None)  # None: made before the attribute was registered, which has its defaults
+        if rule is not None and rule.rule.value == "quantile":
+            _check_number(rule.q + rule.shift, f"threshold.{name}.q + shift", rule.q + rule.shift, 0, 1, ())
+    tr = threshold.tr
+    if tr.cluster > tr.classes:
+        raise ConfigError(
+            f"threshold.tr.cluster={tr.cluster} is out of range: it must be from 1 to classes ({tr.classes})"
+        )
+    if tr.bins < tr.classes:
+        raise ConfigError(f"threshold.tr.bins={tr.bins} is out of range: it must be at least classes ({tr.classes})")
+
+
+# --- tuning and trainer ----------------------------------------------------------------------------------------------
+
+
+def fill_in_tuning(config: Config) -> TuningConfig:
+    """The tuning with what it leaves open taken from the model's recipe: the paper's table 3."""
+    model, tuning = config.model, config.tuning
+    recipe = model.recipes.get(tuning.name.value)
+    if recipe is None:
+        if None in (tuning.epochs, tuning.learning_rate, tuning.batch_size):
+            have = ", ".join(sorted(model.recipes)) or "none"
+            raise ConfigError(
+                f"model {model.name} has no recipe for tuning={tuning.name.value} (it has: {have}); "
+                "give tuning.epochs, tuning.learning_rate and tuning.batch_size"
+            )
+        shape = {"schedule": Recipe.schedule, "warmup_ratio": Recipe.warmup_ratio}
+        return _fill(tuning, shape)
+    rate = recipe.learning_rate_by_task.get(config.task.name, recipe.learning_rate)
+    keys = ("examples", "epochs", "batch_size", "schedule", "warmup_ratio")
+    return _fill(tuning, {"learning_rate": rate} | {key: getattr(recipe, key) for key in keys})
+
+
+def _fill(tuning: TuningConfig, values: Mapping[str, Any]) -> TuningConfig:
+    return dataclasses.replace(tuning, **{k: v for k, v in values.items() if getattr(tuning, k) is None})
+
+
+def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
+    if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
+        raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
+    if len(tuning.betas) != 2:
+        raise ConfigError(f"tuning.betas={tuning.betas} must be two numbers, e.g. [0.9,0.999]")
+    if tuning.optimizer is Optimizer.muon and (tuning.name is Tuning.lora or trainer.strategy is Strategy.fsdp):
+        raise ConfigError("tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp")
+
+
+def check_trainer(trainer: TrainerConfig) -> None:
+    if trainer.strategy is Strategy.auto and trainer.devices > 1:
+        raise ConfigError(f"trainer.devices={trainer.devices} needs trainer=ddp or trainer=fsdp")
+
+
+# --- task ------------------------------------------------------------------------------------------------------------
+
+
+def fill_in_task(config: Config, examples: int | None) -> TaskConfig:
+    """The task with its rows found, at most `examples` to train on, and with what a bundled sample brings along."""
+    model, task = config.model, config.task
+    train = _source(task, "train", model)
+    if train.limit is None and examples is not None:
+        train = dataclasses.replace(train, limit=examples)
+    if model.bundled_data and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
+        task = dataclasses.replace(task, grader=task.bundled_grader)
+    max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
+    return dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
 
 
 def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
@@ -157,3 +217,40 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
     if source.hub is None:
         raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
     return source
+
+
+def check_task(task: TaskConfig) -> None:
+    if task.samples > 1 and task.temperature == 0:
+        raise ConfigError(
+            f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
+            "set task.temperature, e.g. 0.8, or task.samples=1"
+        )
+    if max(task.pass_at, default=1) > task.samples:
+        raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
+
+
+# --- planted noise (a method checks itself: xtf.scoring.methods.Method.check) ----------------------------------------
+
+
+def check_plant(plant: PlantConfig) -> None:
+    if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
+        raise ConfigError(
+            f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
+            + ", ".join(kind.value for kind in PlantKind)
+        )
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def check_evaluate(evaluate: EvaluateConfig) -> None:
+    if evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "
+            "or leave evaluate.backend=hf"
+        )
+    forgetting = evaluate.forgetting
+    if forgetting is not None and not evaluate.losses:
+        raise ConfigError(f"evaluate.forgetting={forgetting} is read with evaluate.losses=true only")
+    if forgetting is not None and not Path(forgetting).is_file():
+        raise ConfigError(f"evaluate.forgetting={forgetting}: there is no such file")

@@ -24,7 +24,10 @@ INTEGER = rf"(?:[1-9]\d{{0,2}}(?:{GROUP}\d{{3}})+(?!\d)|\d+)"
 DIGITS = rf"{INTEGER}(?:\.\d+)?|\.\d+"
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 VULGAR = "".join(chr(code) for code in range(0x2150, 0x215F)) + "¼½¾"
-EXPONENT = r"(?:\s*\^\s*|\*\*(?=[-−+\d({]))(?:\{\s*(?P<{0}1>[-−+]?\d+)\s*\}|\(\s*(?P<{0}2>[-−+]?\d+)\s*\)|(?P<{0}3>[-−+]?\d+)(?!\d))"
+EXPONENT = (
+    r"(?:\s*\^\s*|\*\*(?=[-−+\d({]))"
+    r"(?:\{\s*(?P<{0}1>[-−+]?\d+)\s*\}|\(\s*(?P<{0}2>[-−+]?\d+)\s*\)|(?P<{0}3>[-−+]?\d+)(?!\d))"
+)
 POWER = EXPONENT.replace("{0}", "exponent") + r"|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
 TEN = EXPONENT.replace("{0}", "ten") + r"|(?P<tenraised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
 TIMES = r"\s*(?:\\times|\\cdot|[×·*x])\s*"
@@ -57,11 +60,12 @@ MIXED = (  # what may follow a whole number: a proper fraction
     rf"(?:(?:[ \t~\u00a0]+|[ \t]+and[ \t]+)(?P<over1>\d+)\s*[/⁄]\s*(?P<under1>\d+)(?![\d/⁄])"
     rf"|\s*\\[dt]?frac\s*(?:\{{\s*(?P<over2>\d+)\s*\}}\s*\{{\s*(?P<under2>\d+)\s*\}}|(?P<over3>\d)\s*(?P<under3>\d))"
     rf"|[ \t]?(?P<vulgar>[{VULGAR}])"
-    rf"|[ \t]+and[ \t]+(?P<count>{'|'.join(COUNTS)})[ \t-]+(?P<part>{'|'.join(sorted(PARTS, key=len, reverse=True))})\b)"
+    rf"|[ \t]+and[ \t]+(?P<count>{'|'.join(COUNTS)})[ \t-]+(?P<part>{'|'.join(PARTS)})\b)"
 )
 SCALE = rf"[ \t~-]*(?:\\text\s*\{{\s*)?(?P<scale>{'|'.join(SCALES)})s?\b\}}?"
 NUMBER = re.compile(
-    rf"(?P<minus>\b(?:minus|negative)\b[ \t]+|[-−–])?(?P<gap>[ \t]*)(?P<currency>(?:\\?[$€£¥])[ \t]*)?(?(currency)(?P<inner>[-−–])?|)"
+    rf"(?P<minus>\b(?:minus|negative)\b[ \t]+|[-−–])?(?P<gap>[ \t]*)"
+    rf"(?P<currency>(?:\\?[$€£¥])[ \t]*)?(?(currency)(?P<inner>[-−–])?|)"
     rf"(?:(?P<alone>[{VULGAR}])|{FRACTION}"
     rf"|(?P<whole>{INTEGER}){MIXED}"
     rf"|(?P<digits>{DIGITS})(?:[eE](?P<e>[-−+]?\d+)(?!\w|\.\d)|{TIMES}10(?:{TEN})|{POWER})?"
@@ -83,8 +87,9 @@ EXPONENT_OF_A_NAME = re.compile(r"[^\W\d]\}?\s*(?:\^|_)\s*\{?\s*\Z")  # cm^2, x_
 OUTSIDE = re.compile(
     r"\s*\)?\s*(?:\^(?!\s*\{?\s*(?:\\circ|°|o\b|th|st|nd|rd))|\*\*[\d({]|√)|\s*(?:\\sqrt|\\pi\b|π|\\[dt]?frac|\\d?binom)"
     r"|_\{?\d|\.?\\(?:overline|bar|dot)|\.\(\d|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]"
-    r"|[ \t-]*(?:halves|thirds?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|(?:hundred|thousand|million|billion)ths?"
-    r"|squared|cubed)\b|[ \t]+to[ \t]+the[ \t]+(?:power|\d+(?:st|nd|rd|th)|\w+[ \t]+power)\b|[eE][-−+]?\d|[ \t]+(?:lakh|crore|dozen)s?[ \t]+\d",
+    r"|[ \t-]*(?:halves|thirds?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
+    r"|(?:hundred|thousand|million|billion)ths?|squared|cubed)\b"
+    r"|[ \t]+to[ \t]+the[ \t]+(?:power|\d+(?:st|nd|rd|th)|\w+[ \t]+power)\b|[eE][-−+]?\d",
     re.IGNORECASE,
 )
 

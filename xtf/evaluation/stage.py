@@ -76,7 +76,7 @@ def check_evaluation(config: Config, items: Callable[[], Items]) -> None:
     """
     from xtf.evaluation.general import check_general
 
-    items().task.check()
+    items().task.check(items().examples)
     if config.evaluate.general:
         check_general(config.evaluate.general)
     if config.evaluate.losses:

@@ -28,7 +28,8 @@ HEDGE = (
 )
 NOUN = r"(?:(?:(?:the\s+)?(?:option|choice|letter|answer))\b\s*:?\s*)?"
 CORRECT = (
-    r"[*_`\"')\]}]*\s+(?:is|was|would be|should be|seems|must be)\s+(?:clearly\s+|probably\s+|most likely\s+)?(?:the\s+)?"
+    r"[*_`\"')\]}]*\s+(?:is|was|would be|should be|seems|must be)\s+"
+    r"(?:clearly\s+|probably\s+|most likely\s+)?(?:the\s+)?"
     r"(?:(?:most\s+)?(?:correct|right|best|likely|appropriate|accurate)\b|(?:final\s+)?(?:answer|choice)\b)"
 )
 # What may follow a choice that stands by itself: the end, punctuation, or a reason.

@@ -18,7 +18,7 @@ from xtf.config.schema import SandboxConfig, TaskConfig
 from xtf.data.examples import Example, RowError, text_field, text_list
 from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, final_part
 from xtf.graders.metrics import Metric, bootstrap, pass_at_k
-from xtf.graders.sandbox import Job, Sandbox, isolation_record, probe
+from xtf.graders.sandbox import Sandbox, Trial, check_isolation, isolation_record
 
 MAX_PROGRAM = 50_000  # characters of a completion that are looked at
 PYTHON_FENCES = ("", "python", "python3", "py")
@@ -78,10 +78,12 @@ def _bound(node: ast.Import | ast.ImportFrom) -> set[str]:
 # -- a completion's program ----------------------------------------------------------------------------------
 
 FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
+    re.MULTILINE | re.DOTALL,
 )
 TOP_LEVEL = re.compile(r"^(?:def|class|import|from|async|@)", re.MULTILINE)
-DEMONSTRATION = re.compile(r"print|main|check|test")
+DEMONSTRATION = re.compile(r"print|main|check|test|(?:exit|quit)\Z")
+TEST_RUNNERS = ("unittest", "doctest", "pytest")
 
 
 def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> str | None:
@@ -90,8 +92,8 @@ def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> 
     A completion is, in this order: fenced blocks of which one defines one of `names` (all blocks up to the
     last such one are taken); a continuation of `prompt`, if it starts with an indented line; a program in
     bare text; a continuation whose first indentation was lost. Text after the last line that compiles is left
-    out, and so is what only demonstrates: asserts, prints, calls of the function itself, `if __name__ ==
-    "__main__"`.
+    out, and so is what only demonstrates: asserts, prints, calls of the function itself, of a
+    test runner or of `exit`, `if __name__ == "__main__"`.
     """
     text = final_part(completion)[:MAX_PROGRAM]
     blocks = [match["code"] for match in FENCE.finditer(text) if match["language"].lower() in PYTHON_FENCES]
@@ -164,10 +166,19 @@ def _demonstrates(node: ast.stmt, names: Sequence[str]) -> bool:
         return True
     if isinstance(node, ast.If):
         return any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test))
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-        called = node.value.func.id
-        return called in names or DEMONSTRATION.match(called) is not None
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        if isinstance(called, ast.Name):
+            return called.id in names or DEMONSTRATION.match(called.id) is not None
+        return ast.unparse(called) == "sys.exit" or _root(called) in TEST_RUNNERS
     return False
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name that an expression like `unittest.TextTestRunner().run` begins with."""
+    while isinstance(node, ast.Attribute | ast.Call):
+        node = node.value if isinstance(node, ast.Attribute) else node.func
+    return node.id if isinstance(node, ast.Name) else None
 
 
 # -- grading -------------------------------------------------------------------------------------------------
@@ -188,7 +199,7 @@ class CodeGrader(Grader):
         return cls(config.sandbox, config.pass_at, config.samples)
 
     def check(self) -> None:
-        probe(self.sandbox)
+        check_isolation(self.sandbox)
 
     def reference(self, example: Example, text: str) -> str:
         return suite(example.row).tests
@@ -199,15 +210,15 @@ class CodeGrader(Grader):
             extract_program(item.completion, tests.names, tests.prompt)
             for item, tests in zip(items, suites, strict=True)
         ]
-        jobs = [
-            Job(source, tests.tests, tests.names, tests.preamble)
+        trials = [
+            Trial(source, tests.tests, tests.names, tests.preamble)
             for source, tests in zip(programs, suites, strict=True)
             if source is not None
         ]
-        distinct = list(dict.fromkeys(jobs))  # samples of one prompt are often the same
+        distinct = list(dict.fromkeys(trials))  # samples of one prompt are often the same
         with Sandbox(self.sandbox) as sandbox:
             outcomes = dict(zip(distinct, sandbox.run(distinct), strict=True))
-        results = iter(jobs)
+        results = iter(trials)
         return [
             Grade(False, None, "no code found")
             if source is None

@@ -20,7 +20,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import xtf
 from xtf.data.examples import Example, RowError
 from xtf.data.numbers import SCALES, show
 from xtf.graders.base import Grade, Grader, Item, answer_parts
@@ -49,7 +48,8 @@ def final_expression(completion: str) -> str | None:
 
 def plain(expression: str) -> str:
     """An expression without what only sets its look: \\left, spaces, \\text{}, dollar signs, a final stop."""
-    expression = MIXED_NUMBER.sub(_mixed, expression)  # before blanks go: 2 1/2 is not 21/2
+    expression = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, expression))  # before blanks go: 2 1/2 is not 21/2,
+    expression = re.sub(r"(?<=\d)(?:[\s~]|\\[,;: ])+(?=\d)", "&", expression)  # and 3 4 not 34
     text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|:)|[\s$]|\\ ", "", expression)
     text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".").casefold()
@@ -75,7 +75,7 @@ class Equivalence:
                 [sys.executable, "-m", "xtf.graders.expression", str(self.seconds)],
                 input="".join(json.dumps(pair) + "\n" for pair in pairs[len(verdicts) :]),
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(Path(xtf.__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
                 text=True,
                 check=False,
             )
@@ -139,11 +139,13 @@ class MathGrader(Grader):
 NUMERAL_BASE = re.compile(r"\d_\{?(\d+)\}?$")
 RELATIVE_TOLERANCE = Fraction(5, 10**12)  # of a decimal against an exact value: 12 digits
 ELLIPSIS = re.compile(r"\\(?:[lcdv]?dots[cbmio]?)\b|\.\.\.|…")  # what it stands for is not written
+GROUPED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;: ]|[ ~'’\u00a0\u2009\u202f])\d{3})+(?!\d)")  # 1 000
 MIXED_NUMBER = re.compile(r"(?<![\d.,/])(\d+)[ ~]+(\d+)\s*/\s*(\d+)(?![\d/])")
 TEXT = r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathit|operatorname)"
 UNIT = re.compile(  # at the end: \text{ inches}^2, inches, ^\circ
-    rf"(?P<value>.*?[^\s~,;])[\s~]*(?:\\[,;:! ][\s~]*)*(?:{TEXT}\s*\{{(?P<text>[^{{}}]*)\}}|(?<=[\d)}}])(?:\s+|(?=[a-z]{{2}}))"
-    r"(?P<word>[A-Za-z][A-Za-z ./]*[A-Za-z.])|\^\s*\{?\s*(?P<degree>\\circ|°)\s*\}?|(?P<sign>°))"
+    rf"(?P<value>.*?[^\s~,;])[\s~]*(?:\\[,;:! ][\s~]*)*(?:{TEXT}\s*\{{(?P<text>[^{{}}]*)\}}"
+    r"|(?<=[\d)}])(?:\s+|(?=[a-z]{2}))(?P<word>[A-Za-z][A-Za-z ./]*[A-Za-z.])"
+    r"|\^\s*\{?\s*(?P<degree>\\circ|°)\s*\}?|(?P<sign>°))"
     r"(?P<power>\s*\^\s*\{?\s*[23]\s*\}?|[²³])?\s*\.?",
     re.DOTALL,
 )
@@ -195,8 +197,8 @@ def tidy(text: str) -> str:
     text = re.sub(r"^(?:minus|negative)\s+(?=[\d\\])", "-", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<![\\A-Za-z\d.])((?:\d+\.?\d*|\.\d+))[eE]([-+−]?\d+)(?![\d.])", r"\1 \\cdot 10^{\2}", text)
     text = re.sub(rf"(?<=\d)[\s~]*(?:{TEXT}\s*\{{\s*)?({'|'.join(SCALES)})s?\b\}}?", _scaled, text)
-    text = re.sub(r"(?<![\d.])([1-9]\d{0,2}(?:(?:\\[,;: ]|[ ~'’\u00a0\u2009\u202f])\d{3})+)(?!\d)", _ungrouped, text)
-    text = MIXED_NUMBER.sub(_mixed, text)
+    text = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, text))
+    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     return re.sub(r"\\?%$|\\?\s*percent$", "", text).strip().replace("−", "-")
 
 
@@ -255,7 +257,7 @@ def parsed(text: str) -> Any:
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
 
-    if ELLIPSIS.search(text) or re.search(r"\d\.\d*\.|\d[\s~]+\.?\d", text):
+    if ELLIPSIS.search(text) or re.search(r"\d\.\d*\.|(?<![_\d])\d+[\s~]+\.?\d", text):
         raise ValueError(f"{text} is not one expression")
     # its own removal of units also removes the rest of an expression that ends with a brace
     config = NormalizationConfig(

@@ -21,7 +21,7 @@ JOINED = re.compile(
     re.IGNORECASE,
 )
 RANGE = re.compile(r"[-−–]|[ \t]+to[ \t]+")
-LIST = re.compile(r"(?:[\s,;()\[\]$]|\\[{}]|\\text\{|\}|\b(?:and|or)\b)*")
+LIST = re.compile(r"(?:[ \t,;()\[\]$]|\\[{}]|\\text\{|\}|\b(?:and|or)\b)*")
 COMPOUND = re.compile(
     r"[ \t]*(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|months?|weeks?|days?|dollars?|degrees?)"
     r"(?:,|,?[ \t]+and)?[ \t]*"
@@ -85,7 +85,7 @@ def _final(completion: str, *, strict: bool) -> Fraction | None:
     for part in parts:
         if found := numerals(part):
             *before, last = found
-            if before and _joined(part, before[-1], last, ranges=strict):
+            if before and (_list(part, found) or _joined(part, before[-1], last, ranges=strict)):
                 return None
             return last.value
     return None
@@ -93,13 +93,16 @@ def _final(completion: str, *, strict: bool) -> Fraction | None:
 
 def _first(content: str, found: list[Numeral]) -> Fraction | None:
     """The first number of what is marked as the answer ("18 of the 20"), unless it is part of something larger."""
-    if len(found) > 1:
-        rest = content
-        for numeral in reversed(found):
-            rest = rest[: numeral.start] + rest[numeral.end :]
-        if LIST.fullmatch(rest) or _joined(content, found[0], found[1], ranges=True):
-            return None
+    if len(found) > 1 and (_list(content, found) or _joined(content, found[0], found[1], ranges=True)):
+        return None
     return found[0].value
+
+
+def _list(text: str, found: list[Numeral]) -> bool:
+    """Whether there is nothing on a line but numbers and what separates them."""
+    for numeral in reversed(found):
+        text = text[: numeral.start] + text[numeral.end :]
+    return LIST.fullmatch(text) is not None
 
 
 def _joined(text: str, first: Numeral, second: Numeral, *, ranges: bool) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
@@ -32,8 +35,9 @@ class PythonGrader(Grader):
             verdict = self.function(item.completion, item.reference, dict(item.example.row))
         except Exception as error:
             raise RuntimeError(f"{self.path} failed on example {item.example.example_id!r}: {error!r}") from error
-        if isinstance(verdict, Grade):
-            return verdict
-        if verdict is None or isinstance(verdict, bool):
-            return Grade(verdict, item.completion, self.path)
-        raise TypeError(f"{self.path} must return True, False, None or a Grade, not {verdict!r}")
+        grade = verdict if isinstance(verdict, Grade) else Grade(verdict, item.completion, self.path)
+        if isinstance(grade.correct, np.bool_):
+            return replace(grade, correct=bool(grade.correct))
+        if grade.correct is not None and not isinstance(grade.correct, bool):
+            raise TypeError(f"{self.path} must return True, False, None or a Grade, not {verdict!r}")
+        return grade

@@ -1,11 +1,10 @@
 """Looking at a mask: which tokens train, what dropped the others, and what other thresholds would do.
 
-`preview` writes one HTML file that needs no network: text, scores and thresholds travel in it, compressed,
-and so does the charting library (plotly.js, as the plotly package ships it). `preview_text` is for the
-terminal.
+`preview` writes one HTML file that needs no network: text, scores and thresholds travel in it, compressed, and so does
+the charting library (plotly.js, as the plotly package ships it). `preview_text` is for the terminal.
 
-Nothing from a dataset can run as script: texts reach the page inside base64, are put on it as text nodes
-only, and the page's content security policy admits no script but the two that are written here.
+Nothing from a dataset can run as script: texts reach the page inside base64, are put on it as text nodes only, and the
+page's content security policy admits no script but the two that are written here.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Config, ThresholdConfig
+from xtf.config.schema import PRESETS, Config, ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces, decoded
 from xtf.reporting.runs import command_line
@@ -37,7 +36,6 @@ from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
-from xtf.scoring.thresholds import PRESETS
 
 if TYPE_CHECKING:
     import datasets
@@ -60,12 +58,13 @@ def preview(
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.
 
-    `threshold` must be the one that the table was masked with: the sliders start there. `command` is what the
-    page puts before the settings that reproduce the sliders. A table with more than `examples` rows, or one
-    that would make the file larger than 25 MB, is sampled at random (fixed seed), and the page says so;
-    thresholds are fitted to the whole table all the same.
+    `threshold` must be the one that the table was masked with: the sliders start there. `command` is what the page puts
+    before the settings that reproduce the sliders. A table with more than `examples` rows, or one that would make the
+    file larger than 25 MB, is sampled at random (fixed seed), and the page says so; thresholds are fitted to the whole
+    table all the same.
 
-    ValueError: a table without labels or rows, a `threshold` that does not give the table's drops.
+    Raises:
+        ValueError: a table without labels or rows, a `threshold` that does not give the table's drops.
     """
     table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
     if table.num_rows == 0 or examples < 1:
@@ -308,7 +307,11 @@ class TextPreview:
 def preview_text(
     masked: datasets.Dataset | pa.Table, tokenizer: PreTrainedTokenizerBase, *, examples: int = 5
 ) -> TextPreview:
-    """The first examples of a masked table, for `rich.print`; ValueError for an empty table."""
+    """The first examples of a masked table, for `rich.print`.
+
+    Raises:
+        ValueError: the table is empty, or no example is asked for.
+    """
     table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")

@@ -1,7 +1,7 @@
 """The report's figures, drawn with matplotlib and written as PNG and SVG.
 
-One hue per attribute, here and in the explorer (`xtf.scoring.attributes`). Each figure is a function of plain
-arrays, so that it can be drawn from a run's files without loading a model.
+One hue per attribute, here and in the explorer (`xtf.scoring.attributes`). Each figure is a function of plain arrays,
+so that it can be drawn from a run's files without loading a model.
 """
 
 from __future__ import annotations
@@ -45,14 +45,8 @@ def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
     figure, axes = _panels(1, height=0.9 + 0.45 * len(rows))
     (axis,) = axes
     for place, (_, value, low, high) in enumerate(reversed(rows)):
-        axis.errorbar(
-            100 * value,
-            place,
-            xerr=_whiskers(100 * value, 100 * low, 100 * high),
-            fmt="o",
-            color="black",
-            capsize=4,
-        )
+        bars = _whiskers(100 * value, 100 * low, 100 * high)
+        axis.errorbar(100 * value, place, xerr=bars, fmt="o", color="black", capsize=4)
     axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_xlabel("% of items, with the 95 % interval")
@@ -87,9 +81,9 @@ def distributions(
 ) -> Figure:
     """Each attribute's scores, kept and dropped by it (figure 3 of the paper), with its thresholds as lines.
 
-    Dropped tokens are stacked on the kept ones, on a log scale. `scores[a]` and `dropped[a]` hold one value
-    per response token; `cuts[a]` has a line for each threshold that holds for all examples (none for RI,
-    whose threshold is each example's own).
+    Dropped tokens are stacked on the kept ones, on a log scale. `scores[a]` and `dropped[a]` hold one value per
+    response token; `cuts[a]` has a line for each threshold that holds for all examples (none for RI, whose threshold is
+    each example's own).
     """
     figure, axes = _panels(len(scores))
     for axis, (attribute, values) in zip(axes, scores.items(), strict=True):
@@ -155,9 +149,9 @@ def effects(
 ) -> Figure:
     """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
 
-    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its
-    own scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval
-    by panel and label, Student's t, as a thin line behind the first.
+    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its own
+    scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval by panel
+    and label, Student's t, as a thin line behind the first.
     """
     labels = {row[0] for rows in panels.values() for row in rows}
     figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
@@ -176,15 +170,9 @@ def effects(
         if untrained and title in untrained:
             place = 100 * untrained[title]
             axis.axvline(place, color=BLUE, linestyle=":", linewidth=1.5, label="untrained")
-        for label in labels - {row[0] for row in rows}:
-            axis.text(
-                0.02,
-                places[label],
-                "not run",
-                transform=axis.get_yaxis_transform(),
-                va="center",
-                fontsize=7.5,
-            )
+        for label in sorted(labels - {row[0] for row in rows}, key=places.__getitem__, reverse=True):
+            across = axis.get_yaxis_transform()
+            axis.text(0.02, places[label], "not run", transform=across, va="center", fontsize=7.5)
         axis.set_xlabel(f"points minus {control}")
         axis.set_title(title, fontsize=10)
     axes[0].set_yticks(range(len(places)), list(places))
@@ -222,14 +210,8 @@ def deciles(curves: Mapping[str, Sequence[tuple[int, float, float, float]]], ref
     figure, axes = _panels(len(curves), height=3.3, sharey=True)
     for axis, (title, points) in zip(axes, curves.items(), strict=True):
         places, values, lows, highs = (100 * np.array(part, float) for part in zip(*points, strict=True))
-        axis.errorbar(
-            places / 100,
-            values,
-            yerr=_whiskers(values, lows, highs),
-            fmt="o-",
-            color=VERMILION,
-            capsize=3,
-        )
+        bars = _whiskers(values, lows, highs)
+        axis.errorbar(places / 100, values, yerr=bars, fmt="o-", color=VERMILION, capsize=3)
         for (name, reference), style in zip(references.items(), ("--", ":", "-."), strict=False):
             axis.axhline(100 * reference, color="black", linestyle=style, linewidth=1, label=name)
         axis.set_xticks(range(1, 11))
@@ -282,17 +264,9 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
         axis.set_visible(False)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
+    dot: dict[str, Any] = {"marker": "o", "markersize": 5, "color": "black", "linestyle": "none"}
     keys = [
-        Line2D(
-            [],
-            [],
-            marker="o",
-            markersize=5,
-            color="black",
-            linestyle="none",
-            alpha=(place + 1) / len(shares),
-            label=f"{100 * share:g} % planted",
-        )
+        Line2D([], [], alpha=(place + 1) / len(shares), label=f"{100 * share:g} % planted", **dot)
         for place, share in enumerate(shares)
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(shares), frameon=False, fontsize=8)
@@ -300,6 +274,7 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
 
 
 def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
+    """Training loss by optimizer step."""
     figure, (axis,) = _panels(1)
     axis.plot(steps, losses, color="black", linewidth=1)
     axis.set_xlabel("optimizer step")

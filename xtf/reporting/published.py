@@ -15,9 +15,9 @@ From the run's files come, under names that stay, the same in all three places:
                                                             shares of response tokens
     time/<stage>                                            seconds
 
-and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations`
-(a table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is
-here mirrors them, and can be published again from them.
+and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations` (a
+table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is here
+mirrors them, and can be published again from them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from rich.console import Console
 from xtf.config.identity import digest
 from xtf.config.schema import Config
 from xtf.reporting.explorer import preview_text
+from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
 from xtf.runtime.artifacts import read_json, write_atomic
@@ -92,14 +93,7 @@ def mask_scalars(stats: Mapping[str, Any]) -> dict[str, float]:
 
 def write_scalars(run: Run) -> Path:
     """The run's scalars.csv, with the columns name and value."""
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("name", "value"), *scalars(run).items()])
-
-    path = RunFolder(run.folder).scalars
-    write_atomic(path, write)
-    return path
+    return write_csv(RunFolder(run.folder).scalars, ("name", "value"), scalars(run).items())
 
 
 def publish_tensorboard(run: Run) -> None:
@@ -148,7 +142,8 @@ def _told(config: Config, manifest: Manifest) -> dict[str, str]:
 def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Mirrors what a done stage (score, mask, train or evaluate) left in a run's folder to W&B.
 
-    ValueError: stage=evaluate of a run that has not finished.
+    Raises:
+        ValueError: stage=evaluate of a run that has not finished.
     """
     import wandb
 
@@ -206,33 +201,13 @@ def _generations(run: Run) -> wandb.Table:
     import wandb
 
     before = {(line["example_id"], line["sample"]): line for line in run.base_generations() or ()}
-    columns: list[str | int] = [
-        "example_id",
-        "sample",
-        "prompt",
-        "reference",
-        "base",
-        "base_correct",
-        "tuned",
-        "tuned_correct",
-        "reason",
-    ]
+    item = ("example_id", "sample", "prompt", "reference")
+    columns: list[str | int] = [*item, "base", "base_correct", "tuned", "tuned_correct", "reason"]
     rows = []
     for line in read_lines(RunFolder(run.folder).generations)[:SHOWN_GENERATIONS]:
         base: Mapping[str, Any] = before.get((line["example_id"], line["sample"]), {})
-        rows.append(
-            [
-                line["example_id"],
-                line["sample"],
-                line["prompt"],
-                line["reference"],
-                base.get("completion"),
-                base.get("correct"),
-                line["completion"],
-                line["correct"],
-                line["reason"],
-            ]
-        )
+        tuned = (line["completion"], line["correct"], line["reason"])
+        rows.append([*(line[name] for name in item), base.get("completion"), base.get("correct"), *tuned])
     return wandb.Table(columns=columns, data=rows)
 
 
@@ -318,8 +293,10 @@ def dashboards() -> list[Dashboard]:
 def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     """Creates the W&B workspaces, or unless runs go online (`wandb_mode`) writes what it would create.
 
-    Returns their addresses, or the path of dashboards.json. ValueError: online, but no entity is set, the extra
-    `dashboard` is not installed, or the server does not answer.
+    Returns their addresses, or the path of dashboards.json.
+
+    Raises:
+        ValueError: online, but no entity is set, the extra `dashboard` is not installed, or the server does not answer.
     """
     logger = config.logger
     if wandb_mode(config) != "online":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtf.config.compose import override_value
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
@@ -30,6 +31,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Of its training."""
         return int(self.record["seed"])
 
     @property
@@ -39,9 +41,11 @@ class Run:
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
+        """The fine-tuned model's value for each item, by example id (`item_values`)."""
         return item_values(read_lines(RunFolder(self.folder).generations), metric)
 
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
+        """The same of the untouched base model; None if the run did not grade it."""
         base = self.base_generations()
         return None if base is None else item_values(base, metric)
 
@@ -58,7 +62,11 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
+    """The run in `folder`.
+
+    Raises:
+        ValueError: it has not finished (metrics.json is written last).
+    """
     file = RunFolder(folder).metrics
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
@@ -110,25 +118,20 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     return shlex.join(["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())])
 
 
-def override_value(value: Any) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(override_value(item) for item in value) + "]"
-    text = str(value)
-    return text if re.fullmatch(r"[\w./:@+-]*", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file that a run has left; ValueError with file and row for one that cannot be read."""
+    """The objects of a JSONL file that a run has left.
+
+    Raises:
+        ValueError: it cannot be read; the message names file and row.
+    """
     return [row for _, row in read_file(path)]
 
 
 def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
     """Each item's share of right samples, or its unbiased pass@k; None without a verdict.
 
-    ValueError for a metric that is not a mean over items.
+    Raises:
+        ValueError: the metric is not a mean over items, or an item has fewer than k samples.
     """
     samples: dict[str, list[bool | None]] = defaultdict(list)
     for line in generations:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.config.schema import AttentionKernel, ModelConfig, TrainerConfig
+from xtf.config.schema import Accelerator, AttentionKernel, ModelConfig, Precision, TrainerConfig
 from xtf.runtime.artifacts import sha256
 from xtf.runtime.progress import console
 
@@ -31,24 +31,22 @@ def device(trainer: TrainerConfig) -> torch.device:
     """The device of scoring and evaluation. ValueError if the trainer asks for a GPU and there is none."""
     import torch
 
-    if trainer.accelerator == "cpu":
+    if trainer.accelerator is Accelerator.cpu:
         return torch.device("cpu")
-    if trainer.accelerator in ("gpu", "cuda"):
-        if not torch.cuda.is_available():
-            raise ValueError(
-                f"trainer={trainer.name} needs a CUDA device and PyTorch {torch.__version__} finds none here; "
-                "use trainer=cpu, or install a CUDA build of PyTorch"
-            )
-        return torch.device("cuda", 0)
-    raise ValueError(f"trainer.accelerator={trainer.accelerator} is not known; it is cpu or gpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer={trainer.name} needs a CUDA device and PyTorch {torch.__version__} finds none here; "
+            "use trainer=cpu, or install a CUDA build of PyTorch"
+        )
+    return torch.device("cuda", 0)
 
 
 def precision(trainer: TrainerConfig) -> str:
     """`trainer.precision` with `auto` decided: bf16-mixed on a GPU that computes in it, else 32-true."""
     import torch
 
-    if trainer.precision != "auto":
-        return trainer.precision
+    if trainer.precision is not Precision.auto:
+        return trainer.precision.value
     return "bf16-mixed" if device(trainer).type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 

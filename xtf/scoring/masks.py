@@ -96,7 +96,7 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
     for rows, which, block in zip(parts, judged, blocks, strict=True):
         drops = {attribute.name: cuts.drop(attribute, block) for attribute in used}
         keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
-        tally.add(block, keep, drops, ends=len(which) - block.tokens)
+        tally.add(block, keep, drops, len(which) - block.tokens)
         lists = {a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used}
         masked.append(_with_columns(rows, {**lists, "labels": _labels(rows, _spread(keep, which, True))}))
     degenerate = _degenerate(blocks, used, tally, threshold)
@@ -141,7 +141,7 @@ def weights_to_labels(
         start += block.tokens
         which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
         counted = block.select(which)
-        tally.add(counted, own[which] != 0, {}, ends=block.tokens - counted.tokens)
+        tally.add(counted, own[which] != 0, {}, block.tokens - counted.tokens)
         columns = {"weights": as_lists(own, part.responses)} if fractional else {}
         masked.append(_with_columns(part, {**columns, "labels": _labels(part, own != 0)}))
     return Mask(pa.Table.from_batches(masked), tally.stats({}, []))
@@ -244,10 +244,10 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
 
-    def add(self, block: Responses, keep: np.ndarray, drops: dict[str, np.ndarray], ends: int) -> None:
-        """Tokens (N,) that are judged, beside `ends` that are not."""
+    def add(self, block: Responses, keep: np.ndarray, drops: dict[str, np.ndarray], left_alone: int) -> None:
+        """Tokens (N,) that are judged, beside so many that are not."""
         responses = block.lengths
-        self.ends += ends
+        self.ends += left_alone
         self.examples += len(responses)
         self.tokens += len(keep)
         self.kept += int(np.count_nonzero(keep))

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd
+from xtf.config.checks import check_ranges
+from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd, within
 from xtf.data.ragged import IGNORED, Responses
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class OnlineTokens:
     prompt_attention: torch.Tensor | None = None  # [N] share of the predicting token's attention on the prompt
 
 
-@dataclass(frozen=True)
+@dataclass
 class Method:
     """normal: w = 1, plain supervised fine-tuning."""
 
@@ -59,6 +60,9 @@ class Method:
     entropy_top: ClassVar[int] = 0
     prompt_attention: ClassVar[bool] = False
     epochs_factor: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "method.")
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         """w_t of every response token, float32 [tokens]; 0 drops the token's loss."""
@@ -114,7 +118,7 @@ class Method:
         raise NotImplementedError(f"{self.name} does not train in parts")
 
 
-@dataclass(frozen=True)
+@dataclass
 class XTF(Method):
     """Drop a token that lacks any of the three attributes (arXiv 2602.14536)."""
 
@@ -130,7 +134,7 @@ class XTF(Method):
         return build_mask(scored, threshold, attributes)  # with the statistics of each attribute
 
 
-@dataclass(frozen=True)
+@dataclass
 class DoubleEpochs(Method):
     """w = 1 for twice the epochs: what more of the same training would give (arXiv 2602.14536)."""
 
@@ -138,7 +142,7 @@ class DoubleEpochs(Method):
     epochs_factor: ClassVar[int] = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Given(Method):
     """The data's own `labels` or `weights` column (see `given_mask`)."""
 
@@ -173,7 +177,7 @@ class Given(Method):
 # -- controls ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Matched(Method):
     """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones.
 
@@ -184,8 +188,9 @@ class Matched(Method):
     masked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.match != "xtf":
-            raise ValueError(f"method.match={self.match}: only the mask of xtf can be matched")
+            raise ConfigError(f"method.match={self.match}: only the mask of xtf can be matched")
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
@@ -200,7 +205,7 @@ class Matched(Method):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass
 class Random(Matched):
     """Control: drop tokens uniformly at random."""
 
@@ -213,7 +218,7 @@ class Random(Matched):
 RANDOM_STREAM = 2**31  # keeps the random mask apart from the training order, whose streams are epochs
 
 
-@dataclass(frozen=True)
+@dataclass
 class LowLoss(Matched):
     """Control: drop the tokens with the lowest loss under the base model."""
 
@@ -224,7 +229,7 @@ class LowLoss(Matched):
         return -scores.columns["logp"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class HighLoss(Matched):
     """Control: drop the tokens with the highest loss under the base model."""
 
@@ -235,7 +240,7 @@ class HighLoss(Matched):
         return scores.columns["logp"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decile(Method):
     """Probe: train on one tenth of all response tokens by base probability, or on all but it.
 
@@ -243,13 +248,9 @@ class Decile(Method):
     """
 
     name: str = "decile"
-    decile: int = 1
+    decile: int = within(1, 1, 10)
     invert: bool = False  # train on the other nine
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.decile <= 10:
-            raise ValueError(f"method.decile={self.decile} is out of range: it must be from 1 to 10")
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         first, last = ((self.decile - offset) * scores.tokens // 10 for offset in (1, 0))
@@ -258,7 +259,7 @@ class Decile(Method):
         return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class Oracle(Method):
     """Control: drop exactly the noise that `plant` planted, the most that any filter of labels could find.
 
@@ -275,7 +276,7 @@ class Oracle(Method):
 # -- data: which examples ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class DataFiltering(Method):
     """Keep the examples whose prompt helps least: highest IFD = ppl(O | I) / ppl(O) below 1 (arXiv
     2308.12032).
@@ -284,11 +285,8 @@ class DataFiltering(Method):
     """
 
     name: str = "data_filtering"
-    keep: float = 0.5  # share of the examples
+    keep: float = within(0.5, 0, 1, excluding=(0,))  # share of the examples
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "logp_unconditional"})
-
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         examples = len(scores.lengths)
@@ -302,7 +300,7 @@ class DataFiltering(Method):
         return np.isin(scores.example, best).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class DataAugmentation(Method):
     """w = 1 on the examples and on paraphrases of their prompts with the same response (arXiv 2302.13007).
 
@@ -311,7 +309,7 @@ class DataAugmentation(Method):
 
     name: str = "data_augmentation"
     path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
-    factor: int = 2  # examples afterwards per example before, at most
+    factor: int = within(2, 1)  # examples afterwards per example before, at most
 
     @property
     def changes_rows(self) -> bool:
@@ -326,17 +324,13 @@ class DataAugmentation(Method):
 # -- excess loss over a reference model ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Referenced(Method):
     """A method that compares the loss with a reference model's (`ref_logp`), an artifact of its own."""
 
-    keep: float = 0.6  # share of the tokens
+    keep: float = within(0.6, 0, 1, excluding=(0,))  # share of the tokens
     reference: str | None = None  # a model's folder or id; None: the base model, fine-tuned on a warm-up subset
-    warmup: float = 0.2  # share of the training examples in that subset
-
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
-        _check_share(self, "warmup")
+    warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples in that subset
 
     def warmup_rows(self, rows: int) -> np.ndarray:
         """Rows that the reference model is trained on, ascending; the same for every seed of a run."""
@@ -347,7 +341,7 @@ class Referenced(Method):
 WARMUP_SEED = 2502_01968
 
 
-@dataclass(frozen=True)
+@dataclass
 class SLM(Referenced):
     """Online: keep the tokens with the largest excess loss l - l_ref of a micro-batch (Rho-1, arXiv
     2404.07965)."""
@@ -365,7 +359,7 @@ class SLM(Referenced):
         return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenCleaning(Referenced):
     """Keep the tokens with the largest l_base - l_ref of the whole set (arXiv 2502.01968)."""
 
@@ -376,7 +370,7 @@ class TokenCleaning(Referenced):
         return top_share(excess_loss(scores), self.keep)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SelfEvolving(Method):
     """Token cleaning whose reference model evolves (arXiv 2502.01968).
 
@@ -385,16 +379,10 @@ class SelfEvolving(Method):
     """
 
     name: str = "token_cleaning_evolving"
-    keep: float = 0.6  # share of each subset's tokens
-    warmup: float = 0.2  # share of the training examples that are trained whole, first
-    subsets: int = 5
+    keep: float = within(0.6, 0, 1, excluding=(0,))  # share of each subset's tokens
+    warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples that are trained whole, first
+    subsets: int = within(5, 1)
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
-
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
-        _check_share(self, "warmup")
-        if self.subsets < 1:
-            raise ValueError(f"method.subsets={self.subsets} is out of range: it must be at least 1")
 
     def parts(self, rows: int) -> list[np.ndarray] | None:
         """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run."""
@@ -421,7 +409,7 @@ def top_share(values: np.ndarray, share: float) -> np.ndarray:
     return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class Forgetting(Referenced):
     """Learn the tokens with the largest l_base - l_ref, unlearn the rest (arXiv 2508.04329).
 
@@ -430,8 +418,8 @@ class Forgetting(Referenced):
     """
 
     name: str = "forgetting"
-    keep: float = 0.7
-    strength: float = 0.25
+    keep: float = within(0.7, 0, 1, excluding=(0,))
+    strength: float = within(0.25, 0)
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
 
@@ -448,7 +436,7 @@ class Forgetting(Referenced):
 # -- online: from the model in training ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class SSToken(Method):
     """Keep the tokens of each example that training has moved and that look at the prompt (arXiv 2510.18250).
 
@@ -457,15 +445,12 @@ class SSToken(Method):
     """
 
     name: str = "sstoken"
-    gamma: float = 0.5
-    keep: float = 0.6  # share of the example's tokens
+    gamma: float = within(0.5, 0, 1)
+    keep: float = within(0.6, 0, 1, excluding=(0,))  # share of the example's tokens
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
     online: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
     prompt_attention: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
 
     def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
         assert tokens.prompt_attention is not None
@@ -483,7 +468,7 @@ class SSToken(Method):
         return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class DFT(Method):
     """Dynamic fine-tuning: w = p_t (arXiv 2508.05629)."""
 
@@ -494,12 +479,12 @@ class DFT(Method):
         return tokens.logp.exp()
 
 
-@dataclass(frozen=True)
+@dataclass
 class EAFT(Method):
     """Entropy-adaptive fine-tuning: w = (H / 3)^alpha, H of the 20 most likely tokens (arXiv 2601.02151)."""
 
     name: str = "eaft"
-    alpha: float = 1.0
+    alpha: float = within(1.0, 0)
     online: ClassVar[bool] = True
     entropy_top: ClassVar[int] = 20
 
@@ -508,17 +493,13 @@ class EAFT(Method):
         return (tokens.entropy / 3).clamp(min=0) ** self.alpha
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProFit(Method):
     """Keep p_t > tau (arXiv 2601.09195)."""
 
     name: str = "profit"
-    tau: float = 0.1
+    tau: float = within(0.1, 0, 1, excluding=(1,))
     online: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tau < 1:
-            raise ValueError(f"method.tau={self.tau} is out of range: it must be at least 0 and below 1")
 
     def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
         return (tokens.logp > (math.log(self.tau) if self.tau else -math.inf)).to(tokens.logp.dtype)
@@ -621,9 +602,3 @@ def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
         trained = trained or any(label != IGNORED for label in labels)
     if not trained:
         raise ValueError("every label is -100: there is nothing to train on")
-
-
-def _check_share(method: Method, name: str) -> None:
-    value = getattr(method, name)
-    if not 0 < value <= 1:
-        raise ValueError(f"method.{name}={value} is out of range: it must be above 0 and at most 1")

@@ -20,54 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from xtf.config.schema import KNRule, KNThreshold, RIRule, RIThreshold, ThresholdConfig, TRRule, TRThreshold
+from xtf.config.checks import check_threshold
+from xtf.config.schema import KNRule, RIRule, ThresholdConfig, TRRule, TRThreshold
 from xtf.data.ragged import Responses
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
-
-PRESETS = {
-    "paper": ThresholdConfig(name="paper"),
-    "released": ThresholdConfig(
-        name="released",
-        ri=RIThreshold(c=1.5, cap=0.05),
-        kn=KNThreshold(cap=0.1),
-        tr=TRThreshold(cluster=1, cap=0.05),
-    ),
-    "quantile": ThresholdConfig(
-        name="quantile",
-        ri=RIThreshold(rule=RIRule.quantile),
-        kn=KNThreshold(rule=KNRule.quantile),
-        tr=TRThreshold(rule=TRRule.quantile),
-    ),
-}
-
-
-def check(config: ThresholdConfig) -> None:
-    """ValueError for a setting that is out of range, with its key and its value."""
-    for attribute in ATTRIBUTES.values():
-        rule = rule_of(config, attribute)
-        key = f"threshold.{attribute.name}"
-        _require(0 <= rule.q <= 1, f"{key}.q", rule.q, "a share from 0 to 1")
-        _require(
-            rule.cap is None or 0 < rule.cap <= 1,
-            f"{key}.cap",
-            rule.cap,
-            "a share above 0, at most 1, or null",
-        )
-        _require(-1 < rule.shift < 1, f"{key}.shift", rule.shift, "a share between -1 and 1")
-        if rule.rule.value == "quantile":
-            _require(0 <= rule.q + rule.shift <= 1, f"{key}.q + shift", rule.q + rule.shift, "a share from 0 to 1")
-    _require(0 <= config.ri.c < math.inf, "threshold.ri.c", config.ri.c, "a number of at least 0")
-    _require(0 < config.kn.pcp < 1, "threshold.kn.pcp", config.kn.pcp, "a probability between 0 and 1")
-    tr = config.tr
-    _require(2 <= tr.classes <= 16, "threshold.tr.classes", tr.classes, "from 2 to 16")
-    _require(1 <= tr.cluster <= tr.classes, "threshold.tr.cluster", tr.cluster, f"from 1 to classes ({tr.classes})")
-    _require(tr.classes <= tr.bins <= 4096, "threshold.tr.bins", tr.bins, f"from classes ({tr.classes}) to 4096")
-
-
-def _require(holds: bool, key: str, value: Any, valid: str) -> None:
-    if not holds:
-        raise ValueError(f"{key}={value} is out of range: it must be {valid}")
-
 
 # --- the rules ----------------------------------------------------------------------------------------------
 
@@ -222,7 +178,7 @@ def fit(blocks: Sequence[Responses], config: ThresholdConfig, attributes: Sequen
     equal margins fall on the same side, so the share is met up to ties (for TR: up to the tokens of one
     vocabulary entry); of two equally near levels the one that drops less is taken. Caps come after that.
     """
-    check(config)
+    check_threshold(config)
     rows, band = pick(attributes), None
     for attribute in rows:
         if rule_of(config, attribute).rule is TRRule.multi_otsu:

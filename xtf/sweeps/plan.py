@@ -39,7 +39,8 @@ FORWARD = 1 / 3  # of the cost of a trained token: a forward pass without the ba
 def shape_of(model: ModelConfig) -> ModelShape:
     """The model's shape from its config.json in a folder or in the hub's cache, else as `model.shape` states it.
 
-    ConfigError: neither is there.
+    Raises:
+        ConfigError: neither is there.
     """
     file = _file(model, "config.json")
     if file is not None:
@@ -117,6 +118,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
+        """The most that any stage takes."""
         return max(self.scoring, self.training, self.evaluation)
 
 
@@ -189,6 +191,7 @@ class Tokens:
 
     @property
     def train(self) -> float:
+        """Tokens of all training rows, once."""
         return self.train_rows * (self.prompt + self.response)
 
 
@@ -304,8 +307,8 @@ def reference_key(config: Config) -> str | None:
 
 
 @dataclass
-class Line:
-    """The jobs of one task, model and tuning."""
+class CasePlan:
+    """What the jobs of one case (task, model and tuning) take."""
 
     case: tuple[str, str, str]
     jobs: int = 0
@@ -318,7 +321,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    lines: Sequence[Line]
+    """What all jobs take; passes and reference models count once for all jobs that share them."""
+
+    cases: Sequence[CasePlan]
     passes: int
     references: int
     too_large: Sequence[str]  # in words, what does not fit
@@ -327,9 +332,10 @@ class Plan:
 def make_plan(jobs: Sequence[Planned]) -> Plan:
     """Adds up what the jobs that are to do would take; what several of them share counts once.
 
-    ConfigError: the shape of a model is not known.
+    Raises:
+        ConfigError: the shape of a model is not known.
     """
-    lines: dict[tuple[str, str, str], Line] = {}
+    cases: dict[tuple[str, str, str], CasePlan] = {}
     seen: dict[str, set[Any]] = defaultdict(set)
     refused: dict[str, None] = {}
     for job in jobs:
@@ -337,30 +343,27 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
             continue
         config = job.config
         case = (config.task.name, config.model.name, config.tuning.name.value)
-        line = lines.setdefault(case, Line(case))
-        line.jobs += 1
+        plan = cases.setdefault(case, CasePlan(case))
+        plan.jobs += 1
         passes, reference = shared_passes(config), reference_key(config)
         seen["all passes"] |= set(passes.values())
         seen["references"] |= {reference} - {None}
         if finished(job.config, job.folder):
-            line.done += 1
+            plan.done += 1
             continue
         shape, tokens = shape_of(config.model), tokens_of(job)
-        line.source = tokens.source
+        plan.source = tokens.source
         found = memory(shape, config)
-        if found.peak > line.memory.peak:
-            line.memory = found
+        if found.peak > plan.memory.peak:
+            plan.memory = found
         refused |= dict.fromkeys(_too_large(config, found))
         trained = _trained(config, tokens)
         work = trained
         for kind, key in passes.items():
             if key not in seen["passes"]:
                 seen["passes"].add(key)
-                work += (
-                    FORWARD
-                    * tokens.train_rows
-                    * (tokens.response if kind is Pass.unconditional else tokens.prompt + tokens.response)
-                )
+                read = tokens.response if kind is Pass.unconditional else tokens.prompt + tokens.response
+                work += FORWARD * tokens.train_rows * read
         if reference is not None and reference not in seen["trained references"]:
             seen["trained references"].add(reference)
             share = len(config.method.warmup_rows(tokens.train_rows)) / tokens.train_rows
@@ -372,9 +375,9 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
             untouched = config.evaluate.base and base not in seen["base"]
             seen["base"] |= {base} if untouched else set()
             work += each * (2 if untouched else 1)
-        line.tokens += trained
-        line.hours += work * parameters(shape) / 1e9 / config.plan.tokens_per_second / 3600
-    return Plan(list(lines.values()), len(seen["all passes"]), len(seen["references"]), list(refused))
+        plan.tokens += trained
+        plan.hours += work * parameters(shape) / 1e9 / config.plan.tokens_per_second / 3600
+    return Plan(list(cases.values()), len(seen["all passes"]), len(seen["references"]), list(refused))
 
 
 def _trained(config: Config, tokens: Tokens) -> float:
@@ -389,9 +392,8 @@ def _trained(config: Config, tokens: Tokens) -> float:
 
 def _too_large(config: Config, found: Memory) -> list[str]:
     have, trainer = device_memory(config), config.trainer
-    stages = (
-        ["scoring"] if config.stage.value in ("score", "mask", "preview") else ["scoring", "training", "evaluation"]
-    )
+    scored_only = config.stage.value in ("score", "mask", "preview")
+    stages = ["scoring"] if scored_only else ["scoring", "training", "evaluation"]
     said = []
     for stage in stages:
         need = getattr(found, stage)
@@ -416,7 +418,11 @@ def _short(value: float) -> str:
 
 
 def show_plan(jobs: Sequence[Planned]) -> None:
-    """Print the plan as a table. ConfigError, in words, if something cannot fit on its device."""
+    """Print the plan as a table.
+
+    Raises:
+        ConfigError: something cannot fit on its device.
+    """
     from rich.table import Table
 
     from xtf.runtime.progress import console, say
@@ -426,25 +432,25 @@ def show_plan(jobs: Sequence[Planned]) -> None:
     table.add_column("task/model/tuning", no_wrap=True)
     for name in ("done", "tokens", "GiB", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
-    for line in found.lines:
-        need = line.memory
-        mark = {"stated": "~", "sampled": "≈"}.get(line.source, "")
+    for plan in found.cases:
+        need = plan.memory
+        mark = {"stated": "~", "sampled": "≈"}.get(plan.source, "")
         table.add_row(
-            "/".join(line.case),
-            f"{line.done}/{line.jobs}",
-            f"{mark}{_short(line.tokens / 1e6)} M",
+            "/".join(plan.case),
+            f"{plan.done}/{plan.jobs}",
+            f"{mark}{_short(plan.tokens / 1e6)} M",
             f"{_short(need.scoring)} {_short(need.training)} {_short(need.evaluation)}",
-            _short(line.hours),
+            _short(plan.hours),
         )
     console.print(table)
-    total, done = sum(line.jobs for line in found.lines), sum(line.done for line in found.lines)
+    total, done = sum(plan.jobs for plan in found.cases), sum(plan.done for plan in found.cases)
     config = next(job.config for job in jobs if job.is_case)
     say(
         f"{total} jobs: {done} done, {total - done} to do; scoring passes that they share: {found.passes}, "
         f"reference models: {found.references}"
     )
     say(
-        f"{sum(line.hours for line in found.lines):.1f} device hours are left, if a device trains "
+        f"{sum(plan.hours for plan in found.cases):.1f} device hours are left, if a device trains "
         f"{config.plan.tokens_per_second:,.0f} tokens/s of a model of 1e9 parameters (plan.tokens_per_second)"
     )
     say(

@@ -20,7 +20,7 @@ from xtf.config.identity import nearest
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, Message, Reading, RowError, render, split_turns
 from xtf.data.rows import Rows, first_few, plain_rows, row_id
-from xtf.graders import load_grader
+from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
 from xtf.graders.metrics import Metric
 from xtf.runtime.imports import import_named
@@ -36,9 +36,27 @@ class Task:
     read: Reader
     grader: Grader
 
-    def check(self) -> None:
-        """Refuses a set-up in which grading cannot work; call it before training."""
+    def check(self, examples: Sequence[Example] = ()) -> None:
+        """Refuses a set-up in which grading cannot work; call it before training, with the evaluation's `examples`.
+
+        A grader of the user's own is tried on the first of them, with its response as the completion.
+
+        Raises:
+            ValueError: what is missing, or what the user's grader did.
+        """
         self.grader.check()
+        if not examples or self.config.grader in GRADERS:
+            return
+        example = examples[0]
+        try:
+            grades = self.grade([(example, example.response or self.reference(example))])
+        except Exception as error:  # somebody else's code can raise anything
+            raise ValueError(f"task.grader={self.config.grader} cannot grade the first row: {error}") from error
+        if len(grades) != 1 or not isinstance(grades[0], Grade) or not isinstance(grades[0].correct, bool | None):
+            raise ValueError(
+                f"task.grader={self.config.grader} must return one Grade for each item, whose `correct` is True, False "
+                f"or None, not {grades!r}"
+            )
 
     def examples(self, rows: Rows, *, training: bool = True) -> list[Example]:
         """Every row as one example (several with `turns=all`), in order.
