@@ -26,7 +26,7 @@ from xtf.config.compose import (
     to_config,
 )
 from xtf.config.identity import built_in_methods, differing_keys, identity, overrides, plain
-from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat
+from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
 from xtf.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -387,3 +387,29 @@ def test_a_text_that_hydra_reads_as_another_number_is_refused():
     with pytest.raises(ConfigError, match=r"model\.revision=1e5 is read as 100000\.0.*write 'model\.revision=\"1e5\"'"):
         check_texts(parse_overrides(["model.revision=1e5"]))
     check_texts(parse_overrides(["model.revision='1e5'", "model.revision=12", "seed=007", "tuning.learning_rate=1e-5"]))
+
+
+def test_a_record_that_does_not_know_the_end_setting_judged_the_end(compose):
+    now = resolve(to_config(compose()))
+    assert now.threshold.end is ThresholdEnd.kept
+    recorded = plain(identity(now))
+    assert differing_keys(recorded, now) == []
+    del recorded["threshold.end"]
+    assert differing_keys(recorded, now) == ["threshold.end"]
+    as_before = resolve(to_config(compose("threshold.end=scored")))
+    assert differing_keys(recorded, as_before) == []
+    plain_tuning = resolve(to_config(compose("method=normal")))
+    unread = {key: value for key, value in plain(identity(plain_tuning)).items() if key != "threshold.end"}
+    assert differing_keys(unread, plain_tuning) == [], "no threshold is read, so nothing changed"
+
+
+def test_a_stored_configuration_without_the_end_setting_is_read_as_it_was_meant(compose):
+    node = OmegaConf.create(plain(resolve(to_config(compose()))))
+    assert load_config(node).threshold.end is ThresholdEnd.kept
+    del node.threshold["end"]
+    assert load_config(node).threshold.end is ThresholdEnd.scored
+
+
+def test_the_end_setting_at_its_default_leaves_the_folder_as_it_was(compose):
+    assert overrides(compose("threshold.end=kept"), compose()) == {}
+    assert overrides(compose("threshold.end=scored"), compose()) == {"threshold.end": "scored"}

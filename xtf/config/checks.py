@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import plain
+from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
     GROUPS,
     Backend,
@@ -27,6 +27,7 @@ from xtf.config.schema import (
     PlantKind,
     Recipe,
     RowSource,
+    ScorerConfig,
     SourceConfig,
     Strategy,
     TaskConfig,
@@ -34,6 +35,7 @@ from xtf.config.schema import (
     TrainerConfig,
     Tuning,
     TuningConfig,
+    attribute_names,
 )
 
 
@@ -45,6 +47,7 @@ def resolve(config: Config) -> Config:
     """
     check_ranges(config)
     check_names(config)
+    check_scorer(config.scorer)
     check_threshold(config.threshold)
     config = dataclasses.replace(config, model=fill_in_path(config.model))
     tuning = fill_in_tuning(config)
@@ -136,15 +139,29 @@ def fill_in_path(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, path=path, source=chosen)
 
 
+# --- scorer ----------------------------------------------------------------------------------------------------------
+
+
+def check_scorer(scorer: ScorerConfig) -> None:
+    """Refuse an attribute that is not known."""
+    known = attribute_names()
+    for key in ("attributes", "compute"):
+        for name in getattr(scorer, key):
+            if name not in known:
+                raise ConfigError(
+                    f"scorer.{key}: there is no attribute {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+                )
+
+
 # --- threshold -------------------------------------------------------------------------------------------------------
 
 
 def check_threshold(threshold: ThresholdConfig) -> None:
     """Ranges, and what must hold between the settings of one attribute's rule; the library calls this too."""
     check_ranges(threshold, "threshold.")
-    for name in ("ri", "kn", "tr"):
-        rule = getattr(threshold, name)
-        if rule.rule.value == "quantile":
+    for name in attribute_names():
+        rule = getattr(threshold, name, None)  # None: made before the attribute was registered, which has its defaults
+        if rule is not None and rule.rule.value == "quantile":
             _check_number(rule.q + rule.shift, f"threshold.{name}.q + shift", rule.q + rule.shift, 0, 1, ())
     tr = threshold.tr
     if tr.cluster > tr.classes:

@@ -7,8 +7,9 @@ are the only place where defaults live; the files in ``conf/`` name just what di
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -47,8 +48,11 @@ class Stage(Enum):
     plan = "plan"  # what the other stages would cost; runs nothing
 
 
-class Attribute(Enum):
-    """The paper's three token attributes (section 3): a token that lacks any one of them is noise."""
+class Attribute(StrEnum):
+    """The paper's three token attributes (section 3): a token that lacks any one of them is noise.
+
+    All that there are, the paper's and others, are the rows of `xtf.scoring.attributes`.
+    """
 
     ri = "ri"  # reasoning importance: attention that the token receives
     kn = "kn"  # knowledge novelty: 1 - p of the token under the base model
@@ -76,6 +80,10 @@ class TRVariant(Enum):
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
 
 
+class QuantileRule(Enum):
+    quantile = "quantile"
+
+
 class RIRule(Enum):
     """What RI's threshold is relative to."""
 
@@ -95,6 +103,13 @@ class TRRule(Enum):
 
     multi_otsu = "multi_otsu"
     quantile = "quantile"
+
+
+class ThresholdEnd(Enum):
+    """What thresholds make of the end token that encoding puts behind a response: it is ours, not the dataset's."""
+
+    kept = "kept"  # not judged: no part of a histogram, a fence or a share, and always trained
+    scored = "scored"  # judged like the dataset's tokens, as versions without this setting did
 
 
 class Tuning(Enum):
@@ -371,10 +386,20 @@ class TRConfig:
 @dataclass
 class ScorerConfig:
     name: str = MISSING
-    attributes: list[Attribute] = field(default_factory=list)  # which attributes may drop a token
-    compute: list[Attribute] = field(default_factory=list)  # further ones to score in the same pass, for later runs
+    attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
+    compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
+
+
+@dataclass
+class QuantileThreshold:
+    """Low if among the share `q` of the dataset's response tokens that speaks most for noise."""
+
+    rule: QuantileRule = QuantileRule.quantile
+    q: float = within(0.1, 0, 1)
+    cap: float | None = within(None, 0, 1, excluding=(0,))
+    shift: float = within(0.0, -1, 1, excluding=(-1, 1))
 
 
 @dataclass
@@ -417,9 +442,29 @@ class TRThreshold:
 @dataclass
 class ThresholdConfig:
     name: str = MISSING
+    end: ThresholdEnd = ThresholdEnd.kept
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
+
+
+FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a program adds (xtf.scoring.attributes.register)
+
+
+def threshold_type() -> type[ThresholdConfig]:
+    """`ThresholdConfig`, with a field more for each of `FURTHER_THRESHOLDS`; the same type as long as these are."""
+    return _with_fields(tuple(FURTHER_THRESHOLDS.items()))
+
+
+@functools.cache
+def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]:
+    more = [(name, cls, field(default_factory=cls)) for name, cls in further]
+    return make_dataclass("ThresholdConfig", more, bases=(ThresholdConfig,)) if more else ThresholdConfig
+
+
+def attribute_names() -> list[str]:
+    """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
+    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end")]
 
 
 @dataclass

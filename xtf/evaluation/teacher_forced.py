@@ -61,14 +61,14 @@ def predict(
     import torch
     from lightning_fabric.utilities import move_data_to_device
 
+    from xtf.data.ragged import as_table
     from xtf.data.steps import TrainingRows, collate
     from xtf.scoring.masks import weights_to_labels
     from xtf.scoring.methods import Method
-    from xtf.scoring.store import unscored
     from xtf.training.packed import PackedLM, enable_packing
 
     every = [np.ones(len(row.input_ids) - row.prompt_length, np.float32) for row in rows]
-    data = TrainingRows(weights_to_labels(unscored(rows), every).table)
+    data = TrainingRows(weights_to_labels(as_table(rows), every).table)
     tokens, nll, bins = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros((len(rows), BINS, 3))
     original = model.config._attn_implementation
     enable_packing(model, int(data.needed.max()))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import differing_keys, digest, grader_identity, identity, plain
+from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain
 from xtf.config.schema import Config, ConfigError, Stage
 from xtf.runtime.artifacts import command, read_json, sha256, write_json
 from xtf.runtime.models import BUNDLED
@@ -282,7 +282,8 @@ class Manifest:
         now = plain(identity(config))
         before = self.content.setdefault("config", now)
         if keys := differing_keys(before, config):
-            listing = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:5])
+            was = before_keys(before) | before
+            listing = ", ".join(f"{key}: {was.get(key)} -> {now.get(key)}" for key in keys[:5])
             raise ConfigError(
                 f"{self.folder.path} holds a run of another configuration ({listing}); "
                 "delete that folder or choose another output_dir"

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Attribute, Config, ScorerConfig, TRVariant
+from xtf.config.schema import Config, ScorerConfig, TRVariant
 from xtf.runtime.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
 from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
 from xtf.runtime.shapes import FORWARD
-from xtf.scoring.thresholds import SOURCE
+from xtf.scoring.attributes import ATTRIBUTES, Brought, brought
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
 
 # Gives the model, on the device `place` if that is named. Where the trainer has several devices it is pickled.
 Load: TypeAlias = "Callable[..., PreTrainedModel]"
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills positions which nothing attends to."""
-    pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def scoring_pass(
@@ -117,9 +111,9 @@ def _write_shards(
     manifest["shards"] = {name: entry for name, entry in shards.items() if name not in broken}
     missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
     if missing:
-        attributes = tuple(attribute for attribute in Attribute if SOURCE[attribute] in columns)
-        counts = count_tokens(rows) if Attribute.tr in attributes else None
-        scorer = ShardScorer(folder, attributes, counts, config, load, tokenizer)
+        attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in columns]
+        counts = count_tokens(rows) if Brought.embeddings in brought(attributes) else None
+        scorer = ShardScorer(folder, tuple(attribute.name for attribute in attributes), counts, config, load, tokenizer)
         tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
         before = manifest["seconds"]
         announce(config, "scoring", tokens, FORWARD * tokens)
@@ -142,7 +136,7 @@ class ShardScorer:
     """Scores shards of one pass and writes them. Each process has one, and loads the model when it needs it."""
 
     folder: Path
-    attributes: tuple[Attribute, ...]
+    attributes: tuple[str, ...]
     counts: TokenCounts | None  # of the whole pass, for TR
     config: Config
     load: Load
@@ -181,6 +175,7 @@ class ShardScorer:
         """Write the shard `name`; returns the seconds, without those of loading the model, and the peak MB."""
         import pyarrow.parquet as pq
 
+        from xtf.data.encode import pad_id
         from xtf.scoring.scorers import score_rows
 
         model = self.model
@@ -272,19 +267,6 @@ def read_pass(folder: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     return pa.concat_tables(pq.read_table(folder / name) for name in read_json(folder / "manifest.json")["shards"])
-
-
-def unscored(rows: Sequence[Encoded]) -> pa.Table:
-    """The columns of a scored table without any score, for methods that need none."""
-    import pyarrow as pa
-
-    return pa.table(
-        {
-            "example_id": pa.array([row.example_id for row in rows], pa.string()),
-            "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
-            "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-        }
-    )
 
 
 def _matches(file: Path, entry: Mapping[str, Any]) -> bool:

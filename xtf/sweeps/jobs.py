@@ -165,8 +165,8 @@ def share_scoring(jobs: Sequence[Planned]) -> list[Planned]:
     kinds = {(job.config.scorer.name, job.config.method.name) for job in jobs}
     if len(kinds) < 2 or any("scorer.compute=" in text for job in jobs for text in job.overrides):
         return list(jobs)
-    union = sorted({attribute for job in jobs for attribute in job.config.scorer.attributes}, key=lambda a: a.value)
-    text = f"scorer.compute=[{','.join(attribute.value for attribute in union)}]"
+    union = sorted({attribute for job in jobs for attribute in job.config.scorer.attributes})
+    text = f"scorer.compute=[{','.join(union)}]"
     return [
         replace(
             job,

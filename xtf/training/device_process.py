@@ -59,6 +59,7 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     import pyarrow.parquet as pq
     import torch
 
+    from xtf.data.encode import pad_id
     from xtf.runtime.loggers import training_loggers
     from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
     from xtf.training.fit import fit
@@ -69,10 +70,9 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     # With several devices every process loads into main memory, and the strategy moves it to the process's own.
     place = "cpu" if config.trainer.devices > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     table = pq.read_table(folder.mask)
     with training_loggers(config, folder) as loggers:
-        return fit(model, table, config, folder.path, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+        return fit(model, table, config, folder.path, pad_id=pad_id(tokenizer), loggers=loggers, tokenizer=tokenizer)
 
 
 def main(folder: RunFolder) -> None:

@@ -26,13 +26,14 @@ from transformers.utils import logging as transformers_logging
 
 from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
 from xtf.data.encode import Encoded
+from xtf.data.ragged import Responses
 from xtf.data.steps import Step, StepLoader, TrainingRows
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console
 from xtf.scoring.masks import weights_to_labels
-from xtf.scoring.methods import Method, Scores
+from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
 from xtf.training.budget import LARGEST, microbatch
 from xtf.training.module import TokenFilteredLM
@@ -201,7 +202,7 @@ def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int
     rows = [Encoded(*row) for row in zip(*columns, strict=True)]
     scored = score_rows(model, rows, ScorerConfig(name="none"), logp=True, tokens_per_batch=budget, pad_id=pad_id)
     both = scored.rename_columns({"logp": "ref_logp"}).append_column("logp", part["logp"])
-    scores = Scores.from_table(both, ("logp", "ref_logp"))
+    scores = Responses.from_table(both, ("logp", "ref_logp"))
     return weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1])).table
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import digest, plain, to_yaml
 from xtf.config.schema import Config
+from xtf.data.ragged import as_table
 from xtf.runtime.artifacts import locked, read_json, write_atomic, write_json
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder
@@ -40,7 +41,6 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
 
     from xtf.runtime.models import fingerprint, inference_dtype, load_model
     from xtf.scoring.passes import write_mask
-    from xtf.scoring.store import unscored
     from xtf.training.device_process import train
 
     method, dtype = config.method, inference_dtype(config.trainer)
@@ -49,7 +49,7 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
         return Reference(fingerprint(other), functools.partial(load_model, other, config.trainer, dtype))
     chosen = method.warmup_rows(len(rows))
     warmup = dataclasses.replace(config, method=METHODS["normal"](), seed=0)
-    table = unscored(rows).take(pa.array(chosen))
+    table = as_table(rows).take(pa.array(chosen))
     what = {
         "base": fingerprint(config.model),
         "tuning": plain(config.tuning),
