@@ -24,6 +24,7 @@ from xtf.config.identity import before_keys, differing_keys, digest, grader_iden
 from xtf.config.schema import Config, ConfigError, Stage
 from xtf.runtime.artifacts import command, read_json, sha256, write_json
 from xtf.runtime.models import BUNDLED
+from xtf.runtime.progress import say
 
 PARTS = ("task", "model", "tuning", "method", "setting", "seed")  # of a run folder's path below runs/
 OVERRIDDEN = re.compile(r"-[0-9a-f]{8}$")  # the end of a setting's name that has overrides of its own
@@ -276,12 +277,19 @@ class Manifest:
         """Take the folder for `config`: it holds one configuration, and edited group files must not mix with the
         results of the old ones.
 
+        A finished run of an earlier version, which did not know a key, stands as it is; that is said.
+
         Raises:
             ConfigError: the folder holds a run of another configuration.
         """
         now = plain(identity(config))
         before = self.content.setdefault("config", now)
-        if keys := differing_keys(before, config):
+        keys = differing_keys(before, config)
+        older = {key: value for key, value in before_keys(before).items() if key in keys}
+        if older and len(older) == len(keys) and finished(config, self.folder, Stage.all):
+            did = ", ".join(f"{key}={value}" for key, value in older.items())
+            say(f"{self.folder.path} was made by an earlier version, with {did}: delete it to make it anew")
+        elif keys:
             was = before_keys(before) | before
             listing = ", ".join(f"{key}: {was.get(key)} -> {now.get(key)}" for key in keys[:5])
             raise ConfigError(
@@ -348,7 +356,8 @@ def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> b
     if not folder.manifest.exists():
         return False
     manifest = Manifest(folder)
-    if differing_keys(manifest.content.get("config", {}), config):
+    recorded = manifest.content.get("config", {})
+    if set(differing_keys(recorded, config)) - before_keys(recorded).keys():
         return False  # the run itself refuses, and says what differs
     if manifest.changed_data(config):
         return False
