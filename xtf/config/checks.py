@@ -37,6 +37,7 @@ from xtf.config.schema import (
     TuningConfig,
     attribute_names,
 )
+from xtf.tiny import DATA_DIR
 
 
 def resolve(config: Config) -> Config:
@@ -255,8 +256,6 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
 
 
 def _bundled(task: TaskConfig, which: str) -> str | None:
-    from xtf.tiny import DATA_DIR
-
     return None if task.bundled is None else str(DATA_DIR / f"{task.bundled}_{which}.jsonl")
 
 

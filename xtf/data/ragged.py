@@ -24,11 +24,16 @@ class Row(Protocol):
     """What a row must have; `xtf.data.encode.Encoded` does."""
 
     @property
-    def example_id(self) -> str: ...
+    def example_id(self) -> str:
+        """Names it in messages."""
+
     @property
-    def input_ids(self) -> Sequence[int]: ...
+    def input_ids(self) -> Sequence[int]:
+        """Prompt and response."""
+
     @property
-    def prompt_length(self) -> int: ...
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
 
 
 def as_table(rows: Sequence[Row]) -> pa.Table:
@@ -113,6 +118,7 @@ class Responses:
 
     @property
     def tokens(self) -> int:
+        """How many tokens there are."""
         return int(self.offsets[-1])
 
     @property

@@ -10,6 +10,7 @@ from xtf.config.schema import Accelerator, AttentionKernel, ModelConfig, Precisi
 from xtf.runtime import gguf
 from xtf.runtime.artifacts import sha256
 from xtf.runtime.progress import console
+from xtf.tiny import MODEL_DIR
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,6 @@ def location(model: ModelConfig) -> str:
         ValueError: a GGUF file that cannot be unpacked (`xtf.runtime.gguf.unpacked`).
     """
     if model.path == BUNDLED:
-        from xtf.tiny import MODEL_DIR
-
         return str(MODEL_DIR)
     if gguf.is_gguf(model.path):
         return str(gguf.unpacked(model.path))

@@ -59,6 +59,7 @@ class MaskStats:
     end_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for the record."""
         return asdict(self)
 
 
@@ -214,18 +215,22 @@ class MaskedTokens(Responses):
 
     @property
     def ids(self) -> np.ndarray:
+        """Token ids of the responses."""
         return self.columns["ids"]
 
     @property
     def kept(self) -> np.ndarray:
+        """Whether each carries loss."""
         return self.columns["kept"]
 
     @property
     def scores(self) -> dict[str, np.ndarray]:
+        """The score columns that the table has, by name."""
         return {name: self.columns[name] for name in (*ATTRIBUTES, "logp") if name in self.columns}
 
     @property
     def dropped(self) -> dict[str, np.ndarray]:
+        """What each attribute in use drops, by its name."""
         return {name: self.columns[a.drops] for name, a in ATTRIBUTES.items() if a.drops in self.columns}
 
 
