@@ -41,6 +41,7 @@ class CheckedSweeper(BasicSweeper):
         from xtf.sweeps.reports import write_reports
 
         self.jobs = []
+        assert self.config is not None
         HydraConfig.instance().set_config(self.config)  # `compose` reads the search path there
         # The command line wins over the grid of an experiment: Hydra would run the product of both.
         given = {override.key_or_group for override in parse_overrides(arguments)}

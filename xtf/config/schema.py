@@ -370,6 +370,8 @@ class TRConfig:
 
 @dataclass
 class ScorerConfig:
+    """Which attributes of a token are scored, and how."""
+
     name: str = MISSING
     attributes: list[Attribute] = field(default_factory=list)  # which attributes may drop a token
     compute: list[Attribute] = field(default_factory=list)  # further ones to score in the same pass, for later runs
@@ -416,6 +418,8 @@ class TRThreshold:
 
 @dataclass
 class ThresholdConfig:
+    """Where an attribute's score is too low: one rule for each."""
+
     name: str = MISSING
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
