@@ -229,8 +229,10 @@ def _split(
 
 
 def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:
-    """Raises:
-    ValueError: a token id that the model has no embedding for.
+    """Refuse a token id that the model has no embedding for.
+
+    Raises:
+        ValueError: naming the example.
     """
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     outside = (rows.input_ids < 0) | (rows.input_ids >= vocabulary)
