@@ -39,6 +39,7 @@ usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
 
 
 def choices(root: Path, group: str) -> dict[str, Path]:
+    """The YAML files of a group in the repository, by name."""
     folder = root / group if group == "experiments" else root / "conf" / group
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 

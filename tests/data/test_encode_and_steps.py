@@ -263,7 +263,8 @@ def test_weights_and_score_columns_travel_with_their_tokens() -> None:
 
 def test_columns_of_a_wrong_length_are_refused_by_name() -> None:
     table = rows_of(([1, 2, 3], 1, [-100, 2, 3]), ([1, 2, 3], 1, [-100, 2]))
-    with pytest.raises(ValueError, match="example e1: `labels` has 2 entries, wanted 3"):
+    message = r"labels is not as long as the sequence \(2 entries, wanted 3 in the first\): examples 'e1'"
+    with pytest.raises(ValueError, match=message):
         TrainingRows(table)
     with pytest.raises(ValueError, match=r"lacks the columns \['labels'\]"):
         TrainingRows(table.drop(["labels"]))

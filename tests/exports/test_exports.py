@@ -238,7 +238,7 @@ def test_another_tokenizer_is_refused(tokenizer, tmp_path):
     scored = xtf.mask(xtf.score(model, tokenizer, rows), threshold="quantile").shuffle(seed=1)
     folder = xtf.export(scored, to="trl", folder=tmp_path / "trl")  # model and tokenizer as recorded
     assert MODEL in (folder / "train.py").read_text()
-    assert "threshold=quantile, attributes: ri, kn, tr" in (folder / "README.md").read_text()
+    assert "threshold=quantile, end=kept, attributes: ri, kn, tr" in (folder / "README.md").read_text()
     other = AutoTokenizer.from_pretrained(MODEL)
     other.add_tokens(["<another>"])
     with pytest.raises(ValueError, match=r"were scored with another tokenizer"):

@@ -103,10 +103,22 @@ def test_a_letter_counts_only_where_it_stands_for_a_choice(text: str, letter: st
     assert ChoiceGrader("ABCD").decide(text) == letter
 
 
+def test_blank_and_endless_texts_are_read_in_no_time() -> None:
+    grader = ChoiceGrader(("yes", "no"))
+    assert grader.decide("\n" * 20_000 + "Yes.") == "yes"
+    assert grader.decide("so " * 20_000 + "\n" * 20_000 + "(" * 20_000) is None
+
+
 def test_a_choice_that_is_a_number_is_not_read_from_a_longer_one() -> None:
     grader = ChoiceGrader(("1", "2"))
     assert grader.decide("Answer: 2.") == "2"
     assert [grader.decide(text) for text in ("Answer: 2.5", "Answer: 12", "Answer: 1/2")] == [None] * 3
+
+
+def test_choices_in_brackets_keep_them() -> None:
+    grader = ChoiceGrader(("(A)", "(B)"))
+    assert grader.decide("The answer is **(B)**.") == grader.decide("(B)") == "(B)"
+    assert grader.decide("The answer is B.") is None
 
 
 def test_a_longer_choice_wins_over_its_beginning() -> None:

@@ -16,6 +16,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import to_config
 from xtf.config.identity import plain
 from xtf.config.schema import ConfigError, ModelShape
+from xtf.runtime import shapes
 from xtf.runtime.artifacts import write_json
 from xtf.sweeps import jobs, plan
 
@@ -53,28 +54,28 @@ def batch(name, **fixed):
     ],
 )
 def test_the_stated_shapes_give_the_published_numbers_of_parameters(compose, model, count):
-    assert plan.parameters(compose(f"model={model}").model.shape) == count
+    assert shapes.parameters(compose(f"model={model}").model.shape) == count
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
 def test_a_shape_read_from_a_config_has_the_parameters_of_the_model(small_model, family):
     model = small_model(family)
-    shape = plan.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
-    assert plan.parameters(shape) == model.num_parameters()
+    shape = shapes.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
+    assert shapes.parameters(shape) == model.num_parameters()
 
 
 def test_an_adapter_has_the_parameters_that_peft_makes(small_model):
     from peft import LoraConfig, get_peft_model
 
     model = small_model("llama")
-    shape = plan.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
+    shape = shapes.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3))
-    assert plan.adapter_parameters(shape, 3) == adapted.get_nb_trainable_parameters()[0]
+    assert shapes.adapter_parameters(shape, 3) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_memory_of_a_small_model_by_hand(compose):
     # head 2, so queries 8 and keys 4 wide; a layer: 2*8*8 + 2*8*4 + 3*8*16 + 2*8 = 592; 100*8*2 + 2*592 + 8 = 2792.
-    assert plan.parameters(SMALL) == 2792
+    assert shapes.parameters(SMALL) == 2792
     config = compose(
         "model=tiny",
         "model.max_length=64",
@@ -164,5 +165,5 @@ def test_a_model_of_unknown_shape_says_what_to_state(compose):
     config = compose("model=llama_1b").model
     unknown = dataclasses.replace(config, path="nobody/nothing", shape=ModelShape())
     with pytest.raises(ConfigError, match=r"state model.shape"):
-        plan.shape_of(unknown)
+        shapes.shape_of(unknown)
     assert plain(config.shape)["layers"] == 16

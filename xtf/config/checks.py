@@ -23,10 +23,13 @@ from xtf.config.schema import (
     ConfigError,
     EvaluateConfig,
     ModelConfig,
+    ModelSource,
     Optimizer,
     PlantConfig,
     PlantKind,
     Recipe,
+    RowSource,
+    ScorerConfig,
     SourceConfig,
     Stage,
     Strategy,
@@ -35,7 +38,9 @@ from xtf.config.schema import (
     TrainerConfig,
     Tuning,
     TuningConfig,
+    attribute_names,
 )
+from xtf.tiny import DATA_DIR
 
 
 def resolve(config: Config) -> Config:
@@ -46,7 +51,9 @@ def resolve(config: Config) -> Config:
     """
     check_ranges(config)
     check_names(config)
+    check_scorer(config.scorer)
     check_threshold(config.threshold)
+    config = dataclasses.replace(config, model=fill_in_path(config.model))
     tuning = fill_in_tuning(config)
     task = fill_in_task(config, tuning.examples)
     check_tuning(tuning, config.trainer)
@@ -107,11 +114,47 @@ def check_names(config: Config) -> None:
 
 
 def check_name(key: str, name: str) -> None:
+    """Refuse a name that could not be a part of a path."""
     if not name.strip() or name in (".", "..") or any(c in "/\\" or not c.isprintable() for c in name):
         raise ConfigError(
             f"{key}={name!r} becomes the name of a folder: it must not be empty, . or .., "
             "nor contain / or \\ or control characters"
         )
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def fill_in_path(model: ModelConfig) -> ModelConfig:
+    """The model with its `path`: as given, else as `model.source` says."""
+    places = {ModelSource.package: model.package, ModelSource.hub: model.hub}
+    if model.path:
+        if model.source is not None and model.path != places[model.source]:
+            raise ConfigError(
+                f"model.path={model.path} and model.source={model.source.value} both name the weights; unset one"
+            )
+        return model
+    chosen = model.source or next((source for source, path in places.items() if path), None)
+    if chosen is None:
+        raise ConfigError("no value for model.path; set it on the command line as model.path=FOLDER")
+    path = places[chosen]
+    if path is None:
+        raise ConfigError(f"model={model.name} has no model.{chosen.value}, so model.source={chosen.value} finds none")
+    return dataclasses.replace(model, path=path, source=chosen)
+
+
+# --- scorer ----------------------------------------------------------------------------------------------------------
+
+
+def check_scorer(scorer: ScorerConfig) -> None:
+    """Refuse an attribute that is not known."""
+    known = attribute_names()
+    for key in ("attributes", "compute"):
+        for name in getattr(scorer, key):
+            if name not in known:
+                raise ConfigError(
+                    f"scorer.{key}: there is no attribute {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+                )
 
 
 # --- threshold -------------------------------------------------------------------------------------------------------
@@ -120,9 +163,9 @@ def check_name(key: str, name: str) -> None:
 def check_threshold(threshold: ThresholdConfig) -> None:
     """Ranges, and what must hold between the settings of one attribute's rule; the library calls this too."""
     check_ranges(threshold, "threshold.")
-    for name in ("ri", "kn", "tr"):
-        rule = getattr(threshold, name)
-        if rule.rule.value == "quantile":
+    for name in attribute_names():
+        rule = getattr(threshold, name, None)  # None: made before the attribute was registered, which has its defaults
+        if rule is not None and rule.rule.value == "quantile":
             _check_number(rule.q + rule.shift, f"threshold.{name}.q + shift", rule.q + rule.shift, 0, 1, ())
     tr = threshold.tr
     if tr.cluster > tr.classes:
@@ -159,6 +202,7 @@ def _fill(tuning: TuningConfig, values: Mapping[str, Any]) -> TuningConfig:
 
 
 def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
+    """Refuse settings of the training that exclude each other."""
     if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
         raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
     if len(tuning.betas) != 2:
@@ -168,6 +212,7 @@ def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
+    """Refuse devices without a strategy for several."""
     if trainer.strategy is Strategy.auto and trainer.devices > 1:
         raise ConfigError(f"trainer.devices={trainer.devices} needs trainer=ddp or trainer=fsdp")
 
@@ -181,33 +226,40 @@ def fill_in_task(config: Config, examples: int | None) -> TaskConfig:
     train = _source(task, "train", model)
     if train.limit is None and examples is not None:
         train = dataclasses.replace(train, limit=examples)
-    if model.bundled_data and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
+    bundled = model.bundled_data or task.source is RowSource.bundled
+    if bundled and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
         task = dataclasses.replace(task, grader=task.bundled_grader)
     max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
     return dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
 
 
 def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
-    """The rows for `which` ("train" or "eval"): a given path, else the tiny model's bundled sample, else the hub."""
+    """The rows for `which` ("train" or "eval"): a given path, else a bundled sample, else the hub."""
     source: SourceConfig = getattr(task, which)
+    if task.source is RowSource.bundled and source.path not in (None, _bundled(task, which)):
+        raise ConfigError(f"task.{which}.path={source.path} and task.source=bundled both name the rows; unset one")
     if source.path is not None:
         if not Path(source.path).exists():
             raise ConfigError(f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})")
         return source
-    if model.bundled_data:
-        if task.bundled is None:
+    if model.bundled_data or task.source is RowSource.bundled:
+        path = _bundled(task, which)
+        if path is None:
             raise ConfigError(
                 f"there is no bundled sample for task={task.name}, so model={model.name} needs task.{which}.path"
             )
-        from xtf.tiny import DATA_DIR
-
-        return dataclasses.replace(source, path=str(DATA_DIR / f"{task.bundled}_{which}.jsonl"))
+        return dataclasses.replace(source, path=path)
     if source.hub is None:
         raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
     return source
 
 
+def _bundled(task: TaskConfig, which: str) -> str | None:
+    return None if task.bundled is None else str(DATA_DIR / f"{task.bundled}_{which}.jsonl")
+
+
 def check_task(task: TaskConfig) -> None:
+    """Refuse samples and pass@k that do not fit each other."""
     if task.samples > 1 and task.temperature == 0:
         raise ConfigError(
             f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
@@ -221,6 +273,7 @@ def check_task(task: TaskConfig) -> None:
 
 
 def check_plant(plant: PlantConfig) -> None:
+    """Refuse no kind of noise, or one twice."""
     if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
         raise ConfigError(
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
@@ -232,6 +285,7 @@ def check_plant(plant: PlantConfig) -> None:
 
 
 def check_evaluate(evaluate: EvaluateConfig) -> None:
+    """Refuse a backend that is not installed, or a text for forgetting that is not read."""
     if evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "

@@ -14,8 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from xtf.config.identity import built_in_methods, nearest
-from xtf.config.schema import GROUPS, METHODS, Config, ConfigError
+from xtf.config.identity import before_keys, built_in_methods, leaves, nearest
+from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, METHODS, Config, ConfigError, threshold_type
 
 # --- composing -------------------------------------------------------------------------------------------------------
 
@@ -33,7 +33,7 @@ def register() -> None:
 
 
 def _group_types() -> dict[str, type]:
-    hints = get_type_hints(Config)
+    hints = get_type_hints(Config) | {"threshold": threshold_type()}
     return {group: hints[group] for group in GROUPS if group != "method"}
 
 
@@ -56,7 +56,7 @@ def typed(node: DictConfig) -> DictConfig:
     Raises:
         ConfigError: for a method whose class is not to be found.
     """
-    schema = copy.copy(_schema())
+    schema = copy.copy(_schema(tuple(FURTHER_THRESHOLDS.items())))
     # As plain values: a node to which a key was added with + would bring it along, unknown as it is.
     values: Any = OmegaConf.to_container(node, resolve=True)
     if not OmegaConf.is_missing(node, "method"):
@@ -68,7 +68,8 @@ def typed(node: DictConfig) -> DictConfig:
 
 
 @functools.cache
-def _schema() -> DictConfig:
+def _schema(further: tuple[tuple[str, type], ...]) -> DictConfig:
+    """Of all groups but the method; `further` are the thresholds that were registered when it is asked for."""
     schema = OmegaConf.structured(Config)
     for group, cls in _group_types().items():
         schema[group] = OmegaConf.structured(cls)
@@ -135,6 +136,9 @@ def build(node: DictConfig) -> Config:
 
 def load_config(node: DictConfig) -> Config:
     """A run's config.yaml, as the typed configuration that it was written from; raises as `to_config` does."""
+    node = node.copy()
+    for key, value in before_keys(dict(leaves(OmegaConf.to_container(node)))).items():
+        OmegaConf.update(node, key, value)
     return to_config(node)
 
 
@@ -164,10 +168,11 @@ def explain(error: BaseException) -> str:
     if hint is None and get_args(inner.ref_type):  # of an element of a list or dict
         hint = get_args(inner.ref_type)[-1]
     if isinstance(inner, ValidationError) and hint is not None:
-        shown = override_value(inner.value) if isinstance(inner.value, str | int | float | None) else inner.value
+        has_value = isinstance(inner.value, str | int | float) or "is not Optional" in str(inner.msg)
+        shown = f"={override_value(inner.value)}" if has_value else ""
         members = next((part.__members__ for part in (hint, *get_args(hint)) if _is_enum(part)), ())
         near = nearest(str(inner.value), members)
-        return f"{where}{key}={shown} is not valid: it must be {_wanted(hint)}{near}"
+        return f"{where}{key}{shown} is not valid: it must be {_wanted(hint)}{near}"
     return f"{where}{key}: {_one_line(inner)}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.schema import METHODS, Config
+from xtf.config.schema import METHODS, Config, ThresholdEnd
 
 
 def plain(value: Any) -> Any:
@@ -112,14 +112,25 @@ def identity(config: Config) -> dict[str, Any]:
     return {key: value for key, value in leaves(plain(config)) if not key.startswith(skip)}
 
 
+# What versions that did not know a key did, where that is not the key's default now.
+_BEFORE = {"threshold.end": ThresholdEnd.scored.value}
+
+
+def before_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record did that lacks some of these keys, by dotted key; `values` are the record's leaves."""
+    return {key: value for key, value in _BEFORE.items() if key not in values}
+
+
 def differing_keys(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """The result-determining keys in which a recorded `identity` and `config` differ.
 
     A key that the record does not have was unknown to the version that wrote it, which then did what is the key's
-    default now.
+    default now, or what `before_keys` says.
     """
     now = plain(identity(config))
-    before = {**dict(_defaults(config, "")), **recorded}
+    before = {**dict(_defaults(config, "")), **before_keys(recorded), **recorded}
+    if not (config.method.masked and config.scorer.attributes):  # no threshold is read
+        now["threshold.end"] = before["threshold.end"]
     return sorted(key for key in recorded.keys() | now.keys() if before.get(key) != now.get(key))
 
 

@@ -7,8 +7,9 @@ are the only place where defaults live; the files in ``conf/`` name just what di
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -48,8 +49,11 @@ class Stage(Enum):
     plan = "plan"  # what the other stages would cost; runs nothing
 
 
-class Attribute(Enum):
-    """The paper's three token attributes (section 3): a token that lacks any one of them is noise."""
+class Attribute(StrEnum):
+    """The paper's three token attributes (section 3): a token that lacks any one of them is noise.
+
+    All that there are, the paper's and others, are the rows of `xtf.scoring.attributes`.
+    """
 
     ri = "ri"  # reasoning importance: attention that the token receives
     kn = "kn"  # knowledge novelty: 1 - p of the token under the base model
@@ -57,41 +61,70 @@ class Attribute(Enum):
 
 
 class RIVariant(Enum):
+    """How RI is taken from the attention weights."""
+
     received = "received"  # mean over later queries of the attention paid to the token
     released = "released"  # the authors' code: layer 0, mean over keys, which is 1 / T for every token
 
 
 class Scale(Enum):
+    """Whether RI is the attention or its logarithm."""
+
     log = "log"
     raw = "raw"
 
 
 class TRVariant(Enum):
+    """What the nearness of TR is measured between."""
+
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
 
 
+class QuantileRule(Enum):
+    """The one rule of an attribute that is not the paper's."""
+
+    quantile = "quantile"
+
+
 class RIRule(Enum):
+    """What RI's threshold is relative to."""
+
     iqr = "iqr"
     quantile = "quantile"
 
 
 class KNRule(Enum):
+    """What KN's threshold is."""
+
     cutoff = "cutoff"
     quantile = "quantile"
 
 
 class TRRule(Enum):
+    """What TR's threshold is."""
+
     multi_otsu = "multi_otsu"
     quantile = "quantile"
 
 
+class ThresholdEnd(Enum):
+    """What thresholds make of the end token that encoding puts behind a response: it is ours, not the dataset's."""
+
+    kept = "kept"  # not judged: no part of a histogram, a fence or a share, and always trained
+    scored = "scored"  # judged like the dataset's tokens, as versions without this setting did
+
+
 class Tuning(Enum):
+    """Which weights are trained."""
+
     full = "full"
     lora = "lora"
 
 
 class Schedule(Enum):
+    """The learning rate after its warm-up."""
+
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
@@ -99,11 +132,15 @@ class Schedule(Enum):
 
 
 class Optimizer(Enum):
+    """What turns gradients into updates."""
+
     adamw = "adamw"
     muon = "muon"  # Muon for the matrices of the layers, AdamW for the rest; on whole weights only
 
 
 class Divisor(Enum):
+    """What the sum of a step's losses is divided by."""
+
     kept = "kept"  # tokens that carry loss in the whole optimizer step
     response = "response"  # all response tokens of the step, dropped ones included
 
@@ -119,11 +156,15 @@ class PlantKind(Enum):
 
 
 class Turns(Enum):
+    """Which turns of a conversation become responses."""
+
     last = "last"  # the last assistant turn is the response; what precedes it is the prompt
     all = "all"  # every assistant turn becomes an example of its own, with the turns before it as its prompt
 
 
 class CheckpointChoice(Enum):
+    """Which weights the trained model has."""
+
     last = "last"
     best = "best"  # lowest validation loss; needs tuning.validation_fraction > 0
 
@@ -136,6 +177,8 @@ class Backend(Enum):
 
 
 class Accelerator(StrEnum):
+    """The kind of device."""
+
     cpu = "cpu"
     gpu = "gpu"
     cuda = "gpu"  # another word for it
@@ -154,6 +197,8 @@ Precision = StrEnum("Precision", {"auto": "auto", "32-true": "32-true", "bf16-mi
 
 
 class PreviewFormat(StrEnum):
+    """What stage=preview shows."""
+
     html = "html"  # a page
     text = "text"  # coloured lines in the terminal
 
@@ -166,12 +211,29 @@ class EmptyRows(Enum):
 
 
 class WandbMode(StrEnum):
+    """Where W&B's runs go."""
+
     online = "online"
     offline = "offline"
     disabled = "disabled"
 
 
+class ModelSource(Enum):
+    """Where a model's weights come from, for a model that is found in several places."""
+
+    package = "package"  # a file of an installed package
+    hub = "hub"
+
+
+class RowSource(Enum):
+    """Where a task's rows come from."""
+
+    bundled = "bundled"  # the sample that ships with the package, whatever the model
+
+
 class AttentionKernel(Enum):
+    """The implementation of attention."""
+
     auto = "auto"  # flash attention where it is installed and the device can run it, else sdpa
     sdpa = "sdpa"
     flash_attention_2 = "flash_attention_2"
@@ -209,9 +271,17 @@ class ModelShape:
 
 @dataclass
 class ModelConfig:
+    """A base model: where it is, how long its rows may be, how it is fine-tuned."""
+
     name: str = MISSING
-    path: str = MISSING  # a folder, or an id on the Hugging Face hub
+    # A folder, an id on the Hugging Face hub, FILE.gguf, or PACKAGE:PATTERN.gguf for a file of an installed package.
+    # Empty: as `source` says.
+    path: str = ""
     revision: str | None = None
+    source: ModelSource | None = None  # which of the two below; None: the package where there is one
+    package: str | None = None  # PACKAGE:PATTERN.gguf
+    hub: str | None = None
+    tokenizer: str | None = None  # a folder or an id on the hub; None: the model's own
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
     max_length: int = within(2048, 8)  # longest prompt + response, in tokens
     max_new_tokens: int | None = within(None, 1)  # a cap on the task's
@@ -278,10 +348,13 @@ class TaskSize:
 
 @dataclass
 class TaskConfig:
+    """A data set: its rows, how they are read, how completions are made and graded."""
+
     name: str = MISSING  # math, code, medical, math500, finance, custom, or a name of your own
     # how rows are read: a file in xtf/tasks/, or module.function of yours; default: by the task's name, else custom
     reader: str | None = None
-    bundled: str | None = None  # which bundled sample the tiny model gets
+    source: RowSource | None = None  # None: paths, else the bundled sample for the tiny model alone, else the hub
+    bundled: str | None = None  # which bundled sample the tiny model gets, and any other with source=bundled
     bundled_grader: str | None = None  # what grades that sample, unless a judge is given (task.judge.base_url)
     train: SourceConfig = field(default_factory=SourceConfig)
     eval: SourceConfig = field(default_factory=SourceConfig)
@@ -306,6 +379,8 @@ class TaskConfig:
 
 @dataclass
 class RIConfig:
+    """How reasoning importance is scored."""
+
     variant: RIVariant = RIVariant.received
     layer: int = within(-1, -1024, 1023)  # negative counts from the last layer
     scale: Scale = Scale.log
@@ -313,16 +388,30 @@ class RIConfig:
 
 @dataclass
 class TRConfig:
+    """How task relevance is scored."""
+
     variant: TRVariant = TRVariant.dataset
 
 
 @dataclass
 class ScorerConfig:
+    """Which attributes may drop a token, and how they are scored."""
+
     name: str = MISSING
-    attributes: list[Attribute] = field(default_factory=list)  # which attributes may drop a token
-    compute: list[Attribute] = field(default_factory=list)  # further ones to score in the same pass, for later runs
+    attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
+    compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
+
+
+@dataclass
+class QuantileThreshold:
+    """Low if among the share `q` of the dataset's response tokens that speaks most for noise."""
+
+    rule: QuantileRule = QuantileRule.quantile
+    q: float = within(0.1, 0, 1)
+    cap: float | None = within(None, 0, 1, excluding=(0,))
+    shift: float = within(0.0, -1, 1, excluding=(-1, 1))
 
 
 @dataclass
@@ -364,14 +453,38 @@ class TRThreshold:
 
 @dataclass
 class ThresholdConfig:
+    """From which score on each attribute drops a token."""
+
     name: str = MISSING
+    end: ThresholdEnd = ThresholdEnd.kept
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
 
 
+FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a program adds (xtf.scoring.attributes.register)
+
+
+def threshold_type() -> type[ThresholdConfig]:
+    """`ThresholdConfig`, with a field more for each of `FURTHER_THRESHOLDS`; the same type as long as these are."""
+    return _with_fields(tuple(FURTHER_THRESHOLDS.items()))
+
+
+@functools.cache
+def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]:
+    more = [(name, cls, field(default_factory=cls)) for name, cls in further]
+    return make_dataclass("ThresholdConfig", more, bases=(ThresholdConfig,)) if more else ThresholdConfig
+
+
+def attribute_names() -> list[str]:
+    """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
+    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end")]
+
+
 @dataclass
 class LoraSettings:
+    """The adapter of tuning=lora."""
+
     r: int = within(8, 1, 1024)
     alpha: int = within(32, 1)
     dropout: float = within(0.0, 0, 1, excluding=(1,))
@@ -380,6 +493,8 @@ class LoraSettings:
 
 @dataclass
 class TuningConfig:
+    """How the model is trained; what is null follows from the model's recipe (table 3)."""
+
     name: Tuning = MISSING
     examples: int | None = within(None, 1)  # None: from the model's recipe (table 3)
     epochs: int | None = within(None, 1)  # None: from the recipe
@@ -401,12 +516,15 @@ class TuningConfig:
 
 @dataclass
 class TrainerConfig:
+    """The devices, and how much is done on them at once; no result depends on it."""
+
     name: str = MISSING
     accelerator: Accelerator = Accelerator.cpu
     devices: int = within(1, 1)
     strategy: Strategy = Strategy.auto
     precision: Precision = Precision.auto  # auto: bf16-mixed where the device has it, else 32-true
-    tokens_per_microbatch: int = within(8192, 1)  # packing budget of one forward and backward pass
+    # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
+    tokens_per_microbatch: int | None = within(None, 1)
     tokens_per_score_batch: int = within(16384, 1)
     tokens_per_eval_batch: int = within(32768, 1)
     checkpoint_every: int = within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
@@ -416,6 +534,8 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
+    """Where a run is mirrored beside its files."""
+
     name: str = MISSING
     project: str = "xtf"
     entity: str | None = None
@@ -427,6 +547,8 @@ class LoggerConfig:
 
 @dataclass
 class EvaluateConfig:
+    """What is measured of the base and of the fine-tuned model."""
+
     base: bool = True  # grade the untouched base model too (once per model and task)
     backend: Backend = Backend.hf
     vllm_memory: float = within(0.8, 0.05, 1)  # share of the device's memory that vLLM may take
@@ -461,6 +583,8 @@ class PilotConfig:
 
 @dataclass
 class PreviewConfig:
+    """The explorer of a mask."""
+
     format: PreviewFormat = PreviewFormat.html
     examples: int | None = within(None, 1)  # None: 2,000 in HTML, 5 as text
 
@@ -479,9 +603,10 @@ class PlanConfig:
     """What stage=plan assumes of a device."""
 
     device_memory_gb: float | None = within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
-    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. 10,000
-    # is what 6e13 operations a second give, a fifth of an A100's peak in bfloat16.
-    tokens_per_second: float = within(10_000.0, 1e-9)
+    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. None:
+    # 10,000, what 6e13 operations a second give, a fifth of an A100's peak in bfloat16; what a run on a CPU says of its
+    # own stages before it has measured them counts with 30, of two cores.
+    tokens_per_second: float | None = within(None, 1e-9)
 
 
 class PretrainText(Enum):

@@ -12,6 +12,8 @@ from xtf.config.schema import PlantKind, Turns
 
 
 class Message(TypedDict):
+    """A turn of a conversation."""
+
     role: str  # system, user or assistant
     content: str
     trained: NotRequired[bool]  # False: an assistant's turn that is context, and no response to learn
@@ -75,6 +77,7 @@ def text_list(row: Mapping[str, Any], name: str) -> list[str]:
 
 
 def turns(prompt: str, response: str) -> list[Message]:
+    """A question and its answer as a conversation."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 

@@ -53,8 +53,8 @@ def row_id(row: Mapping[str, Any], number: int) -> str:
 def load_rows(source: SourceConfig) -> Rows:
     """Reads a JSONL, JSON, CSV or Parquet file (optionally .gz), or a split of a dataset on the hub.
 
-    ValueError for a source that is missing, unreadable, empty or emptied by its filters, and for ids that it
-    lacks.
+    Raises:
+        ValueError: the source is missing, unreadable, empty or emptied by its filters, or lacks ids that are named.
     """
     if source.path:
         name, numbered = source.path, read_file(Path(source.path))
@@ -294,5 +294,6 @@ def _drop_ids(numbered: Numbered, path: str, name: str) -> Numbered:
 
 
 def first_few(values: Iterable[str], count: int = 5) -> str:
+    """A few of the values, sorted, for a message."""
     ordered = sorted(values)
     return ", ".join(repr(value) for value in ordered[:count]) + (", ..." if len(ordered) > count else "")

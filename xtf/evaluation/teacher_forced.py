@@ -22,11 +22,14 @@ import numpy as np
 
 from xtf.config.identity import digest
 from xtf.config.schema import Config
+from xtf.data.ragged import as_table
 from xtf.data.rows import read_field
 from xtf.graders.metrics import Metric, bootstrap
 from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.progress import bar, stopwatch
 from xtf.runtime.run_folder import forgetting_source
+from xtf.scoring.masks import weights_to_labels
+from xtf.scoring.methods import Method
 from xtf.tiny import HELD_OUT
 
 if TYPE_CHECKING:
@@ -62,13 +65,10 @@ def predict(
     from lightning_fabric.utilities import move_data_to_device
 
     from xtf.data.steps import TrainingRows, collate
-    from xtf.scoring.masks import weights_to_labels
-    from xtf.scoring.methods import Method
-    from xtf.scoring.store import unscored
     from xtf.training.packed import PackedLM, enable_packing
 
     every = [np.ones(len(row.input_ids) - row.prompt_length, np.float32) for row in rows]
-    data = TrainingRows(weights_to_labels(unscored(rows), every).table)
+    data = TrainingRows(weights_to_labels(as_table(rows), every).table)
     tokens, nll, bins = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros((len(rows), BINS, 3))
     original = model.config._attn_implementation
     enable_packing(model, int(data.needed.max()))
@@ -150,7 +150,9 @@ def teacher_forced_figures(
         given = rows()
         tokens = sum(len(row.input_ids) - 1 for row in (*given, *held_out))
         with stopwatch() as seconds, bar(f"losses of the {name} model", tokens) as progress:
-            budget = config.trainer.tokens_per_microbatch
+            from xtf.training.budget import LARGEST
+
+            budget = config.trainer.tokens_per_microbatch or LARGEST
             metrics = response_figures(predict(load(), given, budget=budget, progress=progress))
             if held_out:
                 metrics["forgetting_loss"] = mean_loss(predict(load(), held_out, budget=budget, progress=progress))

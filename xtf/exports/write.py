@@ -272,8 +272,11 @@ def _rule(config: Config, stats: Mapping[str, Any]) -> list[str]:
     settings = {key: value for key, value in plain(method).items() if key not in ("name", "_target_")}
     lines = [f"method={method.name}: {said}" + (f" With {settings}." if settings else "")]
     if method.masked:
-        attributes = ", ".join(attribute.value for attribute in config.scorer.attributes) or "none"
-        lines.append(f"scorer={config.scorer.name} (attributes: {attributes}), threshold={config.threshold.name}")
+        attributes = ", ".join(config.scorer.attributes) or "none"
+        lines.append(
+            f"scorer={config.scorer.name} (attributes: {attributes}), threshold={config.threshold.name}, "
+            f"end tokens {config.threshold.end.value}"
+        )
         lines += [f"{name}: {values}" for name, values in stats["thresholds"].items()]
     shares = ", ".join(f"{name} {share:.1%}" for name, share in stats["dropped_share"].items())
     lines.append(f"dropped of {stats['response_tokens']:,} response tokens: {shares}")

@@ -31,6 +31,8 @@ from xtf.graders.metrics import Metric, bootstrap, wilson
 
 @dataclass(frozen=True)
 class Grade:
+    """What a grader makes of one completion."""
+
     correct: bool | None  # None: no verdict (the judge failed), never counted as wrong
     extracted: str | None  # what the grader took to be the answer; None: it found none
     reason: str
@@ -50,7 +52,11 @@ class Grader:
 
     @classmethod
     def of(cls, config: TaskConfig, output_dir: Path) -> Self:
-        """The grader for a task; `output_dir` is for what it keeps on disk. ValueError for settings that do not fit."""
+        """The grader for a task; `output_dir` is for what it keeps on disk.
+
+        Raises:
+            ValueError: settings that do not fit.
+        """
         return cls()
 
     def check(self) -> None:
@@ -94,7 +100,7 @@ def final_part(completion: str) -> str:
 
 
 NEXT_TURN = re.compile(
-    r"\n[\s*#>]*(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
+    r"\n[\s*#>]{0,20}+(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
 )
 
 

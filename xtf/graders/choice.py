@@ -22,11 +22,11 @@ THEREFORE = (
     r"\b(?:therefore|thus|hence|so|consequently|accordingly|overall|finally|ultimately"
     r"|in (?:conclusion|summary|short|sum)|to (?:conclude|sum up))\b"
 )
-OPENING = r"[\s*_(\[\"'`$,]*(?:\\(?:boxed|text|textbf|mathrm|mathbf)\{)*[\s*_(\[\"'`]*"
 HEDGE = (
-    r"(?:(?:(?:most|very)\s+)?(?:likely|probably|clearly|definitely|certainly|simply|therefore|thus|again)\b[\s,:]*)*"
+    r"(?:(?:(?:most|very)\s{1,3})?(?:likely|probably|clearly|definitely|certainly|simply|therefore|thus|again)\b"
+    r"[\s,:]{0,3}+){0,3}+"
 )
-NOUN = r"(?:(?:(?:the\s+)?(?:option|choice|letter|answer))\b\s*:?\s*)?"
+NOUN = r"(?:(?:the\s)?(?:option|choice|letter|answer)\b\s{0,3}+:?\s{0,3}+)?+"
 CORRECT = (
     r"[*_`\"')\]}]*\s+(?:is|was|would be|should be|seems|must be)\s+"
     r"(?:clearly\s+|probably\s+|most likely\s+)?(?:the\s+)?"
@@ -64,7 +64,10 @@ class ChoiceGrader(Grader):
         one = "|".join(
             re.escape(choice) if len(choice) == 1 else f"(?i:{re.escape(choice)})" for choice in longest_first
         )
-        start = rf"{OPENING}(?i:{HEDGE})(?i:{NOUN}){OPENING}"
+        # what may precede a choice: marks that no choice begins with; bounded and possessive, as texts can be endless
+        marks = re.escape("".join(mark for mark in "*_([\"'`$," if not any(c.startswith(mark) for c in choices)))
+        opening = rf"[\s{marks}]{{0,20}}+(?:\\(?:boxed|text|textbf|mathrm|mathbf)\{{[\s{marks}]{{0,3}}+){{0,3}}+"
+        start = rf"{opening}(?i:{HEDGE})(?i:{NOUN}){opening}"
         self.one = re.compile(one)
         self.rules = (
             re.compile(
@@ -82,7 +85,7 @@ class ChoiceGrader(Grader):
 
     def decide(self, completion: str) -> str | None:
         """The choice that a text settles on, spelled as in `choices`; None if it cannot be read."""
-        for text in answer_parts(completion):
+        for text in map(str.strip, answer_parts(completion)):
             for rule in self.rules:
                 hits = [found for match in rule.finditer(text) if (found := self._hit(match, text)) is not None]
                 if hits:

@@ -32,6 +32,7 @@ def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def unix_lines(text: str) -> str:
+    """Line ends of Windows as those of Unix."""
     return text.replace("\r\n", "\n")
 
 

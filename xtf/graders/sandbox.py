@@ -47,6 +47,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from xtf.config.checks import check_ranges
 from xtf.config.schema import SandboxConfig
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
@@ -70,6 +71,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What became of a trial."""
+
     passed: bool
     reason: str
 
@@ -266,22 +269,13 @@ class Sandbox:
             return list(pool.map(run_one, trials))
 
 
-def check_limits(config: SandboxConfig) -> None:
-    """ValueError for a limit outside the schema's range: to the kernel, for one, -1 means no limit."""
-    for item in dataclasses.fields(config):
-        low, high = item.metadata.get("range", (False, True))
-        if not low <= getattr(config, item.name) <= high:  # also refuses NaN
-            bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-            raise ValueError(f"task.sandbox.{item.name} must be {bounds}, not {getattr(config, item.name)}")
-
-
 def check_isolation(config: SandboxConfig) -> tuple[bool, str | None]:
     """Whether programs can be isolated, tried with one; else the kernel's reason.
 
     Raises:
         ValueError: they cannot and the run may not go without; or a limit is none.
     """
-    check_limits(config)
+    check_ranges(config, "task.sandbox.")  # to the kernel, for one, a limit of -1 is none
     problem = None if sys.platform == "linux" else f"{platform.system()} has no namespaces"
     if problem is None:
         worker = Worker(config, isolate=True)

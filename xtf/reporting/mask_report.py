@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from xtf.data.tokens import ResponseTokens, response_tokens
 from xtf.reporting import figures
 from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
-from xtf.reporting.run_report import curves, cuts_of, exclusive_shares
+from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.masks import MaskedTokens
 
 Lines = list[list[Any]]  # a figure each, under `COLUMNS`
 # `value` is a share, seconds or MB; `at` is the threshold's setting, for points of a curve.
@@ -135,14 +136,14 @@ def _mask_section(
     name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, reported: Reported, lines: Lines
 ) -> Section:
     """Shares dropped, beside the reported ones, and the three figures."""
-    tokens = response_tokens(pq.read_table(folder.mask))
+    tokens = judged_tokens(folder, pq.read_table(folder.mask))
     stats = manifest.stages["mask"]["stats"]
     drawn: list[Picture] = []
     stem = f"{name}-{'-'.join(folder.parts)}"
-    found = curves(folder.path, tokens)
+    found = curves(folder, tokens)
     if tokens.dropped:
         scores = {key: tokens.scores[key] for key in tokens.dropped}
-        cuts = {key: cuts_of(key, stats["thresholds"][key]) for key in scores}
+        cuts = {key: cuts_of(stats["thresholds"][key]) for key in scores}
         parts = {
             "distributions": figures.distributions(scores, tokens.dropped, cuts),
             "overlap": figures.overlap(exclusive_shares(tokens)),
@@ -163,14 +164,20 @@ def _mask_section(
             _line(folder, setting, share, "", at) for at, share in zip(values.tolist(), shares.tolist(), strict=True)
         ]
     text = (
-        f"{len(tokens.kept):,} response tokens. Score distributions with thresholds (figure 3), overlap (figure 4), "
-        'share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
+        f"{len(tokens.kept):,} response tokens{_ends(stats)}. Score distributions with thresholds (figure 3), overlap "
+        '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
     )
     title = f"Dropped tokens: {' · '.join(folder.parts)}"
     return Section(title, [text], ["dropped by", "ours", "reported"], rows, drawn)
 
 
-def dropped_shares(tokens: ResponseTokens) -> dict[str, float]:
+def _ends(stats: Mapping[str, Any]) -> str:
+    """What is said of the appended end tokens, if the mask left any alone."""
+    ends = stats.get("end_tokens", 0)  # records of earlier versions do not say
+    return f", beside {ends:,} appended end tokens that are kept and not counted" if ends else ""
+
+
+def dropped_shares(tokens: MaskedTokens) -> dict[str, float]:
     """Shares of the response tokens in the terms of figure 4: "ri only" (by RI at all), "ri after kn" (by RI and not by
     KN), "ri after both" (by RI alone), and "union" (by any)."""
     names, found = list(tokens.dropped), {}
@@ -180,8 +187,8 @@ def dropped_shares(tokens: ResponseTokens) -> dict[str, float]:
         for other in others:
             found[f"{name} after {other}"] = own & ~tokens.dropped[other]
         if len(others) > 1:
-            rest = tokens.dropped[others[0]] | tokens.dropped[others[1]]
-            found[f"{name} after both"] = own & ~rest
+            rest = np.logical_or.reduce([tokens.dropped[other] for other in others])
+            found[f"{name} after {'both' if len(others) == 2 else 'all'}"] = own & ~rest
     if names:
         found["union"] = ~tokens.kept
     return {name: float(dropped.mean()) for name, dropped in found.items()}

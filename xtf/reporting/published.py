@@ -28,6 +28,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ from xtf.reporting.runs import Run, load_run, read_lines
 from xtf.runtime.artifacts import read_json, write_atomic
 from xtf.runtime.loggers import STEP, start_run, wandb_mode
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.store import read_pass
 
 if TYPE_CHECKING:
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
 BINS = 64
 SHOWN_EXAMPLES = 20
 SHOWN_GENERATIONS = 200
-ATTRIBUTES = ("ri", "kn", "tr")
 CURVES = {  # name -> column of train_log.csv
     "train/loss": "loss",
     "train/kept_tokens": "kept_tokens",
@@ -247,11 +248,6 @@ COLUMNS = (
     *(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "difference", "reported")),
     "mask/kept",
 )
-SHARES = (
-    Panel("response tokens kept", "bar", ("mask/kept",)),
-    Panel("dropped by", "bar", tuple(f"mask/dropped/{name}" for name in (*ATTRIBUTES, "union"))),
-    Panel("overlaps", "bar", tuple(f"mask/overlap/{name}" for name in ("ri_kn", "ri_tr", "kn_tr", "ri_kn_tr"))),
-)
 TRAINING = tuple(
     Panel(title, "line", (key,))
     for title, key in (
@@ -263,25 +259,35 @@ TRAINING = tuple(
         ("validation loss", "validation/loss"),
     )
 )
-SCORES = tuple(Panel(f"{name.upper()} scores", "media", (f"scores/{name}",)) for name in ATTRIBUTES)
-DASHBOARDS = (
-    Dashboard(
-        "XTF: one run",
-        {
-            "Did it help?": QUALITY,
-            "What was dropped": (*SHARES, *SCORES, Panel("examples", "media", ("examples",))),
-            "Completions": (Panel("generations", "media", ("generations",)),),
-            "Training": TRAINING,
-        },
-        columns=COLUMNS,
-    ),
-    Dashboard(
-        "XTF: a sweep",
-        {"Did it help?": QUALITY, "What was dropped": SHARES, "Training": TRAINING},
-        group_by=("model", "task", "tuning", "method", "scorer", "threshold"),
-        columns=COLUMNS,
-    ),
-)
+
+
+def dashboards() -> list[Dashboard]:
+    """The workspaces, for the attributes that there are."""
+    sets = [names for size in range(2, len(ATTRIBUTES) + 1) for names in combinations(ATTRIBUTES, size)]
+    shares = (
+        Panel("response tokens kept", "bar", ("mask/kept",)),
+        Panel("dropped by", "bar", tuple(f"mask/dropped/{name}" for name in (*ATTRIBUTES, "union"))),
+        Panel("overlaps", "bar", tuple(f"mask/overlap/{'_'.join(names)}" for names in sets)),
+    )
+    scores = [Panel(f"{a.label} scores", "media", (f"scores/{name}",)) for name, a in ATTRIBUTES.items()]
+    return [
+        Dashboard(
+            "XTF: one run",
+            {
+                "Did it help?": QUALITY,
+                "What was dropped": (*shares, *scores, Panel("examples", "media", ("examples",))),
+                "Completions": (Panel("generations", "media", ("generations",)),),
+                "Training": TRAINING,
+            },
+            columns=COLUMNS,
+        ),
+        Dashboard(
+            "XTF: a sweep",
+            {"Did it help?": QUALITY, "What was dropped": shares, "Training": TRAINING},
+            group_by=("model", "task", "tuning", "method", "scorer", "threshold"),
+            columns=COLUMNS,
+        ),
+    ]
 
 
 def create_dashboards(config: Config, out_dir: Path) -> list[str]:
@@ -295,7 +301,7 @@ def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     logger = config.logger
     if wandb_mode(config) != "online":
         path = out_dir / "dashboards.json"
-        text = json.dumps([asdict(board) for board in DASHBOARDS], indent=2) + "\n"
+        text = json.dumps([asdict(board) for board in dashboards()], indent=2) + "\n"
         write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
         return [str(path)]
     if logger.entity is None:
@@ -303,7 +309,7 @@ def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     import wandb
 
     try:
-        boards = [workspace(board, logger.entity, logger.project) for board in DASHBOARDS]
+        boards = [workspace(board, logger.entity, logger.project) for board in dashboards()]
         return [str(board.save().url) for board in boards]
     except ModuleNotFoundError as error:
         raise ValueError("stage=dashboard needs wandb-workspaces: pip install 'xtf[dashboard]'") from error

@@ -12,7 +12,7 @@ under the base model; arrays are flat over all response tokens of the table, in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,52 +21,16 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.checks import check_ranges
-from xtf.config.schema import Attribute, Config, ConfigError, SourceConfig, ThresholdConfig, within
+from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd, within
+from xtf.data.augment import augment
+from xtf.data.ragged import IGNORED, Responses
+from xtf.scoring.masks import build_mask, weights_to_labels
 
 if TYPE_CHECKING:
     import torch
 
     from xtf.data.examples import Example
     from xtf.scoring.masks import Mask
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Score columns of a table, flat over its response tokens; example i owns `offsets[i]:offsets[i + 1]`."""
-
-    offsets: np.ndarray  # [examples + 1] int64
-    columns: Mapping[str, np.ndarray]  # each [tokens]
-
-    @classmethod
-    def from_table(cls, table: pa.Table, names: Iterable[str]) -> Scores:
-        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label
-        is -100."""
-        ids, prompts = table["input_ids"].combine_chunks(), table["prompt_length"].to_numpy()
-        lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
-        columns = {}
-        for name in sorted(names):
-            if name not in table.column_names:
-                raise ValueError(f"the method needs the score column {name!r}; the table has {table.column_names}")
-            values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            if name == "labels":
-                position = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                name, values = "dropped", values[position >= np.repeat(prompts, lengths)] == -100
-            columns[name] = values
-        return cls(np.concatenate([[0], np.cumsum(lengths - prompts)]).astype(np.int64), columns)
-
-    @property
-    def tokens(self) -> int:
-        return int(self.offsets[-1])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Response tokens of each example, [examples]."""
-        return np.diff(self.offsets)
-
-    @property
-    def example(self) -> np.ndarray:
-        """Number of the example that each token belongs to, [tokens]."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
 
 @dataclass(frozen=True)
@@ -102,7 +66,7 @@ class Method:
     def __post_init__(self) -> None:
         check_ranges(self, "method.")
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         """w_t of every response token, float32 [tokens]; 0 drops the token's loss."""
         return np.ones(scores.tokens, np.float32)
 
@@ -134,20 +98,22 @@ class Method:
         """The table that `mask` is given, where the method reads one of its own instead of encoded examples."""
         return None
 
-    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         """The training table: labels, and weights other than 0 and 1, from the columns that the method `needs`."""
-        from xtf.scoring.masks import build_mask, weights_to_labels
-
         mask = build_mask(scored, threshold, attributes if self.masked else ())
-        scores = Scores.from_table(mask.table, self.needs | ({"labels"} if self.masked else set()))
-        return weights_to_labels(scored, np.split(self.weights(scores, seed), scores.offsets[1:-1]))
+        names = set(self.needs) | ({"labels"} if self.masked else set())
+        if self.masked and threshold.end is ThresholdEnd.kept:
+            names.add("end")
+        scores = Responses.from_table(mask.table, names)
+        weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
+        return weights_to_labels(scored, weights, threshold if self.masked else None)
 
     def parts(self, rows: int) -> list[np.ndarray] | None:
         """Rows of the parts that are trained one after the other, each cleaned (`clean`) by the model as the parts
         before left it; None: all rows at once."""
         return None
 
-    def clean(self, scores: Scores) -> np.ndarray:
+    def clean(self, scores: Responses) -> np.ndarray:
         """w_t of the response tokens of a part behind the first, given `logp` and the trained model's `ref_logp`."""
         raise NotImplementedError(f"{self.name} does not train in parts")
 
@@ -159,12 +125,10 @@ class XTF(Method):
     name: str = "xtf"
     masked: ClassVar[bool] = True
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (~scores.columns["dropped"]).astype(np.float32)
 
-    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
-        from xtf.scoring.masks import build_mask
-
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         return build_mask(scored, threshold, attributes)  # with the statistics of each attribute
 
 
@@ -204,7 +168,7 @@ class Given(Method):
             f"method=given trains a token table as it is: task.train.path must be .parquet or .jsonl, not {path.name!r}"
         )
 
-    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         return given_mask(scored)
 
 
@@ -213,7 +177,10 @@ class Given(Method):
 
 @dataclass
 class Matched(Method):
-    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones."""
+    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones.
+
+    The appended end of a response, which the mask keeps unless threshold.end=scored, is kept here too.
+    """
 
     match: str = "xtf"  # the method whose mask gives the number: the one that masks by scorer and threshold
     masked: ClassVar[bool] = True
@@ -223,12 +190,15 @@ class Matched(Method):
         if self.match != "xtf":
             raise ConfigError(f"method.match={self.match}: only the mask of xtf can be matched")
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
-        rank = rank_within(scores, self.order(scores, seed))
+        order = self.order(scores, seed)
+        if "end" in scores.columns:  # what the mask leaves alone comes last: the mask drops no more than the others
+            order = np.where(scores.columns["end"], np.inf, order)
+        rank = scores.rank(order)
         return (rank >= dropped[scores.example]).astype(np.float32)
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         """[tokens]; the lowest values of each example are dropped."""
         raise NotImplementedError
 
@@ -239,7 +209,7 @@ class Random(Matched):
 
     name: str = "random"
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return np.random.default_rng([seed, RANDOM_STREAM]).random(scores.tokens)
 
 
@@ -253,7 +223,7 @@ class LowLoss(Matched):
     name: str = "low_loss"
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return -scores.columns["logp"]
 
 
@@ -264,7 +234,7 @@ class HighLoss(Matched):
     name: str = "high_loss"
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return scores.columns["logp"]
 
 
@@ -280,7 +250,7 @@ class Decile(Method):
     invert: bool = False  # train on the other nine
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         first, last = ((self.decile - offset) * scores.tokens // 10 for offset in (1, 0))
         weights = np.full(scores.tokens, float(self.invert), np.float32)
         weights[np.argsort(scores.columns["logp"], kind="stable")[first:last]] = not self.invert
@@ -297,16 +267,8 @@ class Oracle(Method):
     name: str = "oracle"
     needs: ClassVar[frozenset[str]] = frozenset({"planted"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (scores.columns["planted"] == 0).astype(np.float32)
-
-
-def rank_within(scores: Scores, values: np.ndarray) -> np.ndarray:
-    """Rank of each token's value within its example, int64 [tokens]: 0 is the lowest; ties go by position."""
-    order = np.lexsort((values, scores.example))
-    rank = np.empty(scores.tokens, np.int64)
-    rank[order] = np.arange(scores.tokens) - np.repeat(scores.offsets[:-1], scores.lengths)
-    return rank
 
 
 # -- data: which examples ------------------------------------------------------------------------------------
@@ -324,7 +286,7 @@ class DataFiltering(Method):
     keep: float = within(0.5, 0, 1, excluding=(0,))  # share of the examples
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "logp_unconditional"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         examples = len(scores.lengths)
         conditional, alone = (
             np.bincount(scores.example, scores.columns[name], examples) / np.maximum(scores.lengths, 1)
@@ -352,8 +314,6 @@ class DataAugmentation(Method):
         return True
 
     def examples(self, examples: Sequence[Example]) -> list[Example]:
-        from xtf.data.augment import augment
-
         return augment(examples, self.factor, Path(self.path) if self.path else None)
 
 
@@ -402,7 +362,7 @@ class TokenCleaning(Referenced):
     name: str = "token_cleaning"
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return top_share(excess_loss(scores), self.keep)
 
 
@@ -427,12 +387,12 @@ class SelfEvolving(Method):
         parts = (order[:first], *np.array_split(order[first:], self.subsets))
         return [np.sort(part) for part in parts if len(part)]
 
-    def clean(self, scores: Scores) -> np.ndarray:
+    def clean(self, scores: Responses) -> np.ndarray:
         """w_t of a subset's response tokens, given `logp` and the evolving model's `ref_logp`."""
         return top_share(excess_loss(scores), self.keep)
 
 
-def excess_loss(scores: Scores) -> np.ndarray:
+def excess_loss(scores: Responses) -> np.ndarray:
     """l_base - l_ref of every token: how much the reference model's training taught it."""
     excess: np.ndarray = scores.columns["ref_logp"] - scores.columns["logp"]
     return excess
@@ -459,7 +419,7 @@ class Forgetting(Referenced):
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         top = top_share(excess_loss(scores), self.keep)
         rest = scores.tokens - top.sum()
         return np.where(top > 0, 1.0, -top.sum() / max(rest, 1)).astype(np.float32)
@@ -579,20 +539,18 @@ def given_mask(table: pa.Table) -> Mask:
         ValueError: neither labels nor weights; a label within the prompt, or another than the token that it stands at;
             padding or positions of the data's own; labels that are all -100.
     """
-    from xtf.scoring.masks import weights_to_labels
-
     columns = {name: table[name] for name in table.column_names}
     columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
     _check_given(columns)
     if "labels" in columns:
         labels = columns["labels"].to_pylist()
-        first = [next((at for at, label in enumerate(row) if label != -100), len(row)) for row in labels]
+        first = [next((at for at, label in enumerate(row) if label != IGNORED), len(row)) for row in labels]
         columns.setdefault("prompt_length", pa.array(first, pa.int32()))
         prompts = columns["prompt_length"].to_pylist()
         for name, at, prompt in zip(columns["example_id"].to_pylist(), first, prompts, strict=True):
             if at < prompt:
                 raise ValueError(f"example {name}: the label at {at} lies within the prompt of {prompt} tokens")
-        kept = [[label != -100 for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
+        kept = [[label != IGNORED for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
     elif "weights" in columns and "prompt_length" in columns:
         kept = [[True] * len(row) for row in columns["weights"].to_pylist()]
     else:
@@ -630,11 +588,11 @@ def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
         if len(labels) != len(ids):
             raise ValueError(f"example {name}: {len(labels)} labels for {len(ids)} input_ids")
         for at, (label, token) in enumerate(zip(labels, ids, strict=True)):
-            if label not in (-100, token):
+            if label not in (IGNORED, token):
                 raise ValueError(
                     f"example {name}: the label at {at} is {label}, the token there is {token}; labels are input_ids "
                     "at their own place (not shifted), or -100"
                 )
-        trained = trained or any(label != -100 for label in labels)
+        trained = trained or any(label != IGNORED for label in labels)
     if not trained:
         raise ValueError("every label is -100: there is nothing to train on")

@@ -28,16 +28,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from xtf.config.compose import load_config, override_value
 from xtf.config.identity import digest, identity, plain
-from xtf.config.schema import Attribute, Config, PlantKind, ThresholdConfig
+from xtf.config.schema import Config, PlantKind, ThresholdConfig, ThresholdEnd
 from xtf.data.planting import CODES
+from xtf.data.ragged import Responses
+from xtf.data.tokens import Pieces
 from xtf.graders.metrics import Metric
 from xtf.reporting import figures
 from xtf.reporting.cells import experiment_folders
 from xtf.reporting.pages import counted, picture, render, write_csv
+from xtf.runtime.models import load_tokenizer
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import build_mask
-from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
-from xtf.scoring.thresholds import SOURCE
+from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, TokenCleaning, excess_loss
 
 RESAMPLES = 1000
 INTERVAL = "bootstrap over examples"
@@ -198,21 +201,20 @@ def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[st
     each example as the union of the attributes. A low p is what DFT gives little weight and ProFit drops, so the score
     of both is that of `high loss (low p)`; DFT has no threshold.
     """
-    attributes = [attribute for attribute in Attribute if SOURCE[attribute] in table.column_names]
-    mask = build_mask(table, threshold, attributes)
-    columns = {SOURCE[attribute] for attribute in attributes}
-    columns |= {f"drop_{attribute.value}" for attribute in attributes} | {"labels"}
-    scores = Scores.from_table(mask.table, columns | ({"ref_logp"} & set(table.column_names)))
-    drops = {a.value.upper(): scores.columns[f"drop_{a.value}"].astype(bool) for a in attributes}
-    found = {
-        a.value.upper(): Detector(_noise_score(a, scores.columns[SOURCE[a]]), drops[a.value.upper()])
-        for a in attributes
-    }
+    attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in table.column_names]
+    mask = build_mask(table, threshold, [attribute.name for attribute in attributes])
+    columns = {name for attribute in attributes for name in (attribute.source, attribute.drops)} | {"labels"}
+    if threshold.end is ThresholdEnd.kept:
+        columns.add("end")
+    scores = Responses.from_table(mask.table, columns | ({"ref_logp"} & set(table.column_names)))
+    drops = {a.label: scores.columns[a.drops].astype(bool) for a in attributes}
+    # Little attention, a high probability and distance from the centre speak for noise.
+    found = {a.label: Detector(a.noise * scores.columns[a.source], drops[a.label]) for a in attributes}
     for size in range(2, len(drops) + 1):
         for names in combinations(drops, size):
             found[" or ".join(names)] = Detector(None, np.logical_or.reduce([drops[name] for name in names]))
     found["random"] = _as_detector(Random(), scores, seed)
-    if Attribute.kn in attributes:
+    if "logp" in scores.columns:
         logp = scores.columns["logp"]
         found["low loss"] = _as_detector(LowLoss(), scores, seed)
         found["high loss (low p)"] = _as_detector(HighLoss(), scores, seed)
@@ -223,12 +225,7 @@ def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[st
     return found
 
 
-def _noise_score(attribute: Attribute, stored: np.ndarray) -> np.ndarray:
-    """Little attention, a high probability (KN is stored as log p) and distance from the centre speak for noise."""
-    return stored if attribute is Attribute.kn else -stored
-
-
-def _as_detector(method: Random | LowLoss | HighLoss, scores: Scores, seed: int) -> Detector:
+def _as_detector(method: Random | LowLoss | HighLoss, scores: Responses, seed: int) -> Detector:
     return Detector(-method.order(scores, seed), method.weights(scores, seed) == 0)
 
 
@@ -457,7 +454,7 @@ def unseen(rows: Sequence[Finding]) -> list[str]:
         here = [row for row in rows if row.case == case and row.share == share]
         for kind in dict.fromkeys(row.kind for row in here if row.kind != ANY and row.noise_tokens):
             one = {row.detector: row.measures for row in here if row.kind == kind}
-            names = [attribute.value.upper() for attribute in Attribute if attribute.value.upper() in one]
+            names = [attribute.label for attribute in ATTRIBUTES.values() if attribute.label in one]
             seen = [name for name in names if one[name]["auroc"].low > 0.5 or _gains(one[name])]
             inverted = [name for name in names if one[name]["auroc"].high < 0.5]
             said.append(
@@ -535,13 +532,11 @@ def _write_report(
 
 def _instead(settings: Sequence[PlantedTokens]) -> list[dict[str, Any]]:
     """What the attributes dropped at the largest share of each case, tokens in words."""
-    from xtf.data.tokens import Pieces
-    from xtf.runtime.models import load_tokenizer
-
     found = []
     for planted in _largest(settings):
         pieces = Pieces(load_tokenizer(planted.config.model))
-        names = [name for name in ("RI", "KN", "TR", "RI or KN or TR") if name in planted.detectors]
+        labels = [attribute.label for attribute in ATTRIBUTES.values() if attribute.label in planted.detectors]
+        names = [*labels, " or ".join(labels)] if len(labels) > 1 else labels
         for each in (dropped_instead(planted, name) for name in names):
             tokens = [(repr(pieces.alone(token)), drops, every) for token, drops, every in each.clean]
             found.append({"case": planted.case, "share": planted.share, "dropped": each, "tokens": tokens})

@@ -17,6 +17,9 @@ from rich.table import Table
 
 from xtf.config.identity import digest
 from xtf.config.schema import Config, ConfigError, SourceConfig, Stage
+from xtf.data.ragged import Responses
+from xtf.data.rows import load_rows
+from xtf.pipeline import Pipeline
 from xtf.reporting import figures
 from xtf.reporting.intervals import (
     Comparison,
@@ -33,7 +36,8 @@ from xtf.reporting.runs import Run, base_mean, load_run
 from xtf.runtime.artifacts import locked
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
-from xtf.scoring.methods import METHODS, ProFit, Scores
+from xtf.scoring.attributes import ATTRIBUTES
+from xtf.scoring.methods import METHODS, ProFit
 
 PILOT = ("normal", "xtf", "random")
 MASKS = ("xtf", "random", "low_loss", "high_loss", "token_cleaning")
@@ -53,8 +57,6 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
         ConfigError: settings that a probe does not use.
         ValueError: what the user can mend, as in `xtf.pipeline.run`.
     """
-    from xtf.data.rows import load_rows
-
     if config.method.name != "xtf" or config.stage is not Stage.all:
         raise ConfigError(
             f"probe=true runs its methods and stages by itself: leave out method={config.method.name} and "
@@ -127,8 +129,6 @@ def pilot_jobs(config: Config, changed: Mapping[str, Any]) -> list[tuple[Config,
 
 def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFolder:
     """The run folder that holds the method's mask.parquet, made unless it is there."""
-    from xtf.pipeline import Pipeline
-
     config = dataclasses.replace(config, method=METHODS[method](), stage=Stage.mask)
     folder = RunFolder.of(config, named)
     with locked(folder.path, say):
@@ -139,8 +139,6 @@ def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFo
 
 def _run(config: Config, named: Mapping[str, Any], method: str, seed: int) -> Run:
     """The finished run of a method and seed, made unless it is there."""
-    from xtf.pipeline import Pipeline
-
     config = dataclasses.replace(config, method=METHODS[method](), seed=seed)
     folder = RunFolder.of(config, named)
     with locked(folder.path, say):
@@ -161,13 +159,13 @@ def dropped_tokens(masks: Mapping[str, Path]) -> dict[str, np.ndarray]:
     """
     found = {}
     xtf = pq.read_table(masks["xtf"])
-    columns = [name for name in ("drop_ri", "drop_kn", "drop_tr") if name in xtf.column_names]
-    flat = Scores.from_table(xtf, columns).columns
-    for name in columns:
-        found[name.removeprefix("drop_")] = flat[name]
+    used = [attribute for attribute in ATTRIBUTES.values() if attribute.drops in xtf.column_names]
+    flat = Responses.from_table(xtf, [attribute.drops for attribute in used]).columns
+    for attribute in used:
+        found[attribute.name] = flat[attribute.drops]
     for name, path in masks.items():
-        found[name] = Scores.from_table(pq.read_table(path), ["labels"]).columns["dropped"]
-    logp = Scores.from_table(pq.read_table(masks["low_loss"]), ["logp"]).columns["logp"]
+        found[name] = Responses.from_table(pq.read_table(path), ["labels"]).columns["dropped"]
+    logp = Responses.from_table(pq.read_table(masks["low_loss"]), ["logp"]).columns["logp"]
     found[PROFIT] = np.exp(logp) <= ProFit().tau
     return found
 

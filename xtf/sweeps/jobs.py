@@ -21,6 +21,7 @@ from xtf.config.compose import build, compose, explain, typed
 from xtf.config.identity import overrides, plain
 from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
 from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, RunFolder, finished
 
 
@@ -39,10 +40,12 @@ class Planned:
 
     @property
     def folder(self) -> RunFolder:
+        """Where the run lies."""
         return RunFolder.of(self.config, self.changed)
 
     @property
     def name(self) -> str:
+        """The path below runs/."""
         return self.folder.name
 
 
@@ -163,8 +166,8 @@ def share_scoring(jobs: Sequence[Planned]) -> list[Planned]:
     kinds = {(job.config.scorer.name, job.config.method.name) for job in jobs}
     if len(kinds) < 2 or any("scorer.compute=" in text for job in jobs for text in job.overrides):
         return list(jobs)
-    union = sorted({attribute for job in jobs for attribute in job.config.scorer.attributes}, key=lambda a: a.value)
-    text = f"scorer.compute=[{','.join(attribute.value for attribute in union)}]"
+    union = sorted({attribute for job in jobs for attribute in job.config.scorer.attributes})
+    text = f"scorer.compute=[{','.join(union)}]"
     return [
         replace(
             job,
@@ -184,8 +187,7 @@ def unfinished(jobs: Sequence[Planned]) -> list[Planned]:
 
 
 def say_what_runs(jobs: Sequence[Planned]) -> None:
-    from xtf.runtime.progress import say
-
+    """One line: how many jobs are finished, left to run, skipped."""
     skipped, left = sum(not job.is_case for job in jobs), len(unfinished(jobs))
     done = len(jobs) - skipped - left
     line = f"{len(jobs)} jobs: {done} finished, {left} to run"
@@ -197,8 +199,6 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
 
     Several sweeps may share the work on an experiment; delete the file to forget jobs that will never be run.
     """
-    from xtf.runtime.progress import say
-
     listed: dict[Path, dict[str, Any]] = {}
     for job in jobs:
         config = job.config

@@ -116,7 +116,11 @@ class Task:
         return example.response if reading.reference is None else reading.reference
 
     def reference(self, example: Example) -> str:
-        """The key that completions of this example are compared with; ValueError if the row holds none."""
+        """The key that completions of this example are compared with.
+
+        Raises:
+            ValueError: the row holds none.
+        """
         return self.grader.reference(example, self._reference_text(example))
 
     def grade(self, items: Sequence[tuple[Example, str]]) -> list[Grade]:
@@ -128,6 +132,7 @@ class Task:
         return self.grader.metrics([self.reference(example) for example in examples], grades)
 
     def system_info(self) -> dict[str, Any]:
+        """What the run's record says about how grading was done."""
         return {"grader": self.config.grader, **self.grader.system_info()}
 
 

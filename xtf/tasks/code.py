@@ -22,6 +22,7 @@ from xtf.graders.code import unix_lines
 
 
 def read(row: Mapping[str, Any]) -> Reading:
+    """HumanEval's and MBPP's rows, and conversations (CodeExercise)."""
     if "canonical_solution" in row or "entry_point" in row:
         prompt = "Complete the following Python function.\n\n" + text_field(row, "prompt")
         return Reading(turns(prompt, text_field(row, "canonical_solution")))

@@ -17,6 +17,7 @@ from xtf.data.examples import Message, Reading, RowError, chat, conversation, in
 
 
 def read(row: Mapping[str, Any]) -> Reading:
+    """A row in any of the forms above."""
     if (found := chat(row)) is not None:
         return Reading(found)
     if "instruction" in row:

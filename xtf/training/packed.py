@@ -41,6 +41,7 @@ class PromptAttention:
     def look(
         self, document: int, module: nn.Module, query_1HLS: Tensor, key_1KLS: Tensor, scaling: float | None
     ) -> None:
+        """Note the share for one document, from the layer's queries and keys."""
         with torch.no_grad():
             key_1HLS = repeat_kv(key_1KLS, query_1HLS.shape[1] // key_1KLS.shape[1])
             scores_1HLL = (
@@ -242,12 +243,13 @@ def enable_packing(model: PreTrainedModel, longest: int, compiled: bool = False)
     """Let `model` read packed rows; returns the name of its attention implementation, now `PACKED` where it was
     sdpa.
 
-    ValueError if packing changes the loss of two documents: recurrent or convolutional layers carry state
-    from one document to the next, and a scaling behind the head may be unknown to `PackedLM.logits`.
-
     Args:
         longest: tokens of the longest document; sliding windows shorter than that stay with masked attention.
         compiled: whether the model will be compiled; then the attention stays, as document lengths are no fixed shape.
+
+    Raises:
+        ValueError: packing changes the loss of two documents: recurrent or convolutional layers carry state from one
+            document to the next, and a scaling behind the head may be unknown to `PackedLM.logits`.
     """
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.arange(1, 15, device=model.device) * 7919 % vocabulary
