@@ -152,8 +152,9 @@ def mask(
     masked = build_mask(table, threshold, attributes)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)
+    by = ", ".join(masked.stats.thresholds) or "none"
     rule = [
-        f"threshold={threshold.name}, end={threshold.end.value}, attributes: {', '.join(masked.stats.thresholds) or 'none'}",
+        f"threshold={threshold.name}, end={threshold.end.value}, attributes: {by}",
         *(f"{name}: {values}" for name, values in masked.stats.thresholds.items()),
         f"dropped of {masked.stats.response_tokens:,} response tokens: {shares}",
     ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import datasets
@@ -71,22 +70,25 @@ def by_hand(masked) -> float:
     return total / kept
 
 
-def first_loss(folder: Path, **changes) -> float:
+@pytest.fixture
+def first_loss(monkeypatch):
     """What the exported script logs for its first step, with other values in the exported configuration."""
-    file = folder / "training.yaml"
-    arguments = yaml.safe_load(file.read_text()) | {"max_steps": 1, "use_cpu": True, **changes}
-    file.write_text(yaml.safe_dump(arguments))
-    done = subprocess.run([sys.executable, "train.py"], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    states = sorted((folder / "output").rglob("trainer_state.json"))
-    return json.loads(states[-1].read_text())["log_history"][0]["loss"]
+
+    def train(folder: Path, **changes) -> float:
+        file = folder / "training.yaml"
+        arguments = yaml.safe_load(file.read_text()) | {"max_steps": 1, "use_cpu": True, **changes}
+        file.write_text(yaml.safe_dump(arguments))
+        monkeypatch.chdir(folder)
+        return runpy.run_path("train.py")["trainer"].state.log_history[0]["loss"]
+
+    return train
 
 
 # -- the trainers really run --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [(1, 7), (7, 1), (4, 2)])
-def test_transformers_trainer_computes_the_loss_by_hand(masked, tmp_path, batch):
+def test_transformers_trainer_computes_the_loss_by_hand(masked, tmp_path, first_loss, batch):
     folder = export(masked, tmp_path / "hf")
     size, accumulate = batch
     found = first_loss(folder, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate)
@@ -95,7 +97,7 @@ def test_transformers_trainer_computes_the_loss_by_hand(masked, tmp_path, batch)
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 @pytest.mark.parametrize("changes", [{}, {"packing": True, "packing_strategy": "bfd", "max_length": 64}])
-def test_trl_computes_the_loss_by_hand_also_packed(masked, tmp_path, changes):
+def test_trl_computes_the_loss_by_hand_also_packed(masked, tmp_path, first_loss, changes):
     folder = export(masked, tmp_path / "trl", "trl")
     found = first_loss(folder, per_device_train_batch_size=7, gradient_accumulation_steps=1, bf16=False, **changes)
     assert found == pytest.approx(by_hand(masked), rel=1e-3)
