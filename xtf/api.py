@@ -89,12 +89,7 @@ def score(
     if Brought.embeddings in brought(computed(config)):
         counts = count_tokens(rows)
         table = tr_table(
-            model,
-            counts,
-            config,
-            domain_words=domain_words,
-            tokenizer=tokenizer,
-            tokens_per_batch=tokens_per_batch,
+            model, counts, config, domain_words=domain_words, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch
         )
     shards = [
         score_rows(

@@ -207,14 +207,7 @@ def comparison(rng: random.Random) -> Problem:
         if kind == "more" or before < 3 or before > 60:
             n = rng.randint(1, 40)
             p.sentences.append(
-                say(
-                    rng,
-                    "{who} has {n} more [{thing} |]than {prev}.",
-                    who=who,
-                    n=n,
-                    thing=thing,
-                    prev=previous,
-                )
+                say(rng, "{who} has {n} more [{thing} |]than {prev}.", who=who, n=n, thing=thing, prev=previous)
             )
             p.calculate(before, "+", n)
         elif kind == "fewer":
@@ -248,17 +241,7 @@ def two_groups(rng: random.Random) -> Problem:
     p = Problem()
     name, (x, y), (box, box2) = pick(rng, NAMES), rng.sample(THINGS, 2), rng.sample(CONTAINERS, 2)
     n, m, k, q = (rng.randint(2, 9) for _ in range(4))
-    facts: dict[str, object] = {
-        "name": name,
-        "n": n,
-        "m": m,
-        "k": k,
-        "q": q,
-        "x": x,
-        "y": y,
-        "box": box,
-        "box2": box2,
-    }
+    facts: dict[str, object] = {"name": name, "n": n, "m": m, "k": k, "q": q, "x": x, "y": y, "box": box, "box2": box2}
     money = rng.random() < 0.5
     p.unit = "dollars" if money else "things"
     first = "{name} [buys|orders] {n} {x} for {m} dollars each" if money else "{name} has {n} {box} with {m} {x}"
@@ -314,12 +297,7 @@ def money(rng: random.Random) -> Problem:
         else:
             k = rng.randint(1, min(50, p.value - 1))
             p.sentences.append(
-                say(
-                    rng,
-                    "{name} [spends|pays|loses] {k} dollars on [food|a bus ride|a gift|a hat].",
-                    name=name,
-                    k=k,
-                )
+                say(rng, "{name} [spends|pays|loses] {k} dollars on [food|a bus ride|a gift|a hat].", name=name, k=k)
             )
             p.calculate(p.value, "-", k)
     p.sentences.append(
@@ -328,13 +306,7 @@ def money(rng: random.Random) -> Problem:
     return p
 
 
-PROBLEMS: tuple[Callable[[random.Random], Problem], ...] = (
-    inventory,
-    inventory,
-    comparison,
-    two_groups,
-    money,
-)
+PROBLEMS: tuple[Callable[[random.Random], Problem], ...] = (inventory, inventory, comparison, two_groups, money)
 
 
 # (text, calculations, unit): a to d are numbers of the text; x, y, z the first results.
@@ -364,11 +336,7 @@ SCENARIOS = (
         "a-b x+c y-d",
         "people",
     ),
-    (
-        "{name} is {a} years old. {other} is {b} times older. How old will {other} be in {c} years?",
-        "a*b x+c",
-        "years",
-    ),
+    ("{name} is {a} years old. {other} is {b} times older. How old will {other} be in {c} years?", "a*b x+c", "years"),
     ("{name} is {a}. {other} is {b} years younger. How old was {other} {c} years ago?", "a-b x-c", "years"),
     (
         "{a} {thing} are in a pile. {b} of them are bad. The rest go into {box} of {c}. How many {box} is that?",
@@ -423,11 +391,7 @@ SCENARIOS = (
         "a*b x/c",
         "cakes",
     ),
-    (
-        "{name} has {a} points. {other} has {b} more than {name}. How many do they have together?",
-        "a+b a+x",
-        "points",
-    ),
+    ("{name} has {a} points. {other} has {b} more than {name}. How many do they have together?", "a+b a+x", "points"),
     ("{a} boys and {b} girls [form|make] groups of {c}. How many groups are there?", "a+b x/c", "groups"),
     (
         "Of {a} students {b} stay at home. The others sit at {c} tables, as many at each. How many at a table?",
@@ -439,11 +403,7 @@ SCENARIOS = (
         "a/2 a+x y+b",
         "{thing}",
     ),
-    (
-        "{name} sold {a} {thing} on Monday and a third as many on Tuesday. How many in all?",
-        "a/3 a+x",
-        "{thing}",
-    ),
+    ("{name} sold {a} {thing} on Monday and a third as many on Tuesday. How many in all?", "a/3 a+x", "{thing}"),
     (
         "{name} picks {a} {thing}, {other} picks {b} times as many, and a child {c} less than {other}. How "
         "many is that?",
@@ -455,11 +415,7 @@ SCENARIOS = (
         "a+b c*x d*a y+z",
         "dollars",
     ),
-    (
-        "In each of {a} cages are {b} rabbits and {c} mice. How many animals are there?",
-        "a*b a*c x+y",
-        "animals",
-    ),
+    ("In each of {a} cages are {b} rabbits and {c} mice. How many animals are there?", "a*b a*c x+y", "animals"),
     (
         "{name} has {a} {box} of {b} {thing} and lends {c}. Then {d} come back. How many are there?",
         "a*b x-c y+d",
@@ -650,13 +606,7 @@ def function(rng: random.Random) -> tuple[str, str, str, str]:
     kind = rng.random()
     if kind < 0.5:
         (condition, test), (name, doc, body) = pick(rng, list(TESTS.items())), pick(rng, LIST_JOBS)
-        slots = {
-            "c": condition.format(a=a),
-            "t": test.format(a=a, v=v),
-            "v": v,
-            "xs": xs,
-            "s": pick(rng, TEXT_WORDS),
-        }
+        slots = {"c": condition.format(a=a), "t": test.format(a=a, v=v), "v": v, "xs": xs, "s": pick(rng, TEXT_WORDS)}
         argument = xs
     elif kind < 0.7:
         name, doc, body = pick(rng, PLAIN_JOBS)

@@ -74,13 +74,7 @@ class TokenFilteredLM(pl.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold trained parameters only
         self.packed = PackedLM(model, method)
-        self.method, self.tuning, self.loader, self.validation, self.seed = (
-            method,
-            tuning,
-            loader,
-            validation,
-            seed,
-        )
+        self.method, self.tuning, self.loader, self.validation, self.seed = (method, tuning, loader, validation, seed)
         self.best_loss, self.best_step = math.inf, 0
         self._clock = time.perf_counter()
 
