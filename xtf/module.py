@@ -31,6 +31,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from xtf.config import Divisor, Optimizer, Schedule, TuningConfig
 from xtf.data import MicroBatch, Step, StepLoader, TrainingRows, collate, pack_documents
 from xtf.methods import Method, OnlineTokens
+from xtf.muon import Muon
 
 PACKED = "packed_sdpa"  # name of the attention function below in transformers' registry
 VALIDATION_ROWS = 256  # packed at once
@@ -383,11 +384,7 @@ class TokenFilteredLM(pl.LightningModule):
             inner = [p for p in self.packed.base.get_decoder().layers.parameters() if p.ndim == 2]
             taken = {id(parameter) for parameter in inner}
             trained, decay = [p for p in trained if id(p) not in taken], 0.0
-            optimizers = [
-                torch.optim.Muon(
-                    inner, lr=rate, weight_decay=self.tuning.weight_decay, adjust_lr_fn="match_rms_adamw"
-                )
-            ]
+            optimizers = [Muon(inner, lr=rate, weight_decay=self.tuning.weight_decay)]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
