@@ -19,7 +19,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base model again
-	$(BIN)/python -m xtf.tiny.generate
+	$(BIN)/python -m xtf.pretraining.generate
 	$(BIN)/python run.py stage=pretrain trainer.precision=bf16-mixed
 	cp outputs/pretrained/tiny-*/model/* xtf/tiny/model/
 

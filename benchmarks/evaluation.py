@@ -33,10 +33,10 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import Claim, alternate, console, report
 from xtf import tiny
-from xtf.data import encode_prompt
-from xtf.evaluate import plan
-from xtf.generation import complete, greedy
-from xtf.tasks.base import Example
+from xtf.data.encode import encode_prompt
+from xtf.data.examples import Example
+from xtf.evaluation.evaluate import plan
+from xtf.evaluation.generation import complete, greedy
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k/test.jsonl"
 BUNDLED = Path(tiny.__file__).parent / "data/math_eval.jsonl"
@@ -78,37 +78,36 @@ def loop(model: PreTrainedModel, rows: Sequence[Row], new: int) -> list[list[int
         ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in batch])
         mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch])
         output = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=new, do_sample=False,
-            eos_token_id=-1, pad_token_id=0, stopping_criteria=[AsLongAsTheReference(batch, width)],
-        )[:, width:].tolist()  # fmt: skip
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=-1,
+            pad_token_id=0,
+            stopping_criteria=[AsLongAsTheReference(batch, width)],
+        )[:, width:].tolist()
         completions += [ids[: row.length] for ids, row in zip(output, batch, strict=True)]
     return completions
 
 
 def ours(model: PreTrainedModel, rows: Sequence[Row], new: int, budget: int) -> list[list[int]]:
-    """The way of `xtf.evaluate`, without texts and files."""
+    """The way of `xtf.evaluation.evaluate`, without texts and files."""
     completions: list[list[int]] = [[] for _ in rows]
     for share in plan([len(row.prompt) for row in rows], new, 1, budget):
         members = [index for index, _ in share.items]
 
-        def choose(
-            logits: torch.Tensor, at: Sequence[tuple[int, int]], members: list[int] = members
-        ) -> torch.Tensor:
+        def choose(logits: torch.Tensor, at: Sequence[tuple[int, int]], members: list[int] = members) -> torch.Tensor:
             over = torch.tensor([step == rows[members[place]].length for place, step in at])
             return greedy(logits, at).masked_fill(over.to(logits.device), -1)
 
         prompts = [rows[index].prompt for index in members]
-        for place, ids in complete(
-            model, prompts, places=share.places, max_new_tokens=new, stops=[-1], choose=choose
-        ):
+        for place, ids in complete(model, prompts, places=share.places, max_new_tokens=new, stops=[-1], choose=choose):
             completions[members[place]] = ids
     return completions
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter completions: three minutes")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--model", default=str(tiny.MODEL_DIR))

@@ -39,11 +39,11 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCa
 
 from benchmarks.measure import Claim, Times, alternate, console, profile, report
 from xtf import tiny
-from xtf.config import Attribute, Config, RIConfig, ScorerConfig, TaskConfig, TrainerConfig
-from xtf.data import Encoded
-from xtf.memory import peak_memory, reset_peak_memory
-from xtf.score_store import scoring_pass
-from xtf.scorers import batches, count_tokens, score_rows, tr_table
+from xtf.config.schema import Attribute, Config, RIConfig, ScorerConfig, TaskConfig, TrainerConfig
+from xtf.data.encode import Encoded
+from xtf.runtime.memory import peak_memory, reset_peak_memory
+from xtf.scoring.scorers import batches, count_tokens, score_rows, tr_table
+from xtf.scoring.store import scoring_pass
 
 SHARED = Path(__file__).parents[2] / "shared"
 PAPER_ROWS, DISTINCT = 600, 0.0398
@@ -86,9 +86,7 @@ def gsm8k_rows(count: int, vocab_size: int) -> tuple[list[Encoded], float]:
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers/qwen2.5")
     with (SHARED / "data/gsm8k/train.jsonl").open(encoding="utf-8") as lines:
         items = [json.loads(line) for line, _ in zip(lines, range(PAPER_ROWS), strict=False)]
-    prompts, answers = (
-        tokenizer([item[part] for item in items])["input_ids"] for part in ("question", "answer")
-    )
+    prompts, answers = (tokenizer([item[part] for item in items])["input_ids"] for part in ("question", "answer"))
     flat = [token for row in (*prompts, *answers) for token in row]
     number: dict[int, int] = {}
     rows = [
@@ -175,9 +173,7 @@ def authors_tokens(model: PreTrainedModel, rows: list[Encoded]) -> None:
 def compare(what: str, times: dict[str, Times], over: str, under: str, **promise: Any) -> Claim:
     """The ratio of two subjects' wall times, repeat by repeat; the note has that of their CPU times."""
     cpu = float(np.median(times[over].cpu / times[under].cpu))
-    seconds = (
-        f"{np.median(times[over].wall):.2f} s / {np.median(times[under].wall):.2f} s; CPU time {cpu:.3g}"
-    )
+    seconds = f"{np.median(times[over].wall):.2f} s / {np.median(times[under].wall):.2f} s; CPU time {cpu:.3g}"
     return Claim(what, times[over].wall / times[under].wall, note=seconds, **promise)
 
 
@@ -342,9 +338,14 @@ def grow(rows: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         scoring_pass(
-            Path(folder), ManyRows(rows), {"ri", "logp", "tr"}, config=config, model={},
-            load=lambda: build("many", "cpu"), tokenizer=tokenizer,
-        )  # fmt: skip
+            Path(folder),
+            ManyRows(rows),
+            {"ri", "logp", "tr"},
+            config=config,
+            model={},
+            load=lambda: build("many", "cpu"),
+            tokenizer=tokenizer,
+        )
         return time.monotonic() - started, peak_memory(torch.device("cpu"))
 
 
@@ -367,16 +368,12 @@ def report_growth(counts: list[int]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rows: three minutes on two quiet cores")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--shape", default="60m", choices=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--profile", action="store_true", help="print where the time goes, and measure nothing"
-    )
+    parser.add_argument("--profile", action="store_true", help="print where the time goes, and measure nothing")
     parser.add_argument("--growth", help="numbers of rows, with commas between them")
     parser.add_argument("--peak", nargs=7, help=argparse.SUPPRESS)
     parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
@@ -404,9 +401,7 @@ def main() -> int:
     memory = memory_claims(options.shape, device, max(rows, 16), lengths, budget)
     model = build(options.shape, device)
     size = sum(parameter.numel() for parameter in model.parameters())
-    console.print(
-        f"{size / 1e6:.0f} million parameters on {device}, {budget} tokens per batch, {repeats} repeats"
-    )
+    console.print(f"{size / 1e6:.0f} million parameters on {device}, {budget} tokens per batch, {repeats} repeats")
     claims = time_against_forward(model, rows, budget, repeats)
     claims += time_against_authors(model, 4 if quick else 24, budget, repeats)
     details = {"shape": options.shape, "parameters": size, "repeats": repeats, "rows": rows, "budget": budget}

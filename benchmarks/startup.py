@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *arguments], cwd=cwd, stdout=subprocess.DEVNULL
-    )
+    return subprocess.Popen([sys.executable, str(ROOT / "run.py"), *arguments], cwd=cwd, stdout=subprocess.DEVNULL)
 
 
 def wait(process: subprocess.Popen[bytes]) -> None:
@@ -45,8 +43,7 @@ def seconds_to_first_step(folder: Path, seed: int) -> float:
     process = run(f"seed={seed}", "evaluate.base=false", cwd=folder)
     try:
         while not any(
-            log.read_bytes().count(b"\n") > 1
-            for log in folder.glob(f"outputs/runs/*/*/*/*/*/seed{seed}/train_log.csv")
+            log.read_bytes().count(b"\n") > 1 for log in folder.glob(f"outputs/runs/*/*/*/*/*/seed{seed}/train_log.csv")
         ):
             if process.poll() is not None:
                 raise RuntimeError(f"the run ended with {process.returncode} before it trained")
@@ -58,9 +55,7 @@ def seconds_to_first_step(folder: Path, seed: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -47,10 +47,10 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import Claim, console, profile, report
-from xtf.config import Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
-from xtf.memory import peak_memory, reset_peak_memory
-from xtf.methods import METHODS
-from xtf.train import fit
+from xtf.config.schema import Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
+from xtf.runtime.memory import peak_memory, reset_peak_memory
+from xtf.scoring.methods import METHODS
+from xtf.training.fit import fit
 
 SHAPES = {  # hidden, intermediate, layers, heads, key heads; the vocabulary is Qwen2's
     "small": (192, 576, 4, 3, 1),
@@ -141,9 +141,7 @@ class Bench:
 
         with tempfile.TemporaryDirectory() as folder:
             arguments = SFTConfig(**self.arguments(folder), max_length=None, **settings)
-            subject = SFTTrainer(
-                self.model, arguments, train_dataset=self.dataset(), processing_class=make_tokenizer()
-            )
+            subject = SFTTrainer(self.model, arguments, train_dataset=self.dataset(), processing_class=make_tokenizer())
             return self.timed(quiet(subject).train)
 
     def arguments(self, folder: str) -> dict[str, Any]:
@@ -252,31 +250,23 @@ def added_memory(arguments: argparse.Namespace, subject: str) -> int:
 
 def report_compile(arguments: argparse.Namespace) -> int:
     """Warm steps with `trainer.compile=true` against without; compiling falls into the epoch that is not timed."""
-    plain, compiled = (
-        Bench(arguments.shape, arguments.rows, arguments.steps, arguments.device) for _ in range(2)
-    )
+    plain, compiled = (Bench(arguments.shape, arguments.rows, arguments.steps, arguments.device) for _ in range(2))
     first = compiled.ours(KEEP, compiled=True)
     console.print(f"compiled once; then {compiled.tokens / first:,.0f} tokens/s", highlight=False)
-    pairs = np.array(
-        [(plain.ours(KEEP), compiled.ours(KEEP, compiled=True)) for _ in range(arguments.repeats)]
-    )
+    pairs = np.array([(plain.ours(KEEP), compiled.ours(KEEP, compiled=True)) for _ in range(arguments.repeats)])
     claim = Claim("tokens/s, compiled against not", pairs[:, 0] / pairs[:, 1], at_least=True)
     return report("compile", [claim], {"settings": vars(arguments), "seconds": pairs.tolist()})
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, in three minutes on two cores")
     parser.add_argument("--shape", choices=SHAPES, default="75m")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", type=int, default=16, help="rows per optimizer step")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps per epoch")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--profile", action="store_true", help="print where the time goes, and measure nothing"
-    )
+    parser.add_argument("--profile", action="store_true", help="print where the time goes, and measure nothing")
     parser.add_argument(
         "--compile", action="store_true", help="measure torch.compile against its absence, and nothing else"
     )
@@ -317,9 +307,7 @@ def main() -> int:
     memory = dict(zip((OURS, *others), measured, strict=True))
     best = min(repeated, key=lambda name: float(np.median(times[name])))
     promised = 1.2 if arguments.device == "cuda" else 1.7
-    once = {
-        f"{name}, first round": np.array([first[name] / first[OURS]]) for name in others if name not in times
-    }
+    once = {f"{name}, first round": np.array([first[name] / first[OURS]]) for name in others if name not in times}
     against = {name: times[name] / times[OURS] for name in repeated} | once
     claims = [Claim(f"tokens/s against {name}", ratios, at_least=True) for name, ratios in against.items()]
     claims += [

@@ -1,4 +1,4 @@
-"""Hydra's sweeper, except that it looks at all jobs before it starts the first one. The work is done in xtf.jobs."""
+"""Hydra's sweeper, except that it looks at all jobs before it starts the first one. Its work: xtf.sweeps.jobs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class CheckedSweeper(BasicSweeper):
     def split_arguments(  # type: ignore[override]  # a static method there; the base class calls it on self
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        from xtf.jobs import compose_jobs, list_jobs, say_what_runs, unfinished
+        from xtf.sweeps.jobs import compose_jobs, list_jobs, say_what_runs, unfinished
 
         (every,) = BasicSweeper.split_arguments(overrides, None)
         if all("stage=plan" in arguments for arguments in every):
-            from xtf.plan import show_plan
+            from xtf.sweeps.plan import show_plan
 
             show_plan(compose_jobs([[a for a in arguments if a != "stage=plan"] for arguments in every]))
             return []
@@ -33,7 +33,8 @@ class CheckedSweeper(BasicSweeper):
         """Nothing: `split_arguments` has composed every job, and checked more than Hydra would."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from xtf.jobs import raise_failures, write_reports
+        from xtf.sweeps.jobs import raise_failures
+        from xtf.sweeps.reports import write_reports
 
         self.jobs = []
         try:

@@ -21,8 +21,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from xtf.config import register
-from xtf.data import Encoded
+from xtf.config.compose import register
+from xtf.data.encode import Encoded
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"

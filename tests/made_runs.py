@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from xtf.config import (
+from xtf.config.identity import digest, plain
+from xtf.config.schema import (
     Attribute,
     Config,
     LoggerConfig,
@@ -21,13 +22,11 @@ from xtf.config import (
     TrainerConfig,
     Tuning,
     TuningConfig,
-    digest,
-    plain,
 )
-from xtf.masks import build_mask
-from xtf.methods import METHODS
-from xtf.tasks.base import wilson
-from xtf.thresholds import PRESETS
+from xtf.graders.metrics import wilson
+from xtf.scoring.masks import build_mask
+from xtf.scoring.methods import METHODS
+from xtf.scoring.thresholds import PRESETS
 
 WORDS = [
     "Let",
@@ -159,9 +158,7 @@ def write_run(
         "timing": {"score": 1.25, "mask": 0.1, "train": 130.0, "evaluate_base": 3.0, "evaluate": 3.5},
         "versions": {"python": "3.11.2", "torch": "2.13.0"},
         "git_commit": None,
-        "data": {
-            name: {"source": f"bundled {name}", "sha256": "ab" * 32, "rows": 10} for name in ("train", "eval")
-        },
+        "data": {name: {"source": f"bundled {name}", "sha256": "ab" * 32, "rows": 10} for name in ("train", "eval")},
         "command": "python run.py -m scorer=xtf",
         "artifacts": artifacts,
     }

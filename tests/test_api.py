@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from xtf import api
-from xtf.config import Attribute, KNThreshold, RIConfig, Scale, ScorerConfig, ThresholdConfig
+from xtf.config.schema import Attribute, KNThreshold, RIConfig, Scale, ScorerConfig, ThresholdConfig
 
 EXAMPLES = [
     {"prompt": "how many apples ?", "response": "two apples and three apples are five apples"},
@@ -47,9 +47,7 @@ def test_examples_are_scored_and_masked_in_order(model, tokenizer):
     assert scored.column_names == ["example_id", "input_ids", "prompt_length", "ri", "kn", "tr", "logp"]
     assert scored["example_id"][:] == ["0", "1", "mine"]
     for row in scored:
-        assert (
-            len(row["ri"]) == len(row["kn"]) == len(row["tr"]) == len(row["input_ids"]) - row["prompt_length"]
-        )
+        assert len(row["ri"]) == len(row["kn"]) == len(row["tr"]) == len(row["input_ids"]) - row["prompt_length"]
     masked = api.mask(scored, threshold="quantile")
     assert masked.column_names[-4:] == ["drop_ri", "drop_kn", "drop_tr", "labels"]
     for row in masked:
@@ -126,9 +124,7 @@ def test_unknown_names_are_refused_with_the_known_ones(model, tokenizer):
 
 
 def test_the_library_imports_neither_hydra_nor_lightning():
-    code = (
-        "import sys, xtf.api; print([name for name in sys.modules if 'hydra' in name or 'lightning' in name])"
-    )
+    code = "import sys, xtf.api; print([name for name in sys.modules if 'hydra' in name or 'lightning' in name])"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"

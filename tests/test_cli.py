@@ -16,9 +16,14 @@ ROOT = Path(__file__).parents[1]
 
 def run(*arguments, cwd=ROOT, env=None):
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300,
-        env={**os.environ, **(env or {})}, check=False,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
 
 
 NO_TORCH = """
@@ -89,9 +94,12 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
 def test_a_model_that_is_not_to_be_had_says_what_to_fetch_and_where_it_was_looked_for(tmp_path):
     rows = ROOT / "xtf/tiny/data/math_eval.jsonl"
     done = run(
-        "model=qwen", f"task.train.path={rows}", f"task.eval.path={rows}", f"output_dir={tmp_path}",
+        "model=qwen",
+        f"task.train.path={rows}",
+        f"task.eval.path={rows}",
+        f"output_dir={tmp_path}",
         env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert "hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in done.stderr
     assert str(tmp_path / "hf") in done.stderr

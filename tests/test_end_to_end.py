@@ -15,15 +15,24 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xtf import cli, models, pipeline
-from xtf.artifacts import read_json
-from xtf.config import overrides, register, resolve, to_config
+from xtf import cli, pipeline
+from xtf.config.checks import resolve
+from xtf.config.compose import register, to_config
+from xtf.config.identity import overrides
+from xtf.runtime import models
+from xtf.runtime.artifacts import read_json
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
-    "task.train.limit=48", "task.eval.limit=12", "task.max_new_tokens=16", "trainer.shard_examples=16",
-    "trainer.checkpoint_every=1", "trainer.tokens_per_eval_batch=100", "tuning.epochs=1", "tuning.batch_size=8",
-]  # fmt: skip
+    "task.train.limit=48",
+    "task.eval.limit=12",
+    "task.max_new_tokens=16",
+    "trainer.shard_examples=16",
+    "trainer.checkpoint_every=1",
+    "trainer.tokens_per_eval_batch=100",
+    "tuning.epochs=1",
+    "tuning.batch_size=8",
+]
 RUN = "outputs/runs/math/tiny/full/xtf"
 
 
@@ -70,8 +79,17 @@ def test_a_run_leaves_every_artifact_of_the_contract(whole):
     folder, log = whole
     (run,) = folder.glob(f"{RUN}/*/seed0")
     assert run.parent.name.startswith("xtf-paper-")
-    for name in ("config.yaml", "manifest.json", "mask.parquet", "model/config.json", "model/model.safetensors",
-                 "model/tokenizer_config.json", "generations.jsonl", "metrics.json", "train_log.csv"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "manifest.json",
+        "mask.parquet",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/tokenizer_config.json",
+        "generations.jsonl",
+        "metrics.json",
+        "train_log.csv",
+    ):
         assert (run / name).exists(), name
     assert not list(folder.rglob("*.tmp"))
     assert len(list((folder / "outputs/base").iterdir())) == 1
@@ -79,8 +97,14 @@ def test_a_run_leaves_every_artifact_of_the_contract(whole):
         assert word in log, word
 
     got = read_json(run / "metrics.json")
-    assert {"task": "math", "model": "tiny", "method": "xtf", "scorer": "xtf", "threshold": "paper",
-            "seed": 0}.items() <= got.items()  # fmt: skip
+    assert {
+        "task": "math",
+        "model": "tiny",
+        "method": "xtf",
+        "scorer": "xtf",
+        "threshold": "paper",
+        "seed": 0,
+    }.items() <= got.items()
     for metrics in (got["metrics"], got["base_metrics"]):
         assert metrics["accuracy"]["n"] == 12
         assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
@@ -115,14 +139,10 @@ def test_the_model_that_is_written_loads_with_transformers_alone(whole):
 
 def test_the_same_command_again_does_nothing_and_says_so(whole):
     folder, _ = whole
-    before = {
-        path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"
-    }
+    before = {path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"}
     log = finish(folder)
     assert "already done" in log
-    after = {
-        path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"
-    }
+    after = {path: path.stat().st_mtime_ns for path in folder.glob(f"{RUN}/**/*") if path.name != "config.yaml"}
     assert {p: t for p, t in after.items() if p.is_file() and p.name != ".lock"} == {
         p: t for p, t in before.items() if p.is_file() and p.name != ".lock"
     }
@@ -143,8 +163,12 @@ def test_a_run_killed_at_any_stage_and_started_again_ends_with_the_same_record(w
     pattern, time = MOMENTS[moment]
     killed = subprocess.run(
         [sys.executable, str(ROOT / "tests/killed.py"), pattern, str(time), *command()[1:]],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     assert not list(tmp_path.glob(f"{RUN}/*/seed0/metrics.json"))
     finish(tmp_path)
@@ -213,8 +237,8 @@ def test_losses_asked_for_later_are_added_to_a_finished_run(run, monkeypatch):
         raise AssertionError("a model was trained or completions were made")
 
     before = run()
-    monkeypatch.setattr("xtf.worker.train", refuse)
-    monkeypatch.setattr("xtf.evaluate.generate_share", refuse)
+    monkeypatch.setattr("xtf.training.device_process.train", refuse)
+    monkeypatch.setattr("xtf.evaluation.evaluate.generate_share", refuse)
     after = run("evaluate.losses=true")
     figures = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
     for which in ("metrics", "base_metrics"):
@@ -225,7 +249,7 @@ def test_losses_asked_for_later_are_added_to_a_finished_run(run, monkeypatch):
             assert found["low"] < found["value"] < found["high"], name
     assert after["metrics"]["loss"]["value"] < after["base_metrics"]["loss"]["value"]
     assert after["metrics"]["loss"]["n"] == 12
-    monkeypatch.setattr("xtf.losses.predict", refuse)
+    monkeypatch.setattr("xtf.evaluation.teacher_forced.predict", refuse)
     assert run("evaluate.losses=true")["metrics"] == after["metrics"]
 
 
@@ -268,8 +292,11 @@ def test_a_row_that_cannot_be_used_is_named_by_file_number_and_field(run, tmp_pa
 
 def test_a_prompt_that_leaves_no_room_is_counted(run):
     run("stage=score", "model.max_length=80")
-    (manifest,) = (p for p in Path(RUN).glob("*/seed0/manifest.json") if "no_room" in p.read_text()
-                   and read_json(p)["encoding"]["no_room"])  # fmt: skip
+    (manifest,) = (
+        p
+        for p in Path(RUN).glob("*/seed0/manifest.json")
+        if "no_room" in p.read_text() and read_json(p)["encoding"]["no_room"]
+    )
     report = read_json(manifest)["encoding"]
     assert report["rows"] == 48
     assert report["truncated"] or report["no_room"]
@@ -277,9 +304,14 @@ def test_a_prompt_that_leaves_no_room_is_counted(run):
 
 def test_a_sweep_grades_the_base_model_once_and_scores_once(tmp_path):
     done = subprocess.run(
-        command("-m", "scorer=none,kn,ri_tr", "tuning.max_steps=1"), cwd=tmp_path, capture_output=True, text=True,
-        timeout=900, env=os.environ, check=False,
-    )  # fmt: skip
+        command("-m", "scorer=none,kn,ri_tr", "tuning.max_steps=1"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("outputs/runs/**/metrics.json"))) == 3
     assert len(list(tmp_path.glob("outputs/base/*"))) == 1
@@ -290,15 +322,17 @@ SHARED = ROOT.parent / "shared" / "data"
 REAL = {
     "math": [f"task.train.path={SHARED}/gsm8k/train.jsonl", f"task.eval.path={SHARED}/gsm8k/test.jsonl"],
     "code": [
-        f"task.train.path={SHARED}/mbpp/mbpp.jsonl", f"task.eval.path={SHARED}/humaneval/HumanEval.jsonl.gz",
-        "task.samples=2", "task.pass_at=[1,2]",
+        f"task.train.path={SHARED}/mbpp/mbpp.jsonl",
+        f"task.eval.path={SHARED}/humaneval/HumanEval.jsonl.gz",
+        "task.samples=2",
+        "task.pass_at=[1,2]",
     ],
     "medical": [
         *(f"task.{which}.path={SHARED}/pubmedqa/ori_pqal.json" for which in ("train", "eval")),
         f"task.train.exclude_ids={SHARED}/pubmedqa/test_ground_truth.json",
         f"task.eval.ids={SHARED}/pubmedqa/test_ground_truth.json",
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the published data sets are not at ../shared/data")
@@ -306,8 +340,12 @@ REAL = {
 def test_real_rows_run_to_a_record(tmp_path, task):
     done = subprocess.run(
         command(f"task={task}", *REAL[task], "task.train.limit=24", "task.eval.limit=6", "tuning.max_steps=2"),
-        cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob(f"outputs/runs/{task}/**/metrics.json")
     got = read_json(file)
@@ -344,25 +382,19 @@ def test_wandb_without_a_key_logs_offline_and_never_asks(run, monkeypatch):
     assert len(list(Path("outputs/runs/math/tiny/full/normal").glob("**/offline-run-*"))) == 4 + 3
 
 
-@pytest.mark.parametrize(
-    "method", ["slm", "data_filtering", "data_augmentation", "dft", "token_cleaning_evolving"]
-)
+@pytest.mark.parametrize("method", ["slm", "data_filtering", "data_augmentation", "dft", "token_cleaning_evolving"])
 def test_methods_that_need_more_than_a_mask_get_it(run, method):
     record = run(f"method={method}", "tuning.max_steps=2", "evaluate.base=false", "task.eval.limit=4")
     assert record["method"] == method
     assert record["training"]["kept_tokens"] > 0
-    again = run(
-        f"method={method}", "tuning.max_steps=2", "evaluate.base=false", "task.eval.limit=4", "seed=1"
-    )
+    again = run(f"method={method}", "tuning.max_steps=2", "evaluate.base=false", "task.eval.limit=4", "seed=1")
     assert again["data"] == record["data"]
     if method == "slm":
         assert len(list(Path("outputs/references").iterdir())) == 1
 
 
 def test_a_users_own_labels_train_as_they_are(run, whole, tmp_path):
-    mask = next(
-        file.parent / "mask.parquet" for file in (whole[0] / RUN).glob("xtf-paper-*/seed0/metrics.json")
-    )
+    mask = next(file.parent / "mask.parquet" for file in (whole[0] / RUN).glob("xtf-paper-*/seed0/metrics.json"))
     table = pq.read_table(mask).select(["example_id", "input_ids", "prompt_length", "labels"])
     pq.write_table(table, tmp_path / "mine.parquet")
     run("method=given", f"task.train.path={tmp_path / 'mine.parquet'}", "stage=mask")

@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from xtf import cli
-from xtf.config import resolve, to_config
-from xtf.jobs import compose_jobs
+from xtf.config.checks import resolve
+from xtf.config.compose import to_config
+from xtf.sweeps.jobs import compose_jobs
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = cli.choices(ROOT, "experiments")
@@ -100,10 +101,17 @@ def test_the_main_tables_run_the_papers_ten_cases(compose):
         if f"{config.model.name}/{config.tuning.name.value}" in config.cases:
             cases.add((config.model.name, config.tuning.name.value))
     assert cases == {
-        ("llama_1b", "full"), ("llama_3b", "full"), ("llama_8b", "full"), ("llama_8b", "lora"),
-        ("mistral_7b", "full"), ("mistral_7b", "lora"), ("deepseek_qwen_1_5b", "full"),
-        ("deepseek_qwen_7b", "full"), ("deepseek_qwen_7b", "lora"), ("deepseek_qwen_14b", "lora"),
-    }  # fmt: skip
+        ("llama_1b", "full"),
+        ("llama_3b", "full"),
+        ("llama_8b", "full"),
+        ("llama_8b", "lora"),
+        ("mistral_7b", "full"),
+        ("mistral_7b", "lora"),
+        ("deepseek_qwen_1_5b", "full"),
+        ("deepseek_qwen_7b", "full"),
+        ("deepseek_qwen_7b", "lora"),
+        ("deepseek_qwen_14b", "lora"),
+    }
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

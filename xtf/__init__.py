@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xtf.api import mask, score
-    from xtf.explorer import preview
+    from xtf.reporting.explorer import preview
 
 __version__ = "0.1.0"
 __all__ = ["mask", "preview", "score"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "preview":
-        from xtf.explorer import preview
+        from xtf.reporting.explorer import preview
 
         return preview
     raise AttributeError(f"module 'xtf' has no attribute {name!r}")

@@ -17,12 +17,12 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtf.config import Attribute, ScorerConfig, ThresholdConfig
-from xtf.data import as_examples, encode
-from xtf.masks import build_mask
-from xtf.scorers import computed, count_tokens, score_rows, tr_table
-from xtf.tasks.base import Example
-from xtf.thresholds import PRESETS
+from xtf.config.schema import Attribute, ScorerConfig, ThresholdConfig
+from xtf.data.encode import encode
+from xtf.data.examples import Example, as_examples
+from xtf.scoring.masks import build_mask
+from xtf.scoring.scorers import computed, count_tokens, score_rows, tr_table
+from xtf.scoring.thresholds import PRESETS
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def score(
     `domain_words` are for the released TR.
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, and per response token `ri`,
-    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scorers.score_rows`). ValueError for input that
+    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`). ValueError for input that
     cannot be scored.
     """
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
@@ -56,9 +56,7 @@ def score(
     for what, ids in (("cut to", report.truncated), ("left out, without room within", report.no_room)):
         if ids:
             named = ", ".join(ids[:10])
-            log.warning(
-                "%d of %d examples %s max_length=%d: %s", len(ids), report.rows, what, max_length, named
-            )
+            log.warning("%d of %d examples %s max_length=%d: %s", len(ids), report.rows, what, max_length, named)
     table = None
     if Attribute.tr in computed(config):
         counts = count_tokens(rows)
@@ -100,9 +98,7 @@ def mask(
     """
     if isinstance(threshold, str):
         if threshold not in PRESETS:
-            raise ValueError(
-                f"threshold={threshold!r}: known are {', '.join(PRESETS)}, or give a ThresholdConfig"
-            )
+            raise ValueError(f"threshold={threshold!r}: known are {', '.join(PRESETS)}, or give a ThresholdConfig")
         threshold = PRESETS[threshold]
     if attributes is None:
         attributes = [attribute for attribute in Attribute if attribute.value in scored.column_names]
@@ -124,6 +120,4 @@ def _attribute(name: str | Attribute) -> Attribute:
     try:
         return Attribute(name)
     except ValueError as error:
-        raise ValueError(
-            f"unknown attribute {name!r}: known are ri, kn and tr; all three are scorer='xtf'"
-        ) from error
+        raise ValueError(f"unknown attribute {name!r}: known are ri, kn and tr; all three are scorer='xtf'") from error

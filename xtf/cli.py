@@ -18,8 +18,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 # conf/hydra/launcher/joblib.yaml has the name of the plugin's own schema, and is meant to be checked against it.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/joblib' is validated", UserWarning)
 
-GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "pretrain",
-          "experiments")  # fmt: skip
+GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "pretrain", "experiments")
 
 USAGE = """\
 XTF finds which label tokens of a fine-tuning set teach a language model, trains without the rest,
@@ -58,13 +57,11 @@ def help_text(root: Path) -> str:
     out.append("\nexperiments (always with -m):")
     for name, path in choices(root, "experiments").items():
         lines = path.read_text(encoding="utf-8").splitlines()
-        header = next(
-            (line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), ""
-        )
+        header = next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
         out.append(f"  {name:16} {header}")
     out.append(
         "\nother keys: stage=all|score|mask|train|evaluate|report|preview|plan|dashboard|pretrain, seed=N,\n"
-        "and every key of a group. xtf/config.py lists all of them with types, defaults and meaning;\n"
+        "and every key of a group. xtf/config/schema.py lists all of them with types, defaults and meaning;\n"
         "python run.py --cfg job prints the composed configuration without running it."
     )
     return "\n".join(out)
@@ -75,8 +72,8 @@ def known_keys() -> set[str]:
     import dataclasses
     import typing
 
-    from xtf.config import Config
-    from xtf.methods import METHODS
+    from xtf.config.schema import Config
+    from xtf.scoring.methods import METHODS
 
     found: set[str] = set()
 
@@ -98,7 +95,8 @@ def check_overrides(root: Path, arguments: list[str], sweep: bool) -> None:
     """Refuse an unknown group, choice or key, naming the nearest valid one, and a sweep without -m."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from xtf.config import ConfigError, nearest
+    from xtf.config.identity import nearest
+    from xtf.config.schema import ConfigError
 
     keys = known_keys()
     for override in OverridesParser.create().parse_overrides(arguments):
@@ -124,7 +122,7 @@ def check_overrides(root: Path, arguments: list[str], sweep: bool) -> None:
 def _check_launcher(name: str) -> None:
     from importlib.util import find_spec
 
-    from xtf.config import ConfigError
+    from xtf.config.schema import ConfigError
 
     plugin, extra = {
         "joblib": ("hydra_joblib_launcher", "sweep"),
@@ -181,8 +179,9 @@ def main(root: Path, argv: list[str] | None = None) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from xtf.config import ConfigError, register
-    from xtf.jobs import JobsFailedError
+    from xtf.config.compose import register
+    from xtf.config.schema import ConfigError
+    from xtf.sweeps.jobs import JobsFailedError
 
     try:
         register()
@@ -227,8 +226,12 @@ def run_job(node: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from xtf.config import ConfigError, Stage, overrides, resolve, run_folder, to_config
-    from xtf.jobs import ERROR_FILE, Planned, claim_device, record_error
+    from xtf.config.checks import resolve
+    from xtf.config.compose import to_config
+    from xtf.config.identity import overrides
+    from xtf.config.schema import ConfigError, Stage
+    from xtf.runtime.run_folder import ERROR_FILE, record_error, run_folder
+    from xtf.sweeps.jobs import Planned, claim_device
 
     hydra_node = HydraConfig.get()
     sweep = hydra_node.mode == RunMode.MULTIRUN
@@ -245,11 +248,11 @@ def run_job(node: Any) -> None:
         raise ConfigError(str(error)) from error
     folder = Path(composed.output_dir) / run_folder(composed, changed)
     if composed.stage is Stage.plan:
-        from xtf.plan import show_plan
+        from xtf.sweeps.plan import show_plan
 
         config = resolve(dataclasses.replace(composed, stage=Stage.all))
         if config.probe:
-            from xtf.probe import planned
+            from xtf.study.probe import planned
 
             show_plan(planned(config, changed))
         else:
@@ -261,7 +264,7 @@ def run_job(node: Any) -> None:
         if "joblib" in hydra_node.launcher["_target_"]:
             claim_device(config)
         if config.probe:
-            from xtf.probe import probe
+            from xtf.study.probe import probe
 
             probe(config, changed)
         else:
@@ -279,8 +282,8 @@ def run_job(node: Any) -> None:
 
 
 def _report(experiment: str, output: Path, archive: str | None) -> None:
-    from xtf.config import ConfigError
-    from xtf.sweeps import experiment_report
+    from xtf.config.schema import ConfigError
+    from xtf.sweeps.reports import experiment_report
 
     try:
         stored = None if archive is None else Path(archive)

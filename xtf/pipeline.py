@@ -19,32 +19,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
-from xtf.config import (
-    Backend,
-    Config,
-    ConfigError,
-    SourceConfig,
-    Stage,
-    differing_keys,
-    digest,
-    grader_identity,
-    identity,
-    plain,
-    run_folder,
-)  # fmt: skip
-from xtf.models import BUNDLED
-from xtf.progress import bar, console, say, stopwatch
-from xtf.score_store import Load, read_pass, scoring_pass, unscored
-from xtf.thresholds import SOURCE
+from xtf.config.identity import differing_keys, digest, grader_identity, identity, plain
+from xtf.config.schema import Backend, Config, ConfigError, SourceConfig, Stage
+from xtf.runtime.artifacts import command, git_commit, locked, read_json, sha256, versions, write_atomic, write_json
+from xtf.runtime.models import BUNDLED
+from xtf.runtime.progress import bar, console, say, stopwatch
+from xtf.runtime.run_folder import run_folder
+from xtf.scoring.store import Load, read_pass, scoring_pass, unscored
+from xtf.scoring.thresholds import SOURCE
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from xtf.data import Encoded
-    from xtf.evaluate import Generator
-    from xtf.tasks.base import Example
+    from xtf.data.encode import Encoded
+    from xtf.data.examples import Example
+    from xtf.evaluation.evaluate import Generator
 
 SCHEMA = 1  # of metrics.json
 HELD_OUT_DOCUMENTS = 200  # about 20,000 tokens of the tiny model's pre-training mix
@@ -55,20 +45,20 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
     """Run the stages that `config.stage` asks for; returns the finished run's record, None after an earlier stage.
 
     Args:
-        config: resolved (`xtf.config.resolve`).
-        changed: the overridden keys that name the run's folder (`xtf.config.overrides`).
+        config: resolved (`xtf.config.checks.resolve`).
+        changed: the overridden keys that name the run's folder (`xtf.config.identity.overrides`).
 
     Raises:
         ValueError: something that the user can mend; the message says what.
     """
     if config.stage is Stage.dashboard:
-        from xtf.dashboard import create_dashboards
+        from xtf.reporting.published import create_dashboards
 
         for place in create_dashboards(config, Path(config.output_dir) / "reports"):
             say(f"dashboard: {place}")
         return None
     if config.stage is Stage.pretrain:
-        from xtf.pretrain import pretrain
+        from xtf.pretraining.pretrain import pretrain
 
         say(f"base model: {pretrain(config)}")
         return None
@@ -76,9 +66,7 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
     with locked(folder, say):
         job = Job(config, changed, folder)
         if config.stage is Stage.report and not job.finished:
-            raise ConfigError(
-                f"there is no finished run in {folder}: run the same command without stage=report first"
-            )
+            raise ConfigError(f"there is no finished run in {folder}: run the same command without stage=report first")
         if job.finished and config.stage in (Stage.all, Stage.train, Stage.report):
             job.refuse_other_data()
             if config.stage is not Stage.report:
@@ -118,9 +106,7 @@ class Job:
         self.output = Path(config.output_dir)
         self.manifest_file = folder / "manifest.json"
         self.metrics_file = folder / "metrics.json"
-        self.manifest: dict[str, Any] = (
-            read_json(self.manifest_file) if self.manifest_file.exists() else {"stages": {}}
-        )
+        self.manifest: dict[str, Any] = read_json(self.manifest_file) if self.manifest_file.exists() else {"stages": {}}
         self._model: PreTrainedModel | None = None
         self._refuse_other_config()
 
@@ -176,18 +162,18 @@ class Job:
 
     @functools.cached_property
     def task(self) -> Any:
-        from xtf.tasks.base import load_task
+        from xtf.tasks import load_task
 
         return load_task(self.config.task, self.config.output_dir)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from xtf.models import load_tokenizer
+        from xtf.runtime.models import load_tokenizer
 
         return load_tokenizer(self.config.model)
 
     def _rows(self, which: str) -> list[Example]:
-        from xtf.tasks.base import load_rows
+        from xtf.data.rows import load_rows
 
         source: SourceConfig = getattr(self.config.task, which)
         rows = load_rows(source)
@@ -209,8 +195,8 @@ class Job:
 
     @functools.cached_property
     def train_examples(self) -> list[Example]:
-        from xtf.data import augment
-        from xtf.planting import plant
+        from xtf.data.augment import augment
+        from xtf.data.planting import plant
 
         config, method, examples = self.config, self.config.method, self._rows("train")
         if config.plant.share:
@@ -221,7 +207,7 @@ class Job:
 
     @functools.cached_property
     def encoded(self) -> list[Encoded]:
-        from xtf.data import encode
+        from xtf.data.encode import encode
 
         rows, report = encode(self.tokenizer, self.train_examples, self.config.model.max_length)
         self.manifest["encoding"] = dataclasses.asdict(report)
@@ -231,7 +217,7 @@ class Job:
     @functools.cached_property
     def response_rows(self) -> list[Encoded]:
         """The evaluation rows with their reference responses, as training rows are encoded."""
-        from xtf.data import encode
+        from xtf.data.encode import encode
 
         without = [example.example_id for example in self.eval_examples if not example.response.strip()]
         if without:
@@ -246,7 +232,7 @@ class Job:
 
     def base_model(self) -> PreTrainedModel:
         """The untouched base model, for scoring and generation."""
-        from xtf.models import inference_dtype, load_model
+        from xtf.runtime.models import inference_dtype, load_model
 
         if self._model is None:
             dtype = inference_dtype(self.config.trainer)
@@ -262,17 +248,17 @@ class Job:
             last = ORDER.index(Stage.mask)
         if last >= ORDER.index(Stage.train):
             # Everything that could make the end of a long run fail is tried at its beginning.
-            from xtf.models import device
+            from xtf.runtime.models import device
 
             device(config.trainer)
             if config.logger.name == "wandb":
-                from xtf.loggers import wandb_mode
+                from xtf.runtime.loggers import wandb_mode
 
                 wandb_mode(config)
             self.task.check()
             assert self.eval_examples
             if config.evaluate.general:
-                from xtf.tasks.general import check_general
+                from xtf.evaluation.general import check_general
 
                 check_general(config.evaluate.general)
             if config.evaluate.losses:
@@ -301,21 +287,25 @@ class Job:
 
     def score(self) -> dict[str, Path]:
         """The scoring passes that this run reads, made unless they are there, by the column prefix they bring."""
-        from xtf.data import Encoded
-        from xtf.models import fingerprint, inference_dtype, load_model
+        from xtf.data.encode import Encoded
+        from xtf.runtime.models import fingerprint, inference_dtype, load_model
 
         config, wanted = self.config, passes_of(self.config)
         load: Load = self.base_model
         if config.trainer.devices > 1:  # every process loads its own
-            load = functools.partial(
-                load_model, config.model, config.trainer, inference_dtype(config.trainer)
-            )
+            load = functools.partial(load_model, config.model, config.trainer, inference_dtype(config.trainer))
 
         def scored(rows: Sequence[Encoded], columns: set[str], also: Iterable[str] = ()) -> Path:
             return scoring_pass(
-                self.output / "scores", rows, columns, also=also, config=config, tokenizer=self.tokenizer,
-                model=fingerprint(config.model), load=load,
-            )  # fmt: skip
+                self.output / "scores",
+                rows,
+                columns,
+                also=also,
+                config=config,
+                tokenizer=self.tokenizer,
+                model=fingerprint(config.model),
+                load=load,
+            )
 
         passes = {}
         if "" in wanted:
@@ -324,18 +314,21 @@ class Job:
         if "unconditional" in wanted:
             # The first response token has nothing before it, so it is predicted from the token that ends texts.
             start = int(
-                self.tokenizer.eos_token_id
-                if self.tokenizer.bos_token_id is None
-                else self.tokenizer.bos_token_id
+                self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
             )
             alone = [Encoded(r.example_id, [start, *r.input_ids[r.prompt_length :]], 1) for r in self.encoded]
             passes["unconditional"] = scored(alone, wanted["unconditional"])
         if "ref" in wanted:
             reference, load_reference = self._reference_model()
             passes["ref"] = scoring_pass(
-                self.output / "scores", self.encoded, wanted["ref"], config=config, tokenizer=self.tokenizer,
-                model=reference, load=load_reference,
-            )  # fmt: skip
+                self.output / "scores",
+                self.encoded,
+                wanted["ref"],
+                config=config,
+                tokenizer=self.tokenizer,
+                model=reference,
+                load=load_reference,
+            )
         scored_in = [read_json(path / "manifest.json")["seconds"] for path in passes.values()]
         paths = {name or "scores": str(path) for name, path in passes.items()}
         self._done("score", sum(scored_in), paths=paths)
@@ -349,10 +342,10 @@ class Job:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from xtf.masks import build_mask
-        from xtf.methods import METHODS
-        from xtf.models import fingerprint, inference_dtype, load_model
-        from xtf.worker import train
+        from xtf.runtime.models import fingerprint, inference_dtype, load_model
+        from xtf.scoring.masks import build_mask
+        from xtf.scoring.methods import METHODS
+        from xtf.training.device_process import train
 
         config, method = self.config, self.config.method
         dtype = inference_dtype(config.trainer)
@@ -362,8 +355,11 @@ class Job:
         rows = method.warmup_rows(len(self.encoded))
         warmup = dataclasses.replace(config, method=METHODS["normal"](), seed=0)
         table = unscored(self.encoded).take(pa.array(rows))
-        what = {"base": fingerprint(config.model), "tuning": plain(config.tuning),
-                "tokens": digest(table["input_ids"].to_pylist(), 64)}  # fmt: skip
+        what = {
+            "base": fingerprint(config.model),
+            "tuning": plain(config.tuning),
+            "tokens": digest(table["input_ids"].to_pylist(), 64),
+        }
         folder = self.output / "references" / digest(what)
         with locked(folder, say):
             if not (folder / "model").is_dir():
@@ -383,7 +379,7 @@ class Job:
         """Write mask.parquet from stored scores; no model is loaded."""
         import pyarrow.parquet as pq
 
-        from xtf.methods import make_mask
+        from xtf.scoring.methods import make_mask
 
         config, target = self.config, self.folder / "mask.parquet"
         entry = self.manifest["stages"].get("mask")
@@ -406,10 +402,10 @@ class Job:
         return self._with_truth(table) if self.config.plant.share else table
 
     def _with_truth(self, table: pa.Table) -> pa.Table:
-        """The column `planted`, list<int8> as long as the response: which noise each token is (`xtf.planting`)."""
+        """The column `planted`, list<int8> as long as the response: which noise each token is (`xtf.data.planting`)."""
         import pyarrow as pa
 
-        from xtf.planting import PlantReport, token_kinds
+        from xtf.data.planting import PlantReport, token_kinds
 
         kinds = token_kinds(self.tokenizer, self.train_examples, self.encoded)
         self.manifest["planting"] = PlantReport.of(self.config.plant, kinds).to_dict()
@@ -426,8 +422,11 @@ class Job:
                 "method=given trains a token table as it is: "
                 f"task.train.path must be .parquet or .jsonl, not {path.name!r}"
             )
-        self.manifest.setdefault("data", {})["train"] = {"source": path.name, "sha256": sha256(path),
-                                                         "file_sha256": sha256(path)}  # fmt: skip
+        self.manifest.setdefault("data", {})["train"] = {
+            "source": path.name,
+            "sha256": sha256(path),
+            "file_sha256": sha256(path),
+        }
         return pq.read_table(path) if path.suffix == ".parquet" else pyarrow.json.read_json(path)
 
     def train(self) -> None:
@@ -439,7 +438,7 @@ class Job:
             if self.config.trainer.devices > 1:
                 record = self._train_on_devices()
             else:
-                from xtf.worker import train
+                from xtf.training.device_process import train
 
                 record = train(self.config, self.folder)
         self._done("train", seconds(), record=record)
@@ -447,25 +446,25 @@ class Job:
             self._note_published("train")  # it was logged live
 
     def _train_on_devices(self) -> dict[str, Any]:
-        """One process per device, each running xtf.worker; torch's launcher gives them rank and rendezvous."""
+        """One process per device (`xtf.training.device_process`); torch's launcher gives them rank and rendezvous."""
         launch = [
             "-m",
             "torch.distributed.run",
             "--standalone",
             f"--nproc-per-node={self.config.trainer.devices}",
         ]
-        done = subprocess.run([sys.executable, *launch, "-m", "xtf.worker", str(self.folder)], check=False)
+        done = subprocess.run(
+            [sys.executable, *launch, "-m", "xtf.training.device_process", str(self.folder)], check=False
+        )
         if done.returncode:
-            raise ValueError(
-                f"training on {self.config.trainer.devices} devices failed; its error stands above"
-            )
+            raise ValueError(f"training on {self.config.trainer.devices} devices failed; its error stands above")
         return read_json(self.folder / "train.json")
 
     def evaluate(self, which: str) -> None:
         """Generate and grade with the untouched model ("base", shared between runs) or with this run's ("tuned")."""
-        from xtf.data import encode_prompt, stop_strings
-        from xtf.evaluate import Decoding, evaluate
-        from xtf.models import fingerprint, inference_dtype, load_model
+        from xtf.data.encode import encode_prompt, stop_strings
+        from xtf.evaluation.evaluate import Decoding, evaluate
+        from xtf.runtime.models import fingerprint, inference_dtype, load_model
 
         config = self.config
         decoding = Decoding.of(config.task, config.seed)
@@ -487,7 +486,7 @@ class Job:
             load = functools.cache(lambda: load_model(config.model, config.trainer, dtype, tuned))
         generator: Callable[[], Generator] = load
         if config.evaluate.backend is Backend.vllm:
-            from xtf.vllm_engine import VLLMEngine
+            from xtf.evaluation.vllm_engine import VLLMEngine
 
             self._model = None  # the engine needs the memory
             place = None if which == "base" else self.folder / "model"
@@ -504,15 +503,21 @@ class Job:
                 tokens = sum(map(len, prompts)) * decoding.samples
                 with stopwatch() as seconds, bar(f"evaluating the {which} model", tokens) as progress:
                     result = evaluate(
-                        generator, self.tokenizer, self.task, self.eval_examples, prompts, decoding,
-                        budget=config.trainer.tokens_per_eval_batch, folder=folder, identity=what,
-                        stop=stop_strings(self.tokenizer), progress=progress,
-                    )  # fmt: skip
+                        generator,
+                        self.tokenizer,
+                        self.task,
+                        self.eval_examples,
+                        prompts,
+                        decoding,
+                        budget=config.trainer.tokens_per_eval_batch,
+                        folder=folder,
+                        identity=what,
+                        stop=stop_strings(self.tokenizer),
+                        progress=progress,
+                    )
                     entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
                 write_json(entry_file, entry)
-            metrics = (
-                entry["metrics"] | self._general(which, folder) | self._losses(which, folder, what, load)
-            )
+            metrics = entry["metrics"] | self._general(which, folder) | self._losses(which, folder, what, load)
         stage = "evaluate_base" if which == "base" else "evaluate"
         self._done(stage, entry["seconds"], grader=grader, path=str(folder / "generations.jsonl"))
         self.manifest["stages"][stage] |= {"metrics": metrics, "grading": entry["grading"]}
@@ -522,8 +527,8 @@ class Job:
 
     def _general(self, which: str, folder: Path) -> dict[str, Any]:
         """Figures of `evaluate.general` by lm-eval, to see what fine-tuning made the model forget; kept in `folder`."""
-        from xtf.models import device, location
-        from xtf.tasks.general import evaluate_general
+        from xtf.evaluation.general import evaluate_general
+        from xtf.runtime.models import device, location
 
         model, tasks, limit = (
             self.config.model,
@@ -536,10 +541,12 @@ class Job:
         for task, name in names.items():
             if name not in figures:
                 found = evaluate_general(
-                    location(model) if which == "base" else str(self.folder / "model"), [task],
-                    revision=model.revision or "main", device=str(device(self.config.trainer)),
+                    location(model) if which == "base" else str(self.folder / "model"),
+                    [task],
+                    revision=model.revision or "main",
+                    device=str(device(self.config.trainer)),
                     limit=limit,
-                )  # fmt: skip
+                )
                 figures[name] = {key: dataclasses.asdict(metric) for key, metric in found.items()}
                 write_json(file, figures)
         return {key: metric for name in names.values() for key, metric in figures[name].items()}
@@ -548,8 +555,8 @@ class Job:
         self, which: str, folder: Path, what: Mapping[str, Any], load: Callable[[], PreTrainedModel]
     ) -> dict[str, Any]:
         """Teacher-forced figures of `evaluate.losses`, kept in `folder`."""
-        from xtf import losses
-        from xtf.tiny import corpus
+        from xtf.evaluation import teacher_forced as losses
+        from xtf.pretraining import corpus
 
         config = self.config
         if not config.evaluate.losses:
@@ -579,8 +586,8 @@ class Job:
 
     def record(self) -> dict[str, Any]:
         """Write scalars.csv and metrics.json, the mark of a finished run, from what the stages left."""
-        from xtf.dashboard import write_scalars
-        from xtf.results import Run
+        from xtf.reporting.published import write_scalars
+        from xtf.reporting.runs import Run
 
         config, stages = self.config, self.manifest["stages"]
         base = stages.get("evaluate_base", {})
@@ -629,7 +636,7 @@ class Job:
             entry = self.manifest["stages"].get(stage)
             if entry is None or self._published(stage) == digest(entry):
                 continue
-            from xtf.dashboard import load_run, publish, publish_tensorboard
+            from xtf.reporting.published import load_run, publish, publish_tensorboard
 
             if name == "wandb":
                 publish(self.config, self.folder, stage, self.tokenizer)
@@ -649,7 +656,7 @@ class Job:
 
     def report(self, record: Mapping[str, Any]) -> None:
         """Write the run's report, the explorer beside it, and show the summary."""
-        from xtf.report import console_table, run_report
+        from xtf.reporting.run_report import console_table, run_report
 
         files = [self.explorer(), *run_report(self.folder, self.reports)]
         console.print(console_table(dict(record)))
@@ -667,23 +674,25 @@ class Job:
         """The page that shows which tokens train and why the others were dropped."""
         import pyarrow.parquet as pq
 
-        from xtf.explorer import preview
-        from xtf.results import command_line
+        from xtf.reporting.explorer import preview
+        from xtf.reporting.runs import command_line
 
         config, path = self.config, self.reports / "preview.html"
         key = digest([self.manifest["stages"]["mask"]["sha256"], config.preview.examples])
         if path.exists() and self.manifest.get("explorer") == key:
             return path
         table = pq.read_table(self.folder / "mask.parquet")
-        names = {
-            key: value for key, value in plain(config).items() if isinstance(value, dict) and "name" in value
-        }
+        names = {key: value for key, value in plain(config).items() if isinstance(value, dict) and "name" in value}
         record = {key: value["name"] for key, value in names.items()}
         line = command_line({**record, "seed": config.seed, "overrides": plain(dict(self.changed))})
         preview(
-            table, self.tokenizer, path, threshold=config.threshold, examples=config.preview.examples or 2000,
+            table,
+            self.tokenizer,
+            path,
+            threshold=config.threshold,
+            examples=config.preview.examples or 2000,
             command=line,
-        )  # fmt: skip
+        )
         self.manifest["explorer"] = key
         self._save()
         return path
@@ -692,7 +701,7 @@ class Job:
         """Show which tokens train and why the others were dropped: an HTML file, or coloured text."""
         import pyarrow.parquet as pq
 
-        from xtf.explorer import preview_text
+        from xtf.reporting.explorer import preview_text
 
         if self.config.preview.format == "text":
             table = pq.read_table(self.folder / "mask.parquet")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xtf.tasks.base import Reading, RowError, chat, instruction_turns, text_field, turns
+from xtf.data.examples import Reading, RowError, chat, instruction_turns, text_field, turns
 
 
 def read(row: Mapping[str, Any]) -> Reading:

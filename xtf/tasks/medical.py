@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xtf.tasks.base import Reading, RowError, chat, instruction_turns, text_field, turns
-
-DECISIONS = ("yes", "no", "maybe")
+from xtf.data.examples import Reading, RowError, chat, instruction_turns, text_field, turns
+from xtf.graders.choice import DECISIONS
 
 
 def read(row: Mapping[str, Any]) -> Reading:
@@ -23,19 +22,14 @@ def read(row: Mapping[str, Any]) -> Reading:
         decision = text_field(row, "final_decision").strip().lower()
         if decision not in DECISIONS:
             raise RowError(f"field 'final_decision' must be yes, no or maybe, not {decision!r}")
-        prompt = (
-            "\n".join(_contexts(row))
-            + f"\n\nQuestion: {question}\nAnswer with the reason, then yes, no or maybe."
-        )
+        prompt = "\n".join(_contexts(row)) + f"\n\nQuestion: {question}\nAnswer with the reason, then yes, no or maybe."
         response = f"{text_field(row, 'long_answer', 'LONG_ANSWER')}\n\nDecision: {decision}"
         return Reading(turns(prompt, response), reference=decision)
     if "instruction" in row:
         return Reading(instruction_turns(row))
     if (conversation := chat(row)) is not None:
         return Reading(conversation)
-    raise RowError(
-        "needs question, context, long_answer and final_decision (PubMedQA), or instruction and output"
-    )
+    raise RowError("needs question, context, long_answer and final_decision (PubMedQA), or instruction and output")
 
 
 def _contexts(row: Mapping[str, Any]) -> list[str]:
@@ -44,7 +38,5 @@ def _contexts(row: Mapping[str, Any]) -> list[str]:
     if isinstance(contexts, str):
         contexts = [contexts]
     if not isinstance(contexts, list) or not contexts or not all(isinstance(part, str) for part in contexts):
-        raise RowError(
-            "field 'context' (or CONTEXTS) must hold the abstract's paragraphs, as a list of texts"
-        )
+        raise RowError("field 'context' (or CONTEXTS) must hold the abstract's paragraphs, as a list of texts")
     return contexts

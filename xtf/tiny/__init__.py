@@ -1,7 +1,6 @@
 """The bundled sample: three generated datasets and a tiny base model that was trained here from nothing.
 
-`generate.py` writes the datasets; stage=pretrain (`xtf.pretrain`) trains the model on the text of `corpus.py`, or a
-larger one on the wider text of `broad.py`. All of it is seeded.
+How both were made: `xtf.pretraining`.
 """
 
 from pathlib import Path

@@ -1,0 +1,309 @@
+"""The prompt/response boundary, on real rows and real tokenizers, and the packing of optimizer steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from xtf.data.augment import augment
+from xtf.data.encode import decode_response, encode, encode_prompt, stop_strings
+from xtf.data.examples import Example, as_examples
+from xtf.data.steps import StepLoader, TrainingRows, collate, epoch_order, pack
+
+SHARED = Path(__file__).parents[3] / "shared"
+TOKENIZERS = ["qwen2.5", "phi-3"]
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared (real data and tokenizers) is not here")
+
+
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
+
+
+def gsm8k() -> list[Example]:
+    with (SHARED / "data/gsm8k/train.jsonl").open() as lines:
+        rows = [json.loads(line) for line in lines]
+    return list(as_examples({"prompt": row["question"], "response": row["answer"]} for row in rows))
+
+
+def one(prompt: str = "What is 2+2?", response: str = "4", **turns: Any) -> Example:
+    return next(as_examples([{"prompt": prompt, "response": response} | turns]))
+
+
+# -- encoding ------------------------------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_response_ids_decode_to_the_response_on_all_of_gsm8k(name: str) -> None:
+    tokenizer, examples = tokenizer_of(name), gsm8k()
+    encoded, report = encode(tokenizer, examples, 2048)
+    assert len(encoded) == report.rows == 7473
+    assert (report.truncated, report.no_room) == ((), ())
+    responses = [row.input_ids[row.prompt_length :] for row in encoded]
+    assert {ids[-1] for ids in responses} == {tokenizer.eos_token_id}
+    assert tokenizer.batch_decode([ids[:-1] for ids in responses]) == [example.response for example in examples]
+    for example, row in list(zip(examples, encoded, strict=True))[::100]:
+        assert row.input_ids[: row.prompt_length] == encode_prompt(tokenizer, example)
+        assert decode_response(tokenizer, row.input_ids[row.prompt_length :]) == example.response
+
+
+@needs_shared
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("response", [" lead", "  two", "\nnew", "\n\nx", "(x", "4", " "])
+def test_blanks_at_the_start_of_a_response_survive(name: str, response: str) -> None:
+    tokenizer = tokenizer_of(name)
+    (row,), _ = encode(tokenizer, [one(response=response)], 99)
+    assert decode_response(tokenizer, row.input_ids[row.prompt_length :]) == response
+
+
+@needs_shared
+def test_a_response_is_tokenised_as_it_follows_on_the_prompt() -> None:
+    tokenizer = tokenizer_of("phi-3")
+    (row,), _ = encode(tokenizer, [one(response="Hello")], 99)
+    # Not "▁Hello": no blank stands between the prompt's line break and the response.
+    assert tokenizer.convert_ids_to_tokens(row.input_ids[row.prompt_length :]) == ["Hello", "<|endoftext|>"]
+    together = tokenizer("\nHello", add_special_tokens=False)["input_ids"]
+    assert together[-1] == row.input_ids[row.prompt_length]
+
+
+@needs_shared
+def test_a_chat_template_writes_bos_once() -> None:
+    tokenizer = tokenizer_of("phi-3")
+    ids = encode_prompt(tokenizer, one())
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+
+
+@needs_shared
+def test_without_a_chat_template_turns_are_plain_text() -> None:
+    tokenizer = tokenizer_of("qwen2.5")
+    tokenizer.chat_template = None
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    text = tokenizer.decode(encode_prompt(tokenizer, next(as_examples([{"messages": turns}]))))
+    assert text == "### System:\nBe brief.\n\n### User:\nHi\n\n### Assistant:\n"
+    assert stop_strings(tokenizer) == ["### User:"]
+    assert stop_strings(tokenizer_of("qwen2.5")) == []
+
+
+@needs_shared
+def test_long_rows_are_cut_or_left_out_and_both_are_reported() -> None:
+    tokenizer = tokenizer_of("qwen2.5")
+    prompt = len(encode_prompt(tokenizer, one()))
+    items = [{"id": name, "prompt": "What is 2+2?", "response": text} for name, text in [("a", "4"), ("b", "It is 4.")]]
+    items.append({"id": "c", "prompt": "What is 2+2, would you say?", "response": "4"})
+    encoded, report = encode(tokenizer, as_examples(items), prompt + 2)
+    assert [(row.example_id, len(row.input_ids) - row.prompt_length) for row in encoded] == [
+        ("a", 2),
+        ("b", 2),
+    ]
+    assert (report.truncated, report.no_room, report.rows) == (("b",), ("c",), 3)
+    assert (report.tokens, report.response_tokens) == (2 * prompt + 4, 4)
+    assert encoded[1].input_ids[-1] != tokenizer.eos_token_id
+
+
+@needs_shared
+def test_nothing_left_and_missing_eos_are_refused() -> None:
+    tokenizer = tokenizer_of("qwen2.5")
+    with pytest.raises(ValueError, match="none of the 1 examples has room"):
+        encode(tokenizer, [one()], 5)
+    with pytest.raises(ValueError, match="no examples"):
+        encode(tokenizer, [], 5)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token"):
+        encode(tokenizer, [one()], 99)
+
+
+@needs_shared
+def test_a_template_that_drops_the_system_message_is_refused() -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    example = next(as_examples([{"id": "x", "messages": [*turns, {"role": "assistant", "content": "Hello"}]}]))
+    encode_prompt(tokenizer_of("qwen2.5"), example)
+    with pytest.raises(ValueError, match="drops the system message of example x"):
+        encode_prompt(tokenizer_of("phi-3"), example)
+
+
+def test_dictionaries_become_examples() -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    first, second = as_examples([{"prompt": "Hi", "response": "Hello"}, {"id": 7, "messages": turns}])
+    assert (first.example_id, second.example_id) == ("0", "7")
+    assert first.messages == second.messages == ({"role": "user", "content": "Hi"},)
+    assert first.response == second.response == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("item", "problem"),
+    [
+        ({"question": "Hi"}, r"example 0 has the fields \['question'\]"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "must be the assistant's"),
+        ({"prompt": "Hi", "response": ""}, "empty response"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "empty prompt"),
+    ],
+)
+def test_other_dictionaries_are_refused(item: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        list(as_examples([item]))
+
+
+def test_augmentation_adds_prompts_with_the_same_response(tmp_path: Path) -> None:
+    examples = list(as_examples([{"prompt": "2+2?", "response": "4"}, {"prompt": "1+1?", "response": "2"}]))
+    grown = augment(examples, 3)
+    assert [example.example_id for example in grown] == ["0", "0/1", "0/2", "1", "1/1", "1/2"]
+    assert [example.response for example in grown] == ["4"] * 3 + ["2"] * 3
+    assert len({example.messages[-1]["content"] for example in grown}) == 6
+    file = tmp_path / "more.jsonl"
+    file.write_text('{"example_id": "1", "prompt": "One and one?"}\n')
+    assert [example.messages[-1]["content"] for example in augment(examples, 3, file)] == [
+        "2+2?",
+        "1+1?",
+        "One and one?",
+    ]
+
+
+def test_augmentation_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    examples = [one()]
+    with pytest.raises(ValueError, match=r"method\.factor=9"):
+        augment(examples, 9)
+    file = tmp_path / "more.jsonl"
+    file.write_text('{"example_id": "x", "prompt": "?"}\n')
+    with pytest.raises(ValueError, match=r"more\.jsonl, line 1"):
+        augment(examples, 2, file)
+
+
+# -- packing -------------------------------------------------------------------------------------------------
+
+
+def test_best_fit_fills_the_tightest_bin() -> None:
+    assert pack([3, 7, 2, 6], 10) == [[1, 0], [3, 2]]
+    assert pack([12, 3], 10) == [[0], [1]], "a document longer than the budget has a bin to itself"
+    assert pack([], 10) == []
+
+
+def test_bins_come_in_multiples_of_the_devices_and_share_the_load() -> None:
+    bins = pack([5, 5, 5, 5, 2, 2], 100, multiple=2)
+    assert [sum([5, 5, 5, 5, 2, 2][index] for index in one) for one in bins] == [12, 12]
+    assert pack([5], 100, multiple=2) == [[0], []]
+    assert len(pack([6, 6, 6], 10, multiple=2)) == 4
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3])
+def test_packing_loses_and_repeats_nothing(multiple: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 120, 300).tolist()
+    bins = pack(lengths, 256, multiple)
+    assert sorted(index for one in bins for index in one) == list(range(300))
+    assert max(sum(lengths[index] for index in one) for one in bins) <= 256
+    assert len(bins) % multiple == 0
+
+
+@needs_shared
+def test_packing_fills_97_percent_of_the_budget_on_gsm8k_lengths() -> None:
+    encoded, _ = encode(tokenizer_of("qwen2.5"), gsm8k()[:2048], 2048)
+    lengths = [len(row.input_ids) for row in encoded]
+    for budget in (1024, 2048, 8192):
+        bins = pack(lengths, budget)
+        assert sum(lengths) / (len(bins) * budget) > 0.97, "the last, partly filled bin included"
+
+
+def rows_of(*rows: tuple[list[int], int, list[int]], **columns: Any) -> pa.Table:
+    ids, prompts, labels = zip(*rows, strict=True)
+    names = [f"e{index}" for index in range(len(rows))]
+    return pa.table({"example_id": names, "input_ids": ids, "prompt_length": prompts, "labels": labels} | columns)
+
+
+def test_a_step_holds_shifted_targets_and_leaves_out_the_tail() -> None:
+    table = rows_of(
+        ([1, 2, 3, 4, 5], 2, [-100, -100, 3, -100, -100]),
+        ([6, 7, 8], 1, [-100, 7, 8]),
+        ([9, 10], 1, [-100, -100]),
+    )
+    step = collate(TrainingRows(table), np.array([0, 1, 2]), 100, 0)
+    (micro,) = step.micro_batches
+    # Document one: [1, 2] predicts 3; two: [6, 7] predict 7 and 8; three teaches nothing.
+    assert micro.input_ids.tolist() == [[1, 2, 6, 7]]
+    assert micro.position_ids.tolist() == [[0, 1, 0, 1]]
+    assert micro.document_lengths == (2, 2)
+    assert micro.predictors.tolist() == [1, 2, 3]
+    assert micro.targets.tolist() == [3, 7, 8]
+    assert micro.rows.tolist() == [0, 1, 1]
+    assert (step.kept_tokens, step.response_tokens, step.tokens) == (3, 6, 10)
+
+
+def test_the_first_token_of_a_document_is_never_a_target() -> None:
+    step = collate(TrainingRows(rows_of(([1, 2], 0, [1, 2]), ([3, 4], 0, [3, 4]))), np.array([0, 1]), 100, 0)
+    (micro,) = step.micro_batches
+    assert micro.targets.tolist() == [2, 4]
+    assert step.kept_tokens == 2
+
+
+def test_weights_and_score_columns_travel_with_their_tokens() -> None:
+    lists = pa.list_(pa.float32())
+    table = rows_of(
+        ([1, 2, 3, 4], 2, [-100, -100, 3, 4]),
+        ([5, 6, 7], 1, [-100, 6, 7]),
+        weights=pa.array([[0.5, 2.0], [0.0, -1.0]], lists),
+        logp=pa.array([[-1.0, -2.0], [-3.0, -4.0]], lists),
+    )
+    step = collate(TrainingRows(table, ["logp"]), np.array([0, 1]), 100, 0)
+    (micro,) = step.micro_batches
+    assert micro.targets.tolist() == [3, 4, 7], "a weight of zero is no target"
+    assert micro.weights.tolist() == [0.5, 2.0, -1.0]
+    assert micro.columns["logp"].tolist() == [-1.0, -2.0, -4.0]
+    assert step.kept_tokens == 2, "what is unlearnt does not count in the divisor"
+
+
+def test_columns_of_a_wrong_length_are_refused_by_name() -> None:
+    table = rows_of(([1, 2, 3], 1, [-100, 2, 3]), ([1, 2, 3], 1, [-100, 2]))
+    with pytest.raises(ValueError, match="example e1: `labels` has 2 entries, wanted 3"):
+        TrainingRows(table)
+    with pytest.raises(ValueError, match=r"lacks the columns \['labels'\]"):
+        TrainingRows(table.drop(["labels"]))
+
+
+# -- order ---------------------------------------------------------------------------------------------------
+
+
+def loader(**changes: Any) -> StepLoader:
+    data = TrainingRows(rows_of(*[([1, 2, 3], 1, [-100, 2, 3])] * 10))
+    return StepLoader(data, **({"batch_size": 4, "epochs": 2, "seed": 0, "budget": 100} | changes))
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    assert epoch_order(10, 0, 0).tolist() == epoch_order(10, 0, 0).tolist()
+    orders = {tuple(epoch_order(10, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
+
+
+def test_every_epoch_visits_every_row_once() -> None:
+    steps = list(loader())
+    assert [len(step.rows) for step in steps] == [4, 4, 2, 4, 4, 2]
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(np.concatenate([step.rows for step in epoch])) == list(range(10))
+    assert [step.index for step in loader(max_steps=4)] == [0, 1, 2, 3]
+
+
+def test_a_loader_goes_on_where_its_state_says() -> None:
+    whole = [step.rows.tolist() for step in loader()]
+    first = loader()
+    begun = [next(steps).rows.tolist() for steps in [iter(first)] for _ in range(4)]
+    second = loader()
+    second.load_state_dict(first.state_dict() | {"next": 4})
+    assert begun + [step.rows.tolist() for step in second] == whole
+    assert second.tokens(4) == 3 * 14
+    assert second.tokens() == 3 * 20
+
+
+def test_devices_share_a_step_between_them() -> None:
+    alone = next(iter(loader()))
+    shares = [next(iter(loader(rank=rank, devices=2))) for rank in (0, 1)]
+    assert all(share.kept_tokens == alone.kept_tokens for share in shares)
+    seen = [row for share in shares for micro in share.micro_batches for row in micro.rows.tolist()]
+    assert sorted(seen) == sorted(row for micro in alone.micro_batches for row in micro.rows.tolist())

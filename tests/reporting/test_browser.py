@@ -1,0 +1,283 @@
+"""The explorer in a real browser: headless Chromium from the system, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from made_runs import scored_table, write_run
+from test_explorer import HOSTILE, byte_tokenizer, encode
+
+from xtf.config.schema import Attribute
+from xtf.data.tokens import response_tokens
+from xtf.reporting.explorer import preview
+from xtf.reporting.run_report import run_report
+from xtf.scoring.masks import build_mask
+from xtf.scoring.thresholds import PRESETS
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine (apt install chromium)")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+READY = "body[data-ready]"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(autouse=True)
+def closed_pages(browser: Any) -> Iterator[None]:
+    """Closes what a test opened, so that the next one has the browser to itself."""
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
+class Page:
+    """A page, and whatever it complained about."""
+
+    def __init__(self, browser: Any, path: Path, fragment: str = "", measured: bool = False) -> None:
+        self.page = browser.new_page(viewport={"width": 1400, "height": 900})
+        if measured:
+            self.session = self.page.context.new_cdp_session(self.page)
+            self.session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        self.page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append("a dialog opened"), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri() + fragment)
+        if path.name.startswith("preview"):
+            self.page.wait_for_selector(READY)
+
+    def main_thread_seconds(self) -> float:
+        """Processor time that the page's main thread has worked so far."""
+        found = self.session.send("Performance.getMetrics")["metrics"]
+        return float(next(each["value"] for each in found if each["name"] == "TaskDuration"))
+
+    def totals(self) -> tuple[int, list[int]]:
+        """Kept tokens, and tokens by what dropped them (bit 0 RI, bit 1 KN, bit 2 TR)."""
+        return self.page.evaluate("[+kept.dataset.kept, JSON.parse(kept.dataset.codes)]")
+
+    def slide(self, attribute: str, place: int) -> None:
+        before = self.page.inner_text("#kept")
+        self.page.evaluate(
+            "([id, place]) => { const slider = document.getElementById(id); slider.value = place;"
+            "slider.dispatchEvent(new Event('input')); slider.dispatchEvent(new Event('change')); }",
+            [f"slider-{attribute}", place],
+        )
+        self.page.wait_for_function("before => kept.innerText !== before", arg=before)
+
+    def setting(self, attribute: str) -> tuple[str, float]:
+        name, value = self.page.inner_text(f"#value-{attribute}").split(" = ")
+        return name, float(value)
+
+
+@pytest.fixture(scope="module")
+def scored() -> pa.Table:
+    return scored_table(40)
+
+
+@pytest.fixture(scope="module")
+def masked(scored: pa.Table) -> pa.Table:
+    return build_mask(scored, PRESETS["paper"], list(Attribute)).table
+
+
+@pytest.fixture(scope="module")
+def explorer(masked: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("explorer")
+    return preview(masked, byte_tokenizer(), folder / "preview.html", command="python run.py task=math")
+
+
+def codes(table: pa.Table) -> list[int]:
+    tokens = response_tokens(table)
+    bits = sum(tokens.dropped[name].astype(int) << bit for bit, name in enumerate(("ri", "kn", "tr")))
+    return np.bincount(bits, minlength=16).tolist()
+
+
+def test_the_explorer_opens_without_a_complaint_or_a_request(browser: Any, explorer: Path, masked: pa.Table) -> None:
+    opened = Page(browser, explorer)
+    opened.page.wait_for_selector("#overlap .bars")
+    opened.page.wait_for_selector("#plot-tr .bars")
+    assert opened.complaints == []
+    assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert opened.totals() == [int(response_tokens(masked).kept.sum()), codes(masked)]
+    assert opened.page.inner_text("#command") == "python run.py task=math"
+
+
+def test_sliders_give_the_numbers_of_the_masks_with_their_settings(
+    browser: Any, explorer: Path, scored: pa.Table
+) -> None:
+    opened = Page(browser, explorer)
+    settings = PRESETS["paper"]
+    for attribute, place in (("ri", 28), ("kn", 5), ("tr", 30), ("kn", 60), ("tr", 5)):
+        opened.slide(attribute, place)
+        key, value = opened.setting(attribute)
+        rule = replace(getattr(settings, attribute), **{key.split(".")[-1]: value})
+        settings = replace(settings, **{attribute: rule})
+        mask = build_mask(scored, settings, list(Attribute))
+        assert opened.totals() == [mask.stats.kept_tokens, codes(mask.table)]
+        assert f"{key}={value:g}" in opened.page.inner_text("#command")
+        opened.page.wait_for_function(
+            "([id, share]) => document.getElementById(id).textContent === share",
+            arg=[f"share-{attribute}", f"{100 * mask.stats.dropped_share[attribute]:.2f} %"],
+        )
+
+
+def test_an_attribute_switched_off_drops_nothing(browser: Any, explorer: Path, scored: pa.Table) -> None:
+    opened = Page(browser, explorer)
+    before = opened.page.inner_text("#kept")
+    opened.page.uncheck("#active-kn")
+    opened.page.wait_for_function("before => kept.innerText !== before", arg=before)
+    mask = build_mask(scored, PRESETS["paper"], [Attribute.ri, Attribute.tr])
+    assert opened.totals()[0] == mask.stats.kept_tokens
+    assert "scorer=ri_tr" in opened.page.inner_text("#command")
+
+
+def test_a_deep_link_lands_on_the_token_and_says_why(browser: Any, explorer: Path, masked: pa.Table) -> None:
+    tokens = response_tokens(masked)
+    place = int(np.flatnonzero(tokens.dropped["kn"] & ~tokens.dropped["ri"] & ~tokens.dropped["tr"])[-1])
+    example = int(np.searchsorted(tokens.offsets, place, side="right")) - 1
+    token = place - int(tokens.offsets[example])
+    opened = Page(browser, explorer, f"#example={example}&token={token}")
+    opened.page.wait_for_selector("#tip:not([hidden])")
+    focused = opened.page.evaluate(
+        "[document.activeElement.dataset.k, document.activeElement.closest('.card').dataset.place,"
+        "document.activeElement.getBoundingClientRect().top]"
+    )
+    assert focused[:2] == [str(token), str(example)]
+    assert 0 < focused[2] < 900
+    said = opened.page.inner_text("#tip")
+    p = float(np.exp(tokens.scores["logp"][place]))
+    assert f"the base model already gives it {p:.{4 if p > 0.99 else 2}f}" in said
+    assert f"id\t{tokens.ids[place]}\n" in said
+    assert f"KN\t{-np.expm1(np.float64(tokens.scores['logp'][place])):.4f}; drops p above 0.9500" in said
+    assert f"{token} of 0 to {tokens.offsets[example + 1] - tokens.offsets[example] - 1} in the response" in said
+
+
+def test_hovering_shows_the_token_and_arrow_keys_move_on(browser: Any, explorer: Path) -> None:
+    page = Page(browser, explorer).page
+    spans = page.locator('.card[data-place="1"] .t')
+    spans.nth(0).hover()
+    assert page.inner_text("#tip").startswith("token")
+    spans.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.k") == "1"
+    assert page.evaluate("location.hash") == "#example=1&token=1"
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#tip")
+
+
+def test_filters_show_the_examples_that_fit(browser: Any, explorer: Path, masked: pa.Table) -> None:
+    page = Page(browser, explorer).page
+    tokens = response_tokens(masked)
+    with_ri = sum(bool(part.any()) for part in np.split(tokens.dropped["ri"], tokens.offsets[1:-1]))
+    page.select_option("#only", "ri")
+    assert page.inner_text("#matches") == f"{with_ri} of 40 examples"
+    page.click("#clear")
+    page.fill("#text", "row-17")
+    assert page.inner_text("#matches") == "1 of 40 examples"
+    assert page.locator(".card h3").all_inner_texts()[0].startswith("Example 17 (row-17)")
+    page.fill("#text", "")
+    page.select_option("#sort", "most")
+    shares = [1 - part.mean() for part in np.split(tokens.kept, tokens.offsets[1:-1])]
+    assert page.locator(".card").first.get_attribute("data-place") == str(int(np.argmax(shares)))
+
+
+def hostile_table(tokenizer: Any) -> pa.Table:
+    """Rows whose prompts, responses and ids try to be markup, change direction, or split characters."""
+    texts = [
+        HOSTILE,
+        "<img src=x onerror=alert(1)>",
+        "\u202eabc مرحبا بالعالم",
+        "😀 漢字 e\u0301",
+        "def f():\n\treturn '`|'",
+    ]
+    ids = [encode(tokenizer, text) for text in texts]
+    scored = pa.table(
+        {
+            "example_id": [f"<script>alert({row})</script>" for row in range(len(texts))],
+            "input_ids": pa.array([row + row for row in ids], pa.list_(pa.int32())),
+            "prompt_length": pa.array([len(row) for row in ids], pa.int32()),
+            "logp": pa.array([[-0.5] * (len(row) - 1) + [-0.01] for row in ids], pa.list_(pa.float32())),
+        }
+    )
+    return build_mask(scored, PRESETS["paper"], [Attribute.kn]).table
+
+
+def test_nothing_of_a_hostile_dataset_runs_and_all_of_it_is_shown(browser: Any, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(HOSTILE, "<img src=x onerror=alert(1)>")
+    path = preview(hostile_table(tokenizer), tokenizer, tmp_path / "preview.html", title=HOSTILE)
+    opened = Page(browser, path)
+    assert opened.complaints == []
+    assert opened.page.locator("img").count() == 0
+    shown = ["".join(card.locator(".t:not(.part)").all_text_contents()) for card in opened.page.locator(".card").all()]
+    assert shown[:3] == [HOSTILE, "<img src=x onerror=alert(1)>", "\u202eabc مرحبا بالعالم"]
+    assert shown[3] == "😀 漢字 e\u0301"
+    assert shown[4] == "def f():\n\treturn '`|'"
+    assert opened.page.title() == HOSTILE
+    opened.page.locator(".card .t").first.hover()
+    assert "</script>" in opened.page.inner_text("#tip code")
+
+
+def test_two_thousand_examples_open_and_stay_on_few_elements(browser: Any, tmp_path: Path) -> None:
+    """The limit is 3 s on an idle machine; measured: 2.0 s of the main thread's own time, whatever else runs.
+
+    Asserted is twice the limit, in that time and not by the clock: a slower processor or a busy one must not fail,
+    a page that does needless work for every token must.
+    """
+    table = build_mask(scored_table(2000, tokens=400), PRESETS["paper"], list(Attribute)).table
+    path = preview(table, byte_tokenizer(), tmp_path / "preview.html")
+    assert path.stat().st_size <= 25_000_000
+    opened = Page(browser, path, measured=True)
+    page = opened.page
+    assert 0 < opened.main_thread_seconds() < 6
+    assert page.locator(".card").count() == 2000
+    assert page.locator(".t").count() < 20_000
+    page.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
+    page.wait_for_function("() => document.elementsFromPoint(700, 450).some((e) => e.closest('.response'))")
+    assert page.locator(".t").count() < 20_000
+
+
+def test_the_report_opens_without_a_complaint(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path, correct=[True, False, True, True], base=[False, False, True, False])
+    run_report(run, tmp_path / "out")
+    opened = Page(browser, tmp_path / "out" / "report.html")
+    assert opened.complaints == []
+    assert opened.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("which", ["explorer", "report"])
+def test_there_is_no_serious_accessibility_violation(browser: Any, explorer: Path, tmp_path: Path, which: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed (extra: test)")
+    path = explorer
+    if which == "report":
+        run = write_run(tmp_path, correct=[True, False, True, True], base=[False, False, True, False])
+        run_report(run, tmp_path / "out")
+        path = tmp_path / "out" / "report.html"
+    context = browser.new_context(bypass_csp=True)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_timeout(500)
+    found = axe.Axe().run(page).response["violations"]
+    serious = [
+        (each["id"], [node["html"] for node in each["nodes"]][:3])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert serious == []

@@ -1,0 +1,260 @@
+"""The explorer's data and the terminal preview; the page itself is tested in test_browser.py."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from made_runs import scored_table
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from xtf.config.schema import Attribute, RIThreshold, ThresholdConfig
+from xtf.data.tokens import Pieces, response_tokens, visible
+from xtf.reporting.explorer import preview, preview_text
+from xtf.scoring.masks import build_mask
+from xtf.scoring.sensitivity import NEVER, sweep
+from xtf.scoring.thresholds import PRESETS, SOURCE, Scores
+
+SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def byte_tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a token for each byte and for each of `words`."""
+    vocabulary = {symbol: place for place, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(list(words))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def payload(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the page unpacks: its description, and its columns by name."""
+    page = path.read_text(encoding="utf-8")
+    packed = {name: re.search(rf'id="{name}">([^<]*)<', page) for name in ("meta", "arrays")}
+    meta, blob = (gzip.decompress(base64.b64decode(found.group(1))) for found in packed.values() if found)
+    described = json.loads(meta)
+    columns = {
+        column["name"]: np.frombuffer(blob, column["type"], column["length"], column["start"])
+        for column in described["columns"]
+    }
+    return described, columns
+
+
+def masked_table(examples: int = 20, threshold: str = "paper") -> pa.Table:
+    return build_mask(scored_table(examples), PRESETS[threshold], list(Attribute)).table
+
+
+# -- pieces of text --
+
+
+def test_a_character_spread_over_tokens_is_shown_once_with_its_last_token() -> None:
+    tokenizer = byte_tokenizer()
+    pieces = Pieces(tokenizer)(encode(tokenizer, "a😀b"))
+    assert pieces == ["a", "", "", "", "😀", "b"]
+
+
+def test_bytes_that_never_become_a_character_are_shown_as_replacements() -> None:
+    tokenizer = byte_tokenizer()
+    first_byte = encode(tokenizer, "😀")[0]
+    assert Pieces(tokenizer)([first_byte, *encode(tokenizer, "x"), first_byte]) == ["\ufffd", "x", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words, twice  spaced",
+        "ไทย 漢字 かな",
+        "👩‍👩‍👧 é",
+        "مرحبا بالعالم",
+        "def f():\n\treturn 1\r\n",
+        HOSTILE,
+    ],
+)
+@pytest.mark.parametrize("name", ["bytes", "qwen2.5", "phi-3"])
+def test_pieces_joined_are_the_decoded_text(name: str, text: str) -> None:
+    if name != "bytes" and not (SHARED / name).is_dir():
+        pytest.skip(f"no tokenizer at {SHARED / name}")
+    tokenizer = byte_tokenizer() if name == "bytes" else AutoTokenizer.from_pretrained(SHARED / name)
+    ids = encode(tokenizer, text)
+    pieces = Pieces(tokenizer)(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces).strip(" ") == text.strip(" ")
+
+
+def test_blanks_and_control_characters_are_made_visible() -> None:
+    assert visible(" a\tb\n\u202e") == "·a⇥b⏎\\u202e"
+    assert visible("") == "(empty)"
+
+
+# -- sliders --
+
+
+@pytest.mark.parametrize("shift", [-0.03, 0.0, 0.03])
+@pytest.mark.parametrize("preset", ["paper", "released", "quantile"])
+@pytest.mark.parametrize("attribute", list(Attribute))
+def test_every_slider_position_drops_what_a_mask_with_that_setting_drops(
+    preset: str, attribute: Attribute, shift: float
+) -> None:
+    scored, chosen = scored_table(15), getattr(PRESETS[preset], attribute.value)
+    config = replace(PRESETS[preset], **{attribute.value: replace(chosen, shift=shift)})
+    tokens = response_tokens(build_mask(scored, config, [attribute]).table)
+    block = Scores(np.diff(tokens.offsets), {SOURCE[attribute]: tokens.scores[SOURCE[attribute]]})
+    found = sweep(attribute, config, block, block)
+    name, key = found.setting.split(".")[1:]
+    assert name == attribute.value
+    for place in {0, found.chosen, len(found.values) // 3, len(found.values) - 1}:
+        rule = replace(getattr(config, name), **{key: found.values[place]})
+        try:
+            mask = build_mask(scored, replace(config, **{name: rule}), [attribute])
+        except ValueError:  # a mask that keeps nothing is refused
+            assert found.dropped(place).all()
+            continue
+        assert (response_tokens(mask.table).dropped[name] == found.dropped(place)).all()
+        assert found.shares()[place] == pytest.approx(mask.stats.dropped_share[name])
+
+
+def test_a_token_that_no_setting_drops_is_marked_as_such() -> None:
+    block = Scores(np.array([4]), {"logp": np.log(np.array([0.2, 0.7, 0.96, 0.99999]))})
+    found = sweep(Attribute.kn, PRESETS["paper"], block, block)
+    assert found.first[0] == NEVER
+    assert found.values[found.first[1]] == 0.69  # the loosest p of the slider that 0.7 is above
+    assert found.values[found.first[2]] == 0.955
+    assert found.first[3] == 0
+
+
+# -- the file --
+
+
+def test_the_file_holds_the_table_and_the_starting_position(tmp_path: Path) -> None:
+    table, tokenizer = masked_table(), byte_tokenizer()
+    path = preview(table, tokenizer, tmp_path / "deep" / "preview.html", command="python run.py task=math")
+    described, columns = payload(path)
+    tokens = response_tokens(table)
+    assert described["total"] == 20
+    assert described["rows"] == list(range(20))
+    assert (columns["id"] == tokens.ids).all()
+    assert (columns["kept"] == tokens.kept).all()
+    assert (columns["score_tr"] == tokens.scores["tr"]).all()
+    for attribute in described["attributes"]:
+        place = attribute["values"].index(attribute["values"][attribute["chosen"]])
+        assert ((columns[f"first_{attribute['name']}"] <= place) == tokens.dropped[attribute["name"]]).all()
+    texts = [described["strings"][place] for place in columns["piece"][: tokens.offsets[1]]]
+    assert texts == Pieces(tokenizer)(tokens.ids[: tokens.offsets[1]].tolist())
+
+
+def test_a_larger_table_is_sampled_with_thresholds_of_the_whole(tmp_path: Path) -> None:
+    table = masked_table(60)
+    described, columns = payload(preview(table, byte_tokenizer(), tmp_path / "p.html", examples=7))
+    assert described["total"] == 60
+    assert len(described["rows"]) == len(described["ids"]) == 7
+    assert described["rows"] == sorted(set(described["rows"]))
+    assert described["live"]
+    kept = response_tokens(table.take(described["rows"])).kept
+    assert (columns["kept"] == kept).all()
+
+
+def test_a_file_that_would_be_too_large_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, tokenizer = masked_table(60), byte_tokenizer()
+    whole = preview(table, tokenizer, tmp_path / "whole.html").stat().st_size
+    one = preview(table, tokenizer, tmp_path / "one.html", examples=1).stat().st_size
+    monkeypatch.setattr("xtf.reporting.explorer.MOST_BYTES", (whole + one) // 2)
+    path = preview(table, tokenizer, tmp_path / "some.html")
+    assert path.stat().st_size <= (whole + one) // 2
+    assert 1 <= len(payload(path)[0]["rows"]) < 60
+
+
+def test_a_dataset_of_the_library_is_taken_as_well(tmp_path: Path) -> None:
+    table = masked_table()
+    described, _ = payload(preview(datasets.Dataset(table), byte_tokenizer(), tmp_path / "p.html"))
+    assert described["ids"] == table["example_id"].to_pylist()
+    with pytest.raises(ValueError, match=r"no threshold 'papr'; choose from paper"):
+        preview(table, byte_tokenizer(), tmp_path / "p.html", threshold="papr")
+
+
+def test_another_threshold_than_the_masks_is_refused(tmp_path: Path) -> None:
+    other = ThresholdConfig(name="other", ri=RIThreshold(c=0.2))
+    with pytest.raises(ValueError, match=r"another threshold: .* of RI differ"):
+        preview(masked_table(), byte_tokenizer(), tmp_path / "p.html", threshold=other)
+
+
+def test_labels_of_another_method_have_no_sliders(tmp_path: Path) -> None:
+    table = masked_table()
+    kept_all = [
+        [-100] * prompt + ids[prompt:]
+        for ids, prompt in zip(table["input_ids"].to_pylist(), table["prompt_length"].to_pylist(), strict=True)
+    ]
+    table = table.set_column(table.column_names.index("labels"), "labels", pa.array(kept_all, pa.list_(pa.int32())))
+    described, columns = payload(preview(table, byte_tokenizer(), tmp_path / "p.html"))
+    assert not described["live"]
+    assert columns["kept"].all()
+
+
+def test_an_empty_or_unmasked_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to show"):
+        preview(masked_table().slice(0, 0), byte_tokenizer(), tmp_path / "p.html")
+    with pytest.raises(ValueError, match="masked table is needed"):
+        preview(scored_table(3), byte_tokenizer(), tmp_path / "p.html")
+
+
+def test_texts_of_the_dataset_stand_nowhere_in_the_file_as_they_are(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(HOSTILE)
+    table = scored_table(5)
+    table = table.set_column(0, "example_id", pa.array([f"{HOSTILE}{row}" for row in range(5)]))
+    masked = build_mask(table, PRESETS["paper"], list(Attribute)).table
+    page = preview(masked, tokenizer, tmp_path / "p.html", title=HOSTILE).read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in page
+
+
+# -- the terminal --
+
+
+def hand_made() -> tuple[pa.Table, PreTrainedTokenizerFast]:
+    tokenizer = byte_tokenizer()
+    prompt, response = encode(tokenizer, "Q"), encode(tokenizer, "abcd")
+    table = pa.table(
+        {
+            "example_id": ["one"],
+            "input_ids": pa.array([prompt + response], pa.list_(pa.int32())),
+            "prompt_length": pa.array([1], pa.int32()),
+            "drop_ri": [[False, True, True, False]],
+            "drop_kn": [[False, False, True, False]],
+            "labels": pa.array([[-100, response[0], -100, -100, -100]], pa.list_(pa.int32())),
+        }
+    )
+    return table, tokenizer
+
+
+def test_without_colour_dropped_tokens_stand_between_marks() -> None:
+    table, tokenizer = hand_made()
+    console = Console(no_color=True, force_terminal=False, width=80, record=True)
+    console.print(preview_text(table, tokenizer))
+    shown = console.export_text()
+    assert "a[R:b][RK:c][-:d]" in shown
+    assert "example 0 (one): 75.0 % of 4 tokens dropped" in shown
+    assert "1 of 1 examples" in shown
+
+
+def test_with_colour_dropped_tokens_carry_the_attributes_hue() -> None:
+    table, tokenizer = hand_made()
+    console = Console(force_terminal=True, color_system="truecolor", width=80, record=True)
+    console.print(preview_text(table, tokenizer))
+    shown = console.export_text(styles=True)
+    assert "48;2;0;114;178mb\x1b" in shown  # RI's blue
+    assert "[R:" not in shown

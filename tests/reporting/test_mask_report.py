@@ -1,0 +1,135 @@
+"""Reports of experiments that stop before training, and of sweeps of which some runs are missing or failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_runs import scored_table, write_run
+
+from xtf.data.tokens import ResponseTokens
+from xtf.reporting.mask_report import dropped_shares
+from xtf.reporting.sweep_report import sweep_report
+from xtf.runtime.artifacts import write_json
+from xtf.sweeps import jobs
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def masked_run(root: Path, **identity: Any) -> Path:
+    """A run that stopped at its mask, with the manifest of its scoring pass."""
+    folder = write_run(root, scored=scored_table(20), correct=[True], base=None, experiment="fig4", **identity)
+    record = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").unlink()
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("stage: all", "stage: mask"))
+    stages = {
+        "score": {"seconds": 2.0, "paths": {"scores": "elsewhere/scores/key"}},
+        "mask": {"stats": record["mask"]},
+    }
+    write_json(folder / "manifest.json", {"stages": stages})
+    costs = {"seconds": 2.0, "tokens": 500, "peak_memory_mb": 123.4, "device": "cpu"}
+    write_json(root / "scores/key/manifest.json", costs)
+    return folder
+
+
+def test_shares_by_hand_in_the_terms_of_figure_4() -> None:
+    ri, kn, tr = (np.array(bits, bool) for bits in ([1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0]))
+    tokens = ResponseTokens(np.arange(5), ~(ri | kn | tr), np.array([0, 5]), {}, {"ri": ri, "kn": kn, "tr": tr})
+    found = dropped_shares(tokens)
+    assert found["ri only"] == found["kn only"] == 0.4
+    assert found["ri after kn"] == found["kn after ri"] == 0.2
+    assert found["ri after tr"] == 0.4
+    assert found["ri after both"] == 0.2
+    assert found["kn after both"] == 0.0
+    assert found["union"] == 0.8
+
+
+def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_numbers(
+    tmp_path: Path,
+) -> None:
+    folder = masked_run(tmp_path, model="deepseek_qwen_1_5b")
+    listed = {"/".join(folder.relative_to(tmp_path).parts[:-1]) + f"/seed{seed}": {"stage": "mask"} for seed in (0, 1)}
+    write_json(jobs.jobs_file(tmp_path, "fig4"), listed)
+    paths = sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
+    names = {path.name for path in paths}
+    assert {"fig4.csv", "fig4.md", "fig4.html"} <= names
+    for figure in ("distributions", "overlap", "sensitivity"):
+        for suffix in ("png", "svg"):
+            assert any(name.endswith(f"{figure}.{suffix}") for name in names), (figure, suffix)
+    found = {line["quantity"]: line for line in lines(tmp_path / "out/fig4.csv") if not line["at"]}
+    assert found["kn only"]["reported"] == "13.86"
+    assert float(found["scores: peak memory MB"]["value"]) == 123.4
+    curve = [line for line in lines(tmp_path / "out/fig4.csv") if line["quantity"] == "threshold.kn.pcp"]
+    (used,) = (line for line in curve if float(line["at"]) == 0.95)
+    assert float(used["value"]) == pytest.approx(float(found["kn only"]["value"]))
+    text = (tmp_path / "out/fig4.md").read_text()
+    assert "| 250 | 123 |" in text  # tokens a second, MB
+    assert "seed1 | not begun |" in text
+
+
+def test_masks_are_reported_as_masks_where_another_experiment_trained_on_them(tmp_path: Path) -> None:
+    folder = masked_run(tmp_path)
+    write_json(folder / "metrics.json", {"metrics": "of another experiment"})
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("stage: mask", "stage: all"))
+    write_json(jobs.jobs_file(tmp_path, "fig4"), {str(folder.relative_to(tmp_path)): {"stage": "mask"}})
+    paths = sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
+    assert any(path.name.endswith("overlap.png") for path in paths)
+
+
+def test_a_number_of_the_paper_does_not_stand_beside_other_settings(tmp_path: Path) -> None:
+    folder = masked_run(tmp_path, model="deepseek_qwen_1_5b")
+    folder.parent.rename(folder.parent.with_name("xtf-paper-12345678"))
+    sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
+    assert {line["reported"] for line in lines(tmp_path / "out/fig4.csv")} == {""}
+
+
+def test_runs_that_a_sweep_has_yet_to_make_or_that_failed_stay_visible(tmp_path: Path) -> None:
+    right, wrong = [True] * 8 + [False] * 2, [False] * 8 + [True] * 2
+    write_run(tmp_path, correct=right, base=wrong, experiment="t")
+    failed = write_run(tmp_path, correct=wrong, base=wrong, experiment="t", method="normal")
+    (failed / "metrics.json").unlink()
+    why = {"type": "OutOfMemoryError", "error": "no memory", "traceback": "", "command": ""}
+    write_json(failed / jobs.ERROR_FILE, why)
+    job = {
+        "task": "math",
+        "model": "tiny",
+        "tuning": "full",
+        "scorer": "xtf",
+        "threshold": "paper",
+        "seed": 0,
+        "stage": "all",
+        "overrides": {"tuning.epochs": 9},
+        "method": "random",
+    }
+    never = "runs/math/tiny/full/random/xtf-paper-abcdef12/seed0"
+    write_json(jobs.jobs_file(tmp_path, "t"), {never: job})
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    notes = {line["setting"]: line["note"] for line in lines(tmp_path / "out/t.csv")}
+    assert notes["method=normal"] == "1 run failed"
+    assert notes["method=random tuning.epochs=9"] == "1 run not begun"
+    text = (tmp_path / "out/t.md").read_text()
+    assert "OutOfMemoryError: no memory" in text
+    assert f"{never}`: not begun" in text
+
+
+def test_second_best_is_marked_only_if_its_interval_parts_too(tmp_path: Path) -> None:
+    def outcomes(right: int) -> list[bool | None]:
+        return [True] * right + [False] * (200 - right)
+
+    for method, right in {"xtf": 190, "normal": 120, "random": 40, "low_loss": 44}.items():
+        write_run(tmp_path, correct=outcomes(right), base=outcomes(20), method=method, experiment="t")
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    marks = {line["setting"]: line["mark"] for line in lines(tmp_path / "out/t.csv")}
+    assert (marks["method=xtf"], marks["method=normal"]) == ("best", "second")
+    assert marks["method=random"] == marks["method=low_loss"] == ""
+    text = (tmp_path / "out/t.md").read_text()
+    assert "**95.0 % [" in text
+    assert "_60.0 % [" in text

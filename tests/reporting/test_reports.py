@@ -1,0 +1,480 @@
+"""Reports of runs and of sweeps, and the statistics in them, on small runs made by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from made_runs import generations, metric, scored_table, write_run
+from rich.console import Console
+
+from xtf.config.schema import Attribute
+from xtf.data.tokens import response_tokens
+from xtf.reporting.intervals import difference, mean
+from xtf.reporting.pages import fenced, inline_code
+from xtf.reporting.run_report import console_table, most_dropped, paired_generations, run_report, verdict
+from xtf.reporting.runs import command_line, item_values, load_run
+from xtf.reporting.sweep_report import sweep_report
+from xtf.scoring.masks import build_mask
+from xtf.scoring.thresholds import PRESETS
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def outcomes(right: int, wrong: int) -> list[bool]:
+    return [True] * right + [False] * wrong
+
+
+def values(*runs: list[float]) -> list[dict[str, float]]:
+    return [{f"item-{place}": value for place, value in enumerate(run)} for run in runs]
+
+
+def printed(record: Any) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(console_table(record))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# -- statistics --
+
+
+def test_item_values_are_means_over_samples_and_none_without_a_verdict() -> None:
+    lines = [
+        {"example_id": name, "correct": correct}
+        for name, correct in (("a", True), ("a", False), ("b", None), ("c", None), ("c", True))
+    ]
+    assert item_values(lines, "accuracy") == {"a": 0.5, "b": None, "c": 1.0}
+
+
+def test_pass_at_k_is_the_share_of_all_draws_of_k_samples_with_a_right_one() -> None:
+    right = [True, True, False, False, False]
+    draws = [(i, j) for i, j in product(range(5), repeat=2) if i < j]
+    expected = sum(right[i] or right[j] for i, j in draws) / len(draws)
+    lines = [{"example_id": "a", "correct": each} for each in right]
+    assert item_values(lines, "pass@2") == {"a": pytest.approx(expected)} == {"a": pytest.approx(0.7)}
+
+
+def test_a_metric_that_is_no_mean_over_items_is_refused() -> None:
+    with pytest.raises(ValueError, match="macro_f1"):
+        item_values([], "macro_f1")
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 samples"):
+        item_values([{"example_id": "a", "correct": True}], "pass@3")
+
+
+def test_the_interval_of_one_seed_is_the_bootstrap_over_items() -> None:
+    flips = [1.0] * 30 + [0.0] * 70
+    found = mean(values(flips))
+    generator = np.random.default_rng(1)
+    draws = [np.mean(generator.choice(flips, 100)) for _ in range(4000)]
+    assert found.value == pytest.approx(0.3)
+    assert (found.seeds, found.items) == (1, 100)
+    assert [found.low, found.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.011)
+
+
+def test_the_interval_of_all_wrong_is_not_a_point() -> None:
+    found = mean(values([0.0] * 30, [0.0] * 30))
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(0.1135, abs=1e-4)  # Wilson: z^2 / (n + z^2)
+
+
+def test_the_spread_between_seeds_widens_the_interval() -> None:
+    steady = mean(values([1.0, 0.0] * 50, [1.0, 0.0] * 50))
+    uneven = mean(values([1.0] * 90 + [0.0] * 10, [1.0] * 10 + [0.0] * 90))
+    assert steady.value == uneven.value == 0.5
+    assert uneven.high - uneven.low > 2 * (steady.high - steady.low)
+    assert [uneven.low, uneven.high] == pytest.approx([0.1, 0.9], abs=0.06)  # a draw may hold one seed twice
+
+
+def test_a_difference_is_paired_by_item_and_seed() -> None:
+    hard_and_easy = [0.0, 1.0] * 50
+    better = [value if place else 1.0 for place, value in enumerate(hard_and_easy)]  # one item more is right
+    found = difference(values(better), values(hard_and_easy))
+    assert found.value == pytest.approx(0.01)
+    assert found.high <= 0.04  # unpaired, it would be about +-0.14
+    same = difference(values(better, better), values(better, better))
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+
+
+def test_differences_over_other_items_or_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="different items"):
+        difference(values([1.0, 0.0]), values([1.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match="same seeds on both sides, not 2 and 1"):
+        difference(values([1.0], [0.0]), values([1.0]))
+    with pytest.raises(ValueError, match="no item has a verdict"):
+        mean([{"a": None}])
+
+
+def test_items_without_a_verdict_on_one_side_are_left_out_of_both() -> None:
+    found = difference([{"a": 1.0, "b": None, "c": 0.0}], [{"a": 0.0, "b": 1.0, "c": None}])
+    assert (found.value, found.items) == (1.0, 1)
+
+
+# -- one run --
+
+
+def test_the_report_answers_with_interval_seeds_and_controls(tmp_path: Path) -> None:
+    base = outcomes(10, 90)
+    run = write_run(tmp_path, correct=outcomes(60, 40), base=base)
+    write_run(tmp_path, correct=outcomes(60, 40), base=base, method="normal", scorer="none")
+    against_base, against_normal, against_random = verdict(load_run(run))
+    assert "from 10.0 % to 60.0 %: +50.0 [" in against_base
+    assert "100 items and 1 seed (so the spread between seeds is not in the interval)" in against_base
+    assert "Better than the base model" in against_base
+    assert against_normal.startswith("Against plain fine-tuning on every response token: +0.0 [+0.0, +0.0] points")
+    assert "No item came out differently" in against_normal
+    assert "no such run" in against_random
+    assert "method=random" in against_random
+
+
+def test_all_finished_seeds_count(tmp_path: Path) -> None:
+    base = outcomes(10, 90)
+    for seed in (0, 1, 2):
+        run = write_run(tmp_path, correct=outcomes(30 + seed, 70 - seed), base=base, seed=seed)
+    write_run(tmp_path, correct=outcomes(70, 30), base=base, method="normal", scorer="none", seed=1)
+    sentences = verdict(load_run(run))
+    assert "to 31.0 %: +21.0" in sentences[0]
+    assert "100 items and 3 seeds." in sentences[0]
+    assert "-39.0 [" in sentences[1]  # seed 1 alone is shared
+    assert "Worse than that control" in sentences[1]
+
+
+def test_a_control_with_other_settings_is_no_control(tmp_path: Path) -> None:
+    base = outcomes(10, 90)
+    run = write_run(tmp_path, correct=outcomes(60, 40), base=base)
+    write_run(
+        tmp_path,
+        correct=outcomes(9, 91),
+        base=base,
+        method="normal",
+        scorer="none",
+        overrides={"tuning.epochs": 9},
+    )
+    assert "no such run" in verdict(load_run(run))[1]
+
+
+def write_cutoffs(root: Path) -> list[Path]:
+    """XTF and random masks of two cutoffs of KN: with the second, random is as good as XTF. Returns XTF's runs."""
+    runs = []
+    for pcp, xtf, random in ((0.5, 20, 10), (0.99, 60, 60)):
+        more = {"base": outcomes(10, 90), "overrides": {"threshold.kn.pcp": pcp}, "experiment": "t"}
+        runs.append(write_run(root, correct=outcomes(xtf, 100 - xtf), **more))
+        write_run(root, correct=outcomes(random, 100 - random), method="random", **more)
+    write_run(root, correct=outcomes(30, 70), base=outcomes(10, 90), method="normal", experiment="t")
+    return runs
+
+
+def test_a_random_mask_is_the_control_of_its_own_scorer_and_threshold_alone(tmp_path: Path) -> None:
+    cutoffs = write_cutoffs(tmp_path)
+    other = write_run(tmp_path, correct=outcomes(60, 40), base=outcomes(10, 90), scorer="kn")
+    _, normal, random = zip(*(verdict(load_run(run)) for run in (*cutoffs, other)), strict=True)
+    assert [re.search(r": (\S+)", line)[1] for line in normal] == ["-10.0", "+30.0", "+30.0"]  # type: ignore[index]
+    assert random[0].startswith("Against a random mask as large as XTF's: +10.0 [")
+    assert random[1].startswith("Against a random mask as large as XTF's: +0.0 [")
+    assert random[2].startswith("Not compared with a random mask as large as XTF's: no such run")
+
+
+def sampled(root: Path, seeds: dict[str, tuple[int, ...]]) -> dict[str, Path]:
+    """Runs at temperature 0.8 by method, where every seed has its own base completions; the last run of each.
+
+    Right in per cent, XTF and base: 20 and 5 with seed 0, 40 and 10 with 1, 60 and 15 with 2, 80 and 20 with 3; a
+    control has 10 less than XTF.
+    """
+    last = {}
+    for method, chosen in seeds.items():
+        for seed in chosen:
+            right, base = 20 * (seed + 1) - 10 * (method != "xtf"), 5 * (seed + 1)
+            last[method] = write_run(
+                root,
+                correct=outcomes(right, 100 - right),
+                base=outcomes(base, 100 - base),
+                method=method,
+                seed=seed,
+                task="code",
+                overrides={"task.temperature": 0.8},
+                experiment="t",
+            )
+    return last
+
+
+def test_sampled_runs_are_paired_seed_by_seed_each_with_its_own_base(tmp_path: Path) -> None:
+    every = (0, 1, 2)
+    run = sampled(tmp_path, {"normal": every, "random": every, "xtf": every})["xtf"]
+    over_base, *controls = verdict(load_run(run))
+    assert "from 10.0 % to 40.0 %: +30.0 [" in over_base
+    assert "100 items and 3 seeds." in over_base
+    for line in controls:
+        assert "+10.0 [" in line
+        assert "100 items and 3 seeds." in line
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    table = read_table(tmp_path / "out" / "t.csv")
+    base, xtf = table["code", "base model"], table["code", "method=xtf"]
+    assert (float(base["value"]), base["seeds"]) == (pytest.approx(0.1), "3")
+    for name, found in (("base", 0.3), ("normal", 0.1), ("random", 0.1)):
+        assert (float(xtf[f"{name}_difference"]), xtf[f"{name}_seeds"]) == (pytest.approx(found), "3")
+
+
+def test_a_control_without_its_first_seed_is_compared_over_the_others(tmp_path: Path) -> None:
+    run = sampled(tmp_path, {"normal": (1, 2), "random": (2, 3), "xtf": (0, 1, 2)})["xtf"]
+    basis = [re.search(r"items and (\d) seed", line)[1] for line in verdict(load_run(run))]  # type: ignore[index]
+    assert basis == ["3", "2", "1"]
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    xtf = read_table(tmp_path / "out" / "t.csv")["code", "method=xtf"]
+    assert float(xtf["normal_difference"]) == float(xtf["random_difference"]) == pytest.approx(0.1)
+    assert (xtf["base_seeds"], xtf["normal_seeds"], xtf["random_seeds"]) == ("3", "2", "1")
+
+
+def test_a_run_whose_base_was_graded_otherwise_is_no_control(tmp_path: Path) -> None:
+    run = write_run(tmp_path, correct=outcomes(60, 40), base=outcomes(10, 90), seed=1)
+    write_run(tmp_path, correct=outcomes(50, 50), base=outcomes(30, 70), method="normal", seed=1)
+    assert "no such run" in verdict(load_run(run))[1]
+
+
+def test_run_report_writes_pages_and_figures_that_hold_the_runs_numbers(tmp_path: Path) -> None:
+    scored = scored_table(30)
+    run = write_run(tmp_path, scored=scored, correct=outcomes(60, 40), base=outcomes(10, 90))
+    paths = run_report(run, tmp_path / "out")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in paths}
+    figures = ("accuracy", "distributions", "sensitivity", "overlap", "loss")
+    assert names == {"report.html", "report.md"} | {f"figures/{n}.{s}" for n in figures for s in ("png", "svg")}
+    for path in paths:
+        start = path.read_bytes()[:8]
+        assert start == PNG if path.suffix == ".png" else start
+    stats = build_mask(scored, PRESETS["paper"], list(Attribute)).stats
+    for page in (tmp_path / "out" / "report.md", tmp_path / "out" / "report.html"):
+        text = page.read_text(encoding="utf-8")
+        assert f"{100 * stats.dropped_share['kn']:.2f} %" in text
+        assert "60.0 % [50.2, 69.1]" in text
+        assert "python run.py model=tiny task=math tuning=full method=xtf scorer=xtf threshold=paper seed=0" in text
+        assert "wrong → right: 50" in text
+        assert "torch" in text
+
+
+def test_a_report_without_base_or_scores_says_what_is_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path, correct=outcomes(60, 40), base=None, method="normal", scorer="none")
+    names = [path.name for path in run_report(run, tmp_path / "out")]
+    assert "distributions.png" not in names
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "the base model was not graded" in text
+    assert "| accuracy | - | 60.0 %" in text
+
+
+def test_degenerate_attributes_are_flagged_in_words(tmp_path: Path) -> None:
+    scored = scored_table(10)
+    flat = [[0.5] * len(row) for row in scored["tr"].to_pylist()]
+    place = scored.column_names.index("tr")
+    scored = scored.set_column(place, "tr", pa.array(flat, pa.list_(pa.float32())))
+    run = write_run(tmp_path, scored=scored, correct=outcomes(6, 4), base=outcomes(1, 9))
+    run_report(run, tmp_path / "out")
+    assert "Degenerate attribute TR: its scores are (nearly) constant" in (tmp_path / "out" / "report.md").read_text()
+    assert "degenerate attribute TR" in printed(load_run(run).record)
+
+
+def test_markup_in_a_dataset_stays_text(tmp_path: Path) -> None:
+    run = write_run(tmp_path, correct=outcomes(2, 2), base=outcomes(1, 3))
+    hostile = "</pre><script>alert(1)</script> ``` | {}"
+    lines = generations(outcomes(2, 2), completion=hostile.replace("{}", "{{}} {}"))
+    (run / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_report(run, tmp_path / "out")
+    assert "<script>" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"````text\n</pre><script>.*\n````", markdown)
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no finished run: it has no metrics\.json"):
+        run_report(tmp_path, tmp_path / "out")
+
+
+def test_the_console_table_shows_quality_shares_and_times(tmp_path: Path) -> None:
+    run = write_run(tmp_path, correct=outcomes(60, 40), base=outcomes(10, 90))
+    record = load_run(run).record
+    shown = printed(record)
+    assert "10.0 % [5.5, 17.4]" in shown
+    assert "60.0 % [50.2, 69.1]" in shown
+    assert f"{100 * record['mask']['dropped_share']['union']:.2f} %" in shown
+    assert "2.2 min" in shown
+
+
+def test_most_dropped_tokens_are_counted_by_attribute() -> None:
+    table = build_mask(scored_table(40), PRESETS["paper"], list(Attribute)).table
+    tokens = response_tokens(table)
+    found = most_dropped(tokens, "tr", lambda token: f" {token}\n")
+    ids, dropped = tokens.ids.tolist(), tokens.dropped["tr"].tolist()
+    counts = {token: sum(d for i, d in zip(ids, dropped, strict=True) if i == token) for token in set(ids)}
+    best = max(counts.values())
+    assert found[0]["dropped"] == best
+    assert found[0]["share"] == best / ids.count(found[0]["id"])
+    assert found[0]["text"] == f"·{found[0]['id']}⏎"
+
+
+def test_shown_completions_take_turns_between_the_kinds_of_change() -> None:
+    base, tuned = (
+        generations([False, False, True, True, False]),
+        generations([True, True, False, True, False]),
+    )
+    found = paired_generations(base, tuned)
+    assert found["counts"] == {"wrong → right": 2, "right → wrong": 1, "right → right": 1, "wrong → wrong": 1}
+    order = [item["after"]["example_id"] for item in found["items"]]
+    assert order == ["item-0", "item-2", "item-3", "item-4", "item-1"]
+    assert found["items"][0]["before"]["correct"] is False
+
+
+def test_the_command_is_quoted_for_hydra_and_the_shell(tmp_path: Path) -> None:
+    overrides = {
+        "task.train.path": "my data/a,b.jsonl",
+        "threshold.kn.cap": None,
+        "scorer.compute": ["ri", "kn"],
+    }
+    run = write_run(tmp_path, correct=outcomes(1, 1), base=None, overrides=overrides)
+    line = command_line(load_run(run).record)
+    assert "'task.train.path='\"'\"'my data/a,b.jsonl'\"'\"''" in line
+    assert "threshold.kn.cap=null" in line
+    assert "'scorer.compute=[ri,kn]'" in line
+
+
+def test_the_command_of_another_method_has_none_of_this_ones_settings(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path,
+        correct=outcomes(1, 1),
+        base=None,
+        method="slm",
+        overrides={"method.keep": 0.5, "plant.share": 0.3},
+    )
+    record = load_run(run).record
+    assert "method.keep=0.5" in command_line(record, seed=1)
+    assert "method.keep" not in command_line(record, method="random")
+    assert "plant.share=0.3" in command_line(record, method="random")
+
+
+def test_markdown_code_cannot_be_closed_from_inside() -> None:
+    assert fenced("a\n````\nb") == "`````text\na\n````\nb\n`````"
+    assert inline_code("a`|b") == "`` a`\\|b ``"
+
+
+def test_reports_do_not_import_torch() -> None:
+    code = "import sys, xtf.reporting.run_report, xtf.reporting.sweep_report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- a sweep --
+
+
+def sweep(root: Path, **more: Any) -> None:
+    """Two seeds of normal, xtf and random; xtf is far better; one more xtf run did not finish."""
+    base = outcomes(10, 90)
+    for seed in (0, 1):
+        write_run(root, correct=outcomes(40, 60), base=base, method="normal", seed=seed, experiment="t", **more)
+        write_run(root, correct=outcomes(80 + seed, 20 - seed), base=base, seed=seed, experiment="t", **more)
+    unfinished = write_run(root, correct=outcomes(1, 1), base=base, seed=2, experiment="t", **more)
+    (unfinished / "metrics.json").unlink()
+    write_run(root, correct=outcomes(41, 59), base=base, method="random", seed=1, experiment="t", **more)
+
+
+def read_table(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as lines:
+        return {(row["task"], row["setting"]): row for row in csv.DictReader(lines)}
+
+
+def test_a_sweep_table_has_means_paired_differences_and_what_is_missing(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    sweep(tmp_path, task="medical")
+    rows = {folder for folder in (tmp_path / "runs" / "medical").rglob("seed*") if "random" in folder.parts}
+    for folder in rows:  # the random control of one task was never run
+        for file in folder.iterdir():
+            file.unlink()
+    paths = sweep_report([tmp_path / "runs"], tmp_path / "runs", tmp_path / "out")
+    assert {path.suffix for path in paths} == {".csv", ".md", ".html", ".png", ".svg"}
+    table = read_table(tmp_path / "out" / "sweep.csv")
+    xtf = table["math", "method=xtf"]
+    assert float(xtf["value"]) == pytest.approx(0.805)
+    assert float(xtf["base_difference"]) == pytest.approx(0.705)
+    assert float(xtf["normal_difference"]) == pytest.approx(0.405)
+    assert float(xtf["random_difference"]) == pytest.approx(0.40)
+    assert (xtf["seeds"], xtf["normal_seeds"], xtf["random_seeds"]) == ("2", "2", "1")
+    assert xtf["note"] == "1 run not finished"
+    assert xtf["mark"] == "best"
+    assert table["math", "method=random"]["note"] == "no seed 0"
+    assert table["medical", "method=random"]["note"] == "no run"
+    assert table["medical", "method=random"]["value"] == ""
+    text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
+    assert "**80.5 % [" in text
+    assert "/seed2`" in text
+
+
+def test_a_sweep_over_thresholds_pairs_each_with_its_own_random_mask(tmp_path: Path) -> None:
+    write_cutoffs(tmp_path)
+    write_run(tmp_path, correct=outcomes(70, 30), base=outcomes(10, 90), experiment="t")
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    table = read_table(tmp_path / "out" / "t.csv")
+    settings = [f"method=xtf{cutoff}" for cutoff in (" threshold.kn.pcp=0.5", " threshold.kn.pcp=0.99", "")]
+    found = {
+        name: [table["math", setting][f"{name}_difference"] for setting in settings] for name in ("normal", "random")
+    }
+    assert [float(each) for each in found["normal"]] == pytest.approx([-0.1, 0.3, 0.4])
+    assert [float(each) for each in found["random"][:2]] == pytest.approx([0.1, 0.0])
+    assert found["random"][2] == ""
+    assert "| no run |" in (tmp_path / "out" / "t.md").read_text(encoding="utf-8")
+
+
+def test_xtf_without_a_scorer_is_plain_fine_tuning_unless_attributes_are_given(tmp_path: Path) -> None:
+    def over_normal() -> dict[str, str]:
+        sweep_report("t", tmp_path / "runs", tmp_path / "out")
+        rows = read_table(tmp_path / "out" / "t.csv").values()
+        return {row["value"]: row["normal_difference"][:4] for row in rows if row["setting"] != "base model"}
+
+    more = {"base": outcomes(10, 90), "experiment": "t"}
+    masked = {"scorer.attributes": ["kn"]}
+    write_run(tmp_path, correct=outcomes(80, 20), scorer="none", overrides=masked, **more)
+    write_run(tmp_path, correct=outcomes(60, 40), **more)
+    assert over_normal() == {"0.8": "", "0.6": ""}
+    write_run(tmp_path, correct=outcomes(35, 65), scorer="none", **more)
+    assert over_normal() == {"0.8": "0.45", "0.6": "0.25", "0.35": ""}
+
+
+def test_nothing_is_marked_best_where_intervals_meet(tmp_path: Path) -> None:
+    write_run(tmp_path, correct=outcomes(45, 55), base=outcomes(40, 60), experiment="t")
+    write_run(tmp_path, correct=outcomes(44, 56), base=outcomes(40, 60), method="normal", experiment="t")
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    assert {row["mark"] for row in read_table(tmp_path / "out" / "t.csv").values()} == {""}
+
+
+def test_an_experiment_is_found_by_name_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    write_run(tmp_path, correct=outcomes(1, 1), base=None, model="other", experiment="another")
+    sweep_report("t", tmp_path / "runs", tmp_path / "out")
+    assert all(row["model"] == "tiny" for row in read_table(tmp_path / "out" / "t.csv").values())
+    with pytest.raises(ValueError, match="no run of experiment 'table9'"):
+        sweep_report("table9", tmp_path / "runs", tmp_path / "out")
+
+
+def test_the_papers_numbers_stand_beside_runs_of_the_papers_settings(tmp_path: Path) -> None:
+    both = {"model": "llama_1b", "experiment": "table1", "base": outcomes(3, 97)}
+    write_run(tmp_path, correct=outcomes(4, 96), method="normal", **both)
+    write_run(tmp_path, correct=outcomes(5, 95), **both)
+    sweep_report("table1", tmp_path / "runs", tmp_path / "out")
+    table = read_table(tmp_path / "out" / "table1.csv")
+    assert table["math", "base model"]["reported_percent"] == "2.8"
+    assert table["math", "method=normal"]["reported_percent"] == "4.3"
+    assert table["math", "method=xtf"]["reported_percent"] != ""
+
+
+def test_own_data_has_no_reported_number(tmp_path: Path) -> None:
+    own = {"model": "llama_1b", "experiment": "e", "overrides": {"task.train.path": "my.jsonl"}}
+    write_run(tmp_path, correct=outcomes(4, 96), base=outcomes(3, 97), method="normal", **own)
+    sweep_report("e", tmp_path / "runs", tmp_path / "out")
+    assert {row["reported_percent"] for row in read_table(tmp_path / "out" / "e.csv").values()} == {""}
+
+
+def test_the_metric_fixture_is_the_wilson_interval() -> None:
+    found = metric(outcomes(60, 40))
+    assert (round(found["low"], 3), round(found["high"], 3)) == (0.502, 0.691)

@@ -1,0 +1,252 @@
+"""Labels, overlaps and diagnoses on tables small enough to work out by hand."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from xtf.config.schema import Attribute, KNThreshold, ThresholdConfig, TRThreshold
+from xtf.scoring.masks import build_mask, weights_to_labels
+from xtf.scoring.thresholds import PRESETS
+
+RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
+PAPER = PRESETS["paper"]
+
+
+def table(*rows, **columns):
+    """A scored table from (prompt ids, response ids) and score columns, each a list per row."""
+    floats = pa.list_(pa.float32())
+    return pa.table(
+        {
+            "example_id": pa.array([f"e{number}" for number in range(len(rows))]),
+            "input_ids": pa.array([prompt + response for prompt, response in rows], pa.list_(pa.int32())),
+            "prompt_length": pa.array([len(prompt) for prompt, _ in rows], pa.int32()),
+            **{name: pa.array(values, floats) for name, values in columns.items()},
+        }
+    )
+
+
+ROWS = [([1, 2], [10, 11, 12, 13, 14]), ([3], [15])]
+KNOWN, NEW = math.log(0.99), math.log(0.5)
+SCORED = table(
+    *ROWS,
+    ri=[[9, 0, 6, 7, 8], [4]],  # 11 is below the fence
+    logp=[[NEW, KNOWN, KNOWN, NEW, NEW], [KNOWN]],  # 11, 12 and 15 are known
+    kn=[[0.5, 0.01, 0.01, 0.5, 0.5], [0.01]],
+    tr=[[0, 0.3, 0.5, 0.3, 0.8], [1]],  # five values: 11 and 13 are in the second cluster
+)
+
+
+def test_a_token_that_lacks_any_attribute_gets_no_loss():
+    masked = build_mask(SCORED, PAPER, [RI, KN, TR]).table
+    assert masked.column_names == [*SCORED.column_names, "drop_ri", "drop_kn", "drop_tr", "labels"]
+    assert masked["drop_ri"].to_pylist() == [[False, True, False, False, False], [False]]
+    assert masked["drop_kn"].to_pylist() == [[False, True, True, False, False], [True]]
+    assert masked["drop_tr"].to_pylist() == [[False, True, False, True, False], [False]]
+    assert masked["labels"].to_pylist() == [[-100, -100, 10, -100, -100, -100, 14], [-100, -100]]
+    assert masked.schema.field("labels").type == pa.list_(pa.int32())
+    assert masked.schema.field("drop_ri").type == pa.list_(pa.bool_())
+    assert masked.select(SCORED.column_names).equals(SCORED)
+
+
+def test_shares_and_overlaps_are_of_all_response_tokens():
+    stats = build_mask(SCORED, PAPER, [RI, KN, TR]).stats.to_dict()
+    assert (stats["examples"], stats["response_tokens"], stats["kept_tokens"]) == (2, 6, 2)
+    assert stats["kept_share"] == pytest.approx(2 / 6)
+    assert stats["dropped_share"] == pytest.approx({"ri": 1 / 6, "kn": 3 / 6, "tr": 2 / 6, "union": 4 / 6})
+    assert stats["overlap"] == pytest.approx({"ri_kn": 1 / 6, "ri_tr": 1 / 6, "kn_tr": 1 / 6, "ri_kn_tr": 1 / 6})
+    assert stats["examples_without_loss"] == 1
+    assert set(stats["thresholds"]) == {"ri", "kn", "tr"}
+
+
+def test_only_the_attributes_asked_for_drop_in_their_fixed_order():
+    mask = build_mask(SCORED, PAPER, [TR, RI])
+    assert mask.table.column_names[-3:] == ["drop_ri", "drop_tr", "labels"]
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 10, -100, 12, -100, 14], [-100, 15]]
+    assert list(mask.stats.overlap) == ["ri_tr"]
+
+
+def test_without_attributes_every_response_token_is_kept():
+    mask = build_mask(table(*ROWS), PAPER, [])
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 10, 11, 12, 13, 14], [-100, 15]]
+    assert mask.stats.dropped_share == {"union": 0.0}
+    assert mask.stats.degenerate == []
+
+
+def test_shards_are_masked_as_the_whole_table_is():
+    parts = pa.concat_tables([SCORED.slice(0, 1), SCORED.slice(1)])
+    assert parts["tr"].num_chunks == 2
+    apart, together = (build_mask(scored, PAPER, [RI, KN, TR]) for scored in (parts, SCORED))
+    assert apart.table.combine_chunks().equals(together.table.combine_chunks())
+    assert apart.stats == together.stats
+
+
+def test_a_slice_of_a_longer_table_is_read_from_its_own_rows():
+    longer = pa.concat_tables([SCORED, SCORED]).combine_chunks()
+    assert build_mask(longer.slice(2), PAPER, [RI, KN, TR]).table["labels"].to_pylist() == (
+        build_mask(SCORED, PAPER, [RI, KN, TR]).table["labels"].to_pylist()
+    )
+
+
+def test_a_second_mask_replaces_the_first():
+    masked = build_mask(SCORED, PAPER, [RI, KN, TR]).table
+    assert build_mask(masked, PAPER, [KN]).table.equals(build_mask(SCORED, PAPER, [KN]).table)
+
+
+# --- degenerate attributes ----------------------------------------------------------------------------------
+
+
+def reasons(scored, *attributes, threshold=PAPER):
+    return {
+        (problem["attribute"], problem["reason"])
+        for problem in build_mask(scored, threshold, attributes).stats.degenerate
+    }
+
+
+def test_a_rule_that_filters_nothing_and_one_that_filters_more_than_half_are_named():
+    scored = table(([1], [2, 3, 4]), ri=[[1, 2, 3]], logp=[[KNOWN, KNOWN, NEW]])
+    assert reasons(scored, RI, KN) == {
+        ("ri", "its rule filters nothing"),
+        ("kn", "its rule filters 66.7% of the response tokens, more than half"),
+    }
+
+
+def test_an_attribute_that_drops_the_end_of_most_responses_is_named():
+    """Five values: TR drops the second cluster, which holds the last token of three responses of four."""
+    responses = [([1], [2, 3, 4]), ([1], [5, 6, 4]), ([1], [5, 6, 4]), ([1], [2, 3, 6])]
+    values = [[0.0, 0.6, 0.2], [0.8, 1.0, 0.2], [0.8, 1.0, 0.2], [0.0, 0.6, 1.0]]
+    known_end = [[NEW, NEW, KNOWN]] * 4  # an end that the model expects is not worth a label
+    scored = table(*responses, tr=values, logp=known_end)
+    assert build_mask(scored, PAPER, [TR]).table["drop_tr"].to_pylist() == [
+        [False, False, True],
+        [False, False, True],
+        [False, False, True],
+        [False, False, False],
+    ]
+    assert [attribute for attribute, reason in reasons(scored, TR, KN) if "last token of" in reason] == ["tr"]
+    assert any("75% of the responses" in reason for _, reason in reasons(scored, TR))
+
+
+@pytest.mark.parametrize(
+    ("values", "constant"),
+    [
+        ([-5.0, -5.0 + 1e-6, -5.0], True),  # rounding, as in the released RI
+        ([0.0, 0.0, 0.0], True),
+        ([1e-3, 1e-3 + 1e-9, 1e-3], True),  # 1 / T: small numbers, smaller differences
+        ([1e-3, 2e-3, 1e-3], False),
+        ([-5.0, -5.1, -5.0], False),
+    ],
+)
+def test_scores_that_are_constant_but_for_rounding_are_named(values, constant):
+    scored = table(([1], [2, 3, 4]), ([1], [5]), ri=[values, [7.0]])  # one token alone proves nothing
+    found = {reason for _, reason in reasons(scored, RI)}
+    assert ("its scores are (nearly) constant within 100% of the responses" in found) == constant
+
+
+def test_degenerate_attributes_and_examples_without_loss_are_logged(caplog):
+    with caplog.at_level(logging.WARNING, "xtf"):
+        build_mask(SCORED, PAPER, [RI, KN, TR])
+        build_mask(table(([1], [2, 3]), ri=[[4, 4]]), PAPER, [RI])
+    assert "1 of 2 examples keep no token" in caplog.text
+    assert "degenerate attribute ri: its rule filters nothing" in caplog.text
+
+
+def test_an_attribute_that_does_its_work_is_not_named():
+    scored = table(([1], list(range(10, 20))), logp=[[KNOWN, *[NEW - place for place in range(9)]]])
+    assert reasons(scored, KN) == set()
+
+
+# --- weights of other methods -------------------------------------------------------------------------------
+
+
+def test_weights_of_zero_become_ignored_labels():
+    mask = weights_to_labels(SCORED, [np.array([1, 0, 1, 1, 0]), np.array([1])])
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 10, -100, 12, 13, -100], [-100, 15]]
+    assert "weights" not in mask.table.column_names
+    assert mask.stats.kept_share == pytest.approx(4 / 6)
+    assert mask.stats.dropped_share == {"union": pytest.approx(2 / 6)}
+
+
+def test_weights_between_zero_and_one_are_kept_beside_the_labels():
+    shards = pa.concat_tables([SCORED.slice(0, 1), SCORED.slice(1)])
+    masked = weights_to_labels(shards, [np.array([0.5, 0, 1, 1, 2]), np.array([1])]).table
+    assert masked["weights"].to_pylist() == [[0.5, 0, 1, 1, 2], [1]]
+    assert masked["labels"].to_pylist() == [[-100, -100, 10, -100, 12, 13, 14], [-100, 15]]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([np.ones(5)], "one array per example"),
+        ([np.ones(4), np.ones(2)], "one array per example"),
+        ([np.array([1, 1, np.nan, 1, 1]), np.ones(1)], "1 of 6 weights are not finite"),
+        ([np.zeros(5), np.zeros(1)], "keeps none of 6 response tokens"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        weights_to_labels(SCORED, weights)
+
+
+# --- bad tables ---------------------------------------------------------------------------------------------
+
+
+def test_a_mask_that_keeps_nothing_is_refused_and_says_who_dropped_it():
+    scored = table(([1], [2, 3]), logp=[[KNOWN, KNOWN]])
+    with pytest.raises(ValueError, match=r"keeps none of 2 response tokens \(dropped by kn 100.0%\)"):
+        build_mask(scored, PAPER, [KN])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_score_that_is_not_a_number_names_its_example(bad):
+    scored = table(*ROWS, ri=[[9, 0, 6, 7, 8], [bad]])
+    with pytest.raises(ValueError, match="ri is not a finite number: examples 'e1'"):
+        build_mask(scored, PAPER, [RI])
+
+
+def test_scores_that_do_not_match_their_response_name_the_example():
+    with pytest.raises(ValueError, match="ri is not as long as the response: examples 'e0'"):
+        build_mask(table(*ROWS, ri=[[9, 0, 6, 7], [4]]), PAPER, [RI])
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(ValueError, match="no column 'logp'; it has example_id"):
+        build_mask(table(*ROWS), PAPER, [KN])
+
+
+def test_null_scores_are_refused():
+    for nothing in ([[9, 0, 6, 7, 8], None], [[9, None, 6, 7, 8], [4]]):
+        with pytest.raises(ValueError, match="ri"):
+            build_mask(table(*ROWS, ri=nothing), PAPER, [RI])
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(ValueError, match="no response tokens"):
+        build_mask(SCORED.slice(0, 0), PAPER, [KN])
+
+
+def test_a_prompt_longer_than_its_example_is_refused():
+    broken = SCORED.set_column(2, "prompt_length", pa.array([2, 3], pa.int32()))
+    with pytest.raises(ValueError, match="prompt_length is not within input_ids: examples 'e1'"):
+        build_mask(broken, PAPER, [KN])
+
+
+def test_a_threshold_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"threshold.kn.pcp=1.5"):
+        build_mask(SCORED, ThresholdConfig("test", kn=KNThreshold(pcp=1.5)), [KN])
+
+
+def test_the_released_threshold_caps_each_response():
+    scored = table(([1], list(range(10, 30))), logp=[[KNOWN] * 20], tr=[[0.0] * 3 + [0.5] * 17])
+    mask = build_mask(scored, PRESETS["released"], [KN, TR])
+    assert mask.stats.dropped_share == pytest.approx({"kn": 0.1, "tr": 0.05, "union": 0.1})
+    assert mask.stats.thresholds["tr"]["cap"] == 0.05
+
+
+def test_a_band_of_any_cluster_can_be_dropped():
+    mask = build_mask(SCORED, ThresholdConfig("test", tr=TRThreshold(cluster=5)), [TR])
+    assert mask.table["drop_tr"].to_pylist() == [[False] * 5, [True]]

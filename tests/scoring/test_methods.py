@@ -1,0 +1,235 @@
+"""Every method's weights on numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from xtf.config.schema import Attribute, ThresholdConfig
+from xtf.scoring.methods import (
+    METHODS,
+    Decile,
+    Forgetting,
+    HighLoss,
+    LowLoss,
+    Method,
+    OnlineTokens,
+    Oracle,
+    Random,
+    Scores,
+    SelfEvolving,
+    TokenCleaning,
+    given_mask,
+    make_mask,
+)
+
+LOGP = [-0.01, -1.0, -0.02, -3.0, -0.5, -0.04]  # two examples: four response tokens, two
+REF_LOGP = [-0.01, -0.2, -0.01, -2.9, -0.1, -0.5]  # l_base - l_ref: 0, 0.8, 0.01, 0.1, 0.4, -0.46
+
+
+def scored() -> pa.Table:
+    lists = pa.list_(pa.float32())
+    return pa.table(
+        {
+            "example_id": ["a", "b"],
+            "input_ids": pa.array([[9, 8, 1, 2, 3, 4], [9, 5, 6]], pa.list_(pa.int32())),
+            "prompt_length": pa.array([2, 1], pa.int32()),
+            "logp": pa.array([LOGP[:4], LOGP[4:]], lists),
+            "ref_logp": pa.array([REF_LOGP[:4], REF_LOGP[4:]], lists),
+            "logp_unconditional": pa.array([[-1.0, -1.5, -1.0, -4.5], [-0.2, -0.2]], lists),
+        }
+    )
+
+
+def table_of(method: Method, seed: int = 0) -> pa.Table:
+    return make_mask(method, scored(), ThresholdConfig(name="paper"), [Attribute.kn], seed).table
+
+
+def labels_of(method: Method, seed: int = 0) -> list[list[int]]:
+    return table_of(method, seed)["labels"].to_pylist()
+
+
+def tokens(logp: list[float], **more: object) -> OnlineTokens:
+    count = len(logp)
+    fields = {
+        "weights": torch.ones(count),
+        "stored": {},
+        "example": torch.zeros(count, dtype=torch.int64),
+        "progress": 0.0,
+    }
+    return OnlineTokens(logp=torch.tensor(logp), **(fields | more))
+
+
+def test_normal_and_double_epochs_train_every_response_token() -> None:
+    assert labels_of(METHODS["normal"]()) == [[-100, -100, 1, 2, 3, 4], [-100, 5, 6]]
+    assert labels_of(METHODS["double_epochs"]()) == labels_of(METHODS["normal"]())
+    assert (METHODS["normal"].epochs_factor, METHODS["double_epochs"].epochs_factor) == (1, 2)
+
+
+def test_xtf_drops_what_the_threshold_drops() -> None:
+    # p = 0.99, 0.37, 0.98, 0.05 | 0.61, 0.96 against 0.95
+    assert labels_of(METHODS["xtf"]()) == [[-100, -100, -100, 2, -100, 4], [-100, 5, -100]]
+
+
+def test_low_and_high_loss_drop_as_many_tokens_of_each_example_as_the_matched_mask() -> None:
+    # XTF drops two tokens of the first example and one of the second.
+    assert labels_of(LowLoss()) == [[-100, -100, -100, 2, -100, 4], [-100, 5, -100]]
+    assert labels_of(HighLoss()) == [[-100, -100, 1, -100, 3, -100], [-100, -100, 6]]
+
+
+def test_a_control_refuses_to_match_what_has_no_mask() -> None:
+    with pytest.raises(ValueError, match=r"method\.match=dft"):
+        Random(match="dft")
+
+
+def test_random_keeps_the_count_per_example_and_follows_the_seed() -> None:
+    seen = set()
+    for seed in range(100):
+        labels = labels_of(Random(), seed)
+        assert [sum(label != -100 for label in row) for row in labels] == [2, 1]
+        assert labels == labels_of(Random(), seed)
+        seen.add(str(labels))
+    assert len(seen) == 12, "6 pairs of the four tokens, times 2"
+
+
+def test_a_decile_is_a_tenth_of_all_response_tokens_by_probability_and_ties_go_by_position() -> None:
+    # Twelve tokens of two examples; tenths end at ranks 1, 2, 3, 4, 6, 7, 8, 9, 10, 12.
+    logp = np.array([-5, -9, -1, -1, -1, -2, -8, -7, -6, -4, -3, 0], np.float32)
+    scores = Scores(np.array([0, 5, 12]), {"logp": logp})
+    kept = [np.flatnonzero(Decile(decile=number).weights(scores, 0)).tolist() for number in range(1, 11)]
+    assert kept == [[1], [6], [7], [8], [0, 9], [10], [5], [2], [3], [4, 11]]
+    for number, tenth in enumerate(kept, start=1):
+        others = np.flatnonzero(Decile(decile=number, invert=True).weights(scores, 0)).tolist()
+        assert sorted(tenth + others) == list(range(12))
+
+
+@pytest.mark.parametrize("number", [0, 11])
+def test_an_eleventh_decile_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=rf"method\.decile={number}"):
+        Decile(decile=number)
+
+
+def test_the_oracle_drops_every_token_with_planted_text_and_no_other() -> None:
+    # Codes: 0 clean, 1 to 5 the kinds of noise, below 0 planted and clean text in one token.
+    planted = np.array([0, 3, 0, -1, 5], np.int8)
+    scores = Scores(np.array([0, 2, 5]), {"planted": planted})
+    assert Oracle().weights(scores, 0).tolist() == [1, 0, 1, 0, 0]
+
+
+def test_data_filtering_keeps_whole_examples_by_ifd_below_one() -> None:
+    # Mean log-probabilities given the prompt and alone: -1.0075 and -2, IFD e^-0.99; -0.27 and -0.2, e^0.07.
+    assert labels_of(METHODS["data_filtering"]()) == [[-100, -100, 1, 2, 3, 4], [-100, -100, -100]]
+    assert labels_of(METHODS["data_filtering"](keep=1.0)) == [[-100, -100, 1, 2, 3, 4], [-100, -100, -100]]
+
+
+def test_token_cleaning_keeps_the_largest_excess_of_the_whole_set() -> None:
+    assert labels_of(TokenCleaning(keep=0.5)) == [[-100, -100, -100, 2, -100, 4], [-100, 5, -100]]
+
+
+def test_ties_of_the_excess_go_by_position() -> None:
+    scores = Scores(np.array([0, 4]), {"logp": np.zeros(4), "ref_logp": np.zeros(4)})
+    assert TokenCleaning(keep=0.5).weights(scores, 0).tolist() == [1, 1, 0, 0]
+
+
+def test_self_evolving_parts_cover_the_rows_once() -> None:
+    parts = SelfEvolving(subsets=5, warmup=0.2).parts(50)
+    assert [len(part) for part in parts] == [10, 8, 8, 8, 8, 8]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(50))
+    assert TokenCleaning(warmup=0.2).warmup_rows(50).tolist() == parts[0].tolist()
+    assert [len(part) for part in SelfEvolving(subsets=5, warmup=0.5).parts(4)] == [2, 1, 1]
+
+
+def test_slm_keeps_the_largest_excess_over_the_reference() -> None:
+    seen = tokens(LOGP, stored={"ref_logp": torch.tensor(REF_LOGP)})
+    assert METHODS["slm"](keep=0.5).online_weights(seen).tolist() == [0, 1, 0, 1, 1, 0]
+
+
+def test_sstoken_mixes_loss_gain_and_prompt_attention_within_each_example() -> None:
+    seen = tokens(
+        [-0.5, -1.0, -2.0, -1.0, -1.0],
+        stored={"logp": torch.tensor([-1.0, -1.0, -3.0, -2.0, -1.0])},
+        example=torch.tensor([7, 7, 7, 2, 2]),
+        prompt_attention=torch.tensor([0.2, 0.9, 0.1, 0.1, 0.9]),
+    )
+    # Gains .5 0 1 | 1 0; scores at gamma .5: .35 .45 .55 | .55 .45; one token of three, one of two.
+    assert METHODS["sstoken"](keep=0.4).online_weights(seen).tolist() == [0, 0, 1, 1, 0]
+
+
+def test_dft_weighs_by_probability_and_profit_cuts_at_tau() -> None:
+    seen = tokens([math.log(0.05), math.log(0.2), 0.0])
+    assert METHODS["dft"]().online_weights(seen).tolist() == pytest.approx([0.05, 0.2, 1.0])
+    assert METHODS["profit"]().online_weights(seen).tolist() == [0, 1, 1]
+
+
+def test_eaft_weighs_by_entropy() -> None:
+    seen = tokens([-1.0, -1.0], entropy=torch.tensor([math.log(20), 1.5]))
+    assert METHODS["eaft"]().online_weights(seen).tolist() == pytest.approx([math.log(20) / 3, 0.5])
+    assert METHODS["eaft"](alpha=2.0).online_weights(seen)[1].item() == pytest.approx(0.25)
+
+
+def test_forgetting_subtracts_the_rest_with_growing_strength() -> None:
+    method = Forgetting(keep=2 / 3)
+    table = table_of(method)
+    weights = np.concatenate(table["weights"].to_numpy())
+    # Four tokens are learnt; the other two share -4, so that sum(w l) / 4 is mean(top) - mean(rest).
+    assert weights.tolist() == [-2, 1, 1, 1, 1, -2]
+    seen = tokens([-1.0] * 6, weights=torch.tensor(weights), progress=0.5)
+    assert method.online_weights(seen).tolist() == pytest.approx([0.125, 1, 1, 1, 1, 0.125])
+
+
+def test_given_labels_train_as_they_are() -> None:
+    labels = [[-100, -100, 1, -100, 3], [-100, 5, 6]]
+    table = pa.table({"input_ids": [[9, 8, 1, 2, 3], [9, 5, 6]], "labels": labels})
+    mask = given_mask(table)
+    assert mask.table["labels"].to_pylist() == labels
+    assert mask.table["prompt_length"].to_pylist() == [2, 1]
+
+
+def test_given_weights_multiply_the_loss() -> None:
+    table = pa.table(
+        {
+            "example_id": ["a"],
+            "input_ids": pa.array([[9, 1, 2, 3]], pa.list_(pa.int32())),
+            "prompt_length": [1],
+            "weights": [[0.5, 0.0, 2.0]],
+        }
+    )
+    mask = given_mask(table)
+    assert mask.table["labels"].to_pylist() == [[-100, 1, -100, 3]]
+    assert mask.table["weights"].to_pylist() == [[0.5, 0.0, 2.0]]
+
+
+def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None:
+    table = pa.table({"input_ids": [[9, 8, 1]], "labels": [[-100, 8, 1]], "prompt_length": [2]})
+    with pytest.raises(ValueError, match="within the prompt of 2 tokens"):
+        given_mask(table)
+    with pytest.raises(ValueError, match="method=given wants"):
+        given_mask(table.drop(["labels"]))
+
+
+def test_a_missing_score_column_is_named() -> None:
+    with pytest.raises(ValueError, match="'ref_logp'"):
+        make_mask(TokenCleaning(), scored().drop(["ref_logp"]), ThresholdConfig(name="paper"), [], 0)
+
+
+@pytest.mark.parametrize("name", ["slm", "token_cleaning", "sstoken", "data_filtering", "forgetting"])
+def test_a_share_out_of_range_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"method\.keep=0"):
+        METHODS[name](keep=0.0)
+
+
+def test_methods_import_without_torch() -> None:
+    code = "import sys, xtf.scoring.methods; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_every_method_has_its_configuration_file() -> None:
+    folder = Path(__file__).parents[2] / "conf" / "method"
+    assert {file.stem for file in folder.glob("*.yaml")} == set(METHODS)

@@ -1,0 +1,76 @@
+"""A pass over several devices, killed and resumed: the same bytes as one process writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from xtf import tiny
+from xtf.config.identity import digest
+from xtf.config.schema import Attribute, Config, ModelConfig, ScorerConfig, TaskConfig, TrainerConfig
+from xtf.data.encode import Encoded
+from xtf.runtime.artifacts import read_json
+from xtf.runtime.models import load_model
+from xtf.scoring import store as score_store
+from xtf.scoring.store import scoring_pass
+
+ALONE = TrainerConfig(name="cpu", shard_examples=4, tokens_per_score_batch=200)
+TOGETHER = dataclasses.replace(ALONE, name="ddp", strategy="ddp", devices=2)
+MODEL = ModelConfig(name="tiny", path="xtf.tiny")
+ALL = {"ri", "logp", "tr"}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(3, 60, 18)
+    return [
+        Encoded(str(number), generator.integers(3, 2048, length).tolist(), int(generator.integers(1, length)))
+        for number, length in enumerate(lengths)
+    ]
+
+
+def score(folder, rows, trainer):
+    scorer = ScorerConfig("xtf", list(Attribute))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
+    load = functools.partial(load_model, MODEL, trainer, torch.float32)
+    config = Config(scorer=scorer, trainer=trainer, model=MODEL, task=TaskConfig(name="math"))
+    return scoring_pass(folder, rows, ALL, config=config, model={"name": "tiny"}, load=load, tokenizer=tokenizer)
+
+
+def shards(folder):
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["complete"]
+    return {name: (folder / name).read_bytes() for name in manifest["shards"]}
+
+
+def test_two_processes_write_the_bytes_of_one_and_their_kill_loses_no_shard(rows, tmp_path, monkeypatch):
+    expected = shards(score(tmp_path / "alone", rows, ALONE))
+    assert len(expected) == 5
+
+    class Killed(Exception):
+        pass
+
+    def killed(manifest_file, manifest):
+        write_json(manifest_file, manifest)
+        if len(manifest["shards"]) == 4:
+            raise Killed
+
+    write_json = score_store.write_json
+    monkeypatch.setattr(score_store, "write_json", killed)
+    with pytest.raises(Killed):
+        score(tmp_path / "together", rows, TOGETHER)
+    monkeypatch.setattr(score_store, "write_json", write_json)
+    (manifest,) = (tmp_path / "together").glob("*/manifest.json")
+    assert not read_json(manifest)["complete"] and len(read_json(manifest)["shards"]) == 4
+    assert shards(score(tmp_path / "together", rows, ALONE)) == expected, "one process may go on"
+
+
+def test_the_digest_of_the_tokens_is_that_of_any_value(rows):
+    plainly = digest([(row.example_id, row.input_ids, row.prompt_length) for row in rows], 64)
+    assert score_store._digest(rows) == plainly

@@ -1,0 +1,214 @@
+"""Sweeps: jobs checked before the first one, failures that stay with their job, kills, shared passes, devices."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from xtf import cli
+from xtf.config.checks import resolve
+from xtf.config.compose import to_config
+from xtf.config.identity import overrides
+from xtf.config.schema import ConfigError
+from xtf.runtime.artifacts import read_json
+from xtf.sweeps import jobs
+
+ROOT = Path(__file__).parents[2]
+FEW = [
+    "task.train.limit=12",
+    "task.eval.limit=2",
+    "task.max_new_tokens=4",
+    "trainer.tokens_per_eval_batch=400",
+    "tuning.max_steps=1",
+    "tuning.batch_size=4",
+    "evaluate.base=false",
+]
+
+
+def start(folder, *arguments):
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finish(process, status=0):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == status, out + err
+    return out, err
+
+
+def one_by_one(arguments):
+    """A job as Hydra composes it when it is run."""
+    node = hydra.compose("config", overrides=list(arguments), return_hydra_config=True)
+    default = cli._default(node.hydra.runtime.choices)
+    plain = OmegaConf.masked_copy(node, [name for name in node if name != "hydra"])
+    return resolve(to_config(plain)), overrides(plain, default)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        [
+            ["experiments=fig5_code"],
+            ["model=llama_3b", "model=tiny"],
+            ["tuning=full"],
+            ["method=normal", "method=xtf"],
+            ["seed=0", "seed=3"],
+            ["task=code"],
+        ],
+        [
+            ["model=tiny"],
+            ["tuning=lora", "tuning=full"],
+            ["tuning.lora.r=2"],
+            ["tuning.epochs=1", "tuning.epochs=null"],
+            ["threshold=released"],
+            ["threshold.ri.shift=0.03"],
+        ],
+        [["experiments=fig4"], ["model=tiny"], ["+task.domain_words=[a,b]"], ["scorer=none", "scorer=ri"]],
+    ],
+)
+def test_jobs_put_together_from_parts_equal_hydras_own_composition(composing, axes):
+    batch = [list(arguments) for arguments in itertools.product(*axes)]
+    found = jobs.compose_jobs(batch)
+    checked = [job for job in found if job.is_case][:: max(1, len(batch) // 3)]
+    assert checked
+    for job in checked:
+        config, changed = one_by_one(job.overrides)
+        assert job.config == config
+        assert dict(job.changed) == changed
+
+
+def test_a_sweep_with_one_wrong_job_is_refused_before_any_work(tmp_path):
+    _, err = finish(start(tmp_path, "-m", "seed=0,1", "tuning.batch_size=4,0"), status=2)
+    assert "nothing was started, for one of 4 jobs is wrong: seed=0 tuning.batch_size=0" in err
+    assert "tuning.batch_size=0 is out of range: it must be at least 1" in err
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_two_jobs_of_one_folder_are_refused(composing):
+    batch = [["seed=1", "logger=csv"], ["seed=1", "logger=tensorboard"]]
+    with pytest.raises(ConfigError, match=r"two jobs would write outputs/runs/math/tiny.*seed=1 logger=csv and"):
+        jobs.compose_jobs(batch)
+
+
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib"]])
+def test_a_failing_job_is_named_at_the_end_and_does_not_stop_the_others(tmp_path, launcher):
+    sweep = ["-m", "method=given,normal,double_epochs", "stage=mask", "task.train.limit=4", *launcher]
+    out, err = finish(start(tmp_path, *sweep), status=1)
+    assert "3 jobs: 0 finished, 3 to run" in out
+    assert err.count("error: math/tiny/full/given/xtf-paper-") == 1
+    assert "error: 1 failed; the same command runs what is missing" in err
+    runs = tmp_path / "outputs/runs/math/tiny/full"
+    assert len(list(runs.glob("*/*/seed0/mask.parquet"))) == 2
+    (failed,) = runs.glob("*/*/seed0/error.json")
+    assert failed.relative_to(runs).parts[0] == "given"
+    left = read_json(failed)
+    assert "Traceback" in left["traceback"]
+    assert left["command"].startswith("python run.py -m method=given,normal,double_epochs stage=mask")
+
+    out, _ = finish(start(tmp_path, *sweep), status=1)
+    assert "3 jobs: 2 finished, 1 to run" in out
+
+
+def test_an_error_is_forgotten_when_the_run_is_tried_again(tmp_path):
+    arguments = ["method=normal", "stage=mask", "task.train.limit=4"]
+    finish(start(tmp_path, "-m", *arguments))
+    (folder,) = (file.parent for file in tmp_path.rglob("mask.parquet"))  # complete, but what came next failed
+    (folder / jobs.ERROR_FILE).write_text(json.dumps({"type": "ValueError", "error": "old"}))
+    assert jobs.failure(folder) == "ValueError: old"
+    out, _ = finish(start(tmp_path, "-m", *arguments))
+    assert "1 jobs: 0 finished, 1 to run" in out
+    assert jobs.failure(folder) is None
+    assert (folder / "mask.parquet").exists()
+
+
+def test_a_sweep_killed_midway_and_started_again_ends_complete(tmp_path):
+    sweep = ["-m", "method=normal", "scorer=none", "seed=0,1,2", *FEW]
+    killed = subprocess.run(
+        [sys.executable, str(ROOT / "tests/killed.py"), r"/metrics\.json$", "2", str(ROOT / "run.py"), *sweep],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.json")}
+    assert len(done) == 1
+    out, _ = finish(start(tmp_path, *sweep))
+    assert "3 jobs: 1 finished, 2 to run" in out
+    after = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.json")}
+    assert len(after) == 3
+    assert done.items() <= after.items()
+
+
+def test_two_processes_that_need_one_scoring_pass_at_once_compute_it_once(tmp_path):
+    both = [
+        start(
+            tmp_path,
+            "stage=score",
+            "task.train.limit=16",
+            "trainer.shard_examples=4",
+            f"scorer={name}",
+            "scorer.compute=[ri,kn,tr]",
+        )
+        for name in ("ri", "kn")
+    ]
+    for process in both:
+        finish(process)
+    (folder,) = (tmp_path / "outputs/scores").iterdir()
+    manifest = read_json(folder / "manifest.json")
+    shards = [folder / name for name in manifest["shards"]]
+    assert len(shards) == 4
+    runs = [read_json(file) for file in tmp_path.glob("outputs/runs/**/manifest.json")]
+    assert len(runs) == 2
+    for run in runs:  # the second read what the first had written: both know the same seconds
+        assert run["stages"]["score"]["seconds"] == pytest.approx(manifest["seconds"], abs=1e-3)
+
+
+def trainer(composing, *arguments):
+    return resolve(to_config(hydra.compose("config", overrides=list(arguments))))
+
+
+def test_each_worker_process_takes_a_gpu_of_its_own_and_the_one_too_many_is_refused(composing, tmp_path, monkeypatch):
+    config = trainer(composing, "trainer=gpu", f"output_dir={tmp_path}")
+    held = []
+    for expected in ("3", "5"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+        monkeypatch.setattr(jobs._Device, "lock", None)  # as in a process that has none yet
+        jobs.claim_device(config)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+        jobs.claim_device(config)  # its next job stays there
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+        held.append(jobs._Device.lock)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(jobs._Device, "lock", None)
+    with pytest.raises(ConfigError, match=r"all 2 GPUs are taken by other jobs: set hydra.launcher.n_jobs=2"):
+        jobs.claim_device(config)
+    held[0].release()
+    jobs.claim_device(config)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_jobs_on_several_gpus_do_not_go_through_joblib(composing, monkeypatch):
+    monkeypatch.setattr(jobs._Device, "lock", None)
+    with pytest.raises(ConfigError, match=r"trainer.devices=2 with hydra/launcher=joblib"):
+        jobs.claim_device(trainer(composing, "trainer=ddp"))
+
+
+@pytest.mark.parametrize(("launcher", "extra"), [("joblib", "sweep"), ("slurm", "slurm")])
+def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch, launcher, extra):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=rf"hydra/launcher={launcher} needs the extra '{extra}'"):
+        cli.check_overrides(ROOT, [f"hydra/launcher={launcher}"], sweep=True)

@@ -1,0 +1,404 @@
+"""Whole trainings: against an independent loop, killed and resumed, on two processes, with an adapter."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from pytorch_lightning.loggers import CSVLogger
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from xtf.config.schema import (
+    CheckpointChoice,
+    Config,
+    Divisor,
+    LoggerConfig,
+    LoraSettings,
+    Schedule,
+    TrainerConfig,
+    Tuning,
+    TuningConfig,
+)
+from xtf.data.steps import epoch_order
+from xtf.scoring.methods import METHODS, SelfEvolving
+from xtf.training import fit as train_file
+from xtf.training.fit import fit, read_log
+from xtf.training.module import NonFiniteLoss
+
+VOCABULARY = 61
+
+
+def build(**changes: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    }
+    return LlamaForCausalLM._from_config(LlamaConfig(**(shape | changes)), attn_implementation="sdpa")
+
+
+def table(rows: int = 20) -> pa.Table:
+    random = np.random.default_rng(0)
+    ids = [random.integers(1, VOCABULARY, random.integers(6, 25)).tolist() for _ in range(rows)]
+    prompts = [int(random.integers(1, 5)) for _ in range(rows)]
+    labels = [
+        [token if at >= prompt and random.random() < 0.7 else -100 for at, token in enumerate(row)]
+        for row, prompt in zip(ids, prompts, strict=True)
+    ]
+    names = [f"e{i}" for i in range(rows)]
+    return pa.table({"example_id": names, "input_ids": ids, "prompt_length": prompts, "labels": labels})
+
+
+TUNING = TuningConfig(
+    name=Tuning.full, epochs=2, learning_rate=1e-2, batch_size=6, schedule=Schedule.constant, warmup_ratio=0.0
+)
+TRAINER = TrainerConfig(name="cpu", tokens_per_microbatch=40, checkpoint_every=3)
+
+
+def config(method: str = "xtf", trainer: TrainerConfig = TRAINER, seed: int = 0, **tuning: Any) -> Config:
+    return Config(
+        seed=seed,
+        method=METHODS[method](),
+        tuning=dataclasses.replace(TUNING, **tuning),
+        trainer=trainer,
+        logger=LoggerConfig(name="csv"),
+    )
+
+
+def train(
+    folder: Path, settings: Config | None = None, model: PreTrainedModel | None = None, **more: Any
+) -> dict[str, Any]:
+    more = {"table": table(), "loggers": [], "pad_id": 0} | more
+    return fit(model or build(), more.pop("table"), settings or config(), folder, **more)
+
+
+def slow_training(steps: int, divisor: Divisor, rate: Any) -> tuple[PreTrainedModel, list[float]]:
+    """The same training as one would write it down: one row after the other, PyTorch's AdamW and clipping."""
+    model, source = build().train(), table().to_pylist()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        epoch, within = divmod(step, 4)
+        rows = [source[row] for row in epoch_order(20, 0, epoch)[within * 6 : within * 6 + 6]]
+        loss, kept, response = torch.zeros(()), 0, 0
+        for row in rows:
+            logits = model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0]
+            loss = loss + F.cross_entropy(logits[:-1], torch.tensor(row["labels"][1:]), reduction="sum")
+            kept += sum(label != -100 for label in row["labels"])
+            response += len(row["labels"]) - row["prompt_length"]
+        loss = loss / (kept if divisor is Divisor.kept else response)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return model, losses
+
+
+@pytest.mark.parametrize("divisor", Divisor)
+def test_training_equals_a_plain_loop(tmp_path: Path, divisor: Divisor) -> None:
+    record = train(tmp_path, config(divisor=divisor, schedule=Schedule.linear))
+    slow, losses = slow_training(8, divisor, lambda step: 1e-2 * (1 - step / 8))
+    assert [row["loss"] for row in read_log(tmp_path / "train_log.csv")] == pytest.approx(losses, rel=1e-5)
+    trained = load_file(tmp_path / "model/model.safetensors")
+    for name, value in slow.named_parameters():
+        torch.testing.assert_close(trained[name], value.detach(), rtol=1e-4, atol=2e-5)
+    assert (record["steps"], record["epochs"], record["examples"]) == (8, 2.0, 20)
+    assert record["final_loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
+def test_the_log_has_a_line_per_step_and_the_record_its_sums(tmp_path: Path) -> None:
+    record = train(tmp_path, config(max_steps=5))
+    source = table()
+    kept = [sum(label != -100 for label in row) for row in source["labels"].to_pylist()]
+    lengths = [len(row) for row in source["input_ids"].to_pylist()]
+    log = read_log(tmp_path / "train_log.csv")
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in log] == [1, 1, 1, 1, 2]
+    order = [*epoch_order(20, 0, 0), *epoch_order(20, 0, 1)[:6]]
+    assert record["kept_tokens"] == sum(kept[row] for row in order)
+    assert record["tokens"] == sum(lengths[row] for row in order)
+    with (tmp_path / "train_log.csv").open() as lines:
+        assert {"loss", "tokens_per_second", "learning_rate", "grad_norm"} <= set(next(csv.reader(lines)))
+
+
+def test_the_model_folder_loads_by_itself_and_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    record = train(tmp_path, config(max_steps=2))
+    before = (tmp_path / "model/model.safetensors").read_bytes()
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+    assert not (tmp_path / "checkpoints").exists()
+    assert train(tmp_path, config(max_steps=3)) == record == json.loads((tmp_path / "model/training.json").read_text())
+    assert (tmp_path / "model/model.safetensors").read_bytes() == before
+
+
+def test_loggers_get_every_value_of_every_step(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "logger", name="", version="", flush_logs_every_n_steps=1)
+    train(tmp_path, config(max_steps=4, validation_fraction=0.2), loggers=[logger])
+    with (tmp_path / "logger/metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    log = read_log(tmp_path / "train_log.csv")
+    for name in ("loss", "kept_tokens", "tokens_per_second", "learning_rate", "grad_norm"):
+        values = [float(row[f"train/{name}"]) for row in rows if row[f"train/{name}"]]
+        assert values == pytest.approx([row[name] for row in log], rel=1e-6)
+    assert [float(row["validation/loss"]) for row in rows if row["validation/loss"]] == pytest.approx(
+        [row["validation_loss"] for row in log if row["validation_loss"] is not None], rel=1e-6
+    )
+
+
+def test_seeds_change_the_order_and_nothing_else_changes_the_result(tmp_path: Path) -> None:
+    for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        train(tmp_path / name, config(seed=seed))
+    first, same, other = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in "abc")
+    assert first == same
+    assert first != other
+
+
+def test_double_epochs_trains_twice_as_long(tmp_path: Path) -> None:
+    assert train(tmp_path, config("double_epochs", epochs=1))["steps"] == 8
+
+
+@pytest.mark.parametrize("method", ["dft", "eaft", "profit"])
+def test_online_methods_train(tmp_path: Path, method: str) -> None:
+    assert np.isfinite(train(tmp_path, config(method, max_steps=2))["final_loss"])
+
+
+def log_probabilities(model: PreTrainedModel, source: pa.Table) -> list[np.ndarray]:
+    """log p of the response tokens, one row after the other."""
+    found = []
+    for row in source.to_pylist():
+        ids, prompt = torch.tensor([row["input_ids"]]), row["prompt_length"]
+        with torch.no_grad():
+            losses = model.eval()(ids, use_cache=False).logits[0, prompt - 1 : -1].log_softmax(-1)
+        found.append(losses[torch.arange(len(losses)), ids[0, prompt:]].numpy())
+    return found
+
+
+def test_self_evolving_cleaning_lets_the_model_so_far_clean_the_next_part(tmp_path: Path) -> None:
+    source = table()
+    lists = pa.list_(pa.float32())
+    scored = source.append_column("logp", pa.array([row.tolist() for row in log_probabilities(build(), source)], lists))
+    method = SelfEvolving(subsets=1, warmup=0.4, keep=0.6)
+    record = train(tmp_path / "run", dataclasses.replace(config(), method=method), table=scored)
+
+    model = build()
+    first, second = (scored.take(rows) for rows in method.parts(20))
+    train(tmp_path / "first", config(), model, table=first)
+    pairs = zip(log_probabilities(model, second), second["logp"].to_pylist(), strict=True)
+    gains = [now - np.array(base) for now, base in pairs]
+    cut = np.sort(np.concatenate(gains))[-round(0.6 * sum(map(len, gains)))]
+    rows = second.to_pylist()
+    for row, gain in zip(rows, gains, strict=True):
+        response = row["input_ids"][row["prompt_length"] :]
+        kept = [token if learnt >= cut else -100 for token, learnt in zip(response, gain, strict=True)]
+        row["labels"] = [-100] * row["prompt_length"] + kept
+    train(tmp_path / "second", config(), model, table=pa.Table.from_pylist(rows))
+
+    ours, expected = (load_file(tmp_path / name / "model/model.safetensors") for name in ("run", "second"))
+    assert all(torch.equal(ours[name], value) for name, value in expected.items())
+    assert record["parts"][1]["kept_tokens"] == 2 * round(0.6 * sum(map(len, gains)))
+    assert [row["step"] for row in read_log(tmp_path / "run/train_log.csv")] == list(range(1, record["steps"] + 1))
+
+
+# -- killed and resumed --------------------------------------------------------------------------------------
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["xtf.training.fit"])
+
+
+def kill_after(step: int) -> None:
+    """This process ends by SIGKILL as soon as it has done so many steps."""
+    after_step = train_file.Progress.on_train_batch_end
+
+    def die(self: Any, *rest: Any) -> None:
+        after_step(self, *rest)
+        if rest[-2].index + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_file.Progress.on_train_batch_end = die  # type: ignore[method-assign]
+
+
+def long_training(folder: Path, killed_at: int | None = None) -> None:
+    """With dropout and best-checkpoint choice, so that a resumed run has more than weights to restore."""
+    if killed_at is not None:
+        kill_after(killed_at)
+    settings = config(validation_fraction=0.2, checkpoint=CheckpointChoice.best, epochs=8)
+    train(folder, settings, build(attention_dropout=0.2))
+
+
+def finished(target: Callable[..., None], *rows: tuple[Any, ...]) -> None:
+    """Run a function in one process per row of arguments, at the same time."""
+    processes = [PROCESSES.Process(target=target, args=row) for row in rows]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finished(long_training, (whole,))
+    for steps in (5, 14):
+        process = PROCESSES.Process(target=long_training, args=(killed, steps))
+        process.start()
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
+        assert (killed / "checkpoints/last.ckpt").exists()
+        with (killed / "train_log.csv").open("a") as log:
+            log.write("99,1,0.")  # what a kill in the middle of a line leaves
+    finished(long_training, (killed,))
+    for name in ("model.safetensors", "training.json"):
+        assert (killed / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+    logs = [read_log(folder / "train_log.csv") for folder in (killed, whole)]
+    for row in logs[0] + logs[1]:
+        row.pop("tokens_per_second")
+    assert logs[0] == logs[1]
+
+
+def train_rank(folder: Path, strategy: str, rank: int, port: int, killed_at: int | None = None) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    trainer = dataclasses.replace(TRAINER, name=strategy, strategy=strategy, devices=2)
+    if killed_at is not None:
+        after_step = train_file.Progress.on_train_batch_end
+
+        def die(self: Any, *rest: Any) -> None:
+            after_step(self, *rest)
+            if rest[-1] + 1 == killed_at:
+                os._exit(0)
+
+        train_file.Progress.on_train_batch_end = die  # type: ignore[method-assign]
+    train(folder, config(batch_size=19, trainer=trainer))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy: str) -> None:
+    """20 rows in steps of 19 and 1: in the second, one process has no document and still takes part."""
+    train(tmp_path / "one", config(batch_size=19))
+    for killed_at in (3, None):
+        port = free_port()
+        finished(train_rank, *((tmp_path / "two", strategy, rank, port, killed_at) for rank in (0, 1)))
+        assert (tmp_path / "two/checkpoints/last.ckpt").exists() == (killed_at is not None)
+    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-5)
+    logs = [read_log(tmp_path / name / "train_log.csv") for name in ("one", "two")]
+    assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-5)
+    assert [row["kept_tokens"] for row in logs[0]] == [row["kept_tokens"] for row in logs[1]]
+
+
+# -- settings ------------------------------------------------------------------------------------------------
+
+
+def test_lora_writes_an_adapter_and_leaves_the_base_weights(tmp_path: Path) -> None:
+    model, before = build(), build().state_dict()
+    record = train(tmp_path, config(name=Tuning.lora, lora=LoraSettings(r=2)), model)
+    assert {path.name for path in (tmp_path / "model").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    loaded = PeftModel.from_pretrained(build(), str(tmp_path / "model"))
+    trained = {name: p for name, p in loaded.named_parameters() if "lora_B" in name}
+    assert trained
+    assert all(p.any() for p in trained.values())
+    for name, value in loaded.get_base_model().state_dict().items():
+        if "lora" not in name:
+            assert torch.equal(value, before[name.replace("base_layer.", "")])
+    assert record["trained_parameters"] < 1000
+
+
+def test_the_best_checkpoint_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    settings = {"validation_fraction": 0.3, "epochs": 6, "learning_rate": 5e-2}
+    record = train(tmp_path / "best", config(checkpoint=CheckpointChoice.best, **settings))
+    log = read_log(tmp_path / "best/train_log.csv")
+    losses = {row["step"]: row["validation_loss"] for row in log if row["validation_loss"] is not None}
+    best = min(losses, key=losses.__getitem__)
+    assert len(losses) == 6
+    assert best < max(losses), "the rate is high enough that the last epoch is not the best"
+    assert (record["checkpoint"], record["validation_loss"]) == (f"best: step {best}", losses[best])
+    train(tmp_path / "stopped", config(max_steps=best, **settings))
+    kept, stopped = (load_file(tmp_path / name / "model/model.safetensors") for name in ("best", "stopped"))
+    assert all(torch.equal(kept[name], stopped[name]) for name in kept)
+
+
+def test_gradient_checkpointing_does_not_change_the_result(tmp_path: Path) -> None:
+    train(tmp_path / "plain", config(max_steps=3))
+    train(tmp_path / "checkpointed", config(max_steps=3, gradient_checkpointing=True))
+    plain, checkpointed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("plain", "checkpointed"))
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example(tmp_path: Path) -> None:
+    model = build(tie_word_embeddings=False)
+    source = table(6)
+    with torch.no_grad():  # of all tokens, 60 alone cannot be read
+        model.model.embed_tokens.weight[60] = torch.inf
+    ids = [[token % 59 + 1 for token in row] for row in source["input_ids"].to_pylist()]
+    ids[4][0] = 60
+    source = source.set_column(1, "input_ids", pa.array(ids))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(NonFiniteLoss, match=r"step 1: .* Examples: e4\. "):
+        train(tmp_path, config(), model, table=source)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"checkpoint": CheckpointChoice.best}, "needs tuning.validation_fraction"),
+        ({"validation_fraction": 0.999}, "leave nothing to train on"),
+        ({"trainer": dataclasses.replace(TRAINER, precision="16-mixed")}, "trainer.precision=16-mixed"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        train(tmp_path, config(**change))
+
+
+def test_a_method_that_reads_attention_refuses_a_kernel_that_hides_it(tmp_path: Path) -> None:
+    model, source = build(), table()
+    scored = source.append_column("logp", pa.array([row.tolist() for row in log_probabilities(model, source)]))
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="eager attention does not show"):
+        train(tmp_path, config("sstoken"), model, table=scored)
+    model.set_attn_implementation("sdpa")
+    assert train(tmp_path, config("sstoken", max_steps=2), model, table=scored)["attention"] == "packed_sdpa"
+
+
+def test_a_table_without_loss_is_refused(tmp_path: Path) -> None:
+    source = table()
+    nothing = pa.array([[-100] * len(row) for row in source["input_ids"].to_pylist()])
+    with pytest.raises(ValueError, match="nothing to train on"):
+        train(tmp_path, table=source.set_column(3, "labels", nothing))

@@ -1,0 +1,1 @@
+"""Rows -> examples -> token ids -> packed steps."""

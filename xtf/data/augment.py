@@ -1,0 +1,52 @@
+"""More training examples from the ones there are: other prompts for the same response."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from xtf.data.examples import Example, Message
+
+REWORDINGS = (  # of a prompt, for data augmentation without a file of paraphrases
+    "Please help me with the following.\n\n{}",
+    "{}\n\nPlease answer.",
+    "Here is what I would like to know:\n{}",
+    "I have a question for you. {}",
+)
+
+
+def augment(examples: Sequence[Example], factor: int, path: Path | None = None) -> list[Example]:
+    """The examples and, behind each, up to `factor` - 1 more with another prompt and the same response.
+
+    The last turn of the prompt is replaced: by the paraphrases that a JSON-lines file at `path` holds for the
+    example (`example_id`, `prompt`), or without a file by the wordings of `REWORDINGS` around it.
+
+    Raises:
+        ValueError: more rewordings wanted than there are, a line of the file lacks a field or names no example.
+    """
+    if path is None:
+        if not 1 <= factor <= 1 + len(REWORDINGS):
+            raise ValueError(f"method.factor={factor}: without method.path it must be 1 to {1 + len(REWORDINGS)}")
+        prompts = {e.example_id: [w.format(e.messages[-1]["content"]) for w in REWORDINGS] for e in examples}
+    else:
+        prompts = _paraphrases(path, {example.example_id for example in examples})
+    grown = []
+    for example in examples:
+        grown.append(example)
+        for number, prompt in enumerate(prompts.get(example.example_id, [])[: factor - 1], 1):
+            last = Message(role=example.messages[-1]["role"], content=prompt)
+            turns = (*example.messages[:-1], last)
+            grown.append(replace(example, example_id=f"{example.example_id}/{number}", messages=turns))
+    return grown
+
+
+def _paraphrases(path: Path, known: set[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        row = json.loads(line)
+        if not isinstance(row, dict) or not row.get("prompt") or str(row.get("example_id")) not in known:
+            raise ValueError(f"{path}, line {number}: wanted the `example_id` of a training example and a `prompt`")
+        found.setdefault(str(row["example_id"]), []).append(row["prompt"])
+    return found

@@ -1,0 +1,290 @@
+"""A masked table -> packed optimizer steps: the order of rows, bins of documents, micro-batches."""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+IGNORE = -100  # label of a token without loss
+
+
+class TrainingRows:
+    """A masked table as flat arrays, one entry per token of the whole table: what the steps are cut from.
+
+    Columns of the table: `example_id`, `input_ids`, `prompt_length`, `labels` (as long as `input_ids`, -100
+    where there is no loss), `weights` (float32, as long as the response; 1 where the table has none), and the
+    `extra` ones, as long as the response, that an online method reads.
+
+    Raises:
+        ValueError: a column is missing or as long as neither the sequence nor the response.
+    """
+
+    def __init__(self, table: pa.Table, extra: Iterable[str] = ()) -> None:
+        wanted = ["example_id", "input_ids", "prompt_length", "labels", *extra]
+        if missing := [name for name in wanted if name not in table.column_names]:
+            raise ValueError(f"the training table lacks the columns {missing}; it has {table.column_names}")
+        self.example_ids: list[str] = table["example_id"].to_pylist()
+        self.input_ids, self.offsets = _flat(table["input_ids"])
+        self.labels = self._aligned(table, "labels", self.offsets)
+        self.lengths = np.diff(self.offsets)
+        self.prompt_lengths = table["prompt_length"].to_numpy()
+        self.position = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.lengths)
+        self.in_response = self.position >= np.repeat(self.prompt_lengths, self.lengths)
+        response_offsets = np.concatenate([[0], np.cumsum(self.lengths - self.prompt_lengths)])
+        self.columns: dict[str, np.ndarray] = {}
+        for name in ["weights", *extra] if "weights" in table.column_names else list(extra):
+            self.columns[name] = np.ones(len(self.input_ids), np.float32)
+            self.columns[name][self.in_response] = self._aligned(table, name, response_offsets)
+        self.weights = self.columns.pop("weights", np.ones(len(self.input_ids), np.float32))
+        # A document's first token is never a target: nothing precedes it.
+        self.kept = (self.labels != IGNORE) & (self.weights != 0) & (self.position > 0)
+        # Tokens from the last kept one on are targets at most, so the model need not read them.
+        self.needed = np.maximum.reduceat(np.where(self.kept, self.position, 0), self.offsets[:-1])
+
+    def _aligned(self, table: pa.Table, name: str, offsets: np.ndarray) -> np.ndarray:
+        values, own = _flat(table[name])
+        if not np.array_equal(own, offsets):
+            row = int(np.argmax(np.diff(own) != np.diff(offsets)))
+            raise ValueError(
+                f"example {self.example_ids[row]}: `{name}` has {own[row + 1] - own[row]} entries, "
+                f"wanted {offsets[row + 1] - offsets[row]}"
+            )
+        return values
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a list column in a row, and the offsets of its lists (int64, one more than lists)."""
+    lists = column.combine_chunks()
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    return lists.flatten().to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths)]).astype(int)
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the rows in an epoch, a function of (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def pack(lengths: Sequence[int], budget: int, multiple: int = 1) -> list[list[int]]:
+    """Bins of indices into `lengths`, each of at most `budget` tokens; a longer document has one to itself.
+
+    Best fit, longest first. With `multiple` devices the number of bins is a multiple of it and the load is
+    spread evenly; a bin is then empty if there are fewer documents than devices.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, bin), ascending
+    for index in longest_first:
+        slot = bisect_left(room, (lengths[index], 0))
+        if slot == len(room):
+            bins.append([index])
+            insort(room, (budget - lengths[index], len(bins) - 1))
+        else:
+            left, chosen = room.pop(slot)
+            bins[chosen].append(index)
+            insort(room, (left - lengths[index], chosen))
+    if multiple == 1:
+        return bins
+    limit = max([budget, *lengths])
+    count = max(1, -(-len(bins) // multiple)) * multiple
+    while True:
+        bins = _spread(lengths, longest_first, count)
+        if max(sum(lengths[index] for index in one) for one in bins) <= limit:
+            return bins
+        count += multiple
+
+
+def _spread(lengths: Sequence[int], longest_first: Sequence[int], count: int) -> list[list[int]]:
+    bins: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for index in longest_first:
+        lightest = loads.index(min(loads))
+        bins[lightest].append(index)
+        loads[lightest] += lengths[index]
+    return bins
+
+
+@dataclass
+class MicroBatch:
+    """Documents packed into one row of T tokens, N of which predict a token that carries loss.
+
+    `position_ids`, which restart at each document, and `document_lengths` keep attention within documents;
+    there is no attention mask. Targets are shifted: hidden state `predictors[i]` predicts `targets[i]`.
+    """
+
+    input_ids: torch.Tensor  # [1, T] int64
+    position_ids: torch.Tensor  # [1, T] int64
+    document_lengths: tuple[int, ...]  # their sum is T
+    predictors: torch.Tensor  # [N] int64, positions in the row
+    targets: torch.Tensor  # [N] int64
+    weights: torch.Tensor  # [N] float32
+    rows: torch.Tensor  # [N] int64, the table row that a target belongs to; equal ones are adjacent
+    prompt_lengths: tuple[int, ...]  # of each document
+    columns: dict[str, torch.Tensor]  # each [N] float32
+
+
+@dataclass
+class Step:
+    """One optimizer step: this device's micro-batches, and what all devices' micro-batches hold together."""
+
+    index: int  # 0-based, over the whole training
+    micro_batches: list[MicroBatch]
+    rows: np.ndarray  # table rows of the step
+    kept_tokens: int  # targets with a positive stored weight
+    response_tokens: int
+    tokens: int  # prompt and response, cut tails included
+
+
+def collate(data: TrainingRows, rows: np.ndarray, budget: int, index: int, rank: int = 0, devices: int = 1) -> Step:
+    """Pack the rows of one optimizer step; every device packs all of them alike and takes its share."""
+    with_loss = [int(row) for row in rows if data.needed[row] > 0]
+    bins = pack([int(data.needed[row]) for row in with_loss], budget, devices)
+    # A device without a document computes one token of weight zero, so that all devices do the same work.
+    shares = [[with_loss[one] for one in packed] for packed in bins[rank::devices]] or [[]]
+    members = np.concatenate([np.arange(data.offsets[row], data.offsets[row + 1]) for row in rows])
+    return Step(
+        index=index,
+        micro_batches=[_micro_batch(data, share) for share in shares],
+        rows=rows,
+        kept_tokens=int((data.kept & (data.weights > 0))[members].sum()),
+        response_tokens=int(data.in_response[members].sum()),
+        tokens=len(members),
+    )
+
+
+def _micro_batch(data: TrainingRows, rows: Sequence[int]) -> MicroBatch:
+    if not rows:
+        return _empty_micro_batch(data)
+    ids, positions, kept, targets_of = [], [], [], []
+    start = 0
+    for row in rows:
+        begin, length = data.offsets[row], data.needed[row]
+        ids.append(data.input_ids[begin : begin + length])
+        positions.append(np.arange(length))
+        targets = begin + 1 + np.flatnonzero(data.kept[begin + 1 : begin + 1 + length])
+        kept.append(start + targets - begin - 1)
+        targets_of.append(targets)
+        start += length
+    flat = np.concatenate(targets_of)
+    return MicroBatch(
+        input_ids=_tensor(np.concatenate(ids), torch.int64)[None],
+        position_ids=_tensor(np.concatenate(positions), torch.int64)[None],
+        document_lengths=tuple(int(data.needed[row]) for row in rows),
+        predictors=_tensor(np.concatenate(kept), torch.int64),
+        targets=_tensor(data.labels[flat], torch.int64),
+        weights=_tensor(data.weights[flat], torch.float32),
+        rows=_tensor(np.repeat(np.asarray(rows), [len(one) for one in targets_of]), torch.int64),
+        prompt_lengths=tuple(int(data.prompt_lengths[row]) for row in rows),
+        columns={name: _tensor(column[flat], torch.float32) for name, column in data.columns.items()},
+    )
+
+
+def pack_documents(documents: Sequence[torch.Tensor]) -> MicroBatch:
+    """Whole documents, 1-D int64 each, in one row; every token but each one's first is a target of weight 1."""
+    table = pa.table(
+        {
+            "example_id": [str(index) for index in range(len(documents))],
+            "input_ids": [ids.tolist() for ids in documents],
+            "prompt_length": [1] * len(documents),
+            "labels": [ids.tolist() for ids in documents],
+        }
+    )
+    return _micro_batch(TrainingRows(table), range(len(documents)))
+
+
+def _empty_micro_batch(data: TrainingRows) -> MicroBatch:
+    zero = torch.zeros(1, dtype=torch.int64)
+    columns = {name: torch.zeros(1) for name in data.columns}
+    first = torch.full((1,), int(data.input_ids[0]))
+    return MicroBatch(first[None], zero[None], (1,), zero, first, torch.zeros(1), zero, (1,), columns)
+
+
+def filled(micro: MicroBatch, length: int, pad_id: int) -> MicroBatch:
+    """The row brought to `length` tokens by a document of `pad_id` behind the others; a longer one as it is."""
+    missing = length - micro.input_ids.shape[1]
+    if missing <= 0:
+        return micro
+    filler = torch.full((1, missing), pad_id)
+    return replace(
+        micro,
+        input_ids=torch.cat([micro.input_ids, filler], dim=1),
+        position_ids=torch.cat([micro.position_ids, torch.arange(missing)[None]], dim=1),
+        document_lengths=(*micro.document_lengths, missing),
+        prompt_lengths=(*micro.prompt_lengths, missing),
+    )
+
+
+def _tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.as_tensor(values).to(dtype)
+
+
+class StepLoader:
+    """All optimizer steps of a training, in order; a function of the seed, resumable at any step.
+
+    Each epoch visits every row once, shuffled unless `shuffle` is off; its last step may be smaller than `batch_size`.
+    With `fill_with`, a token id, every micro-batch is filled up to the budget, so that a compiled model sees one shape.
+    """
+
+    def __init__(
+        self,
+        data: TrainingRows,
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        budget: int,
+        max_steps: int | None = None,
+        rank: int = 0,
+        devices: int = 1,
+        fill_with: int | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        self.shuffle = shuffle
+        self.data, self.batch_size, self.seed, self.budget = data, batch_size, seed, budget
+        self.rank, self.devices, self.fill_with = rank, devices, fill_with
+        self.steps_per_epoch = -(-len(data) // batch_size)
+        self.steps = min(self.steps_per_epoch * epochs, max_steps or sys.maxsize)
+        self.next = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.next < self.steps:
+            step = self.step(self.next)
+            self.next += 1
+            yield step
+
+    def step(self, index: int) -> Step:
+        step = collate(self.data, self.rows(index), self.budget, index, self.rank, self.devices)
+        if self.fill_with is not None:
+            step.micro_batches = [filled(micro, self.budget, self.fill_with) for micro in step.micro_batches]
+        return step
+
+    def rows(self, index: int) -> np.ndarray:
+        """Table rows of a step."""
+        epoch, within = divmod(index, self.steps_per_epoch)
+        rows = len(self.data)
+        order = epoch_order(rows, self.seed, epoch) if self.shuffle else np.arange(rows)
+        return order[within * self.batch_size : (within + 1) * self.batch_size]
+
+    def tokens(self, steps: int | None = None) -> int:
+        """Prompt and response tokens in the first `steps` steps, or in all."""
+        whole, rest = divmod(self.steps if steps is None else steps, self.steps_per_epoch)
+        first = whole * self.steps_per_epoch
+        rows = [self.rows(first + index) for index in range(rest)]
+        return whole * int(self.data.lengths.sum()) + sum(int(self.data.lengths[part].sum()) for part in rows)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]

@@ -1,0 +1,1 @@
+"""What a model says and expects: completions, grades, losses, general ability."""

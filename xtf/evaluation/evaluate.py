@@ -1,0 +1,250 @@
+"""Batched generation on the evaluation prompts, grading, and the record of both.
+
+The work is cut into shares from prompt lengths alone, so a killed evaluation that is started again generates the
+missing shares exactly as it would have, and ends with the same completions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from xtf.config.identity import digest
+from xtf.config.schema import TaskConfig
+from xtf.data.examples import Example
+from xtf.evaluation.vllm_engine import VLLMEngine
+from xtf.runtime.artifacts import read_json, write_atomic, write_json
+from xtf.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Generator: TypeAlias = "PreTrainedModel | VLLMEngine"
+Key = tuple[str, int]  # (example_id, sample number)
+ROUNDS = 8  # times that each place of a share is filled; a kill loses at most one share
+STOP_EVERY = 8  # tokens between two looks for a stop string
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are made; part of their identity."""
+
+    max_new_tokens: int
+    samples: int
+    temperature: float
+    top_p: float
+    seed: int
+
+    @classmethod
+    def of(cls, task: TaskConfig, seed: int) -> Decoding:
+        # Greedy decoding draws nothing, so its result does not depend on the seed and is shared between seeds.
+        return cls(task.max_new_tokens, task.samples, task.temperature, task.top_p, seed if task.temperature else 0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Completions that are generated together and stored together: what a killed evaluation can lose."""
+
+    items: list[tuple[int, int]]  # (prompt index, sample)
+    places: int  # of them that run at the same time
+
+
+def plan(lengths: Sequence[int], max_new_tokens: int, samples: int, budget: int) -> list[Share]:
+    """All prompts and samples in shares, longest prompts first.
+
+    So many run side by side that their KV cache never holds more than `budget` tokens, padding included. One that
+    alone exceeds it runs alone: it has to be generated somehow.
+    """
+    items = sorted(((i, k) for i in range(len(lengths)) for k in range(samples)), key=lambda ik: (-lengths[ik[0]], ik))
+    shares: list[Share] = []
+    while items:
+        places = max(1, budget // (lengths[items[0][0]] + max_new_tokens))
+        shares.append(Share(items[: places * ROUNDS], places))
+        items = items[places * ROUNDS :]
+    return shares
+
+
+def generate_share(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    places: int,
+    seeds: Sequence[int],
+    stop: Sequence[str] = (),
+) -> Iterator[tuple[int, str]]:
+    """Yields (index into `prompts`, completion) as they end: at EOS, or before a `stop` string.
+
+    `seeds` has one for each prompt: what is drawn for one does not depend on the others. Of the model's generation
+    settings the EOS ids alone are heeded: how the models are decoded is the task's choice, alike for all of them.
+    """
+    import torch
+
+    from xtf.data.encode import decode_response
+    from xtf.evaluation.generation import complete, draw, greedy
+
+    eos = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [] if eos is None else [eos])}
+    uniform = [np.random.default_rng(seed).random(decoding.max_new_tokens, np.float32) for seed in seeds]
+
+    def sample(logits: torch.Tensor, rows: Sequence[tuple[int, int]]) -> torch.Tensor:
+        drawn = torch.tensor([uniform[row][step] for row, step in rows], device=logits.device)
+        return draw(logits, drawn, decoding.temperature, decoding.top_p)
+
+    def over(ids: list[int]) -> bool:
+        """Whether a stop string is there. Looked for now and then, first in the last few tokens."""
+        if not stop or len(ids) % STOP_EVERY:
+            return False
+        tail = decode_response(tokenizer, ids[-STOP_EVERY - max(len(mark.encode()) for mark in stop) :])
+        return any(mark in tail and mark in decode_response(tokenizer, ids) for mark in stop)
+
+    for index, ids in complete(
+        model,
+        prompts,
+        places=places,
+        max_new_tokens=decoding.max_new_tokens,
+        stops=stops,
+        over=over,
+        choose=sample if decoding.temperature else greedy,
+    ):
+        text = decode_response(tokenizer, ids)
+        for mark in stop:
+            text = text.split(mark, 1)[0]
+        yield index, text
+
+
+def generate(
+    load: Callable[[], Generator],
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    budget: int,
+    folder: Path,
+    stop: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> dict[Key, str]:
+    """All completions, by (example_id, sample). Finished shares are kept in `folder`, so a killed call goes on.
+
+    Args:
+        load: gives the model; not called when every completion is there already.
+        prompts: token ids, one list per example.
+        budget: tokens in the KV cache at most, new tokens included.
+        progress: told the number of prompt tokens of each finished completion.
+    """
+    partial = folder / "generations.partial.jsonl"
+    done: dict[Key, str] = {}
+    if partial.exists():
+        for line in partial.read_bytes().split(b"\n")[:-1]:  # a line without its newline was cut off by a kill
+            item = json.loads(line)
+            done[item["example_id"], item["sample"]] = item["completion"]
+        kept = [_partial_line(key, text) for key, text in done.items()]
+        write_atomic(partial, lambda path: path.write_text("".join(kept), encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    model = None
+    for share in plan([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget):
+        keys = [(examples[i].example_id, k) for i, k in share.items]
+        chosen = [prompts[i] for i, _ in share.items]
+        if all(key in done for key in keys):
+            if progress:
+                progress(sum(map(len, chosen)))
+            continue
+        model = model or load()
+        seeds = [int(digest([decoding.seed, *key]), 16) % 2**31 for key in keys]
+        answers: Iterable[tuple[int, str]]
+        if isinstance(model, VLLMEngine):
+            answers = enumerate(model.complete(tokenizer, chosen, decoding, stop, seeds))
+        else:
+            answers = generate_share(model, tokenizer, chosen, decoding, places=share.places, seeds=seeds, stop=stop)
+        found: dict[Key, str] = {}
+        for index, text in answers:
+            found[keys[index]] = text
+            if progress:
+                progress(len(chosen[index]))
+        with partial.open("a", encoding="utf-8") as handle:
+            handle.writelines(_partial_line(key, found[key]) for key in keys)
+        done.update(found)
+    return done
+
+
+def _partial_line(key: Key, completion: str) -> str:
+    return json.dumps({"example_id": key[0], "sample": key[1], "completion": completion}, ensure_ascii=False) + "\n"
+
+
+def evaluate(
+    load: Callable[[], Generator],
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    budget: int,
+    folder: Path,
+    identity: Mapping[str, Any],
+    stop: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Generate (unless `folder` holds the completions of the same `identity`), grade, and write generations.jsonl.
+
+    A change of grader alone regrades the stored completions. Returns {"metrics", "grading", "generated"}.
+    """
+    record_file, stored = folder / "generations.json", folder / "generations.jsonl"
+    key = digest({"identity": identity, "decoding": decoding, "prompts": prompts, "stop": stop})
+    record = read_json(record_file) if record_file.exists() else {}
+    if record.get("key") == key and stored.exists():
+        items = [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n")[:-1]]
+        completions = {(item["example_id"], item["sample"]): item["completion"] for item in items}
+    else:
+        marker = folder / "generations.partial.key"
+        if not marker.exists() or marker.read_text() != key:
+            (folder / "generations.partial.jsonl").unlink(missing_ok=True)
+            write_atomic(marker, lambda path: path.write_text(key))
+        completions = generate(
+            load,
+            tokenizer,
+            examples,
+            prompts,
+            decoding,
+            budget=budget,
+            folder=folder,
+            stop=stop,
+            progress=progress,
+        )
+
+    order = [(example, k) for example in examples for k in range(decoding.samples)]
+    grades = task.grade([(example, completions[example.example_id, k]) for example, k in order])
+    lines = []
+    for (example, k), grade in zip(order, grades, strict=True):
+        lines.append(
+            {
+                "example_id": example.example_id,
+                "sample": k,
+                "prompt": example.messages[-1]["content"],
+                "completion": completions[example.example_id, k],
+                "extracted": grade.extracted,
+                "reference": task.reference(example),
+                "correct": grade.correct,
+                "reason": grade.reason,
+            }
+        )
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomic(stored, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(record_file, {"key": key, "decoding": dataclasses.asdict(decoding), "identity": dict(identity)})
+    for leftover in ("generations.partial.jsonl", "generations.partial.key"):
+        (folder / leftover).unlink(missing_ok=True)
+    per_example = [grades[i : i + decoding.samples] for i in range(0, len(grades), decoding.samples)]
+    metrics = task.metrics(examples, per_example)
+    return {
+        "metrics": {name: dataclasses.asdict(metric) for name, metric in metrics.items()},
+        "grading": task.system_info(),
+    }

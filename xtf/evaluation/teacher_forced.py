@@ -1,0 +1,148 @@
+"""Teacher-forced figures of a model: what it expects of texts that are given, without generating anything.
+
+- `loss`: mean negative log-likelihood of the reference responses, nats per response token.
+- `token_accuracy`: share of their tokens that the model holds for the most likely ones.
+- `calibration_error`: expected calibration error of those next-token predictions, sum over bins of
+  n_b / n |accuracy_b - confidence_b|, in 15 bins of equal width by the confidence, the probability of the most
+  likely token (Guo et al. 2017, arXiv 1706.04599). Chance alone makes it a little larger than 0.
+- `forgetting_loss`: nats per token of held-out text like that of pre-training.
+
+All are ratios of sums over rows; intervals are bootstraps over rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xtf.graders.metrics import Metric, bootstrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from xtf.data.encode import Encoded
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Sums over the response tokens of each of R rows, float64."""
+
+    tokens: np.ndarray  # [R]
+    nll: np.ndarray  # [R] nats
+    bins: np.ndarray  # [R, BINS, 3] by confidence: tokens, sum of confidences, right predictions
+
+
+def predict(
+    model: PreTrainedModel, rows: Sequence[Encoded], *, budget: int, progress: Callable[[int], None] | None = None
+) -> Predictions:
+    """The model's predictions of every response token of `rows`, given all tokens before it.
+
+    Args:
+        budget: tokens of one forward pass; the rows are packed.
+        progress: told the number of tokens of each pass.
+
+    Raises:
+        ValueError: a model that cannot read packed rows (see `xtf.training.packed.enable_packing`).
+    """
+    import torch
+    from lightning_fabric.utilities import move_data_to_device
+
+    from xtf.data.steps import TrainingRows, collate
+    from xtf.scoring.masks import weights_to_labels
+    from xtf.scoring.methods import Method
+    from xtf.scoring.store import unscored
+    from xtf.training.packed import PackedLM, enable_packing
+
+    every = [np.ones(len(row.input_ids) - row.prompt_length, np.float32) for row in rows]
+    data = TrainingRows(weights_to_labels(unscored(rows), every).table)
+    tokens, nll, bins = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros((len(rows), BINS, 3))
+    original = model.config._attn_implementation
+    enable_packing(model, int(data.needed.max()))
+    packed = PackedLM(model, Method()).eval()
+    try:
+        with torch.inference_mode():
+            for micro in collate(data, np.arange(len(rows)), budget, 0).micro_batches:
+                micro = move_data_to_device(micro, model.device)
+                hidden = packed.hidden(micro)
+                for start in range(0, len(hidden), packed.chunk):
+                    part = slice(start, start + packed.chunk)
+                    logp = packed.logits(hidden[part]).float().log_softmax(-1)
+                    targets, where = micro.targets[part], micro.rows[part].cpu().numpy()
+                    best, guess = logp.max(-1)
+                    confidence = best.exp().double().cpu().numpy()
+                    right = (guess == targets).double().cpu().numpy()
+                    np.add.at(tokens, where, 1)
+                    np.add.at(nll, where, -logp.gather(1, targets[:, None])[:, 0].double().cpu().numpy())
+                    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+                    np.add.at(bins, (where, place), np.stack([np.ones_like(right), confidence, right], axis=1))
+                if progress is not None:
+                    progress(micro.input_ids.shape[1])
+    finally:
+        model.set_attn_implementation(original)
+    return Predictions(tokens, nll, bins)
+
+
+def mean_loss(found: Predictions) -> Metric:
+    """Nats per token with the interval over rows."""
+    metric = bootstrap(
+        lambda rows: float(found.nll[rows].sum() / found.tokens[rows].sum()), len(found.tokens), over="rows"
+    )
+    return dataclasses.replace(metric, unit="nats")
+
+
+def response_figures(found: Predictions) -> dict[str, Metric]:
+    """`loss`, `token_accuracy` and `calibration_error` with their intervals over rows."""
+    rows = len(found.tokens)
+    right = found.bins[:, :, 2].sum(axis=1)
+    return {
+        "loss": mean_loss(found),
+        "token_accuracy": bootstrap(
+            lambda chosen: float(right[chosen].sum() / found.tokens[chosen].sum()), rows, over="rows"
+        ),
+        "calibration_error": bootstrap(
+            lambda chosen: calibration_error(found.bins[chosen].sum(axis=0)), rows, over="rows"
+        ),
+    }
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """Expected calibration error from [BINS, 3] sums: tokens, confidences, right predictions."""
+    return float(np.abs(bins[:, 2] - bins[:, 1]).sum() / bins[:, 0].sum())
+
+
+def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[Encoded]:
+    """Texts of pre-training as rows whose every token behind the first is predicted; cut at `max_length`."""
+    from xtf.data.encode import Encoded
+
+    rows = [
+        Encoded(str(number), ids[:max_length], 1)
+        for number, ids in enumerate(tokenizer(list(texts), verbose=False)["input_ids"])
+    ]
+    for row in rows:
+        if len(row.input_ids) < 2:
+            raise ValueError(f"text {row.example_id} of evaluate.forgetting has fewer than two tokens: leave it out")
+    return rows
+
+
+def read_texts(path: Path) -> list[str]:
+    """The `text` of every line of a JSON-lines file; ValueError naming the line that has none."""
+    texts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise ValueError(f"{path}, line {number}: wanted an object with a `text`")
+        texts.append(row["text"])
+    if not texts:
+        raise ValueError(f"{path} is empty: evaluate.forgetting needs lines with a `text`")
+    return texts

@@ -1,0 +1,187 @@
+"""Grading open answers with a judge model behind any OpenAI-compatible endpoint (extra `judge`).
+
+A verdict that could not be had (time-outs, refusals, an unreadable reply, the cap on requests) is counted as
+`ungraded`, never as wrong. Verdicts are cached on disk by content, so a repeated or interrupted grading asks
+only for what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtf.config.schema import JudgeConfig
+from xtf.data.examples import Example, RowError
+from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
+from xtf.graders.choice import ChoiceGrader
+from xtf.graders.metrics import Metric
+
+if TYPE_CHECKING:
+    import openai
+
+BACKOFF_SECONDS = 0.5  # doubles with every attempt
+LONGEST_WAIT = 60.0  # seconds, also for a server's Retry-After
+UNREADABLE_CACHE = (OSError, ValueError, KeyError, TypeError)
+
+
+class NoVerdictError(Exception):
+    """One item cannot be judged; the message says why."""
+
+
+class JudgeGrader:
+    """Asks whether an answer agrees with the reference: yes, no, or no verdict."""
+
+    def __init__(self, config: JudgeConfig, cache: Path) -> None:
+        self.config, self.cache = config, cache
+        self.reader = ChoiceGrader(("yes", "no"))
+        self.requests = self.cached = 0
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """ValueError unless there are a client, a model, an endpoint with its key, and a usable prompt."""
+        config = self.config
+        if find_spec("openai") is None:
+            raise ValueError("task.grader=judge needs the extra `judge`: pip install 'xtf[judge]'")
+        if not config.model:
+            raise ValueError("task.grader=judge needs task.judge.model: the name of the judge at its endpoint")
+        if config.api_key_env and not os.environ.get(config.api_key_env):
+            raise ValueError(
+                f"the judge at {config.base_url or 'api.openai.com'} has no key: set the environment "
+                f"variable {config.api_key_env}, or task.judge.api_key_env='' if your own endpoint needs none"
+            )
+        if not config.api_key_env and not config.base_url:
+            raise ValueError("the judge has neither an endpoint nor a key: set task.judge.base_url")
+        try:
+            text = config.prompt.format(question="q", reference="<reference>", answer="<answer>")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"task.judge.prompt: only {{question}}, {{reference}}, {{answer}}: {error!r}") from error
+        if "<reference>" not in text or "<answer>" not in text:
+            raise ValueError("task.judge.prompt must show the judge both {reference} and {answer}")
+
+    def reference(self, example: Example, text: str) -> str:
+        if not text.strip():
+            raise RowError("the reference is empty")
+        return text
+
+    def grade(self, items: Sequence[Item]) -> list[Grade]:
+        self.check()
+        answers = [final_part(item.completion).strip() for item in items]
+        prompts = [self._prompt(item, answer) for item, answer in zip(items, answers, strict=True)]
+        # each distinct prompt once; an empty answer needs no judge
+        distinct = list(dict.fromkeys(text for text, answer in zip(prompts, answers, strict=True) if answer))
+        with self._client() as client, ThreadPoolExecutor(self.config.concurrency) as pool:
+            verdicts = dict(zip(distinct, pool.map(lambda text: self._verdict(client, text), distinct), strict=True))
+        return [
+            self._grade(answer, verdicts[text]) if answer else Grade(False, None, "empty answer")
+            for text, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def _prompt(self, item: Item, answer: str) -> str:
+        question = "\n\n".join(turn["content"] for turn in item.example.messages if turn["role"] != "system")
+        return self.config.prompt.format(question=question, reference=item.reference, answer=answer)
+
+    def _client(self) -> openai.OpenAI:
+        import openai
+
+        key = os.environ[self.config.api_key_env] if self.config.api_key_env else "none"
+        return openai.OpenAI(
+            base_url=self.config.base_url, api_key=key, timeout=self.config.timeout_seconds, max_retries=0
+        )
+
+    def _grade(self, answer: str, verdict: tuple[bool | None, str]) -> Grade:
+        return Grade(verdict[0], answer, verdict[1])
+
+    def _verdict(self, client: openai.OpenAI, text: str) -> tuple[bool | None, str]:
+        content = json.dumps([self.config.base_url, self.config.model, text])
+        key = hashlib.sha256(content.encode()).hexdigest()
+        path = self.cache / key[:2] / f"{key}.json"
+        if path.is_file():
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                verdict = bool(stored["verdict"]), str(stored["reply"])
+            except UNREADABLE_CACHE:  # half-written by a machine that went down: ask again, and replace it
+                pass
+            else:
+                with self._lock:
+                    self.cached += 1
+                return verdict
+        try:
+            reply = self._ask(client, text)
+        except NoVerdictError as error:
+            return None, f"no verdict: {error}"
+        choice = self.reader.decide(reply)
+        if choice is None:
+            return None, f"no verdict: the judge's reply is neither yes nor no: {reply[:200]!r}"
+        _write(path, {"model": self.config.model, "verdict": choice == "yes", "reply": reply})
+        return choice == "yes", reply
+
+    def _ask(self, client: openai.OpenAI, text: str) -> str:
+        """The judge's reply. Retries what may pass: no connection, time-outs, 429, 5xx, a broken body."""
+        import openai
+
+        problem = ""
+        for attempt in range(self.config.retries + 1):
+            self._count_request()
+            wait = BACKOFF_SECONDS * 2**attempt
+            try:
+                reply = client.chat.completions.create(
+                    model=str(self.config.model), messages=[{"role": "user", "content": text}], temperature=0
+                )
+                choices = getattr(reply, "choices", None)  # a body that is not JSON comes back as plain text
+                content = choices[0].message.content if choices else None
+                if isinstance(content, str):
+                    return content
+                problem = f"malformed reply {str(reply)[:200]!r}"
+            except openai.APIStatusError as error:
+                if error.status_code in (401, 403, 404):
+                    raise RuntimeError(f"the judge refuses every request: {error}") from error
+                if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                    raise NoVerdictError(str(error)) from error
+                problem = str(error)
+                wait = max(wait, _retry_after(error.response.headers.get("retry-after")))
+            except (openai.APIError, ValueError) as error:  # no connection, time-out; a body that is not JSON
+                problem = f"{type(error).__name__}: {error}"
+            if attempt < self.config.retries:
+                time.sleep(min(wait, LONGEST_WAIT))
+        raise NoVerdictError(f"{problem} ({self.config.retries + 1} attempts)")
+
+    def _count_request(self) -> None:
+        with self._lock:
+            if self.requests >= self.config.max_requests:
+                raise NoVerdictError(f"the cap task.judge.max_requests={self.config.max_requests} is reached")
+            self.requests += 1
+
+    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
+        return accuracy_metrics(grades)
+
+    def system_info(self) -> dict[str, Any]:
+        return {
+            "judge": self.config.model,
+            "endpoint": self.config.base_url or "default of the openai client",
+            "requests": self.requests,
+            "verdicts_from_cache": self.cached,
+        }
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds that a server asks to wait; 0 if it names none (or a date)."""
+    try:
+        return float(header or 0)
+    except ValueError:
+        return 0.0
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False)
+    Path(file.name).replace(path)

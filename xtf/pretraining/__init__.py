@@ -1,0 +1,1 @@
+"""How the bundled data and the tiny model were made."""

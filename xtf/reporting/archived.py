@@ -1,0 +1,64 @@
+"""Stored runs (`xtf.study.analysis.archive`) read back."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtf.reporting.runs import Run, item_values
+
+SUFFIX = ".json.gz"
+LETTERS = {True: "1", False: "0", None: "-"}
+VERDICTS = {letter: verdict for verdict, letter in LETTERS.items()}
+
+
+class ArchiveError(ValueError):
+    """An archive that cannot be read."""
+
+
+@dataclass(frozen=True)
+class ArchivedRun(Run):
+    """A run of an archive: it knows verdicts, not completions."""
+
+    generations: Sequence[Mapping[str, Any]]
+    base: Sequence[Mapping[str, Any]] | None
+
+    def verdicts(self, metric: str) -> dict[str, float | None]:
+        return item_values(self.generations, metric)
+
+    def base_generations(self) -> list[dict[str, Any]] | None:
+        return None if self.base is None else [dict(line) for line in self.base]
+
+
+def read_archive(path: Path) -> list[ArchivedRun]:
+    """The runs of an archive; their folders are those below an output folder's runs/.
+
+    ArchiveError: the file is damaged.
+    """
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise ArchiveError(f"{path} is damaged ({error}); take it from where it came again") from error
+    unpacked = [_unpacked(packed, content["items"]) for packed in content["generations"]]
+    return [
+        ArchivedRun(
+            Path(run["folder"]),
+            run["record"],
+            unpacked[run["generations"]],
+            None if run["base"] is None else unpacked[run["base"]],
+        )
+        for run in content["runs"]
+    ]
+
+
+def _unpacked(packed: Mapping[str, Any], items: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    keys = [(name, sample) for name in items[packed["items"]] for sample in range(packed["samples"])]
+    return [
+        {"example_id": name, "sample": sample, "correct": VERDICTS[letter]}
+        for (name, sample), letter in zip(keys, packed["verdicts"], strict=True)
+    ]

@@ -1,0 +1,109 @@
+"""Which runs an experiment has, in cells of runs that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xtf.reporting.archived import SUFFIX, read_archive
+from xtf.reporting.runs import Run, load_run
+from xtf.runtime.artifacts import read_json
+from xtf.runtime.run_folder import jobs_file
+
+CASE = ("task", "model", "tuning")
+SETTING = ("method", "scorer", "threshold")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in nothing but the seed: the finished ones, and the folders of those that are not."""
+
+    case: tuple[str, ...]
+    setting: Mapping[str, str]  # method, scorer, threshold and overridden keys
+    runs: Mapping[int, Run]  # by seed
+    unfinished: Sequence[Path]
+
+
+# -- which runs ---------------------------------------------------------------------------------------------
+
+
+class NoRuns(ValueError):
+    """An experiment of which there is no run."""
+
+
+def find_cells(source: str | Sequence[Path], runs_root: Path, archive: Path | None = None) -> list[Cell]:
+    """The cells of an experiment or of a list of folders, in the order of their folders.
+
+    With `archive`, a folder of `xtf.study.archive` files, an experiment is read from there. NoRuns: there is none.
+    """
+    parents: dict[Path, list[Path | Run]] = defaultdict(list)
+    if archive is not None:
+        file = archive / f"{source}{SUFFIX}"
+        if not file.is_file():
+            raise NoRuns(f"no run of experiment {source!r} in {archive}: there is no {file.name}")
+        for run in read_archive(file):
+            parents[run.folder.parent].append(run)
+        return [_cell(parent, seeds) for parent, seeds in parents.items()]
+    listed: dict[Path, Mapping[str, Any]] = {}
+    if isinstance(source, str):
+        folders, listed = _experiment_folders(source, runs_root)
+    else:
+        folders = [folder for path in source for folder in _run_folders(Path(path)) or [Path(path)]]
+    for folder in dict.fromkeys(folders):
+        finished = (folder / "metrics.json").is_file()
+        parents[folder.parent].append(load_run(folder) if finished else folder)
+    return [_cell(parent, seeds, listed.get(parent)) for parent, seeds in parents.items()]
+
+
+def _experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Path, Mapping[str, Any]]]:
+    """The run folders of an experiment, those that its sweeps have yet to make included, and what the listed ones are.
+
+    The first are in order; the second are by parent folder, that of a cell. ValueError: there is none.
+    """
+    file = jobs_file(runs_root.parent, name)
+    jobs = {runs_root.parent / folder: job for folder, job in (read_json(file) if file.exists() else {}).items()}
+    found = set(experiment_folders(name, runs_root))
+    if not found and not any((folder / "config.yaml").exists() for folder in jobs):
+        raise NoRuns(f"no run of experiment {name!r} under {runs_root}: run it first")
+    return sorted(found | jobs.keys()), {folder.parent: job for folder, job in jobs.items()}
+
+
+def experiment_folders(experiment: str, runs_root: Path) -> list[Path]:
+    """The folders of an experiment's runs, finished or not, in order."""
+    return [folder for folder in _run_folders(runs_root) if _experiment(folder) == experiment]
+
+
+def _run_folders(root: Path) -> list[Path]:
+    return sorted(file.parent for file in root.rglob("config.yaml"))
+
+
+def _experiment(folder: Path) -> str | None:
+    found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["experiment"]
+    return None if found is None else str(found)
+
+
+def _cell(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any] | None = None) -> Cell:
+    """A cell from finished runs and the folders of unfinished ones; `listed`: what its sweep says of it."""
+    runs = [each for each in found if isinstance(each, Run)]
+    unfinished = [each for each in found if isinstance(each, Path)]
+    if runs:
+        record = runs[0].record
+        setting = {key: record[key] for key in SETTING} | dict(record["overrides"])
+        case = [record[key] for key in CASE]
+    elif listed is not None:
+        setting = {key: listed[key] for key in SETTING} | dict(listed["overrides"])
+        case = [listed[key] for key in CASE]
+    else:  # the folder says it: <task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<overrides>]
+        *case, method, mask = parent.parts[-5:]
+        setting = dict(zip(("scorer", "threshold", "overrides"), mask.split("-"), strict=False)) | {"method": method}
+    return Cell(
+        tuple(case),
+        {key: str(value) for key, value in setting.items()},
+        {run.seed: run for run in runs},
+        unfinished,
+    )

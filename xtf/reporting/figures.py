@@ -1,0 +1,326 @@
+"""The report's figures, drawn with matplotlib and written as PNG and SVG.
+
+One hue per attribute, here and in the explorer, from the palette of Okabe and Ito, which readers with any of
+the common kinds of colour blindness can tell apart. Each figure is a function of plain arrays, so that it can
+be drawn from a run's files without loading a model.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from xtf.graders.metrics import Metric
+
+COLOURS = {"ri": "#0072B2", "kn": "#D55E00", "tr": "#009E73", "other": "#7A7A7A"}
+NAMES = {"ri": "reasoning importance (RI)", "kn": "knowledge novelty (KN)", "tr": "task relevance (TR)"}
+SCORES = {"ri": "attention received, log", "kn": "1 - p", "tr": "nearness to the task's centre"}
+KEPT = "#BDBDBD"
+HISTOGRAM_BINS = 60
+MARKERS = "os^vDPX*<>hpd"
+
+
+def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
+    """Writes `name`.png and `name`.svg; the same figure gives the same bytes."""
+    FigureCanvasAgg(figure)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("png", "svg")}
+    with matplotlib.rc_context({"svg.hashsalt": "xtf"}):
+        figure.savefig(paths["png"], dpi=150)
+        figure.set_layout_engine("none")  # the layout stands; the second file need not find it again
+        figure.savefig(paths["svg"], metadata={"Date": None})
+    return paths
+
+
+def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
+    """Dots with 95 % intervals; a row is (label, value, low, high) as shares, drawn from the top."""
+    figure, axes = _panels(1, height=0.9 + 0.45 * len(rows))
+    (axis,) = axes
+    for place, (_, value, low, high) in enumerate(reversed(rows)):
+        axis.errorbar(
+            100 * value,
+            place,
+            xerr=_whiskers(100 * value, 100 * low, 100 * high),
+            fmt="o",
+            color="black",
+            capsize=4,
+        )
+    axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xlabel("% of items, with the 95 % interval")
+    return figure
+
+
+def pass_at(metrics: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
+    """Bars of each setting's pass@k, side by side for every k, with intervals (figure 5 of the paper).
+
+    `metrics[name][label]` is (value, low, high), as shares.
+    """
+    labels = list(dict.fromkeys(label for found in metrics.values() for label in found))
+    figure, (axis,) = _panels(1, height=3.4)
+    width = 0.8 / len(labels)
+    for place, label in enumerate(labels):
+        spots = [
+            k + (place - (len(labels) - 1) / 2) * width for k, found in enumerate(metrics.values()) if label in found
+        ]
+        values, lows, highs = zip(*(found[label] for found in metrics.values() if label in found), strict=True)
+        heights = 100 * np.array(values)
+        errors = _whiskers(heights, 100 * np.array(lows), 100 * np.array(highs))
+        axis.bar(spots, heights, width, yerr=errors, capsize=3, color=f"C{place % 10}", label=label)
+    axis.set_xticks(range(len(metrics)), list(metrics))
+    axis.set_ylabel("% of problems solved, with the 95 % interval")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize=7.5)
+    return figure
+
+
+def distributions(
+    scores: Mapping[str, np.ndarray], dropped: Mapping[str, np.ndarray], cuts: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Each attribute's scores, kept and dropped by it (figure 3 of the paper), with its thresholds as lines.
+
+    Dropped tokens are stacked on the kept ones, on a log scale. `scores[a]` and `dropped[a]` hold one value
+    per response token; `cuts[a]` has a line for each threshold that holds for all examples (none for RI,
+    whose threshold is each example's own).
+    """
+    figure, axes = _panels(len(scores))
+    for axis, (attribute, values) in zip(axes, scores.items(), strict=True):
+        drop = dropped[attribute]
+        edges = np.histogram_bin_edges(values, HISTOGRAM_BINS)
+        every, low = (np.histogram(part, edges)[0] for part in (values, values[drop]))
+        axis.stairs(every, edges, fill=True, color=KEPT)
+        axis.stairs(every, edges, baseline=every - low, fill=True, color=COLOURS[attribute])
+        for cut in cuts[attribute]:
+            axis.axvline(cut, color="black", linestyle="--", linewidth=1)
+        axis.set_yscale("log")
+        axis.set_ylim(0.7, 2 * max(every))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(f"{attribute.upper()}: {SCORES[attribute]}")
+        axis.set_title(f"drops {100 * drop.mean():.2f} %", color=COLOURS[attribute], fontsize=10)
+    axes[0].set_ylabel("response tokens")
+    return figure
+
+
+def overlap(shares: Mapping[tuple[str, ...], float]) -> Figure:
+    """Exclusive shares of response tokens by the set of attributes that dropped them, as an UpSet plot."""
+    attributes = sorted({name for group in shares for name in group}, key=list(NAMES).index)
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    bars, dots = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    for place, (group, share) in enumerate(shares.items()):
+        colour = COLOURS[group[0]] if len(group) == 1 else "#444444"
+        bars.bar(place, 100 * share, color=colour, width=0.6)
+        bars.annotate(f"{100 * share:.2f}", (place, 100 * share), ha="center", va="bottom", fontsize=8)
+        for row, attribute in enumerate(attributes):
+            inside = attribute in group
+            dots.plot(place, -row, "o", markersize=9, color=COLOURS[attribute] if inside else "#E0E0E0")
+    bars.set_ylabel("% of response tokens")
+    bars.margins(y=0.15)
+    dots.set_yticks([-row for row in range(len(attributes))], [name.upper() for name in attributes])
+    dots.set_xticks([])
+    dots.margins(y=0.4)
+    for axis in (bars, dots):
+        axis.spines[["top", "right"]].set_visible(False)
+    dots.spines[["bottom", "left"]].set_visible(False)
+    return figure
+
+
+def sensitivity(curves: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]]) -> Figure:
+    """Share of response tokens that an attribute drops against its threshold (figure 6 of the paper).
+
+    `curves[a]` is (setting's name, its values, shares, the value in use).
+    """
+    figure, axes = _panels(len(curves))
+    for axis, (attribute, (setting, values, shares, chosen)) in zip(axes, curves.items(), strict=True):
+        axis.plot(values, 100 * shares, color=COLOURS[attribute])
+        axis.axvline(chosen, color="black", linestyle="--", linewidth=1, label=f"in use: {chosen:g}")
+        axis.set_xlabel(setting)
+        axis.legend(frameon=False, fontsize=7.5)
+    axes[0].set_ylabel("% of response tokens dropped")
+    return figure
+
+
+def effects(
+    panels: Mapping[str, Sequence[tuple[str, float, float, float]]],
+    control: str = "control",
+    untrained: Mapping[str, float] | None = None,
+    student: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> Figure:
+    """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
+
+    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its
+    own scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval
+    by panel and label, Student's t, as a thin line behind the first.
+    """
+    labels = {row[0] for rows in panels.values() for row in rows}
+    figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
+    first: dict[str, float] = {}
+    for rows in panels.values():
+        first = {label: value for label, value, *_ in rows} | first
+    places = {label: place for place, label in enumerate(sorted(first, key=first.__getitem__))}
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        for label, (low, high) in ((student or {}).get(title) or {}).items():
+            line = axis.hlines(places[label], 100 * low, 100 * high, color=COLOURS["other"], linewidth=0.8)
+            line.set_label("Student's t")
+        for label, value, low, high in rows:
+            bars = _whiskers(100 * value, 100 * low, 100 * high)
+            axis.errorbar(100 * value, places[label], xerr=bars, fmt="o", color="black", linewidth=2, markersize=4)
+        axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1, label=control)
+        if untrained and title in untrained:
+            place = 100 * untrained[title]
+            axis.axvline(place, color=COLOURS["ri"], linestyle=":", linewidth=1.5, label="untrained")
+        for label in labels - {row[0] for row in rows}:
+            axis.text(
+                0.02,
+                places[label],
+                "not run",
+                transform=axis.get_yaxis_transform(),
+                va="center",
+                fontsize=7.5,
+            )
+        axis.set_xlabel(f"points minus {control}")
+        axis.set_title(title, fontsize=10)
+    axes[0].set_yticks(range(len(places)), list(places))
+    axes[0].set_ylim(-0.6, len(places) - 0.4)
+    keys = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(keys.values(), keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
+    return figure
+
+
+def against_tokens(panels: Mapping[str, Sequence[tuple[str, float, float, float, float]]]) -> Figure:
+    """Accuracy against supervised tokens, a panel each; a dot is (label, tokens, value, low, high)."""
+    figure, axes = _panels(len(panels), height=3.8, sharey=True)
+    labels = list(dict.fromkeys(dot[0] for dots in panels.values() for dot in dots))
+    styles = {label: (MARKERS[place % len(MARKERS)], f"C{place % 10}") for place, label in enumerate(labels)}
+    for axis, (title, dots) in zip(axes, panels.items(), strict=True):
+        for label, tokens, value, low, high in dots:
+            marker, colour = styles[label]
+            bars = _whiskers(100 * value, 100 * low, 100 * high)
+            axis.errorbar(tokens, 100 * value, yerr=bars, fmt=marker, color=colour, markersize=5, linewidth=0.8)
+        axis.set_xlabel("supervised tokens")
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_title(title, fontsize=10)
+    axes[0].set_ylabel("accuracy, %")
+    keys = [Line2D([], [], marker=m, color=c, linestyle="none", label=label) for label, (m, c) in styles.items()]
+    figure.legend(handles=keys, loc="outside right upper", frameon=False, fontsize=7.5)
+    return figure
+
+
+def deciles(curves: Mapping[str, Sequence[tuple[int, float, float, float]]], references: Mapping[str, float]) -> Figure:
+    """Accuracy by decile of base probability, a panel each; a point is (decile, value, low, high).
+
+    `references`: accuracies to compare with, by name, as lines.
+    """
+    figure, axes = _panels(len(curves), height=3.3, sharey=True)
+    for axis, (title, points) in zip(axes, curves.items(), strict=True):
+        places, values, lows, highs = (100 * np.array(part, float) for part in zip(*points, strict=True))
+        axis.errorbar(
+            places / 100,
+            values,
+            yerr=_whiskers(values, lows, highs),
+            fmt="o-",
+            color=COLOURS["kn"],
+            capsize=3,
+        )
+        for (name, reference), style in zip(references.items(), ("--", ":", "-."), strict=False):
+            axis.axhline(100 * reference, color="black", linestyle=style, linewidth=1, label=name)
+        axis.set_xticks(range(1, 11))
+        axis.set_xlabel("decile of base probability (1: least likely)")
+        axis.set_title(title, fontsize=10)
+    axes[0].set_ylim(bottom=0)  # last, as it ends the fitting of the shared axis to what is drawn
+    axes[0].set_ylabel("accuracy, %")
+    if references:
+        lines = axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=len(references), frameon=False, fontsize=8)
+    return figure
+
+
+def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]) -> Figure:
+    """AUROC of telling noise from clean tokens: a panel per case, a row per detector, a dot with its 95 %
+    interval per planted share, the darker the more was planted. The dashed line is chance.
+    """
+    names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
+    metrics = [metric for rows in panels.values() for points in rows.values() for _, metric in points]
+    reach = 0.03 + max((abs(limit - 0.5) for one in metrics for limit in (one.low, one.high)), default=0.5)
+    shares = sorted({share for rows in panels.values() for points in rows.values() for share, _ in points})
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (2.2 + 2.8 * columns, 0.4 + lines * (1.1 + 0.34 * len(names)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, (case, rows) in zip(axes, panels.items(), strict=False):
+        for row, name in enumerate(names):
+            for share, metric in rows.get(name, ()):
+                place = shares.index(share)
+                axis.errorbar(
+                    metric.value,
+                    row + 0.22 * (place - (len(shares) - 1) / 2),
+                    xerr=_whiskers(metric.value, metric.low, metric.high),
+                    fmt="o",
+                    markersize=4,
+                    color=COLOURS.get(name.lower(), "black"),
+                    alpha=(place + 1) / len(shares),
+                )
+            if name not in rows:
+                axis.text(0.03, row, "not run", transform=axis.get_yaxis_transform(), va="center", fontsize=7.5)
+        axis.axvline(0.5, color="black", linestyle="--", linewidth=1)
+        axis.set_xlim(0.5 - reach, 0.5 + reach)
+        axis.set_title(textwrap.fill(case, 34), fontsize=9)
+        axis.set_xlabel("\N{LEFTWARDS ARROW} kept   AUROC   found \N{RIGHTWARDS ARROW}")
+        axis.tick_params(labelbottom=True)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    keys = [
+        Line2D(
+            [],
+            [],
+            marker="o",
+            markersize=5,
+            color="black",
+            linestyle="none",
+            alpha=(place + 1) / len(shares),
+            label=f"{100 * share:g} % planted",
+        )
+        for place, share in enumerate(shares)
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(shares), frameon=False, fontsize=8)
+    return figure
+
+
+def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
+    figure, (axis,) = _panels(1)
+    axis.plot(steps, losses, color="black", linewidth=1)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel("loss per kept token (nats)")
+    return figure
+
+
+def _whiskers(value: Any, low: Any, high: Any) -> np.ndarray:
+    """Error bars [2, N] from values to their limits, single numbers or arrays [N].
+
+    A limit that rounding has put a hair on the wrong side of its value lies at the value: Matplotlib refuses bars of
+    negative length.
+    """
+    low, value, high = np.atleast_1d(low), np.atleast_1d(value), np.atleast_1d(high)
+    return np.maximum([value - low, high - value], 0)
+
+
+def _panels(count: int, height: float = 2.9, sharex: bool = False, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(max(6.4, 3.4 * count), height), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(1, count, sharex=sharex, sharey=sharey)))
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes

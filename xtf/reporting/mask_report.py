@@ -1,0 +1,256 @@
+"""The report of an experiment that stops before training: what was scored and dropped, how long that took.
+
+From stored scores it draws the paper's figures 3 (distributions with thresholds), 4 (overlap) and 6 (share dropped
+against threshold) of every task and model, and from the passes' manifests the tables 6 and 7 (memory and time of
+scoring), with what the authors report beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from xtf.data.tokens import ResponseTokens, response_tokens
+from xtf.reporting import figures
+from xtf.reporting.pages import data_url, percent, render, seconds
+from xtf.reporting.run_report import curves, cuts_of, exclusive_shares
+from xtf.runtime.artifacts import read_json, write_atomic
+from xtf.runtime.run_folder import failure
+
+Lines = list[dict[str, Any]]
+Reported = Sequence[Mapping[str, str]]
+
+
+def has_results(folders: Sequence[Path], listed: Sequence[str]) -> bool:
+    """Whether an experiment is about trained and graded models; not if its jobs stop at scores or masks.
+
+    Args:
+        listed: the stages that its sweeps asked for, where they left a list: its folders may be shared with
+            experiments that went further.
+    """
+    if listed:
+        return not set(listed) <= {"score", "mask"}
+    stages = {_stage(folder) for folder in folders}
+    return not stages <= {"score", "mask"} or any((folder / "metrics.json").exists() for folder in folders)
+
+
+def _stage(folder: Path) -> str:
+    """The stage that a run was last asked for; of one that has not begun, as of those beside it: "mask"."""
+    import yaml
+
+    file = folder / "config.yaml"
+    if not file.exists():
+        return "mask"
+    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["stage"])
+
+
+def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Reported) -> list[Path]:
+    """Writes <name>.csv, .md, .html and the figures; returns their paths.
+
+    Args:
+        folders: the experiment's run folders, those included that are missing.
+        reported: the lines of xtf/reported.csv.
+
+    ValueError: no run has been scored.
+    """
+    runs = {folder: read_json(folder / "manifest.json") for folder in folders if _scored(folder)}
+    if not runs:
+        raise ValueError(f"none of the {len(folders)} runs of {name} has been scored")
+    lines: Lines = []
+    written: list[Path] = []
+    sections = [_costs(runs, reported, lines)]
+    for folder, manifest in runs.items():
+        if "mask" in manifest["stages"]:
+            section, drawn = _mask_section(name, folder, manifest, out_dir, reported, lines)
+            sections.append(section)
+            written += drawn
+    missing = [
+        [str(folder), failure(folder) or ("not finished" if folder.exists() else "not begun")]
+        for folder in folders
+        if folder not in runs
+    ]
+    if missing:
+        sections.append({"title": "Missing", "text": [], "columns": ["run", "why"], "rows": missing, "figures": []})
+    written.append(_write_csv(lines, out_dir / f"{name}.csv"))
+    context = {"title": f"{name}: {len(runs)} of {len(folders)} runs", "sections": sections}
+    return written + render("tables", context, out_dir, name)
+
+
+def _scored(folder: Path) -> bool:
+    file = folder / "manifest.json"
+    return file.exists() and "score" in read_json(file)["stages"]
+
+
+def _case(folder: Path) -> tuple[str, str, str]:
+    """Task, model and tuning, which the folder names."""
+    task, model, tuning = folder.parts[-6:-3]
+    return task, model, tuning
+
+
+def _line(folder: Path, quantity: str, value: float, reported: str, at: float | str = "") -> dict[str, Any]:
+    case = dict(zip(("task", "model", "tuning"), _case(folder), strict=True))
+    return case | {
+        "run": "/".join(folder.parts[-3:]),
+        "quantity": quantity,
+        "at": at,
+        "value": value,
+        "reported": reported,
+    }
+
+
+# -- tables 6 and 7 -----------------------------------------------------------------------------------------
+
+
+def _costs(runs: Mapping[Path, Any], reported: Reported, lines: Lines) -> dict[str, Any]:
+    """Time and memory of each run's passes over its training rows."""
+    rows, seen = [], set()
+    for folder, manifest in runs.items():
+        task, model, _ = _case(folder)
+        for kind, path in manifest["stages"]["score"]["paths"].items():
+            store = folder.parents[6] / "scores" / Path(path).name
+            if store in seen:
+                continue
+            seen.add(store)
+            found = read_json(store / "manifest.json")
+            peak, took, tokens = found.get("peak_memory_mb"), found["seconds"], found["tokens"]
+            said = [
+                _reported(_published(folder, reported), table, task, model, "scoring", metric)
+                for table, metric in (("6", "peak memory MB"), ("7", "seconds"))
+            ]
+            rows.append(
+                [
+                    task,
+                    model,
+                    kind,
+                    found.get("device", "not recorded"),
+                    f"{tokens:,}",
+                    seconds(took),
+                    f"{tokens / took:,.0f}" if took else "-",
+                    f"{peak:,.0f}" if peak is not None else "not recorded",
+                    said[1] or "-",
+                    said[0] or "-",
+                ]
+            )
+            lines.append(_line(folder, f"{kind}: seconds", took, said[1]))
+            if peak is not None:
+                lines.append(_line(folder, f"{kind}: peak memory MB", peak, said[0]))
+    return {
+        "title": "Time and memory of scoring (tables 6 and 7)",
+        "text": [
+            "One pass over the training rows for all attributes. Peak memory: on a GPU that of tensors while "
+            "scoring, on the CPU that of the whole process; MB are 1e6 bytes. The authors make three passes, on "
+            "hardware that they do not name, over a number of rows that they do not state."
+        ],
+        "columns": [
+            "task",
+            "model",
+            "pass",
+            "device",
+            "tokens",
+            "time",
+            "tokens/s",
+            "peak MB",
+            "reported: seconds",
+            "reported: peak MB",
+        ],
+        "rows": rows,
+        "figures": [],
+    }
+
+
+def _published(folder: Path, reported: Reported) -> Reported:
+    """The paper's numbers, for a run without overrides of its own (these put a hash behind the folder's name)."""
+    return reported if folder.parts[-2].count("-") == 1 else ()
+
+
+def _reported(reported: Reported, table: str, task: str, model: str, setting: str, metric: str) -> str:
+    """The paper's number; the empty string where it has none."""
+    key = {"table": table, "task": task, "model": model, "setting": setting, "metric": metric}
+    return next((line["value"] for line in reported if key.items() <= line.items()), "")
+
+
+# -- figures 3, 4 and 6 -------------------------------------------------------------------------------------
+
+
+def _mask_section(
+    name: str, folder: Path, manifest: Any, out_dir: Path, reported: Reported, lines: Lines
+) -> tuple[dict[str, Any], list[Path]]:
+    """Shares dropped, beside the reported ones, and the three figures."""
+    tokens = response_tokens(pq.read_table(folder / "mask.parquet"))
+    stats = manifest["stages"]["mask"]["stats"]
+    written: list[Path] = []
+    drawn: list[dict[str, str]] = []
+    stem = f"{name}-{'-'.join(folder.parts[-6:])}"
+    found = curves(folder, tokens)
+    if tokens.dropped:
+        scores = {key: tokens.scores[key] for key in tokens.dropped}
+        cuts = {key: cuts_of(key, stats["thresholds"][key]) for key in scores}
+        pictures = {
+            "distributions": figures.distributions(scores, tokens.dropped, cuts),
+            "overlap": figures.overlap(exclusive_shares(tokens)),
+            "sensitivity": figures.sensitivity(found),
+        }
+        for title, picture in pictures.items():
+            paths = figures.save(picture, out_dir / "figures", f"{stem}-{title}")
+            written += paths.values()
+            drawn.append(
+                {
+                    "title": f"{' '.join(_case(folder))}: {title}",
+                    "data": data_url(paths["svg"]),
+                    "png": paths["png"].relative_to(out_dir).as_posix(),
+                }
+            )
+    task, model, _ = _case(folder)
+    rows = []
+    for quantity, share in dropped_shares(tokens).items():
+        said = _reported(_published(folder, reported), "fig4", task, model, quantity, "filtered tokens %")
+        rows.append([quantity, percent(share, 2), f"{said} %" if said else "-"])
+        lines.append(_line(folder, quantity, share, said))
+    for setting, values, shares, _ in found.values():
+        lines += [
+            _line(folder, setting, share, "", at) for at, share in zip(values.tolist(), shares.tolist(), strict=True)
+        ]
+    section = {
+        "title": f"Dropped tokens: {' · '.join(folder.parts[-6:])}",
+        "text": [
+            f"{len(tokens.kept):,} response tokens. Score distributions with thresholds (figure 3), overlap "
+            '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
+        ],
+        "columns": ["dropped by", "ours", "reported"],
+        "rows": rows,
+        "figures": drawn,
+    }
+    return section, written
+
+
+def dropped_shares(tokens: ResponseTokens) -> dict[str, float]:
+    """Shares of the response tokens in the terms of figure 4: "ri only" (by RI at all), "ri after kn" (by RI and not by
+    KN), "ri after both" (by RI alone), and "union" (by any)."""
+    names, found = list(tokens.dropped), {}
+    for name in names:
+        own, others = tokens.dropped[name], [other for other in names if other != name]
+        found[f"{name} only"] = own
+        for other in others:
+            found[f"{name} after {other}"] = own & ~tokens.dropped[other]
+        if len(others) > 1:
+            rest = tokens.dropped[others[0]] | tokens.dropped[others[1]]
+            found[f"{name} after both"] = own & ~rest
+    if names:
+        found["union"] = ~tokens.kept
+    return {name: float(dropped.mean()) for name, dropped in found.items()}
+
+
+def _write_csv(lines: Lines, path: Path) -> Path:
+    """One line per figure: shares, seconds or MB; `at` is the threshold's setting for points of a curve."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
+    return path

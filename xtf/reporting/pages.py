@@ -1,0 +1,92 @@
+"""What every report page is made with: numbers as text, Markdown that stays Markdown, templates to files."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from xtf.reporting.intervals import Estimate
+from xtf.runtime.artifacts import write_atomic
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def with_interval(metric: Mapping[str, Any]) -> str:
+    if metric.get("unit") == "nats":
+        return f"{metric['value']:.3f} nats [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return f"{percent(metric['value'])} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
+
+
+def figure(metric: Any) -> str:
+    """A figure between -1 and 1 with its interval: 0.62 [0.58, 0.66]; "-" where it is undefined."""
+    return "-" if metric is None else f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]"
+
+
+def points(found: Estimate) -> str:
+    """A difference in percentage points with its interval: +3.2 [-0.4, +6.9]."""
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def render(template: str, context: Mapping[str, Any], out_dir: Path, stem: str | None = None) -> list[Path]:
+    """Fills `template`.html.j2 and .md.j2; writes `stem`.html and .md (by default, named as the template)."""
+    environment = Environment(
+        loader=PackageLoader("xtf.reporting"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "interval": with_interval,
+        "figure": figure,
+        "estimate": lambda found: "-" if found is None else with_interval(vars(found)),
+        "estimated_difference": lambda found: found if isinstance(found, str) else points(found),
+        "seconds": seconds,
+        "fenced": fenced,
+        "code": inline_code,
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix in ("html", "md"):
+        text = environment.get_template(f"{template}.{suffix}.j2").render(context)
+        path = out_dir / f"{stem or template}.{suffix}"
+        write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        written.append(path)
+    return written
+
+
+def fenced(text: str) -> str:
+    """A Markdown code block that no run of backticks inside `text` can close."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def inline_code(text: str) -> str:
+    """Markdown code within a table cell."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if "`" in text or not text.strip() else ""
+    return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
+
+
+def data_url(svg: Path) -> str:
+    """The file itself as an address, so that a page needs no other file."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()

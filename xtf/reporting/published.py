@@ -1,0 +1,329 @@
+"""What a run shows on Weights & Biases, TensorBoard and in scalars.csv, and the dashboards that lay it out.
+
+Training logs every step as it goes, and train_log.csv holds the same under the names in parentheses:
+
+    train/loss (loss), train/kept_tokens (kept_tokens), train/tokens_per_second (tokens_per_second),
+    train/learning_rate (learning_rate), train/grad_norm (grad_norm), validation/loss (validation_loss)
+
+From the run's files come, under names that stay, the same in all three places:
+
+    eval/<metric>, eval/<metric>_low, eval/<metric>_high    the fine-tuned model, with its 95 % interval
+    base/<metric>, base/<metric>_low, base/<metric>_high    the base model
+    difference/<metric>                                     fine-tuned minus base
+    reported/<metric>                                       what the paper reports, as a share
+    mask/kept, mask/dropped/<attribute>, mask/dropped/union, mask/overlap/<attributes>
+                                                            shares of response tokens
+    time/<stage>                                            seconds
+
+and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations`
+(a table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is
+here mirrors them, and can be published again from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from xtf.config.schema import Config
+from xtf.reporting.explorer import preview_text
+from xtf.reporting.reported import reported_share
+from xtf.reporting.runs import Run, load_run, read_lines
+from xtf.runtime.artifacts import read_json, write_atomic
+from xtf.runtime.loggers import STEP, start_run, wandb_mode
+from xtf.scoring.store import read_pass
+
+if TYPE_CHECKING:
+    import wandb
+    from transformers import PreTrainedTokenizerBase
+
+BINS = 64
+SHOWN_EXAMPLES = 20
+SHOWN_GENERATIONS = 200
+ATTRIBUTES = ("ri", "kn", "tr")
+CURVES = {  # name -> column of train_log.csv
+    "train/loss": "loss",
+    "train/kept_tokens": "kept_tokens",
+    "train/tokens_per_second": "tokens_per_second",
+    "train/learning_rate": "learning_rate",
+    "train/grad_norm": "grad_norm",
+    "validation/loss": "validation_loss",
+}
+
+
+def scalars(run: Run) -> dict[str, float]:
+    """The figures of a finished run under their documented names."""
+    record = run.record
+    found: dict[str, float] = {}
+    for prefix, metrics in (("eval", record["metrics"]), ("base", record["base_metrics"] or {})):
+        for name, metric in metrics.items():
+            found[f"{prefix}/{name}"] = metric["value"]
+            found[f"{prefix}/{name}_low"], found[f"{prefix}/{name}_high"] = metric["low"], metric["high"]
+    for name, metric in (record["base_metrics"] or {}).items():
+        found[f"difference/{name}"] = record["metrics"][name]["value"] - metric["value"]
+    for name in record["metrics"]:
+        reported = reported_share(run, name)
+        if reported is not None:
+            found[f"reported/{name}"] = reported
+    found |= mask_scalars(record["mask"])
+    return found | {f"time/{name}": seconds for name, seconds in record["timing"].items()}
+
+
+def mask_scalars(stats: Mapping[str, Any]) -> dict[str, float]:
+    """The shares of a mask (`MaskStats`) under their documented names."""
+    found = {"mask/kept": stats["kept_share"]}
+    found |= {f"mask/dropped/{name}": share for name, share in stats["dropped_share"].items()}
+    return found | {f"mask/overlap/{name}": share for name, share in stats["overlap"].items()}
+
+
+def write_scalars(run: Run) -> Path:
+    """The run's scalars.csv, with the columns name and value."""
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("name", "value"), *scalars(run).items()])
+
+    write_atomic(run.folder / "scalars.csv", write)
+    return run.folder / "scalars.csv"
+
+
+def publish_tensorboard(run: Run) -> None:
+    """Adds the same scalars to the run's TensorBoard files."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run.folder / "tensorboard")) as writer:
+        for name, value in scalars(run).items():
+            writer.add_scalar(name, value, 0)
+
+
+# -- Weights & Biases ---------------------------------------------------------------------------------------
+
+
+def publish(config: Config, folder: Path, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Mirrors what a done stage (score, mask, train or evaluate) left in a run's folder to W&B.
+
+    ValueError: stage=evaluate of a run that has not finished.
+    """
+    import wandb
+
+    stages = read_json(folder / "manifest.json")["stages"]
+    with start_run(config, folder, stage) as session:
+        if stage == "train":
+            for row in read_curves(folder / "train_log.csv"):
+                session.log(row)
+            return
+        found: dict[str, float] = {}
+        media: dict[str, Any] = {}
+        if stage == "score":
+            for kind, path in stages["score"]["paths"].items():
+                table = read_pass(Path(config.output_dir) / "scores" / Path(path).name)
+                media |= _histograms(table, "" if kind == "scores" else f"{kind}_")
+        elif stage == "mask":
+            found = mask_scalars(stages["mask"]["stats"])
+            table = pq.read_table(folder / "mask.parquet").slice(0, SHOWN_EXAMPLES)
+            media["examples"] = wandb.Html(examples_html(table, tokenizer), inject=False)
+        else:
+            run = load_run(folder)
+            found = scalars(run)
+            media["generations"] = _generations(run)
+        session.log({**found, **media})
+        session.summary.update(found)
+
+
+def read_curves(path: Path) -> Iterator[dict[str, float]]:
+    """The lines of a train_log.csv as training logged them live: names of `CURVES`, and the step."""
+    with path.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            values = {name: float(row[column]) for name, column in CURVES.items() if row.get(column)}
+            yield {**values, STEP: int(row["step"])}
+
+
+def _histograms(table: pa.Table, prefix: str) -> dict[str, wandb.Histogram]:
+    import wandb
+
+    found = {}
+    for name in table.column_names:
+        if pa.types.is_list(table.schema.field(name).type) and name != "input_ids":
+            values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            found[f"scores/{prefix}{name}"] = wandb.Histogram(np_histogram=np.histogram(values, BINS))
+    return found
+
+
+def examples_html(table: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Coloured examples as a static page without script."""
+    console = Console(file=io.StringIO(), record=True, force_terminal=True, color_system="truecolor", width=110)
+    console.print(preview_text(table, tokenizer, examples=table.num_rows))
+    return console.export_html(inline_styles=True)
+
+
+def _generations(run: Run) -> wandb.Table:
+    import wandb
+
+    before = {(line["example_id"], line["sample"]): line for line in run.base_generations() or ()}
+    columns: list[str | int] = [
+        "example_id",
+        "sample",
+        "prompt",
+        "reference",
+        "base",
+        "base_correct",
+        "tuned",
+        "tuned_correct",
+        "reason",
+    ]
+    rows = []
+    for line in read_lines(run.folder / "generations.jsonl")[:SHOWN_GENERATIONS]:
+        base: Mapping[str, Any] = before.get((line["example_id"], line["sample"]), {})
+        rows.append(
+            [
+                line["example_id"],
+                line["sample"],
+                line["prompt"],
+                line["reference"],
+                base.get("completion"),
+                base.get("correct"),
+                line["completion"],
+                line["correct"],
+                line["reason"],
+            ]
+        )
+    return wandb.Table(columns=columns, data=rows)
+
+
+# -- dashboards ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`kind` is line (over steps), bar (one bar a run) or media; `keys` are the names above."""
+
+    title: str
+    kind: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """`group_by` are configuration keys whose runs are averaged; `columns` stand in the table of runs."""
+
+    name: str
+    sections: Mapping[str, Sequence[Panel]]
+    group_by: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+HEADLINES = ("accuracy", "pass@1")  # a task has one of them
+QUALITY = (
+    Panel("fine-tuned", "bar", tuple(f"eval/{name}" for name in HEADLINES)),
+    Panel("fine-tuned minus base", "bar", tuple(f"difference/{name}" for name in HEADLINES)),
+    Panel(
+        "base, fine-tuned, reported",
+        "bar",
+        tuple(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "reported")),
+    ),
+    Panel("95 % interval", "bar", tuple(f"eval/{name}_{end}" for name in HEADLINES for end in ("low", "high"))),
+)
+COLUMNS = (
+    *(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "difference", "reported")),
+    "mask/kept",
+)
+SHARES = (
+    Panel("response tokens kept", "bar", ("mask/kept",)),
+    Panel("dropped by", "bar", tuple(f"mask/dropped/{name}" for name in (*ATTRIBUTES, "union"))),
+    Panel("overlaps", "bar", tuple(f"mask/overlap/{name}" for name in ("ri_kn", "ri_tr", "kn_tr", "ri_kn_tr"))),
+)
+TRAINING = tuple(
+    Panel(title, "line", (key,))
+    for title, key in (
+        ("loss per kept token", "train/loss"),
+        ("kept tokens per step", "train/kept_tokens"),
+        ("tokens per second", "train/tokens_per_second"),
+        ("learning rate", "train/learning_rate"),
+        ("gradient norm", "train/grad_norm"),
+        ("validation loss", "validation/loss"),
+    )
+)
+SCORES = tuple(Panel(f"{name.upper()} scores", "media", (f"scores/{name}",)) for name in ATTRIBUTES)
+DASHBOARDS = (
+    Dashboard(
+        "XTF: one run",
+        {
+            "Did it help?": QUALITY,
+            "What was dropped": (*SHARES, *SCORES, Panel("examples", "media", ("examples",))),
+            "Completions": (Panel("generations", "media", ("generations",)),),
+            "Training": TRAINING,
+        },
+        columns=COLUMNS,
+    ),
+    Dashboard(
+        "XTF: a sweep",
+        {"Did it help?": QUALITY, "What was dropped": SHARES, "Training": TRAINING},
+        group_by=("model", "task", "tuning", "method", "scorer", "threshold"),
+        columns=COLUMNS,
+    ),
+)
+
+
+def create_dashboards(config: Config, out_dir: Path) -> list[str]:
+    """Creates the W&B workspaces, or unless runs go online (`wandb_mode`) writes what it would create.
+
+    Returns their addresses, or the path of dashboards.json. ValueError: online, but no entity is set, the extra
+    `dashboard` is not installed, or the server does not answer.
+    """
+    logger = config.logger
+    if wandb_mode(config) != "online":
+        path = out_dir / "dashboards.json"
+        text = json.dumps([asdict(board) for board in DASHBOARDS], indent=2) + "\n"
+        write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        return [str(path)]
+    if logger.entity is None:
+        raise ValueError("set logger.entity to the W&B user or team that the dashboards are for")
+    import wandb
+
+    try:
+        boards = [workspace(board, logger.entity, logger.project) for board in DASHBOARDS]
+        return [str(board.save().url) for board in boards]
+    except ModuleNotFoundError as error:
+        raise ValueError("stage=dashboard needs wandb-workspaces: pip install 'xtf[dashboard]'") from error
+    except (wandb.errors.Error, OSError) as error:
+        raise ValueError(f"W&B did not create the dashboards: {error}") from error
+
+
+def workspace(board: Dashboard, entity: str, project: str) -> Any:
+    """A dashboard as an unsaved wandb-workspaces Workspace (extra `dashboard`)."""
+    from wandb_workspaces import workspaces
+
+    sections = [
+        workspaces.Section(name=name, panels=[_panel(panel) for panel in panels], is_open=True)
+        for name, panels in board.sections.items()
+    ]
+    runs = workspaces.RunsetSettings(
+        groupby=[workspaces.Config(name) for name in board.group_by],
+        pinned_columns=[f"summary:{name}" for name in board.columns],
+    )
+    return workspaces.Workspace(
+        entity=entity, project=project, name=board.name, sections=sections, runset_settings=runs
+    )
+
+
+def _panel(panel: Panel) -> Any:
+    from wandb_workspaces.reports import v2
+
+    keys: list[Any] = list(panel.keys)
+    if panel.kind == "line":
+        return v2.LinePlot(title=panel.title, x=STEP, y=keys)
+    if panel.kind == "bar":
+        return v2.BarPlot(title=panel.title, metrics=keys)
+    assert panel.kind == "media", panel.kind
+    return v2.MediaBrowser(title=panel.title, media_keys=keys)

@@ -1,0 +1,336 @@
+"""Reports: a run's files turned into pages that say whether it helped, and by how sure a margin.
+
+Everything is read back from files (metrics.json, mask.parquet, generations.jsonl, train_log.csv,
+config.yaml), so a report can be made again at any time, on any machine, without the model; torch is never
+imported.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from xtf.config.compose import load_config
+from xtf.config.schema import Attribute
+from xtf.data.tokens import ResponseTokens, response_tokens, visible
+from xtf.reporting import figures
+from xtf.reporting.intervals import Estimate, difference
+from xtf.reporting.pages import counted, data_url, percent, points, render, seconds, with_interval
+from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.scoring.sensitivity import sweep
+from xtf.scoring.thresholds import SOURCE, Scores
+
+ATTRIBUTES = ("ri", "kn", "tr")
+CONTROLS = {
+    "normal": "plain fine-tuning on every response token",
+    "random": "a random mask as large as XTF's",
+}
+SHOWN_GENERATIONS = 12
+SHOWN_TOKENS = 15
+
+
+# -- the table that ends a run -------------------------------------------------------------------------------
+
+
+def console_table(metrics: Mapping[str, Any]) -> Group:
+    """What `python run.py` shows at its end: figures before and after, shares dropped, times."""
+    quality = Table(title="Result, with 95 % intervals", title_justify="left")
+    for name in ("metric", "base model", "fine-tuned", "items"):
+        quality.add_column(name, justify="left" if name == "metric" else "right")
+    for name, metric in metrics["metrics"].items():
+        base = (metrics["base_metrics"] or {}).get(name)
+        quality.add_row(name, with_interval(base) if base else "-", with_interval(metric), str(metric["n"]))
+    stats = metrics["mask"]
+    dropped = Table(title="Response tokens dropped", title_justify="left")
+    for name in ("RI", "KN", "TR", "union", "kept", "of tokens"):
+        dropped.add_column(name, justify="right")
+    dropped.add_row(
+        *(percent(stats["dropped_share"].get(name), 2) for name in (*ATTRIBUTES, "union")),
+        percent(stats["kept_share"], 2),
+        f"{stats['response_tokens']:,}",
+    )
+    times = Table(title="Time", title_justify="left")
+    for name in metrics["timing"]:
+        times.add_column(name.replace("_", " "), justify="right")
+    times.add_row(*(seconds(value) for value in metrics["timing"].values()))
+    warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
+    return Group(quality, dropped, times, *warnings)
+
+
+def degenerate(stats: Mapping[str, Any]) -> list[str]:
+    return [f"{entry['attribute'].upper()}: {entry['reason']}" for entry in stats["degenerate"]]
+
+
+# -- did it help? --------------------------------------------------------------------------------------------
+
+
+def verdict(run: Run) -> list[str]:
+    """Answers "did it help?": against the base model, then against each control that was run."""
+    arm = _seeds(run)
+    sentences = [_against_base(run, arm)]
+    if run.record["method"] == "normal":
+        return sentences
+    for method, words in CONTROLS.items():
+        if method == run.record["method"]:
+            continue
+        control = _controls(arm, method)
+        shared = [one for one in arm if one.seed in control]
+        if shared:
+            sentences.append(_against_control(run, shared, [control[one.seed] for one in shared], words))
+        else:
+            wanted = command_line(run.record, method=method)
+            sentences.append(f"Not compared with {words}: no such run with the same settings. To add it: {wanted}")
+    return sentences
+
+
+def _against_base(run: Run, arm: Sequence[Run]) -> str:
+    metric = run.headline
+    after = run.record["metrics"][metric]
+    name = f"Fine-tuning with {run.record['method']}"
+    found = over_base(arm, metric)
+    if found is None:
+        return f"{name} reached {metric} {with_interval(after)}; the base model was not graded."
+    before = fmean(base[metric]["value"] for one in arm if (base := one.record["base_metrics"]))
+    return (
+        f"{name} took {metric} from {percent(before)} to {percent(found.value + before)}: "
+        f"{points(found)} points over {_basis(found)}. {_reading(found, 'the base model')}"
+    )
+
+
+def _against_control(run: Run, arm: Sequence[Run], control: Sequence[Run], words: str) -> str:
+    metric = run.headline
+    found = difference([one.verdicts(metric) for one in arm], [one.verdicts(metric) for one in control])
+    return f"Against {words}: {points(found)} points over {_basis(found)}. {_reading(found, 'that control')}"
+
+
+def _basis(found: Estimate) -> str:
+    seeds = counted(found.seeds, "seed")
+    return f"{counted(found.items, 'item')} and {seeds}" + (
+        " (so the spread between seeds is not in the interval)" if found.seeds == 1 else ""
+    )
+
+
+def _reading(found: Estimate, other: str) -> str:
+    if found.low == found.high == 0:
+        return f"No item came out differently than with {other}, so the interval says nothing."
+    if not found.excludes_zero():
+        return f"The interval holds zero: this does not show a difference from {other}."
+    return (
+        f"Better than {other}: the interval leaves out zero."
+        if found.value > 0
+        else (f"Worse than {other}: the interval leaves out zero.")
+    )
+
+
+def _seeds(run: Run) -> list[Run]:
+    """The finished runs of the same cell (they differ in nothing but the seed), this one among them."""
+    return [load_run(file.parent) for file in sorted(run.folder.parent.glob("seed*/metrics.json"))]
+
+
+def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:
+    """The finished runs of another method in the same tree that compare with the arm's, by seed."""
+    files = sorted(arm[0].folder.parents[2].glob(f"{method}/*/seed*/metrics.json"))
+    return control_runs(arm, (load_run(file.parent) for file in files), method)
+
+
+# -- one run -------------------------------------------------------------------------------------------------
+
+
+def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
+    """Writes report.html, report.md and figures/*.png, *.svg for one finished run; returns their paths.
+
+    ValueError if the run has not finished. The report compares with runs of `normal` and `random` that lie
+    beside it in the same tree and share its settings; what is not there is named, with the command that adds
+    it.
+    """
+    run = load_run(Path(run_dir))
+    masked = pq.read_table(run.folder / "mask.parquet")
+    tokens = response_tokens(masked)
+    drawn = _figures(run, tokens, Path(out_dir) / "figures")
+    decode, unnamed = _decoder(run)
+    context = {
+        "run": run.record,
+        "title": " · ".join(
+            str(run.record[key]) for key in ("task", "model", "tuning", "method", "scorer", "threshold")
+        )
+        + f" · seed {run.seed}",
+        "verdict": verdict(run),
+        "degenerate": degenerate(run.record["mask"]),
+        "quality": _quality(run),
+        "mask": _mask_rows(run.record["mask"]),
+        "figures": [
+            {
+                "title": title,
+                "png": paths["png"].relative_to(out_dir).as_posix(),
+                "data": data_url(paths["svg"]),
+            }
+            for title, paths in drawn
+        ],
+        "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
+        "unnamed": unnamed,
+        "generations": paired_generations(run.base_generations(), read_lines(run.folder / "generations.jsonl")),
+        "command": command_line(run.record),
+        "settings": [(key.replace("_", " "), value) for key, value in run.record["training"].items()],
+        "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
+        "explorer": (Path(out_dir) / "preview.html").is_file(),
+    }
+    return [path for _, paths in drawn for path in paths.values()] + render("report", context, Path(out_dir))
+
+
+def _quality(run: Run) -> list[dict[str, Any]]:
+    base = run.record["base_metrics"] or {}
+    return [{"name": name, "base": base.get(name), "tuned": metric} for name, metric in run.record["metrics"].items()]
+
+
+def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shares = [(f"dropped by {name.upper()}", stats["dropped_share"].get(name)) for name in ATTRIBUTES]
+    overlaps = [
+        (f"dropped by {' and '.join(name.upper().split('_'))}", share) for name, share in stats["overlap"].items()
+    ]
+    rows = [
+        *shares,
+        *overlaps,
+        ("dropped in all", stats["dropped_share"].get("union")),
+        ("kept", stats["kept_share"]),
+    ]
+    return [(name, percent(share, 2)) for name, share in rows if share is not None]
+
+
+def exclusive_shares(tokens: ResponseTokens) -> dict[tuple[str, ...], float]:
+    """Share of response tokens dropped by exactly this set of attributes, for every set that occurs."""
+    names = list(tokens.dropped)
+    codes = sum(
+        (tokens.dropped[name].astype(np.int64) << bit for bit, name in enumerate(names)),
+        np.zeros(1, np.int64),
+    )
+    counts = np.bincount(codes, minlength=1)
+    return {
+        tuple(name for bit, name in enumerate(names) if code >> bit & 1): count / len(codes)
+        for code, count in enumerate(counts)
+        if code and count
+    }
+
+
+def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, dict[str, Path]]]:
+    drawn = [("Before and after", figures.save(figures.accuracy(_accuracy_rows(run)), folder, "accuracy"))]
+    scored = {name: tokens.scores[name] for name in ATTRIBUTES if name in tokens.scores and name in tokens.dropped}
+    if scored:
+        cuts = {name: cuts_of(name, run.record["mask"]["thresholds"][name]) for name in scored}
+        figure = figures.distributions(scored, tokens.dropped, cuts)
+        drawn.append(("Scores and thresholds", figures.save(figure, folder, "distributions")))
+        figure = figures.sensitivity(curves(run.folder, tokens))
+        drawn.append(("Share dropped against the threshold", figures.save(figure, folder, "sensitivity")))
+    shares = exclusive_shares(tokens)
+    if shares:
+        drawn.append(("Which attributes dropped the tokens", figures.save(figures.overlap(shares), folder, "overlap")))
+    steps, losses = read_losses(run.folder / "train_log.csv")
+    drawn.append(("Training loss", figures.save(figures.loss_curve(steps, losses), folder, "loss")))
+    return drawn
+
+
+def cuts_of(attribute: str, found: Mapping[str, Any]) -> list[float]:
+    """The thresholds that hold for every example, as scores; RI's fences are each example's own."""
+    if attribute == "kn":
+        return [1 - found["p_above"]] if found["p_above"] is not None else []
+    return [found[key] for key in ("low", "high", "below") if found.get(key) is not None]
+
+
+def curves(folder: Path, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
+    """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
+    node = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(node, DictConfig)
+    config = load_config(node).threshold
+    found_curves = {}
+    for name in tokens.dropped:
+        column = SOURCE[Attribute(name)]
+        block = Scores(np.diff(tokens.offsets), {column: tokens.scores[column]})
+        found = sweep(Attribute(name), config, block, block)
+        values = np.array(found.values)
+        found_curves[name] = (found.setting, values, found.shares(), values[found.chosen])
+    return found_curves
+
+
+def _accuracy_rows(run: Run) -> list[tuple[str, float, float, float]]:
+    metric = run.headline
+    rows = [("fine-tuned: " + run.record["method"], run.record["metrics"][metric])]
+    rows += [
+        (f"fine-tuned: {method}", control.record["metrics"][metric])
+        for method in CONTROLS
+        if method != run.record["method"] and (control := _controls([run], method).get(run.seed))
+    ]
+    if run.record["base_metrics"]:
+        rows.insert(0, ("base model", run.record["base_metrics"][metric]))
+    return [(name, found["value"], found["low"], found["high"]) for name, found in rows]
+
+
+def read_losses(path: Path) -> tuple[list[float], list[float]]:
+    """Steps and training losses of a train_log.csv; rows that log something else have no loss."""
+    with path.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["loss"]]
+    return [float(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
+
+
+def most_dropped(tokens: ResponseTokens, attribute: str, decode: Callable[[int], str]) -> list[dict[str, Any]]:
+    """The token ids that an attribute dropped most often: how often, out of how many occurrences."""
+    counts = np.bincount(tokens.ids[tokens.dropped[attribute]])
+    occurrences = np.bincount(tokens.ids)
+    order = np.argsort(-counts, kind="stable")[:SHOWN_TOKENS]
+    return [
+        {
+            "id": int(token),
+            "text": visible(decode(int(token))),
+            "dropped": int(counts[token]),
+            "share": float(counts[token] / occurrences[token]),
+        }
+        for token in order
+        if counts[token]
+    ]
+
+
+def _decoder(run: Run) -> tuple[Callable[[int], str], str | None]:
+    """Token id -> text, from the tokenizer saved with the run; else the bare id, and the reason."""
+    file = run.folder / "model" / "tokenizer.json"
+    if not file.is_file():
+        return (
+            str,
+            f"Tokens are shown by their ids: there is no {file.relative_to(run.folder)} beside this run.",
+        )
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda token: tokenizer.decode([token], skip_special_tokens=False), None
+
+
+def paired_generations(base: Sequence[Mapping[str, Any]] | None, tuned: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A few items with both completions: the verdict changes and non-changes in turn, each in file order.
+
+    Returns counts of each kind over all first samples, and the chosen items.
+    """
+    before = {(line["example_id"], line["sample"]): line for line in base or ()}
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for line in tuned:
+        if line["sample"] != 0:
+            continue
+        old = before.get((line["example_id"], 0))
+        kind = f"{_word(old['correct'])} → {_word(line['correct'])}" if old else _word(line["correct"])
+        kinds.setdefault(kind, []).append({"kind": kind, "before": old, "after": line})
+    turns = max((len(items) for items in kinds.values()), default=0)
+    chosen = [items[turn] for turn in range(turns) for items in kinds.values() if turn < len(items)]
+    return {
+        "counts": {kind: len(items) for kind, items in kinds.items()},
+        "items": chosen[:SHOWN_GENERATIONS],
+    }
+
+
+def _word(correct: bool | None) -> str:
+    return {True: "right", False: "wrong", None: "no verdict"}[correct]

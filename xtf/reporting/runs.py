@@ -1,0 +1,173 @@
+"""Finished runs read back from their files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from xtf.reporting.intervals import Estimate, difference, mean
+from xtf.runtime.artifacts import read_json
+from xtf.scoring.methods import METHODS
+
+# Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
+TEACHER_FORCED = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its folder and the content of its metrics.json."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seed"])
+
+    @property
+    def headline(self) -> str:
+        """The metric that answers "how good is it?": accuracy, else pass@1, else the first one recorded."""
+        names = list(self.record["metrics"])
+        return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
+
+    def verdicts(self, metric: str) -> dict[str, float | None]:
+        return item_values(read_lines(self.folder / "generations.jsonl"), metric)
+
+    def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
+        base = self.base_generations()
+        return None if base is None else item_values(base, metric)
+
+    def base_generations(self) -> list[dict[str, Any]] | None:
+        """Completions of the untouched base model; None if the run did not grade it.
+
+        The record names them as seen from where the run was started; they are read from <output_dir>/base
+        beside this run's <output_dir>/runs, so that a copied or moved output folder can be reported on.
+        """
+        recorded = self.record["artifacts"]["base_generations"]
+        if recorded is None:
+            return None
+        output = self.folder.resolve().parents[6]
+        return read_lines(output / "base" / Path(recorded).parent.name / Path(recorded).name)
+
+
+def load_run(folder: Path) -> Run:
+    """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
+    return Run(folder, read_json(file))
+
+
+def control_runs(runs: Sequence[Run], others: Iterable[Run], control: str) -> dict[int, Run]:
+    """Those of `others`, runs of the method `control`, that compare with the `runs` of one setting, by seed.
+
+    They share data and settings with all of `runs`; scorer and threshold only where the control's mask takes its
+    size from them. With the run of its own seed each shares the base model's figures too, as runs that were graded
+    differently do not compare. Of several with one seed the first counts.
+    """
+    found: dict[int, Run] = {}
+    for other in others:
+        if all(
+            _settings(run, control) == _settings(other, control)
+            and (run.seed != other.seed or _base_figures(run) == _base_figures(other))
+            for run in runs
+        ):
+            found.setdefault(other.seed, other)
+    return found
+
+
+def _settings(run: Run, control: str) -> Any:
+    """What a run must share with one of the method `control`, whatever their seeds."""
+    record, masked = run.record, METHODS[control].masked
+    aside = re.compile(r"method\.(?!match$)" if masked else r"(method|scorer|threshold)\.")
+    overrides = {key: value for key, value in record["overrides"].items() if not aside.match(key)}
+    hashes = [record["data"][name]["sha256"] for name in ("train", "eval")]
+    return overrides, hashes, (record["scorer"], record["threshold"]) if masked else None
+
+
+def _base_figures(run: Run) -> Any:
+    """The base model's, which differ between seeds where completions are sampled."""
+    base = run.record["base_metrics"]
+    return base and {name: metric for name, metric in base.items() if name not in TEACHER_FORCED}
+
+
+def command_line(record: Mapping[str, Any], **changes: Any) -> str:
+    """The command that makes the run of a record, or with `changes` one like it; quoted for a shell.
+
+    Another method has other settings: those of the record's own are left out then.
+    """
+    keys = ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
+    other = changes.get("method", record["method"]) != record["method"]
+    kept = {k: v for k, v in record["overrides"].items() if not (other and k.startswith("method."))}
+    settings = {key: record[key] for key in keys} | kept | changes
+    return shlex.join(["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())])
+
+
+def override_value(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(override_value(item) for item in value) + "]"
+    text = str(value)
+    return text if re.fullmatch(r"[\w./:@+-]*", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; ValueError with file and line for one that is not JSON."""
+    items = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                items.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    return items
+
+
+def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
+    """Each item's share of right samples, or its unbiased pass@k; None without a verdict.
+
+    ValueError for a metric that is not a mean over items.
+    """
+    samples: dict[str, list[bool | None]] = defaultdict(list)
+    for line in generations:
+        samples[line["example_id"]].append(line["correct"])
+    if metric == "accuracy":
+        return {key: _mean([value for value in found if value is not None]) for key, found in samples.items()}
+    if metric.startswith("pass@"):
+        k = int(metric.removeprefix("pass@"))
+        return {key: _pass_at(k, [value is True for value in found]) for key, found in samples.items()}
+    raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _pass_at(k: int, values: Sequence[bool]) -> float:
+    """1 - C(n - c, k) / C(n, k), the unbiased estimate from n samples of which c are right."""
+    n, c = len(values), sum(values)
+    if n < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {n}")
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:
+    """Each run minus the base model as the run graded it; None if none did."""
+    pairs = [(run.verdicts(metric), base) for run in runs if (base := run.base_verdicts(metric)) is not None]
+    return difference([tuned for tuned, _ in pairs], [base for _, base in pairs]) if pairs else None
+
+
+def base_mean(runs: Sequence[Run], metric: str) -> Estimate | None:
+    """The base model's mean; greedy completions are the same for all seeds and count once. None: not graded."""
+    distinct = {run.record["artifacts"]["base_generations"]: run for run in runs}.values()
+    values = [base for run in distinct if (base := run.base_verdicts(metric)) is not None]
+    return mean(values) if values else None

@@ -1,0 +1,308 @@
+"""The report of many runs: one table over settings and seeds, with what is missing left visible.
+
+A *cell* is a setting (method, scorer, threshold and other overrides) of one task, model and tuning; its runs
+differ in nothing but the seed. Differences are taken within a task, model and tuning, against plain
+fine-tuning and against the random mask of the same scorer and threshold, over the seeds that both have
+finished.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from xtf.reporting import figures
+from xtf.reporting.cells import CASE, Cell, _experiment_folders, find_cells
+from xtf.reporting.intervals import Estimate, difference, mean
+from xtf.reporting.mask_report import has_results, mask_report
+from xtf.reporting.pages import counted, data_url, render
+from xtf.reporting.reported import _as_published, _published_names, _reported, _reported_table
+from xtf.reporting.runs import base_mean, control_runs, over_base
+from xtf.runtime.artifacts import write_atomic
+from xtf.runtime.run_folder import failure
+
+CONTROLS = ("normal", "random")
+BASE = "base model"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a setting of a case, or the base model, and one metric."""
+
+    case: tuple[str, ...]
+    label: str
+    metric: str
+    estimate: Estimate | None  # None: no finished run
+    differences: Mapping[str, Estimate | str]  # by "base", "normal", "random"; a reason where there is none
+    kept: float | None  # mean share of response tokens that train
+    reported: str
+    note: str
+    mark: str = ""  # "best" or "second", where the intervals part
+
+    @property
+    def seeds(self) -> str:
+        """How many runs stand behind the mean; the base model is not trained, so it has none."""
+        return "" if self.label == BASE else str(self.estimate.seeds if self.estimate else 0)
+
+
+def sweep_report(
+    source: str | Sequence[Path],
+    runs_root: Path,
+    out_dir: Path,
+    reported_csv: Path | None = None,
+    archive: Path | None = None,
+) -> list[Path]:
+    """Writes <name>.csv, .md, .html and figures for an experiment or a list of folders; returns their paths.
+
+    `source` is an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or
+    folders that are runs or hold some; one that does not exist counts as a run that is missing. Runs that did
+    not finish are listed, not skipped. `reported_csv` holds the numbers that the paper reports (default: the
+    package's own). `archive`: see `find_cells`.
+
+    ValueError: no run was found, or none has finished.
+    """
+    name = source if isinstance(source, str) else "sweep"
+    if isinstance(source, str) and archive is None:
+        folders, listed = _experiment_folders(source, Path(runs_root))
+        if not has_results(folders, [job["stage"] for job in listed.values()]):
+            return mask_report(source, folders, Path(out_dir), _reported_table(reported_csv))
+    cells = find_cells(source, Path(runs_root), archive)
+    rows = _rows(cells, _reported_table(reported_csv))
+    if not any(row.estimate for row in rows):
+        raise ValueError(f"none of the {len(cells)} settings found has a finished run")
+    out_dir = Path(out_dir)
+    written = [_write_csv(rows, out_dir / f"{name}.csv")]
+    tables = []
+    for place, (case, metric) in enumerate(dict.fromkeys((row.case, row.metric) for row in rows)):
+        part = [row for row in rows if (row.case, row.metric) == (case, metric)]
+        drawn = [(row.label, row.estimate) for row in part if row.estimate]
+        figure = figures.accuracy([(label, found.value, found.low, found.high) for label, found in drawn])
+        paths = figures.save(figure, out_dir / "figures", f"{name}-{place}")
+        written += paths.values()
+        tables.append(
+            {
+                "title": f"{' · '.join(case)}: {metric}",
+                "rows": part,
+                "png": paths["png"].relative_to(out_dir).as_posix(),
+                "data": data_url(paths["svg"]),
+            }
+        )
+    figures_of_k = []
+    for case in dict.fromkeys(row.case for row in rows):
+        bars = _bars([row for row in rows if row.case == case])
+        if bars:
+            stem = f"{name}-{'-'.join(case)}-pass_at_k"
+            paths = figures.save(figures.pass_at(bars), out_dir / "figures", stem)
+            written += paths.values()
+            figures_of_k.append(
+                {
+                    "title": f"{' · '.join(case)}: pass@k",
+                    "png": paths["png"].relative_to(out_dir).as_posix(),
+                    "data": data_url(paths["svg"]),
+                }
+            )
+    finished = sum(len(cell.runs) for cell in cells)
+    context = {
+        "title": f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
+        "answers": _answers(rows),
+        "tables": tables,
+        "figures": figures_of_k,
+        "unfinished": [{"folder": str(folder), "why": _why(folder)} for cell in cells for folder in cell.unfinished],
+    }
+    return written + render("sweep", context, out_dir, name)
+
+
+def _bars(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By metric and label the mean with its interval, where a case has several pass@k (figure 5); else nothing."""
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in rows:
+        if row.metric.startswith("pass@") and row.estimate:
+            each = row.estimate
+            found.setdefault(row.metric, {})[row.label] = (each.value, each.low, each.high)
+    return found if len(found) > 1 else {}
+
+
+def _why(folder: Path) -> str:
+    """Why a run has not finished."""
+    if not (folder / "config.yaml").exists():
+        return "not begun"
+    return failure(folder) or "not finished"
+
+
+def _labels(cells: Sequence[Cell]) -> list[str]:
+    """What tells each cell from the others: the keys of its setting that are not the same everywhere."""
+    keys = dict.fromkeys(key for cell in cells for key in cell.setting)
+    telling = [key for key in keys if len({cell.setting.get(key) for cell in cells}) > 1] or ["method"]
+    return [
+        " ".join(f"{key}={cell.setting[key]}" for key in telling if key in cell.setting) or "nothing overridden"
+        for cell in cells
+    ]
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+
+def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Case by case: the base model, then every setting of the sweep, those that this case lacks included."""
+    labels = dict(zip(map(id, cells), _labels(cells), strict=True))
+    seeds = sorted({seed for cell in cells for seed in cell.runs})
+    rows = []
+    for case in dict.fromkeys(cell.case for cell in cells):
+        here = [cell for cell in cells if cell.case == case]
+        finished = [cell for cell in here if cell.runs]
+        if not finished:
+            rows += [_empty(case, labels[id(cell)], "-", "no finished run") for cell in here]
+            continue
+        record = next(iter(finished[0].runs.values())).record
+        metrics = [name for name in record["metrics"] if name == "accuracy" or name.startswith("pass@")]
+        for metric in metrics:
+            part = [_base_row(finished[0], metric, reported)]
+            for label in dict.fromkeys(labels.values()):
+                cell = next((cell for cell in here if labels[id(cell)] == label), None)
+                if cell is None:
+                    part.append(_empty(case, label, metric, "no run"))
+                elif not cell.runs:
+                    part.append(_empty(case, label, metric, _shortfall(cell, seeds)))
+                else:
+                    part.append(_row(cell, label, metric, finished, seeds, reported))
+            rows += _mark_best(part)
+    return rows
+
+
+def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> Row:
+    return Row(case, label, metric, None, {}, None, "", note)
+
+
+def _base_row(cell: Cell, metric: str, reported: Sequence[Mapping[str, str]]) -> Row:
+    runs = list(cell.runs.values())
+    base = base_mean(runs, metric)
+    if base is None:
+        return _empty(cell.case, BASE, metric, "not graded (evaluate.base=false)")
+    number = _reported(reported, cell.case, metric, ["base"]) if _as_published(runs[0]) else ""
+    return Row(cell.case, BASE, metric, base, {}, None, number, "")
+
+
+def _row(
+    cell: Cell,
+    label: str,
+    metric: str,
+    peers: Sequence[Cell],
+    seeds: Sequence[int],
+    reported: Sequence[Mapping[str, str]],
+) -> Row:
+    runs = list(cell.runs.values())
+    differences: dict[str, Estimate | str] = {}
+    base = over_base(runs, metric)
+    if base is not None:
+        differences["base"] = base
+    for name in CONTROLS:
+        differences[name] = _against(cell, peers, name, metric)
+    kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
+    number = _reported(reported, cell.case, metric, _published_names(cell)) if _as_published(runs[0]) else ""
+    estimate = mean([run.verdicts(metric) for run in runs])
+    return Row(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
+
+
+def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
+    """What keeps a cell from having every seed of the sweep; empty if nothing does."""
+    reasons = Counter("failed" if failure(folder) else _why(folder) for folder in cell.unfinished)
+    said = [f"{counted(number, 'run')} {why}" for why, number in reasons.items()]
+    missing = [str(seed) for seed in seeds if seed not in cell.runs]
+    if missing and cell.runs:
+        said.append(f"no seed {', '.join(missing)}")
+    return "; ".join(said)
+
+
+def _is_control(cell: Cell, name: str) -> bool:
+    """Whether a cell is of the control `name`; XTF without a scorer drops nothing, which is plain fine-tuning."""
+    setting = cell.setting
+    unmasked = setting["scorer"] == "none" and "scorer.attributes" not in setting
+    return setting["method"] == name or (name == "normal" and setting["method"] == "xtf" and unmasked)
+
+
+def _against(cell: Cell, peers: Sequence[Cell], name: str, metric: str) -> Estimate | str:
+    """Minus the control `name`, or why not; empty for the control itself."""
+    if _is_control(cell, name):
+        return ""
+    others = [run for peer in peers if _is_control(peer, name) for run in peer.runs.values()]
+    control = control_runs(list(cell.runs.values()), others, name)
+    shared = sorted(cell.runs.keys() & control.keys())
+    if not shared:
+        return "no shared seed" if control else "no run"
+    return difference(*([side[seed].verdicts(metric) for seed in shared] for side in (cell.runs, control)))
+
+
+def _mark_best(rows: list[Row]) -> list[Row]:
+    """Marks the highest mean, and below it the second, as far as their intervals lie above all lower means'."""
+    order = sorted((row for row in rows if row.estimate), key=lambda row: -row.estimate.value)  # type: ignore[union-attr]
+    marks: dict[int, str] = {}
+    for place, mark in enumerate(("best", "second")):
+        if len(order) < place + 2:
+            break
+        own, below = order[place].estimate, [row.estimate for row in order[place + 1 :]]
+        if own is None or not all(other is not None and own.low > other.high for other in below):
+            break
+        marks[id(order[place])] = mark
+    return [replace(row, mark=marks.get(id(row), "")) for row in rows]
+
+
+def _answers(rows: Sequence[Row]) -> list[str]:
+    """How many settings differ from each control beyond chance, control by control."""
+    said = []
+    for control in ("base", *CONTROLS):
+        found = [row.differences[control] for row in rows if isinstance(row.differences.get(control), Estimate)]
+        estimates = [each for each in found if isinstance(each, Estimate)]
+        if not estimates:
+            if control != "base":
+                said.append(f"Nothing can be said against {control}: this sweep has no such run.")
+            continue
+        better = sum(each.low > 0 for each in estimates)
+        worse = sum(each.high < 0 for each in estimates)
+        said.append(
+            f"Against {control}: of {counted(len(estimates), 'comparison')}, {better} better and {worse} "
+            f"worse with an interval that leaves out zero; {len(estimates) - better - worse} undecided."
+        )
+    return said
+
+
+# -- files --------------------------------------------------------------------------------------------------
+
+
+def _write_csv(rows: Sequence[Row], path: Path) -> Path:
+    """One line per row of the tables; figures as shares, differences likewise."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")]
+    writer.writerow(
+        [
+            *CASE,
+            "setting",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "seeds",
+            "items",
+            *columns,
+            "kept_share",
+            "mark",
+            "reported_percent",
+            "note",
+        ]
+    )
+    for row in rows:
+        found = row.estimate
+        values: list[Any] = [found.value, found.low, found.high, found.seeds, found.items] if found else [""] * 5
+        for name in ("base", *CONTROLS):
+            each = row.differences.get(name)
+            values += [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [""] * 4
+        kept = "" if row.kept is None else row.kept
+        writer.writerow([*row.case, row.label, row.metric, *values, kept, row.mark, row.reported, row.note])
+    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
+    return path

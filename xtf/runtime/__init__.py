@@ -1,0 +1,1 @@
+"""What every stage stands on: models, files, folders, loggers, progress, memory."""

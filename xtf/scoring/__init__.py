@@ -1,0 +1,1 @@
+"""Token scores, thresholds, masks, and the methods that turn them into weights."""

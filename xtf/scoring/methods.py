@@ -1,0 +1,561 @@
+"""Every method's rule for w_t, the weight of a response token in loss = sum(w l) / Z; one dataclass each.
+
+A *static* method computes its weights from a scored table before training (`weights`); an *online* one
+computes them from the model in training, within the training step (`online_weights`). A method's fields are
+the keys of its YAML file, their defaults the only ones. Nothing here imports torch: the online rules use
+the methods of the tensors that they are given.
+
+Notation: p_t is the probability of the response token t, l_t = -log p_t, and `logp` the stored log p_t
+under the base model; arrays are flat over all response tokens of the table, in its order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from xtf.config.schema import Attribute, ThresholdConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from xtf.scoring.masks import Mask
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Score columns of a table, flat over its response tokens; example i owns `offsets[i]:offsets[i + 1]`."""
+
+    offsets: np.ndarray  # [examples + 1] int64
+    columns: Mapping[str, np.ndarray]  # each [tokens]
+
+    @classmethod
+    def from_table(cls, table: pa.Table, names: Iterable[str]) -> Scores:
+        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label
+        is -100."""
+        ids, prompts = table["input_ids"].combine_chunks(), table["prompt_length"].to_numpy()
+        lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
+        columns = {}
+        for name in sorted(names):
+            if name not in table.column_names:
+                raise ValueError(f"the method needs the score column {name!r}; the table has {table.column_names}")
+            values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            if name == "labels":
+                position = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                name, values = "dropped", values[position >= np.repeat(prompts, lengths)] == -100
+            columns[name] = values
+        return cls(np.concatenate([[0], np.cumsum(lengths - prompts)]).astype(np.int64), columns)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Response tokens of each example, [examples]."""
+        return np.diff(self.offsets)
+
+    @property
+    def example(self) -> np.ndarray:
+        """Number of the example that each token belongs to, [tokens]."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+
+@dataclass(frozen=True)
+class OnlineTokens:
+    """What an online rule sees of N response tokens of a packed micro-batch, all without gradient.
+
+    A `pointwise` rule is given them in chunks.
+    """
+
+    logp: torch.Tensor  # [N] float32, log p_t under the model in training
+    weights: torch.Tensor  # [N] float32, the stored ones
+    stored: Mapping[str, torch.Tensor]  # the score columns that the method needs, each [N]
+    example: torch.Tensor  # [N] int64; tokens of one example are adjacent
+    progress: float  # share of the training steps done, 0 at the first and 1 at the last
+    entropy: torch.Tensor | None = None  # [N] nats, of the `entropy_top` most likely tokens, renormalised
+    prompt_attention: torch.Tensor | None = None  # [N] share of the predicting token's attention on the prompt
+
+
+@dataclass(frozen=True)
+class Method:
+    """normal: w = 1, plain supervised fine-tuning."""
+
+    name: str = "normal"
+
+    needs: ClassVar[frozenset[str]] = frozenset()  # columns: logp, ref_logp, logp_unconditional; planted
+    masked: ClassVar[bool] = False  # whether `weights` reads the mask of the run's scorer and threshold
+    online: ClassVar[bool] = False
+    pointwise: ClassVar[bool] = True  # an online weight depends on its own token alone
+    entropy_top: ClassVar[int] = 0
+    prompt_attention: ClassVar[bool] = False
+    epochs_factor: ClassVar[int] = 1
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        """w_t of every response token, float32 [tokens]; 0 drops the token's loss."""
+        return np.ones(scores.tokens, np.float32)
+
+    def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
+        """A factor to the stored w_t of the tokens of a micro-batch, [N], without gradient."""
+        raise NotImplementedError(f"{self.name} is not an online method")
+
+
+@dataclass(frozen=True)
+class XTF(Method):
+    """Drop a token that lacks any of the three attributes (arXiv 2602.14536)."""
+
+    name: str = "xtf"
+    masked: ClassVar[bool] = True
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        return (~scores.columns["dropped"]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DoubleEpochs(Method):
+    """w = 1 for twice the epochs: what more of the same training would give (arXiv 2602.14536)."""
+
+    name: str = "double_epochs"
+    epochs_factor: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class Given(Method):
+    """The data's own `labels` or `weights` column (see `given_mask`)."""
+
+    name: str = "given"
+
+
+# -- controls ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matched(Method):
+    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones."""
+
+    match: str = "xtf"  # the method whose mask gives the number: the one that masks by scorer and threshold
+    masked: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.match != "xtf":
+            raise ValueError(f"method.match={self.match}: only the mask of xtf can be matched")
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
+        rank = rank_within(scores, self.order(scores, seed))
+        return (rank >= dropped[scores.example]).astype(np.float32)
+
+    def order(self, scores: Scores, seed: int) -> np.ndarray:
+        """[tokens]; the lowest values of each example are dropped."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Random(Matched):
+    """Control: drop tokens uniformly at random."""
+
+    name: str = "random"
+
+    def order(self, scores: Scores, seed: int) -> np.ndarray:
+        return np.random.default_rng([seed, RANDOM_STREAM]).random(scores.tokens)
+
+
+RANDOM_STREAM = 2**31  # keeps the random mask apart from the training order, whose streams are epochs
+
+
+@dataclass(frozen=True)
+class LowLoss(Matched):
+    """Control: drop the tokens with the lowest loss under the base model."""
+
+    name: str = "low_loss"
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def order(self, scores: Scores, seed: int) -> np.ndarray:
+        return -scores.columns["logp"]
+
+
+@dataclass(frozen=True)
+class HighLoss(Matched):
+    """Control: drop the tokens with the highest loss under the base model."""
+
+    name: str = "high_loss"
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def order(self, scores: Scores, seed: int) -> np.ndarray:
+        return scores.columns["logp"]
+
+
+@dataclass(frozen=True)
+class Decile(Method):
+    """Probe: train on one tenth of all response tokens by base probability, or on all but it.
+
+    Decile 1 holds the least likely tokens of the training set, 10 the most likely; ties go by position.
+    """
+
+    name: str = "decile"
+    decile: int = 1
+    invert: bool = False  # train on the other nine
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.decile <= 10:
+            raise ValueError(f"method.decile={self.decile} is out of range: it must be from 1 to 10")
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        first, last = ((self.decile - offset) * scores.tokens // 10 for offset in (1, 0))
+        weights = np.full(scores.tokens, float(self.invert), np.float32)
+        weights[np.argsort(scores.columns["logp"], kind="stable")[first:last]] = not self.invert
+        return weights
+
+
+@dataclass(frozen=True)
+class Oracle(Method):
+    """Control: drop exactly the noise that `plant` planted, the most that any filter of labels could find.
+
+    A token that holds both planted and clean text goes too. The noise stays in the input.
+    """
+
+    name: str = "oracle"
+    needs: ClassVar[frozenset[str]] = frozenset({"planted"})
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        return (scores.columns["planted"] == 0).astype(np.float32)
+
+
+def rank_within(scores: Scores, values: np.ndarray) -> np.ndarray:
+    """Rank of each token's value within its example, int64 [tokens]: 0 is the lowest; ties go by position."""
+    order = np.lexsort((values, scores.example))
+    rank = np.empty(scores.tokens, np.int64)
+    rank[order] = np.arange(scores.tokens) - np.repeat(scores.offsets[:-1], scores.lengths)
+    return rank
+
+
+# -- data: which examples ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataFiltering(Method):
+    """Keep the examples whose prompt helps least: highest IFD = ppl(O | I) / ppl(O) below 1 (arXiv
+    2308.12032).
+
+    An IFD of 1 or more means that the prompt hinders; the authors leave such examples out as well.
+    """
+
+    name: str = "data_filtering"
+    keep: float = 0.5  # share of the examples
+    needs: ClassVar[frozenset[str]] = frozenset({"logp", "logp_unconditional"})
+
+    def __post_init__(self) -> None:
+        _check_share(self, "keep")
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        examples = len(scores.lengths)
+        conditional, alone = (
+            np.bincount(scores.example, scores.columns[name], examples) / np.maximum(scores.lengths, 1)
+            for name in ("logp", "logp_unconditional")
+        )
+        log_ifd = alone - conditional
+        best = np.argsort(-log_ifd, kind="stable")
+        best = best[log_ifd[best] < 0][: round(self.keep * examples)]
+        return np.isin(scores.example, best).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DataAugmentation(Method):
+    """w = 1 on the examples and on paraphrases of their prompts with the same response (arXiv 2302.13007).
+
+    The authors' paraphrases are ChatGPT's; `xtf.data.augment` reads any from a file, or rewords plainly.
+    """
+
+    name: str = "data_augmentation"
+    path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
+    factor: int = 2  # examples afterwards per example before, at most
+
+
+# -- excess loss over a reference model ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Referenced(Method):
+    """A method that compares the loss with a reference model's (`ref_logp`), an artifact of its own."""
+
+    keep: float = 0.6  # share of the tokens
+    reference: str | None = None  # a model's folder or id; None: the base model, fine-tuned on a warm-up subset
+    warmup: float = 0.2  # share of the training examples in that subset
+
+    def __post_init__(self) -> None:
+        _check_share(self, "keep")
+        _check_share(self, "warmup")
+
+    def warmup_rows(self, rows: int) -> np.ndarray:
+        """Rows that the reference model is trained on, ascending; the same for every seed of a run."""
+        chosen = np.random.default_rng(WARMUP_SEED).permutation(rows)[: max(1, round(self.warmup * rows))]
+        return np.sort(chosen)
+
+
+WARMUP_SEED = 2502_01968
+
+
+@dataclass(frozen=True)
+class SLM(Referenced):
+    """Online: keep the tokens with the largest excess loss l - l_ref of a micro-batch (Rho-1, arXiv
+    2404.07965)."""
+
+    name: str = "slm"
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+    online: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = False
+
+    def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
+        excess = tokens.stored["ref_logp"] - tokens.logp
+        chosen = excess.argsort(descending=True, stable=True)[: max(1, round(self.keep * len(excess)))]
+        weights = excess.new_zeros(len(excess))
+        weights[chosen] = 1.0
+        return weights
+
+
+@dataclass(frozen=True)
+class TokenCleaning(Referenced):
+    """Keep the tokens with the largest l_base - l_ref of the whole set (arXiv 2502.01968)."""
+
+    name: str = "token_cleaning"
+    needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        return top_share(excess_loss(scores), self.keep)
+
+
+@dataclass(frozen=True)
+class SelfEvolving(Method):
+    """Token cleaning whose reference model evolves (arXiv 2502.01968).
+
+    The model is trained on a warm-up part of the examples. Then, subset by subset, the model trained so far is the
+    reference that cleans the subset, and goes on training on what is left of it.
+    """
+
+    name: str = "token_cleaning_evolving"
+    keep: float = 0.6  # share of each subset's tokens
+    warmup: float = 0.2  # share of the training examples that are trained whole, first
+    subsets: int = 5
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def __post_init__(self) -> None:
+        _check_share(self, "keep")
+        _check_share(self, "warmup")
+        if self.subsets < 1:
+            raise ValueError(f"method.subsets={self.subsets} is out of range: it must be at least 1")
+
+    def parts(self, rows: int) -> list[np.ndarray]:
+        """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run."""
+        order = np.random.default_rng(WARMUP_SEED).permutation(rows)
+        first = max(1, round(self.warmup * rows))
+        parts = (order[:first], *np.array_split(order[first:], self.subsets))
+        return [np.sort(part) for part in parts if len(part)]
+
+    def clean(self, scores: Scores) -> np.ndarray:
+        """w_t of a subset's response tokens, given `logp` and the evolving model's `ref_logp`."""
+        return top_share(excess_loss(scores), self.keep)
+
+
+def excess_loss(scores: Scores) -> np.ndarray:
+    """l_base - l_ref of every token: how much the reference model's training taught it."""
+    excess: np.ndarray = scores.columns["ref_logp"] - scores.columns["logp"]
+    return excess
+
+
+def top_share(values: np.ndarray, share: float) -> np.ndarray:
+    """1 for the `share` largest values, float32; ties go by position."""
+    weights = np.zeros(len(values), np.float32)
+    weights[np.argsort(-values, kind="stable")[: max(1, round(share * len(values)))]] = 1
+    return weights
+
+
+@dataclass(frozen=True)
+class Forgetting(Referenced):
+    """Learn the tokens with the largest l_base - l_ref, unlearn the rest (arXiv 2508.04329).
+
+    mean l over the top `keep` - lambda * mean l over the rest; lambda grows linearly from 0 to `strength`.
+    The two means are taken with the sizes of both groups in the whole set, not in each step.
+    """
+
+    name: str = "forgetting"
+    keep: float = 0.7
+    strength: float = 0.25
+    needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
+    online: ClassVar[bool] = True
+
+    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+        top = top_share(excess_loss(scores), self.keep)
+        rest = scores.tokens - top.sum()
+        return np.where(top > 0, 1.0, -top.sum() / max(rest, 1)).astype(np.float32)
+
+    def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
+        learned = (tokens.weights > 0).to(tokens.weights.dtype)
+        return learned + (1 - learned) * (self.strength * tokens.progress)
+
+
+# -- online: from the model in training ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SSToken(Method):
+    """Keep the tokens of each example that training has moved and that look at the prompt (arXiv 2510.18250).
+
+    Score: gamma * minmax(l_base - l) + (1 - gamma) * minmax(attention to the prompt), both within the
+    example.
+    """
+
+    name: str = "sstoken"
+    gamma: float = 0.5
+    keep: float = 0.6  # share of the example's tokens
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+    online: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = False
+    prompt_attention: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_share(self, "keep")
+
+    def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
+        assert tokens.prompt_attention is not None
+        excess = tokens.logp - tokens.stored["logp"]
+        weights = excess.new_zeros(len(excess))
+        start = 0
+        for length in tokens.example.unique_consecutive(return_counts=True)[1].tolist():
+            part = slice(start, start + length)
+            low, high = excess[part].min(), excess[part].max()
+            moved = (excess[part] - low) / (high - low).clamp(min=1e-12)
+            score = self.gamma * moved + (1 - self.gamma) * tokens.prompt_attention[part]
+            chosen = score.argsort(descending=True, stable=True)[: max(1, round(self.keep * length))]
+            weights[start + chosen] = 1.0
+            start += length
+        return weights
+
+
+@dataclass(frozen=True)
+class DFT(Method):
+    """Dynamic fine-tuning: w = p_t (arXiv 2508.05629)."""
+
+    name: str = "dft"
+    online: ClassVar[bool] = True
+
+    def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
+        return tokens.logp.exp()
+
+
+@dataclass(frozen=True)
+class EAFT(Method):
+    """Entropy-adaptive fine-tuning: w = (H / 3)^alpha, H of the 20 most likely tokens (arXiv 2601.02151)."""
+
+    name: str = "eaft"
+    alpha: float = 1.0
+    online: ClassVar[bool] = True
+    entropy_top: ClassVar[int] = 20
+
+    def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
+        assert tokens.entropy is not None
+        return (tokens.entropy / 3).clamp(min=0) ** self.alpha
+
+
+@dataclass(frozen=True)
+class ProFit(Method):
+    """Keep p_t > tau (arXiv 2601.09195)."""
+
+    name: str = "profit"
+    tau: float = 0.1
+    online: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau < 1:
+            raise ValueError(f"method.tau={self.tau} is out of range: it must be at least 0 and below 1")
+
+    def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
+        return (tokens.logp > (math.log(self.tau) if self.tau else -math.inf)).to(tokens.logp.dtype)
+
+
+# -- methods by name, and their training tables --------------------------------------------------------------
+
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Method,
+        DoubleEpochs,
+        Random,
+        LowLoss,
+        HighLoss,
+        Decile,
+        Oracle,
+        DataFiltering,
+        DataAugmentation,
+        SLM,
+        TokenCleaning,
+        SelfEvolving,
+        SSToken,
+        DFT,
+        EAFT,
+        ProFit,
+        Forgetting,
+        Given,
+        XTF,
+    )
+}
+
+
+def make_mask(
+    method: Method, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int
+) -> Mask:
+    """The training table of a method: labels, and weights other than 0 and 1, from the columns that it
+    `needs`."""
+    from xtf.scoring.masks import build_mask, weights_to_labels
+
+    if isinstance(method, Given):
+        return given_mask(scored)
+    mask = build_mask(scored, threshold, attributes if method.masked else ())
+    if isinstance(method, XTF):
+        return mask
+    scores = Scores.from_table(mask.table, method.needs | ({"labels"} if method.masked else set()))
+    return weights_to_labels(scored, np.split(method.weights(scores, seed), scores.offsets[1:-1]))
+
+
+def given_mask(table: pa.Table) -> Mask:
+    """A user's own token table as it is: `input_ids`, and `labels` (-100 without loss) or response `weights`.
+
+    `example_id` defaults to the row number, `prompt_length` to the place of the first label. ValueError if
+    there is neither labels nor weights, or a label within the prompt.
+    """
+    from xtf.scoring.masks import weights_to_labels
+
+    columns = {name: table[name] for name in table.column_names}
+    columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
+    if "labels" in columns:
+        labels = columns["labels"].to_pylist()
+        first = [next((at for at, label in enumerate(row) if label != -100), len(row)) for row in labels]
+        columns.setdefault("prompt_length", pa.array(first, pa.int32()))
+        prompts = columns["prompt_length"].to_pylist()
+        for name, at, prompt in zip(columns["example_id"].to_pylist(), first, prompts, strict=True):
+            if at < prompt:
+                raise ValueError(f"example {name}: the label at {at} lies within the prompt of {prompt} tokens")
+        kept = [[label != -100 for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
+    elif "weights" in columns and "prompt_length" in columns:
+        kept = [[True] * len(row) for row in columns["weights"].to_pylist()]
+    else:
+        raise ValueError(
+            f"method=given wants `labels`, or `weights` with `prompt_length`; the data has {list(columns)}"
+        )
+    weights = columns["weights"].to_pylist() if "weights" in columns else kept
+    return weights_to_labels(
+        pa.table(columns),
+        [np.asarray(row, np.float32) * np.asarray(keep) for row, keep in zip(weights, kept, strict=True)],
+    )
+
+
+def _check_share(method: Method, name: str) -> None:
+    value = getattr(method, name)
+    if not 0 < value <= 1:
+        raise ValueError(f"method.{name}={value} is out of range: it must be above 0 and at most 1")

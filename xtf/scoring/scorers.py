@@ -1,0 +1,575 @@
+"""Token scores: how much the text leans on a token (RI), how new it is (KN), how near the task it lies (TR).
+
+All three come from one forward pass of the base model over length-sorted batches:
+
+- RI: attention that the token receives in one layer. PyTorch's fused attention runs everywhere; in the scored
+  layer the weights are formed once more, a chunk of queries at a time, and only their column sums are kept.
+- KN: 1 - p of the token. The LM head runs only where a response token is predicted, a chunk at a time.
+- TR: a table from token id to score. It needs the embedding matrix and token counts, and no forward pass.
+
+Batches are padded on the *right*. With causal attention no token sees what stands right of it, so no padding
+mask is needed, positions start at 0 in every row, and memory stays linear in length.
+
+Shapes: B rows of a batch, T padded length, H query heads, K key heads, D head width, E model width,
+V vocabulary, N response tokens, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from xtf.config.schema import Attribute, RIVariant, Scale, ScorerConfig, TRVariant
+
+ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
+TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attention that rounds to 0
+# Sizes of temporaries in float32 elements. On a CPU a chunk of logits must stay below 32 MiB, above which the
+# allocator maps fresh pages each time (4 times slower), and attention weights near the cache's size (2 times).
+LOGITS_ON_CPU, WEIGHTS_ON_CPU, ON_GPU = 7 * 2**20, 2**20, 2**26
+ROWS_AT_ONCE = 10_000  # whose tokens are counted at once
+
+
+class Row(Protocol):
+    """What a row must have; `xtf.data.encode.Encoded` does."""
+
+    @property
+    def example_id(self) -> str: ...
+    @property
+    def input_ids(self) -> Sequence[int]: ...
+    @property
+    def prompt_length(self) -> int: ...
+
+
+# --- what a scorer asks for ---------------------------------------------------------------------------------
+
+
+def computed(scorer: ScorerConfig) -> set[Attribute]:
+    """The attributes to score: those that may drop a token, and those asked for beside them."""
+    return {*scorer.attributes, *scorer.compute}
+
+
+def needs_forward(scorer: ScorerConfig) -> bool:
+    """Whether scoring rows runs the model: for RI and KN yes, for TR alone no."""
+    return bool(computed(scorer) & {Attribute.ri, Attribute.kn})
+
+
+def scored_layer(scorer: ScorerConfig, layers: int) -> int:
+    """The layer whose attention is RI, from 0; ValueError if a model of so many layers does not have it."""
+    layer = scorer.ri.layer
+    if scorer.ri.variant is RIVariant.released:
+        if layer not in (-1, 0):
+            raise ValueError(f"scorer.ri.layer={layer}: scorer.ri.variant=released is defined on layer 0")
+        return 0
+    if not -layers <= layer < layers:
+        raise ValueError(f"scorer.ri.layer={layer}: the model has layers 0 to {layers - 1}, or -{layers} to -1")
+    return layer % layers
+
+
+# --- rows as flat arrays ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """Rows end to end. ids int32 (all tokens), lengths and prompts int64 (R,)."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    prompts: np.ndarray
+
+    @property
+    def responses(self) -> np.ndarray:
+        return self.lengths - self.prompts
+
+    @property
+    def response_ids(self) -> np.ndarray:
+        """The ids of all response tokens, (N,)."""
+        return self.ids[_ragged_arange(self.lengths) >= np.repeat(self.prompts, self.lengths)]
+
+
+def _flatten(rows: Sequence[Row]) -> _Flat:
+    if not rows:
+        raise ValueError("there are no rows to score")
+    lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
+    prompts = np.array([row.prompt_length for row in rows], dtype=np.int64)
+    bad = (prompts < 1) | (prompts >= lengths)
+    if bad.any():
+        raise ValueError(
+            "a row needs a prompt token, which predicts the first response token, and a response token; "
+            f"these have none: {_names(rows, bad)}"
+        )
+    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), np.int32, int(lengths.sum()))
+    return _Flat(ids, lengths, prompts)
+
+
+def _ragged_arange(lengths: np.ndarray) -> np.ndarray:
+    """0 .. n-1 for each n, end to end: [2, 3] -> [0, 1, 0, 1, 2]."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start .. start+n-1 for each row, end to end."""
+    return np.repeat(starts, lengths) + _ragged_arange(lengths)
+
+
+def _names(rows: Sequence[Row], which: np.ndarray) -> str:
+    ids = [row.example_id for row, named in zip(rows, which, strict=True) if named]
+    return ", ".join(map(repr, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+
+
+def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Row numbers in batches of like length, longest first, of at most `tokens_per_batch` tokens with
+    padding.
+
+    A row longer than that is a batch of its own. Longest first: if memory runs out, it does so at once.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch={tokens_per_batch}: it must be at least 1")
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        count = max(1, tokens_per_batch // int(lengths[order[start]]))
+        yield order[start : start + count]
+        start += count
+
+
+# --- the scoring pass ---------------------------------------------------------------------------------------
+
+
+def score_rows(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    scorer: ScorerConfig,
+    *,
+    tr: TRTable | None = None,
+    logp: bool = False,
+    tokens_per_batch: int = 16384,
+    pad_id: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> pa.Table:
+    """Scores the response tokens of `rows`, in their order.
+
+    Columns: `example_id` string, `input_ids` list<int32>, `prompt_length` int32, then those that `scorer`
+    asks for, list<float32> as long as the response: `ri` (attention received, its logarithm by default; eq.
+    2), `kn` = 1 - p (eq. 3) with `logp` = log p in nats, `tr` in [0, 1] (eq. 4). `logp=True` adds `logp`
+    without `kn`.
+
+    `tr` is the table from `tr_table`, needed if TR is asked for. `progress` is called after each batch with
+    its number of real tokens. `pad_id` fills places that nothing attends to: any id of the vocabulary does.
+    During the pass the model is in eval mode and on the scoring attention; both are put back afterwards.
+
+    ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
+    scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
+    """
+    flat, wanted = _flatten(rows), computed(scorer)
+    want_ri, want_logp = Attribute.ri in wanted, logp or Attribute.kn in wanted
+    scores: dict[str, np.ndarray] = {}
+    if want_ri or want_logp:
+        with _scoring_attention(model):
+            scores = _forward_scores(
+                model, flat, scorer if want_ri else None, want_logp, tokens_per_batch, pad_id, progress
+            )
+    if Attribute.kn in wanted:
+        scores["kn"] = -np.expm1(scores["logp"])
+    if Attribute.tr in wanted:
+        if tr is None:
+            raise ValueError("scoring TR needs the table that xtf.scoring.scorers.tr_table builds from all rows")
+        scores["tr"] = tr.lookup(flat.response_ids)
+    for name, values in scores.items():
+        broken = np.add.reduceat(~np.isfinite(values), np.cumsum(flat.responses) - flat.responses, dtype=int) > 0
+        if broken.any():
+            raise ValueError(
+                f"{name} is not a finite number in {_names(rows, broken)}; check the model's weights and "
+                "precision (float16 overflows where bfloat16 does not)"
+            )
+    columns: dict[str, pa.Array] = {
+        "example_id": pa.array([row.example_id for row in rows], pa.string()),
+        "input_ids": _lists(flat.ids, flat.lengths),
+        "prompt_length": pa.array(flat.prompts.astype(np.int32)),
+    }
+    for name in ("ri", "kn", "tr", "logp"):
+        if name in scores:
+            columns[name] = _lists(scores[name], flat.responses)
+    return pa.table(columns)
+
+
+@torch.inference_mode()
+def _forward_scores(
+    model: PreTrainedModel,
+    flat: _Flat,
+    ri: ScorerConfig | None,
+    want_logp: bool,
+    tokens_per_batch: int,
+    pad_id: int,
+    progress: Callable[[int], None] | None,
+) -> dict[str, np.ndarray]:
+    """`ri`, unless None is given, and `logp` of all response tokens: float32 (N,), in the rows' order."""
+    layer = None if ri is None else scored_layer(ri, model.config.get_text_config().num_hidden_layers)
+    if want_logp:
+        _check_head(model, torch.from_numpy(flat.ids[None, : min(16, flat.lengths[0])].astype(np.int64)))
+    starts, response_starts = (np.cumsum(n) - n for n in (flat.lengths, flat.responses))
+    found: dict[str, list[torch.Tensor]] = {}
+    places = []
+    for batch in batches(flat.lengths, tokens_per_batch):
+        lengths, prompts, responses = flat.lengths[batch], flat.prompts[batch], flat.responses[batch]
+        T = int(lengths[0])
+        padded = np.full(len(batch) * T, pad_id, dtype=np.int64)
+        row_starts = np.arange(len(batch)) * T
+        padded[_places(row_starts, lengths)] = flat.ids[_places(starts[batch], lengths)]
+        ids_BT = torch.from_numpy(padded.reshape(len(batch), T)).to(model.device)
+        at_N = torch.from_numpy(_places(row_starts + prompts, responses)).to(model.device)  # in B * T
+        probe = None if ri is None else _Probe(ri, layer, lengths, prompts, last=not want_logp)
+        hidden_BTE = _hidden(model, ids_BT, probe)
+        if probe is not None and probe.scores_BT is not None:
+            found.setdefault("ri", []).append(probe.scores_BT.flatten()[at_N.to(probe.scores_BT.device)])
+        if want_logp:
+            hidden_NE = hidden_BTE.flatten(0, 1)[at_N.to(hidden_BTE.device) - 1]
+            found.setdefault("logp", []).append(_log_p(model, hidden_NE, ids_BT.flatten()[at_N]))
+        places.append(_places(response_starts[batch], responses))
+        if progress is not None:
+            progress(int(lengths.sum()))
+    # Copies to the host wait until here, so that a GPU never idles between two batches.
+    back = np.argsort(np.concatenate(places))
+    return {name: torch.cat([part.cpu() for part in parts]).numpy()[back] for name, parts in found.items()}
+
+
+class _ScoredLayerDone(Exception):
+    """Ends a forward pass of which nothing beyond the scored layer is wanted."""
+
+
+def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None = None) -> torch.Tensor:
+    """Last hidden states (B, T, E); an empty tensor if the probe ended the pass at its layer."""
+    kwargs: dict[str, Any] = {} if probe is None else {"xtf_probe": probe}
+    try:
+        hidden_BTE: torch.Tensor = model.base_model(input_ids=ids_BT, use_cache=False, **kwargs).last_hidden_state
+    except _ScoredLayerDone:
+        return torch.empty(0)
+    if probe is not None and probe.scores_BT is None:
+        raise ValueError(
+            f"{type(model).__name__} does not send layer {probe.layer} through AttentionInterface of "
+            "transformers, so the attention that tokens receive cannot be seen; use a scorer without RI"
+        )
+    return hidden_BTE
+
+
+# --- KN: log-probabilities ----------------------------------------------------------------------------------
+
+
+def _log_p(model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """log p of each target under the LM head, float32 (N,): a chunk of N by V logits at a time."""
+    head = model.get_output_embeddings()
+    elements = LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else ON_GPU
+    chunk = max(1, elements // model.config.get_text_config().vocab_size)
+    return torch.cat(
+        [
+            -F.cross_entropy(head(hidden).float(), targets, reduction="none")
+            for hidden, targets in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True)
+        ]
+    )
+
+
+_head_checked: WeakSet[PreTrainedModel] = WeakSet()
+
+
+def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
+    """Refuses a class whose logits are not the output of its LM head: Granite and Cohere scale them.
+
+    Compares both on a few tokens. Attention and precision are the same, so they agree to rounding.
+    """
+    if model in _head_checked:
+        return
+    ids_1T = ids_1T.to(model.device)
+    own = model(input_ids=ids_1T, use_cache=False).logits.float()
+    gap = ((model.get_output_embeddings()(_hidden(model, ids_1T)).float() - own).norm() / own.norm()).item()
+    if gap > (1e-4 if own.dtype == model.dtype else 1e-2):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the LM head (by {gap:.2g} of their size), which is "
+            "not supported; use a scorer without KN, such as ri_tr"
+        )
+    _head_checked.add(model)
+
+
+# --- RI: received attention ---------------------------------------------------------------------------------
+
+
+class _Probe:
+    """Takes queries and keys of the scored layer from `_attend`, for one batch, and turns them into RI."""
+
+    def __init__(
+        self, scorer: ScorerConfig, layer: int | None, lengths: np.ndarray, prompts: np.ndarray, *, last: bool
+    ) -> None:
+        self.variant, self.scale = scorer.ri.variant, scorer.ri.scale
+        self.layer, self.last = layer, last  # last: the pass may end with this layer
+        self.lengths_B = torch.from_numpy(lengths)
+        self.first_query = int(prompts.min())  # what a response token receives comes from response positions
+        self.scores_BT: torch.Tensor | None = None  # float32; holds RI at response positions
+
+    def collect(self, query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, scaling: float, window: int | None) -> None:
+        """Head-averaged attention weights, summed over queries (received) or keys (released), then averaged.
+
+        Received (eq. 2): the mean over queries i >= j of the attention paid to key j. Released: the mean over
+        keys of the attention that query i pays, which is 1 / length.
+        """
+        B, H, T, _ = query_BHTD.shape
+        device = query_BHTD.device
+        length_B1 = self.lengths_B.to(device)[:, None]
+        position_T = torch.arange(T, device=device)
+        query = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))  # (B, K, H / K, T, D)
+        total_BT = torch.zeros(B, T, device=device)
+        chunk = max(1, (WEIGHTS_ON_CPU if device.type == "cpu" else ON_GPU) // (B * H * T))
+        for start in range(self.first_query, T, chunk):
+            end = min(start + chunk, T)
+            first = _first_seen(start, window)
+            weights = query[:, :, :, start:end].flatten(2, 3) @ key_BKTD[:, :, first:end].transpose(2, 3)
+            weights = weights.float().view(B, H, end - start, end - first)
+            weights.masked_fill_(~_seen(position_T[start:end], position_T[first:end], window), -torch.inf)
+            weights = weights.softmax(-1)
+            if self.variant is RIVariant.released:
+                total_BT[:, start:end] = weights.sum(-1).mean(1)
+            else:  # queries in the padding see the text too and must not count
+                share = (position_T[start:end] < length_B1).float() / H
+                share = share[:, None].expand(B, H, end - start).reshape(B, 1, -1)
+                total_BT[:, first:end] += (share @ weights.flatten(1, 2))[:, 0]
+        count = length_B1 - position_T if self.variant is RIVariant.received else length_B1
+        scores_BT = total_BT / count.clamp(min=1)
+        self.scores_BT = scores_BT.clamp(min=TINY).log() if self.scale is Scale.log else scores_BT
+
+
+def _first_seen(query: int, window: int | None) -> int:
+    """The first key position that the query at this position sees."""
+    return 0 if window is None else max(0, query - window + 1)
+
+
+def _seen(query_T: torch.Tensor, key_T: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Which keys each query sees, from their positions; bool (queries, keys)."""
+    behind = query_T[:, None] - key_T
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+
+
+def _causal_mask(
+    *,
+    config: Any,
+    kv_length: int,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    **_: Any,
+) -> torch.Tensor | None:
+    """What transformers passes to `_attend` as the mask: None, or the size of a sliding window that bites
+    (0-d).
+
+    A (T, T) mask would cost more memory than all scores. ValueError for attention that is neither causal nor
+    a sliding window.
+    """
+    if not allow_is_causal_skip or local_size not in (None, getattr(config, "sliding_window", None)):
+        raise ValueError(
+            f"the attention of {config.model_type} models is neither causal nor a sliding window, which "
+            "scoring does not support"
+        )
+    return None if local_size is None or local_size >= kv_length else torch.tensor(local_size)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query_BHTD: torch.Tensor,
+    key_BKTD: torch.Tensor,
+    value_BKTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    xtf_probe: _Probe | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Fused causal attention, (B, T, H, D). In the probe's layer RI is collected on the way."""
+    window = None if attention_mask is None else int(attention_mask)
+    T, D = query_BHTD.shape[2:]
+    if xtf_probe is not None and module.layer_idx == xtf_probe.layer:
+        xtf_probe.collect(query_BHTD, key_BKTD, D**-0.5 if scaling is None else scaling, window)
+        if xtf_probe.last:
+            raise _ScoredLayerDone
+    if window is None:
+        output, _ = sdpa_attention_forward(module, query_BHTD, key_BKTD, value_BKTD, None, scaling=scaling, **kwargs)
+        return output, None
+    position_T = torch.arange(T, device=query_BHTD.device)
+    parts = []
+    for start in range(0, T, window):  # a block of queries sees itself and the block before it
+        end, first = min(start + window, T), _first_seen(start, window)
+        parts.append(
+            F.scaled_dot_product_attention(
+                query_BHTD[:, :, start:end],
+                key_BKTD[:, :, first:end],
+                value_BKTD[:, :, first:end],
+                attn_mask=_seen(position_T[start:end], position_T[first:end], window),
+                scale=scaling,
+                enable_gqa=True,
+            )
+        )
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, _causal_mask)
+
+
+@contextmanager
+def _scoring_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode and the scoring attention inside the block; what was before, after it."""
+    before, training = model.config._attn_implementation, model.training
+    try:
+        model.set_attn_implementation("sdpa")  # ValueError for a class that fused attention cannot serve
+        model.set_attn_implementation(ATTENTION)
+        if model.config._attn_implementation != ATTENTION:
+            raise ValueError(f"{type(model).__name__} does not let its attention be exchanged; it cannot be scored")
+        model.eval()
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+
+
+# --- TR: the table ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How often each token id occurs in a dataset, int64, by id: in whole examples, and in responses alone."""
+
+    all: np.ndarray
+    response: np.ndarray
+
+
+def count_tokens(rows: Sequence[Row]) -> TokenCounts:
+    """Counts over `rows`, for ids up to the largest there is."""
+    counts = np.zeros((2, 0), dtype=np.int64)
+    for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
+        flat = _flatten(rows[start : start + ROWS_AT_ONCE])
+        size = max(counts.shape[1], int(flat.ids.max()) + 1)
+        counts = np.pad(counts, ((0, 0), (0, size - counts.shape[1])))
+        counts[0] += np.bincount(flat.ids, minlength=size)
+        counts[1] += np.bincount(flat.response_ids, minlength=size)
+    return TokenCounts(*counts)
+
+
+@dataclass(frozen=True)
+class TRTable:
+    """TR of every token id that occurs in a response: float32 (V,), NaN elsewhere.
+
+    `nearest` and `farthest` are the cosine distances that became 1 and 0.
+    """
+
+    values: np.ndarray
+    nearest: float
+    farthest: float
+
+    def lookup(self, ids: np.ndarray) -> np.ndarray:
+        """TR of each id, float32; ValueError for an id that the table was not built for."""
+        found = self.values[ids]
+        if np.isnan(found).any():
+            raise ValueError(f"the TR table lacks token id {ids[np.isnan(found)][0]}: build it from all rows to score")
+        return found
+
+
+@torch.inference_mode()
+def tr_table(
+    model: PreTrainedModel,
+    counts: TokenCounts,
+    scorer: ScorerConfig,
+    *,
+    domain_words: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokens_per_batch: int = 16384,
+) -> TRTable:
+    """TR = 1 - minmax(cosine distance to the domain vector), over the ids that occur in responses (eq. 4).
+
+    `counts` are those of the whole dataset: the domain vector and the extremes are the dataset's.
+
+    variant=dataset: a token's vector is its embedding row, the domain vector the mean embedding of all tokens
+    of the dataset, prompts included. No forward pass.
+
+    variant=released: vectors are last hidden states: of a one-token input for a token; for the domain the
+    mean over `domain_words` of each word's mean over its tokens (`tokenizer` splits it). The authors' code
+    uses the cosine as it is; min-max changes neither its clusters nor its quantiles.
+
+    If all distances are equal, all TR are 1. A vector of zeros has cosine 0 with everything.
+
+    ValueError: ids outside the model's vocabulary; vectors that are not finite; variant=released without
+    tokenizer or words, or a word without tokens.
+    """
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if len(counts.all) > vocabulary:
+        raise ValueError(
+            f"token id {len(counts.all) - 1} does not fit a vocabulary of {vocabulary}: tokenizer and model do not "
+            "belong together"
+        )
+    used = np.flatnonzero(counts.response)
+    if scorer.tr.variant is TRVariant.dataset:
+        distances = _dataset_distances(model, counts.all, used)
+    else:
+        if tokenizer is None:
+            raise ValueError("scorer.tr.variant=released needs the tokenizer, to split the domain words")
+        with _scoring_attention(model):
+            distances = _released_distances(model, used, domain_words, tokenizer, tokens_per_batch)
+    if not np.isfinite(distances).all():
+        raise ValueError(
+            "the model's embeddings of tokens in the dataset are not finite numbers; first such token id: "
+            f"{used[~np.isfinite(distances)][0]}"
+        )
+    nearest, farthest = float(distances.min()), float(distances.max())
+    values = np.full(vocabulary, np.nan, dtype=np.float32)
+    values[used] = 1.0 if nearest == farthest else (farthest - distances) / (farthest - nearest)
+    return TRTable(values, nearest, farthest)
+
+
+def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Cosine distances of the embedding rows of `used` to the mean row under `counts` (V,); float64."""
+    weight = model.get_input_embeddings().get_parameter("weight")
+
+    def blocks(ids: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        for block in np.array_split(ids, -(-len(ids) // 4096)):  # the whole matrix in float64 may be gigabytes
+            yield block, weight[torch.from_numpy(block).to(weight.device)].to("cpu", torch.float64)
+
+    centre_E = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for block, rows in blocks(np.flatnonzero(counts)):
+        centre_E += torch.from_numpy(counts[block] / counts.sum()) @ rows
+    return np.concatenate([1.0 - F.cosine_similarity(rows, centre_E[None]).numpy() for _, rows in blocks(used)])
+
+
+def _released_distances(
+    model: PreTrainedModel,
+    used: np.ndarray,
+    domain_words: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    tokens_per_batch: int,
+) -> np.ndarray:
+    """Cosine distances of one-token hidden states to the mean hidden state of the domain words; float64."""
+
+    def hidden(ids_BT: Any) -> torch.Tensor:
+        ids = torch.as_tensor(ids_BT, dtype=torch.int64, device=model.device)
+        return _hidden(model, ids).to("cpu", torch.float64)
+
+    if not domain_words:
+        raise ValueError("scorer.tr.variant=released needs task.domain_words, and there are none")
+    words = []
+    for word in domain_words:
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ValueError(f"task.domain_words: the tokenizer makes no token of {word!r}")
+        words.append(hidden([ids])[0].mean(0))
+    centre_E = torch.stack(words).mean(0)
+    blocks = np.array_split(used, -(-len(used) // tokens_per_batch))
+    return np.concatenate([1.0 - F.cosine_similarity(hidden(block[:, None])[:, 0], centre_E[None]) for block in blocks])

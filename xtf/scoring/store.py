@@ -1,0 +1,287 @@
+"""Stored scoring passes: Parquet shards and a manifest, written as they come, resumable, shared between runs.
+
+A pass is keyed by what decides its numbers: model, tokens, precision and scorer settings. Another pass with the same
+key but further columns serves as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from xtf.config.identity import digest, plain
+from xtf.config.schema import Attribute, Config, ScorerConfig, TRVariant
+from xtf.runtime.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
+from xtf.runtime.memory import peak_memory, reset_peak_memory
+from xtf.runtime.progress import bar, say, stopwatch
+from xtf.scoring.thresholds import SOURCE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from xtf.data.encode import Encoded
+    from xtf.scoring.scorers import TokenCounts, TRTable
+
+# Gives the model, on the device `place` if that is named. Where the trainer has several devices it is pickled.
+Load: TypeAlias = "Callable[..., PreTrainedModel]"
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills positions which nothing attends to."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def scoring_pass(
+    store: Path,
+    rows: Sequence[Encoded],
+    columns: set[str],
+    *,
+    config: Config,
+    model: Mapping[str, Any],
+    load: Load,
+    tokenizer: PreTrainedTokenizerBase,
+    also: Iterable[str] = (),
+) -> Path:
+    """The folder of a complete pass over `rows` that has `columns` (of ri, logp, tr), made unless it is there.
+
+    Args:
+        model: what identifies the weights (`xtf.runtime.models.fingerprint`).
+        load: gives the model; not called when the scores are there.
+        also: columns to compute in the same pass, for later runs.
+    """
+    from xtf.runtime.models import inference_dtype
+
+    scorer = plain(config.scorer)
+    identity = {
+        "model": dict(model),
+        "tokens": _digest(rows),
+        "dtype": str(inference_dtype(config.trainer)),
+        "ri": scorer["ri"],
+        "tr": scorer["tr"],
+        "domain_words": list(config.task.domain_words) if config.scorer.tr.variant is TRVariant.released else [],
+    }
+    for candidate in sorted(store.glob(f"{digest(identity)}-*/manifest.json")):
+        found = read_json(candidate)
+        if found["complete"] and columns <= set(found["columns"]) and _intact(candidate.parent, found):
+            return candidate.parent
+    compute = columns | set(also)
+    folder = store / f"{digest(identity)}-{'_'.join(sorted(compute))}"
+    with locked(folder, say):
+        _write_shards(folder, rows, compute, identity, config, load, tokenizer)
+    return folder
+
+
+def _write_shards(
+    folder: Path,
+    rows: Sequence[Encoded],
+    columns: set[str],
+    identity: Mapping[str, Any],
+    config: Config,
+    load: Load,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Score what is missing, shard by shard; a shard that is not as the manifest says is scored again."""
+    from xtf.scoring.scorers import count_tokens
+
+    manifest_file, size = folder / "manifest.json", config.trainer.shard_examples
+    manifest: dict[str, Any] = read_json(manifest_file) if manifest_file.exists() else {}
+    if manifest.get("shard_examples") != size:
+        manifest = {
+            "complete": False,
+            "columns": sorted(columns),
+            "identity": dict(identity),
+            "shards": {},
+            "shard_examples": size,
+            "seconds": 0.0,
+            "versions": versions(),
+        }
+    parts = {f"{i // size:05d}.parquet": range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)}
+    shards = {name: entry for name, entry in manifest["shards"].items() if name in parts}
+    broken = [name for name, entry in shards.items() if not _matches(folder / name, entry)]
+    if broken:
+        say(f"{folder}: {', '.join(broken)} missing or not as it was written; scoring again")
+    manifest["shards"] = {name: entry for name, entry in shards.items() if name not in broken}
+    missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
+    if missing:
+        attributes = tuple(attribute for attribute in Attribute if SOURCE[attribute] in columns)
+        counts = count_tokens(rows) if Attribute.tr in attributes else None
+        scorer = ShardScorer(folder, attributes, counts, config, load, tokenizer)
+        tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
+        with bar("scoring", tokens) as progress:
+            for name, seconds, peak in _score(scorer, rows, missing, progress):
+                manifest["seconds"] += seconds
+                manifest["peak_memory_mb"] = max(manifest.get("peak_memory_mb", 0.0), peak)
+                manifest["device"] = config.trainer.accelerator
+                manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(parts[name])}
+                write_json(manifest_file, manifest)
+    manifest["shards"] = {name: manifest["shards"][name] for name in parts}
+    manifest["complete"] = True
+    manifest["tokens"] = sum(len(row.input_ids) for row in rows)
+    write_json(manifest_file, manifest)
+
+
+@dataclass
+class ShardScorer:
+    """Scores shards of one pass and writes them. Each process has one, and loads the model when it needs it."""
+
+    folder: Path
+    attributes: tuple[Attribute, ...]
+    counts: TokenCounts | None  # of the whole pass, for TR
+    config: Config
+    load: Load
+    tokenizer: PreTrainedTokenizerBase
+    place: str | None = None  # the device; None: where `load` puts the model
+
+    @functools.cached_property
+    def model(self) -> PreTrainedModel:
+        return self.load() if self.place is None else self.load(place=self.place)
+
+    @functools.cached_property
+    def scorer(self) -> ScorerConfig:
+        return dataclasses.replace(self.config.scorer, attributes=list(self.attributes), compute=[])
+
+    @functools.cached_property
+    def tr_table(self) -> TRTable | None:
+        from xtf.scoring.scorers import tr_table
+
+        if self.counts is None:
+            return None
+        return tr_table(
+            self.model,
+            self.counts,
+            self.scorer,
+            domain_words=self.config.task.domain_words,
+            tokenizer=self.tokenizer,
+            tokens_per_batch=self.config.trainer.tokens_per_score_batch,
+        )
+
+    def write(
+        self, name: str, part: Sequence[Encoded], progress: Callable[[int], None] | None = None
+    ) -> tuple[float, float]:
+        """Write the shard `name`; returns the seconds, without those of loading the model, and the peak MB."""
+        import pyarrow.parquet as pq
+
+        from xtf.scoring.scorers import score_rows
+
+        model = self.model
+        reset_peak_memory(model.device)
+        with stopwatch() as seconds:
+            scored = score_rows(
+                model,
+                part,
+                self.scorer,
+                tr=self.tr_table,
+                pad_id=pad_id(self.tokenizer),
+                progress=progress,
+                tokens_per_batch=self.config.trainer.tokens_per_score_batch,
+            )
+            write_atomic(self.folder / name, functools.partial(pq.write_table, scored))
+        return seconds(), peak_memory(model.device) / 1e6
+
+
+def _score(
+    scorer: ShardScorer, rows: Sequence[Encoded], parts: Mapping[str, range], progress: Callable[[int], None]
+) -> Iterator[tuple[str, float, float]]:
+    """Write the shards, on every device of the trainer; yields each one's name, what it adds to the seconds, and the
+    peak memory of a device in MB.
+
+    A shard's numbers depend on its own rows and on the counts of the whole pass, not on the process that makes them.
+    """
+    trainer = scorer.config.trainer
+    if trainer.devices == 1:
+        for name, part in parts.items():
+            yield name, *scorer.write(name, rows[part.start : part.stop], progress)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+    places = context.SimpleQueue()
+    for number in range(trainer.devices):
+        places.put("cpu" if trainer.accelerator == "cpu" else f"cuda:{number}")
+    pool = ProcessPoolExecutor(trainer.devices, context, _enter, (scorer, places))
+    try:
+        with stopwatch() as seconds:
+            before = 0.0
+            tasks = {
+                pool.submit(_write_in_process, name, rows[part.start : part.stop]): name for name, part in parts.items()
+            }
+            for task in as_completed(tasks):
+                _, peak = task.result()
+                now = seconds()
+                yield tasks[task], now - before, peak
+                before = now
+                progress(sum(len(rows[i].input_ids) for i in parts[tasks[task]]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_of_this_process: ShardScorer | None = None
+
+
+def _enter(scorer: ShardScorer, places: multiprocessing.SimpleQueue[str]) -> None:
+    """First call in a scoring process."""
+    global _of_this_process
+    _of_this_process = dataclasses.replace(scorer, place=places.get())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its processes to end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _write_in_process(name: str, part: Sequence[Encoded]) -> tuple[float, float]:
+    assert _of_this_process is not None
+    return _of_this_process.write(name, part)
+
+
+def _digest(rows: Sequence[Encoded]) -> str:
+    """`xtf.config.identity.digest` of all tokens, a row at a time: a million rows are not written out in memory."""
+    text = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        item = json.dumps([row.example_id, row.input_ids, row.prompt_length], ensure_ascii=False)
+        text.update((", " * (number > 0) + item).encode())
+    text.update(b"]")
+    return text.hexdigest()
+
+
+def read_pass(folder: Path) -> pa.Table:
+    """The scored table of a complete pass, in the order of its rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pa.concat_tables(pq.read_table(folder / name) for name in read_json(folder / "manifest.json")["shards"])
+
+
+def unscored(rows: Sequence[Encoded]) -> pa.Table:
+    """The columns of a scored table without any score, for methods that need none."""
+    import pyarrow as pa
+
+    return pa.table(
+        {
+            "example_id": pa.array([row.example_id for row in rows], pa.string()),
+            "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
+            "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
+        }
+    )
+
+
+def _matches(file: Path, entry: Mapping[str, Any]) -> bool:
+    return file.exists() and sha256(file) == entry["sha256"]
+
+
+def _intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    return all(_matches(folder / name, entry) for name, entry in manifest["shards"].items())

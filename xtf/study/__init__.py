@@ -1,0 +1,1 @@
+"""Studies: the analysis of stored runs, detection of planted noise, the probe."""

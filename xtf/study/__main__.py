@@ -1,0 +1,5 @@
+"""`python -m xtf.study`: the analysis of experiments/study.md (`xtf.study.analysis.analysis`)."""
+
+from xtf.study.analysis import main
+
+main()

@@ -1,0 +1,846 @@
+"""The analysis that experiments/study.md announces, from the runs of its sweeps.
+
+    python -m xtf.study                                      # outputs/ -> outputs/reports/study
+    python -m xtf.study --source experiments/results --to reports/study     # the same from the stored runs
+
+An *arm* is a method at a share of planted noise, on one task; its runs differ in the seed alone. Every comparison
+is a weighted sum of arms, taken seed by seed and item by item over the seeds that all of them have finished, with
+the bootstrap of `xtf.reporting.intervals`; the comparisons of one question have Holm's intervals. What has not been run is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import io
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from xtf.reporting import figures
+from xtf.reporting.cells import Cell, NoRuns, find_cells
+from xtf.reporting.intervals import (
+    Comparison,
+    Effect,
+    Estimate,
+    Pooled,
+    Values,
+    effect,
+    family,
+    matrix,
+    mean,
+    random_effects,
+    seed_effect,
+)
+from xtf.reporting.pages import data_url, percent, render, seconds
+from xtf.reporting.runs import TEACHER_FORCED, Run
+from xtf.runtime.artifacts import write_atomic
+
+STUDY = ("study_methods", "study_attributes", "study_deciles", "study_oracle")
+SHARE, DECILE, INVERT = "plant.share", "method.decile", "method.invert"
+CONTROLS = ("normal", "random")
+DECILES = range(1, 11)
+NOISY = 0.3  # the share of planted noise that the hypotheses name
+
+
+class Arm(NamedTuple):
+    task: str
+    share: float  # planted noise
+    name: str
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What was chosen for a run beside task, method and seed; the scorer of xtf is part of the method."""
+    record = run.record
+    chosen = {key: record[key] for key in ("model", "tuning", "threshold")}
+    if record["method"] != "xtf":
+        chosen["scorer"] = record["scorer"]
+    return chosen | record["overrides"]
+
+
+def common_settings(runs: Sequence[Run]) -> set[str]:
+    """Keys that are set alike in all runs of a task; how noise is planted, in all that have some."""
+    found = [settings(run) for run in runs]
+    noisy = [each for each in found if each.get(SHARE)]
+    scored = [each for each in found if "scorer" in each]
+    keys = {key for each in found for key in each} - {SHARE, DECILE, INVERT}
+
+    def among(key: str) -> list[dict[str, Any]]:
+        return noisy if key.startswith("plant.") else scored if key == "scorer" else found
+
+    return {key for key in keys if len({str(each.get(key)) for each in among(key)}) == 1}
+
+
+def arm_of(run: Run, common: Collection[str]) -> Arm:
+    """Which arm a run belongs to; settings that are not `common` to the study's runs stand in the name."""
+    record = run.record
+    chosen = {key: value for key, value in settings(run).items() if key not in common}
+    share = float(chosen.pop(SHARE, 0.0))
+    name = record["method"]
+    if name == "xtf" and record["scorer"] != "xtf":
+        name = record["scorer"]
+    if name == "decile":
+        name = decile_name(int(chosen.pop(DECILE, 1)), bool(chosen.pop(INVERT, False)))
+    return Arm(record["task"], share, " ".join([name, *(f"{key}={value}" for key, value in chosen.items())]))
+
+
+def decile_name(number: int, left_out: bool) -> str:
+    return f"all but decile {number}" if left_out else f"decile {number}"
+
+
+class Study:
+    """The finished runs by arm and seed, and effects between arms. ValueError: two runs have the same arm and seed."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.runs: dict[Arm, dict[int, Run]] = {}
+        by_task: dict[str, list[Run]] = {}
+        for cell in cells:
+            for run in cell.runs.values():
+                by_task.setdefault(run.record["task"], []).append(run)
+        for runs in by_task.values():
+            common = common_settings(runs)
+            for run in runs:
+                self._add(arm_of(run, common), run)
+        self.unfinished = [str(folder) for cell in cells for folder in cell.unfinished]
+
+    def _add(self, arm: Arm, run: Run) -> None:
+        known = self.runs.setdefault(arm, {}).setdefault(run.seed, run)
+        if known is not run and known.folder != run.folder:
+            raise ValueError(
+                f"two runs of {arm.name} on {arm.task} with seed {run.seed}: {known.folder} and {run.folder}"
+            )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The task with the most arms first."""
+        arms = Counter(arm.task for arm in self.runs)
+        return sorted(arms, key=lambda task: (-arms[task], task))
+
+    def shares(self, task: str) -> list[float]:
+        return sorted({arm.share for arm in self.runs if arm.task == task})
+
+    def names(self, task: str, share: float) -> list[str]:
+        """Arms of a task and share, the deciles left out."""
+        found = [arm.name for arm in self.runs if (arm.task, arm.share) == (task, share)]
+        return [name for name in found if "decile" not in name]
+
+    def base(self, task: str) -> dict[str, float]:
+        """Figures of the model before training, by metric; `headline` is that of the runs. Empty if none was taken."""
+        for runs in (runs for arm, runs in self.runs.items() if arm.task == task):
+            for run in runs.values():
+                if graded := run.record.get("base_metrics"):
+                    found = {name: float(metric["value"]) for name, metric in graded.items()}
+                    return found | {"headline": found[run.headline]}
+        return {}
+
+    @functools.cache  # noqa: B019 - a study lives as long as the process
+    def verdicts(self, arm: Arm, seed: int) -> Values:
+        run = self.runs[arm][seed]
+        return run.verdicts(run.headline)
+
+    def shared_seeds(self, arms: Sequence[Arm]) -> list[int]:
+        return sorted(set.intersection(*(set(self.runs.get(arm, ())) for arm in arms)))
+
+    @functools.cache  # noqa: B019
+    def combination(self, *parts: tuple[float, Arm]) -> Effect | None:
+        """The weighted sum of arms' verdicts, paired by seed and item; None if they share no seed."""
+        arms = [arm for _, arm in parts]
+        shared = self.shared_seeds(arms)
+        if not shared:
+            return None
+        values = matrix([self.verdicts(arm, seed) for arm in arms for seed in shared])
+        by_arm = values.reshape(len(arms), len(shared), -1)
+        return effect(np.tensordot([weight for weight, _ in parts], by_arm, axes=1))
+
+    def figure(self, figure: str, *parts: tuple[float, Arm]) -> Effect | None:
+        """The same for a figure that a run has as a whole, such as `loss`; None if a run lacks it."""
+        arms = [arm for _, arm in parts]
+        runs = [[self.runs[arm][seed] for seed in self.shared_seeds(arms)] for arm in arms]
+        if not runs[0] or any(figure not in run.record["metrics"] for row in runs for run in row):
+            return None
+        values = np.array([[run.record["metrics"][figure]["value"] for run in row] for row in runs])
+        return seed_effect(np.array([weight for weight, _ in parts]) @ values)
+
+
+# -- the hypotheses ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison: what is compared, and the figure's unit (points of accuracy, or nats)."""
+
+    label: str
+    found: Comparison
+    unit: str = "points"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the runs say about one hypothesis: supported, refuted, undecided, not all run, or not run."""
+
+    name: str
+    claim: str
+    reading: str
+    lines: Sequence[Line] = ()
+    missing: Sequence[str] = field(default_factory=list)
+
+
+Wanted = Sequence[tuple[str, Effect | None]]
+
+
+def _answer(name: str, claim: str, wanted: Wanted, read: Callable[[list[int]], str], unit: str = "points") -> Answer:
+    """Reads the signs of the comparisons that were run; `read` is given them in order and only if all were."""
+    missing = [label for label, found in wanted if found is None]
+    there = [(label, found) for label, found in wanted if found is not None]
+    compared = family([found for _, found in there])
+    lines = [Line(label, found, unit) for (label, _), found in zip(there, compared, strict=True)]
+    unread = "not all run" if lines else "not run"
+    reading = unread if missing else read([line.found.sign for line in lines])
+    return Answer(name, claim, reading, lines, missing)
+
+
+def _by_sign(sign: int) -> str:
+    return {1: "supported", 0: "undecided", -1: "refuted"}[sign]
+
+
+def hypotheses(study: Study, task: str) -> list[Answer]:
+    """H1 to H7 of experiments/study.md, each with the one analysis that stands there."""
+
+    def versus(name: str, control: str, share: float = 0.0) -> tuple[str, Effect | None]:
+        parts = ((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
+        return f"{name} - {control}, noise {share:.0%}", study.combination(*parts)
+
+    def forgetting(name: str) -> tuple[str, Effect | None]:
+        parts = ((1.0, Arm(task, 0.0, name)), (-1.0, Arm(task, 0.0, "normal")))
+        return f"forgetting loss, {name} - normal", study.figure("forgetting_loss", *parts)
+
+    def slope(left_out: bool) -> Effect | None:
+        centred = np.arange(10) - 4.5
+        weights = (centred / (centred**2).sum()).tolist()
+        arms = [Arm(task, 0.0, decile_name(number, left_out)) for number in DECILES]
+        return study.combination(*zip(weights, arms, strict=True))
+
+    noisier = study.combination(
+        (1.0, Arm(task, NOISY, "xtf")),
+        (-1.0, Arm(task, NOISY, "normal")),
+        (-1.0, Arm(task, 0.0, "xtf")),
+        (1.0, Arm(task, 0.0, "normal")),
+    )
+    return [
+        _answer("H1", "XTF helps on data as they are", [versus("xtf", "normal")], lambda s: _by_sign(s[0])),
+        _answer(
+            "H2",
+            "XTF helps more, the more noise there is",
+            [(f"(xtf - normal at {NOISY:.0%}) - (xtf - normal at 0%)", noisier)],
+            lambda s: {1: "supported", 0: "no support", -1: "refuted"}[s[0]],
+        ),
+        _answer(
+            "H3",
+            "which tokens are dropped matters, not just how many",
+            [versus(n, "random", share) for share in (0.0, NOISY) for n in ("xtf", "low_loss", "high_loss")],
+            lambda s: "supported" if any(s) else "refuted",
+        ),
+        _answer(
+            "H4",
+            "one attribute carries the effect of the union",
+            [versus(n, "normal") for n in ("xtf", "ri", "kn", "tr")],
+            lambda s: "supported" if s[0] and s[0] in s[1:] else "refuted",
+        ),
+        _answer(
+            "H5",
+            "tokens of low base probability teach, those of high probability do not",
+            [
+                ("slope of accuracy over deciles, one alone, per decile", slope(False)),
+                ("slope of accuracy over deciles, one left out, per decile", slope(True)),
+            ],
+            lambda s: "supported" if s == [-1, 1] else "refuted",
+        ),
+        _answer(
+            "H6",
+            "dropping what the base model knows preserves it",
+            [forgetting(n) for n in ("xtf", "kn")],
+            lambda s: "refuted" if 1 in s else "supported" if s == [-1, -1] else "undecided",
+            unit="nats",
+        ),
+        _answer(
+            "H7",
+            "a reference model finds planted noise where the base model cannot",
+            [versus(n, "normal", NOISY) for n in ("slm", "token_cleaning")],
+            lambda s: "supported" if 1 in s else "refuted" if s == [-1, -1] else "undecided",
+        ),
+    ]
+
+
+# -- every arm ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """Means over an arm's seeds. `figures` has the teacher-forced ones, Student's interval over the seeds."""
+
+    arm: Arm
+    accuracy: Estimate
+    unreadable: float  # share of the answers in which none was found
+    kept_tokens: float  # supervised, over all epochs
+    steps: float
+    figures: Mapping[str, Effect | None]
+    scoring_seconds: float  # scores and reference model
+    training_seconds: float
+
+
+def arm_row(study: Study, arm: Arm) -> ArmRow:
+    runs = list(study.runs[arm].values())
+
+    def average(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    timing = [run.record["timing"] for run in runs]
+    return ArmRow(
+        arm,
+        mean([study.verdicts(arm, run.seed) for run in runs]),
+        average([run.record["metrics"]["unreadable"]["value"] for run in runs]),
+        average([run.record["training"]["kept_tokens"] for run in runs]),
+        average([run.record["training"]["steps"] for run in runs]),
+        {name: study.figure(name, (1.0, arm)) for name in TEACHER_FORCED},
+        median(entry.get("score", 0.0) + entry.get("reference", 0.0) for entry in timing),
+        median(entry["train"] for entry in timing),
+    )
+
+
+def against_controls(study: Study, task: str, share: float) -> dict[str, list[tuple[Arm, Comparison]]]:
+    """Every arm minus each control, by control: one family of comparisons each."""
+    found = {}
+    for control in CONTROLS:
+        effects = {
+            name: study.combination((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
+            for name in study.names(task, share)
+            if name != control
+        }
+        there = {name: one for name, one in effects.items() if one is not None}
+        compared = family(list(there.values()))
+        found[control] = [(Arm(task, share, name), one) for name, one in zip(there, compared, strict=True)]
+    return found
+
+
+class PooledRow(NamedTuple):
+    """An arm minus a control over several tasks; `pooled` is None where a task shows no spread at all."""
+
+    share: float
+    arm: str
+    control: str
+    tasks: tuple[str, ...]
+    pooled: Pooled | None
+
+
+def over_tasks(study: Study) -> list[PooledRow]:
+    """The mixed view: an arm minus a control, pooled over the tasks that have both, where they are two or more.
+
+    Limits end at the 100 points that a difference of shares cannot pass.
+    """
+    rows = []
+    for share in sorted({arm.share for arm in study.runs}):
+        for control in CONTROLS:
+            for name in dict.fromkeys(n for task in study.tasks for n in study.names(task, share)):
+                pairs = {
+                    task: study.combination((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
+                    for task in study.tasks
+                }
+                there = {task: one for task, one in pairs.items() if one is not None}
+                if name == control or len(there) < 2:
+                    continue
+                variances = [one.student.deviation**2 for one in there.values()]
+                pooled = None
+                if all(variances):
+                    pooled = random_effects([one.value for one in there.values()], variances)
+                    pooled = replace(pooled, low=max(-1.0, pooled.low), high=min(1.0, pooled.high))
+                rows.append(PooledRow(share, name, control, tuple(there), pooled))
+    return rows
+
+
+# -- the report ---------------------------------------------------------------------------------------------
+
+
+def shown(value: float, low: float, high: float, unit: str = "points") -> str:
+    """+3.2 [-0.4, +6.9], in percentage points or in nats."""
+    return f"{_number(value, unit)} {interval_text(low, high, unit)}"
+
+
+def interval_text(low: float, high: float, unit: str = "points") -> str:
+    return f"[{_number(low, unit)}, {_number(high, unit)}]"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{100 * value:+.1f}" if unit == "points" else f"{value:+.3f}"
+
+
+def _p_text(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
+
+
+def _figure_text(found: Effect | None, share: bool) -> str:
+    if found is None:
+        return "-"
+    low, high = found.interval()
+    if found.seeds < 2:
+        return percent(found.value) if share else f"{found.value:.3f}"
+    if share:
+        return f"{percent(found.value)} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{found.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def load(source: Path) -> tuple[Study, list[str]]:
+    """The study from an output folder (it has runs/) or a folder of archives, and which sweeps have no run there.
+
+    ValueError: none has.
+    """
+    archive = None if (source / "runs").is_dir() else source
+    cells: list[Cell] = []
+    missing = []
+    for name in STUDY:
+        try:
+            cells += find_cells(name, source / "runs", archive)
+        except NoRuns as error:
+            missing.append(str(error))
+    study = Study(cells)
+    if not study.runs:
+        raise ValueError(f"no run of the study under {source}: " + "; ".join(missing or ["none has finished"]))
+    return study, missing
+
+
+def study_report(source: Path, out_dir: Path) -> list[Path]:
+    """Writes study.md, study.html, comparisons.csv, arms.csv and figures; returns their paths.
+
+    ValueError: there is no finished run of the study in `source` (see `load`).
+    """
+    study, missing = load(source)
+    written: list[Path] = []
+    sections: list[dict[str, Any]] = []
+    comparisons: list[list[Any]] = []
+    rows = {arm: arm_row(study, arm) for arm in study.runs}
+
+    def drawn(figure: Figure, name: str, title: str) -> dict[str, str]:
+        paths = figures.save(figure, out_dir / "figures", name)
+        written.extend(paths.values())
+        return {
+            "title": title,
+            "png": paths["png"].relative_to(out_dir).as_posix(),
+            "data": data_url(paths["svg"]),
+        }
+
+    clean: dict[str, list[tuple[Arm, Comparison]]] = {}
+    for task in study.tasks:
+        answers = hypotheses(study, task)
+        sections.append(_hypotheses_section(task, answers))
+        comparisons += [
+            _csv_line(answer.name, task, "", line.label, "", line.found, line.unit)
+            for answer in answers
+            for line in answer.lines
+        ]
+        base = study.base(task)
+        by_share = {share: against_controls(study, task, share) for share in study.shares(task)}
+        if found := by_share.get(0.0, {}).get("normal"):
+            clean[task] = found
+        section = _effects_section(task, by_share)
+        panels = {
+            f"noise {share:.0%}": [(arm.name, one.value, one.low, one.high) for arm, one in found["normal"]]
+            for share, found in by_share.items()
+            if found["normal"]
+        }
+        if panels:
+            normals = {share: rows.get(Arm(task, share, "normal")) for share in by_share}
+            untrained = {
+                f"noise {share:.0%}": base["headline"] - normal.accuracy.value
+                for share, normal in normals.items()
+                if normal is not None and base
+            }
+            student = {
+                f"noise {share:.0%}": {arm.name: one.student for arm, one in found["normal"]}
+                for share, found in by_share.items()
+            }
+            figure = figures.effects(panels, "normal", untrained, student)
+            section["figures"] = [drawn(figure, f"{task}-effects", "Each method minus normal")]
+        sections.append(section)
+        comparisons += [
+            _csv_line("all", task, share, arm.name, control, one, "points")
+            for share, found in by_share.items()
+            for control, pairs in found.items()
+            for arm, one in pairs
+        ]
+        here = [row for arm, row in rows.items() if arm.task == task and "decile" not in arm.name]
+        section = _tokens_section(task, here)
+        dots = {
+            f"noise {share:.0%}": [
+                (row.arm.name, row.kept_tokens, row.accuracy) for row in here if row.arm.share == share
+            ]
+            for share in study.shares(task)
+        }
+        points = {title: [(n, x, e.value, e.low, e.high) for n, x, e in part] for title, part in dots.items() if part}
+        if points:
+            title = "Accuracy against supervised tokens"
+            section["figures"] = [drawn(figures.against_tokens(points), f"{task}-tokens", title)]
+        sections += [section, _losses_section(task, here, base), _cost_section(task, here)]
+        curves = _decile_curves(study, task, rows)
+        if curves:
+            normal = rows.get(Arm(task, 0.0, "normal"))
+            references = {} if normal is None else {"all tokens": normal.accuracy.value}
+            references |= {"untrained": base["headline"]} if base else {}
+            figure = figures.deciles(curves, references)
+            sections.append(
+                {
+                    "title": f"{task}: deciles of base probability",
+                    "text": [DECILES_TEXT],
+                    "columns": [],
+                    "rows": [],
+                    "figures": [drawn(figure, f"{task}-deciles", "Accuracy by decile of base probability")],
+                }
+            )
+    pooled = over_tasks(study)
+    section = _tasks_section(pooled)
+    if len(clean) > 1:
+        panels = {
+            task: [(arm.name, one.value, one.low, one.high) for arm, one in found] for task, found in clean.items()
+        }
+        student = {task: {arm.name: one.student for arm, one in found} for task, found in clean.items()}
+        figure = figures.effects(panels, "normal", student=student)
+        section["figures"] = [drawn(figure, "tasks-effects", "Each method minus normal, no noise planted")]
+    sections.append(section)
+    lacking = missing + [f"not finished: {folder}" for folder in study.unfinished]
+    if lacking:
+        sections.append({"title": "What is missing", "text": lacking, "columns": [], "rows": [], "figures": []})
+    written.append(_write_csv(out_dir / "comparisons.csv", COMPARISON_COLUMNS, comparisons))
+    if pooled:
+        written.append(_write_csv(out_dir / "tasks.csv", POOLED_COLUMNS, map(_pooled_line, pooled)))
+    written.append(_write_csv(out_dir / "arms.csv", ARM_COLUMNS, [_arm_line(row) for row in rows.values()]))
+    count = sum(len(runs) for runs in study.runs.values())
+    context = {"title": f"The study: {count} finished runs", "sections": sections}
+    return written + render("tables", context, out_dir, "study")
+
+
+DECILES_TEXT = (
+    "Decile 1 holds the tenth of the training tokens that the base model found least likely. Points with 95 % "
+    "intervals over seeds and items; the lines are normal fine-tuning on all tokens and the untrained model."
+)
+HOLM_TEXT = (
+    "Differences in points of accuracy, paired by seed and item, bootstrap over both. Each interval is at its own "
+    "level by Holm: one that leaves out zero decides, with 5 % error over all comparisons of the question."
+)
+STUDENT_TEXT = (
+    "Where seeds differ more than items do, few of them make the bootstrap too short. Student's t, seeds and items "
+    "both drawn at random and with Holm's levels of its own, is not: do not build on what it does not confirm."
+)
+
+ORACLE_TEXT = (
+    "`oracle` drops the planted tokens, those that are planted in part included. It is no part of the plan: it was "
+    "added after the first results, to show what a filter of labels could reach."
+)
+
+
+def _hypotheses_section(task: str, answers: Sequence[Answer]) -> dict[str, Any]:
+    rows = []
+    for answer in answers:
+        rows += [
+            [
+                answer.name,
+                answer.claim,
+                line.label,
+                shown(line.found.value, line.found.low, line.found.high, line.unit),
+                _p_text(line.found.p),
+                interval_text(*line.found.student, line.unit),
+                _p_text(line.found.student_p),
+                f"{line.found.effect.seeds}",
+                answer.reading,
+            ]
+            for line in answer.lines
+        ]
+        if answer.missing:
+            without = "not run: " + "; ".join(answer.missing)
+            rows.append([answer.name, answer.claim, without, "-", "-", "-", "-", "0", answer.reading])
+    return {
+        "title": f"{task}: the hypotheses",
+        "text": [
+            HOLM_TEXT,
+            "Readings go by the bootstrap, as planned, and are those of a whole hypothesis. Forgetting is in nats, by "
+            "Student's t over the seeds alone.",
+            STUDENT_TEXT,
+        ],
+        "columns": [
+            "",
+            "hypothesis",
+            "comparison",
+            "effect",
+            "p (Holm)",
+            "Student's t",
+            "its p (Holm)",
+            "seeds",
+            "reading",
+        ],
+        "rows": rows,
+        "figures": [],
+    }
+
+
+def _effects_section(
+    task: str, by_share: Mapping[float, Mapping[str, Sequence[tuple[Arm, Comparison]]]]
+) -> dict[str, Any]:
+    rows = []
+    for share, found in by_share.items():
+        columns = {control: dict(pairs) for control, pairs in found.items()}
+        for arm in dict.fromkeys(arm for pairs in columns.values() for arm in pairs):
+            cells = [columns[control].get(arm) for control in CONTROLS]
+            texts = [
+                text
+                for one in cells
+                for text in (
+                    ("", "") if one is None else (shown(one.value, one.low, one.high), interval_text(*one.student))
+                )
+            ]
+            seeds = "/".join(str(n) for n in dict.fromkeys(one.effect.seeds for one in cells if one is not None))
+            rows.append([f"{share:.0%}", arm.name, *texts, seeds])
+    text = [HOLM_TEXT + " Here a question is one control at one share of noise."]
+    return {
+        "title": f"{task}: every method against normal and random",
+        "text": text + [STUDENT_TEXT] + [ORACLE_TEXT] * any(row[1] == "oracle" for row in rows),
+        "columns": ["noise", "method", "minus normal", "Student's t", "minus random", "Student's t", "seeds"],
+        "rows": rows,
+        "figures": [],
+    }
+
+
+def _tokens_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
+    return {
+        "title": f"{task}: equal steps, unequal supervised tokens",
+        "text": [
+            "All methods take the same optimizer steps over the same rows; the tokens that carry loss differ. "
+            "`random` drops as many tokens as `xtf`, example by example. Unreadable: answers in which none was found."
+        ],
+        "columns": ["noise", "method", "accuracy", "unreadable", "supervised tokens", "steps", "seeds"],
+        "rows": [
+            [
+                f"{row.arm.share:.0%}",
+                row.arm.name,
+                f"{percent(row.accuracy.value)} [{100 * row.accuracy.low:.1f}, {100 * row.accuracy.high:.1f}]",
+                percent(row.unreadable),
+                f"{row.kept_tokens:,.0f}",
+                f"{row.steps:,.0f}",
+                str(row.accuracy.seeds),
+            ]
+            for row in rows
+        ],
+        "figures": [],
+    }
+
+
+def _losses_section(task: str, rows: Sequence[ArmRow], base: Mapping[str, float]) -> dict[str, Any]:
+    def text(name: str) -> str:
+        return percent(base[name]) if not name.endswith("loss") else f"{base[name]:.3f}"
+
+    untrained = ["", "untrained", *(text(name) if name in base else "-" for name in TEACHER_FORCED)]
+    return {
+        "title": f"{task}: loss, calibration, forgetting",
+        "text": [
+            "Loss in nats per token on the clean evaluation responses, and on held-out text of the pre-training mix "
+            "(forgetting); calibration error of next-token predictions. Means with Student's interval over seeds."
+        ],
+        "columns": ["noise", "method", "loss", "token accuracy", "calibration error", "forgetting loss"],
+        "rows": [untrained] * bool(base)
+        + [
+            [
+                f"{row.arm.share:.0%}",
+                row.arm.name,
+                *(_figure_text(row.figures[name], share=not name.endswith("loss")) for name in TEACHER_FORCED),
+            ]
+            for row in rows
+        ],
+        "figures": [],
+    }
+
+
+def _cost_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
+    return {
+        "title": f"{task}: cost of choosing tokens",
+        "text": [
+            "Median seconds over seeds. Scoring is done once for all runs that share the scores, and includes training "
+            "the reference model where a method has one; times of a busy machine are rough."
+        ],
+        "columns": ["noise", "method", "scoring", "training", "scoring / training"],
+        "rows": [
+            [
+                f"{row.arm.share:.0%}",
+                row.arm.name,
+                seconds(row.scoring_seconds),
+                seconds(row.training_seconds),
+                percent(row.scoring_seconds / row.training_seconds),
+            ]
+            for row in rows
+        ],
+        "figures": [],
+    }
+
+
+def _decile_curves(
+    study: Study, task: str, rows: Mapping[Arm, ArmRow]
+) -> dict[str, list[tuple[int, float, float, float]]]:
+    curves = {}
+    for title, left_out in (("one decile alone", False), ("all but one", True)):
+        arms = {number: Arm(task, 0.0, decile_name(number, left_out)) for number in DECILES}
+        points = [
+            (number, rows[arm].accuracy.value, rows[arm].accuracy.low, rows[arm].accuracy.high)
+            for number, arm in arms.items()
+            if arm in study.runs
+        ]
+        if points:
+            curves[title] = points
+    return curves
+
+
+def _tasks_section(rows: Sequence[PooledRow]) -> dict[str, Any]:
+    text = (
+        "Random-effects means of the differences in points, each task weighing by what is known of it (DerSimonian and "
+        "Laird); tau is their standard deviation between tasks. The 95 % intervals are Knapp and Hartung's, which for "
+        "two or three tasks are wide: that is how little so few say about the next one."
+    )
+    spreadless = sorted({f"{row.arm} - {row.control}, noise {row.share:.0%}" for row in rows if row.pooled is None})
+    return {
+        "title": "Over tasks",
+        "text": [text if rows else "One task was run, so there is nothing to pool."]
+        + [f"Not pooled, for every item came out alike in a task: {'; '.join(spreadless)}."] * bool(spreadless),
+        "columns": ["noise", "method", "minus", "pooled", "tau", "tasks"] if rows else [],
+        "rows": [
+            [
+                f"{row.share:.0%}",
+                row.arm,
+                row.control,
+                "-" if row.pooled is None else shown(row.pooled.value, row.pooled.low, row.pooled.high),
+                "-" if row.pooled is None else f"{100 * row.pooled.tau:.1f}",
+                ", ".join(row.tasks),
+            ]
+            for row in rows
+        ],
+        "figures": [],
+    }
+
+
+COMPARISON_COLUMNS = (
+    "question",
+    "task",
+    "share",
+    "arm",
+    "control",
+    "unit",
+    "value",
+    "low",
+    "high",
+    "level",
+    "p_holm",
+    "student_low",
+    "student_high",
+    "student_p_holm",
+    "standard_error",
+    "seeds",
+    "items",
+)
+ARM_COLUMNS = (
+    "task",
+    "share",
+    "arm",
+    "accuracy",
+    "low",
+    "high",
+    "seeds",
+    "items",
+    "unreadable",
+    "supervised_tokens",
+    "steps",
+    *TEACHER_FORCED,
+    "scoring_seconds",
+    "training_seconds",
+)
+
+
+def _csv_line(
+    question: str, task: str, share: float | str, arm: str, control: str, found: Comparison, unit: str
+) -> list[Any]:
+    return [
+        question,
+        task,
+        share,
+        arm,
+        control,
+        "share" if unit == "points" else unit,
+        found.value,
+        found.low,
+        found.high,
+        1 - found.alpha,
+        found.p,
+        *found.student,
+        found.student_p,
+        found.effect.student.deviation,
+        found.effect.seeds,
+        found.effect.items,
+    ]
+
+
+POOLED_COLUMNS = ("share", "arm", "control", "tasks", "value", "low", "high", "tau")
+
+
+def _pooled_line(row: PooledRow) -> list[Any]:
+    found = row.pooled
+    numbers = [None] * 4 if found is None else [found.value, found.low, found.high, found.tau]
+    return [row.share, row.arm, row.control, " ".join(row.tasks), *numbers]
+
+
+def _arm_line(row: ArmRow) -> list[Any]:
+    found = row.accuracy
+    losses = [None if one is None else one.value for one in row.figures.values()]
+    return [
+        *row.arm[:2],
+        row.arm.name,
+        found.value,
+        found.low,
+        found.high,
+        found.seeds,
+        found.items,
+        row.unreadable,
+        row.kept_tokens,
+        row.steps,
+        *losses,
+        row.scoring_seconds,
+        row.training_seconds,
+    ]
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *rows])
+    write_atomic(path, functools.partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The analysis of experiments/study.md.")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=Path("outputs"),
+        help="an output folder, or a folder of archives such as experiments/results (default: %(default)s)",
+    )
+    parser.add_argument("--to", type=Path, default=Path("outputs/reports/study"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        files = study_report(arguments.source, arguments.to)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    for file in files:
+        print(f"report: {file}")
+
+
+if __name__ == "__main__":
+    main()

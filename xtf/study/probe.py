@@ -1,0 +1,342 @@
+"""`python run.py probe=true`: what each method would drop of one's own data, and a short pilot with its sure margin.
+
+Everything is done on the first `pilot.examples` training rows and `pilot.eval_examples` evaluation rows, with the
+artifacts of ordinary runs: the same settings given to `python run.py` find them finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from xtf.config.identity import digest
+from xtf.config.schema import Config, ConfigError, SourceConfig, Stage
+from xtf.reporting import figures
+from xtf.reporting.intervals import (
+    Comparison,
+    Components,
+    components,
+    crossed_effect,
+    family,
+    matrix,
+    mean,
+    smallest_study,
+)
+from xtf.reporting.pages import data_url, percent, render, seconds
+from xtf.reporting.runs import Run, base_mean, load_run
+from xtf.runtime.artifacts import locked, read_json
+from xtf.runtime.progress import console, say
+from xtf.runtime.run_folder import run_folder
+from xtf.scoring.methods import METHODS, ProFit, Scores
+from xtf.sweeps.jobs import Planned
+
+PILOT = ("normal", "xtf", "random")
+MASKS = ("xtf", "random", "low_loss", "high_loss", "token_cleaning")
+PROFIT = "profit"  # an online method: what it would drop in the first step
+GAINS = (0.01, 0.02, 0.05)
+POWER = 0.8
+
+
+def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
+    """Makes or reuses the pilot's runs, prints the tables, writes reports/probe-*.md and .html; returns their paths.
+
+    Args:
+        config: resolved.
+        changed: the overridden keys that name a run's folder (`xtf.config.identity.overrides`).
+
+    Raises:
+        ConfigError: settings that a probe does not use.
+        ValueError: what the user can mend, as in `xtf.pipeline.run`.
+    """
+    from xtf.data.rows import load_rows
+
+    if config.method.name != "xtf" or config.stage is not Stage.all:
+        raise ConfigError(
+            f"probe=true runs its methods and stages by itself: leave out method={config.method.name} and "
+            f"stage={config.stage.value}"
+        )
+    if not config.scorer.attributes:
+        raise ConfigError(f"probe=true asks which tokens a scorer drops; scorer={config.scorer.name} has none")
+    at_hand = len(load_rows(config.task.eval))
+    small, named = pilot_settings(config, changed)
+    masks = {name: _mask_folder(small, named, name) for name in MASKS}
+    dropped = dropped_tokens({name: folder / "mask.parquet" for name, folder in masks.items()})
+    stats = read_json(masks["xtf"] / "manifest.json")["stages"]["mask"]["stats"]
+    runs = {
+        name: [_run(small, named, name, small.seed + number) for number in range(config.pilot.seeds)] for name in PILOT
+    }
+    output = Path(config.output_dir) / "reports"
+    stem = "-".join(["probe", config.task.name, config.model.name, config.tuning.name.value, digest(named, 8)])
+    found = compare(runs)
+    panel = {"the pilot, with 95 % intervals (Holm)": [(label, c.value, c.low, c.high) for label, c in found.items()]}
+    paths = figures.save(figures.effects(panel), output / "figures", stem)
+    pilot = _pilot_section(runs, found)
+    pilot["figures"] = [
+        {
+            "title": "Differences between the pilot's methods",
+            "png": paths["png"].relative_to(output).as_posix(),
+            "data": data_url(paths["svg"]),
+        }
+    ]
+    sections = [
+        _shares_section(dropped, stats),
+        _agreement_section(dropped),
+        pilot,
+        _power_section(runs, config.pilot.gain, at_hand),
+    ]
+    written = render(
+        "tables", {"title": f"Probe of {config.task.name} with {config.model.name}", "sections": sections}, output, stem
+    )
+    for section in sections:
+        _print(section)
+    for path in written:
+        say(f"report: {path}")
+    return [*written, *paths.values()]
+
+
+def pilot_settings(config: Config, changed: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The configuration cut to the pilot's rows, and the overrides that name its runs; fewer rows stay as they are."""
+    named = {key: value for key, value in changed.items() if not key.startswith("method.")}
+    sources: dict[str, Any] = {}
+    for which, most in (("train", config.pilot.examples), ("eval", config.pilot.eval_examples)):
+        source: SourceConfig = getattr(config.task, which)
+        if source.limit is None or source.limit > most:
+            source = dataclasses.replace(source, limit=most)
+            named[f"task.{which}.limit"] = most
+        sources[which] = source
+    task = dataclasses.replace(config.task, **sources)
+    return dataclasses.replace(config, task=task), named
+
+
+def planned(config: Config, changed: Mapping[str, Any]) -> list[Planned]:
+    """The jobs of a probe, for `stage=plan`: the pilot's runs, and the masks that are compared beside them."""
+    small, named = pilot_settings(config, changed)
+    runs = [
+        dataclasses.replace(small, method=METHODS[name](), seed=small.seed + number)
+        for name in PILOT
+        for number in range(config.pilot.seeds)
+    ]
+    masks = [
+        dataclasses.replace(small, method=METHODS[name](), stage=Stage.mask) for name in MASKS if name not in PILOT
+    ]
+    return [Planned((), job, named) for job in (*runs, *masks)]
+
+
+# -- runs ----------------------------------------------------------------------------------------------------
+
+
+def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> Path:
+    """The run folder that holds the method's mask.parquet, made unless it is there."""
+    from xtf.pipeline import Job
+
+    config = dataclasses.replace(config, method=METHODS[method](), stage=Stage.mask)
+    folder = Path(config.output_dir) / run_folder(config, named)
+    with locked(folder, say):
+        job = Job(config, named, folder)
+        job.refuse_other_data()
+        job.mask(job.score())
+    return folder
+
+
+def _run(config: Config, named: Mapping[str, Any], method: str, seed: int) -> Run:
+    """The finished run of a method and seed, made unless it is there."""
+    from xtf.pipeline import Job
+
+    config = dataclasses.replace(config, method=METHODS[method](), seed=seed)
+    folder = Path(config.output_dir) / run_folder(config, named)
+    with locked(folder, say):
+        job = Job(config, named, folder)
+        job.refuse_other_data()
+        if not job.finished:
+            say(f"pilot: {method}, seed {seed}")
+            job.stages()
+    return load_run(folder)
+
+
+# -- which tokens --------------------------------------------------------------------------------------------
+
+
+def dropped_tokens(masks: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """Whether each response token is dropped, bool [tokens]: by XTF's attributes, by each mask, by ProFit at first.
+
+    ProFit decides by the model in training; before its first step that is the base model.
+    """
+    found = {}
+    xtf = pq.read_table(masks["xtf"])
+    columns = [name for name in ("drop_ri", "drop_kn", "drop_tr") if name in xtf.column_names]
+    flat = Scores.from_table(xtf, columns).columns
+    for name in columns:
+        found[name.removeprefix("drop_")] = flat[name]
+    for name, path in masks.items():
+        found[name] = Scores.from_table(pq.read_table(path), ["labels"]).columns["dropped"]
+    logp = Scores.from_table(pq.read_table(masks["low_loss"]), ["logp"]).columns["logp"]
+    found[PROFIT] = np.exp(logp) <= ProFit().tau
+    return found
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Share of the tokens dropped by either that both drop; None where neither drops any."""
+    either = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / either if either else None
+
+
+def kappa(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Cohen's kappa: agreement beyond what the two shares give by chance; None where chance alone agrees always."""
+    observed, a, b = (first == second).mean(), first.mean(), second.mean()
+    chance = a * b + (1 - a) * (1 - b)
+    return float((observed - chance) / (1 - chance)) if chance < 1 else None
+
+
+def _shares_section(dropped: Mapping[str, np.ndarray], stats: Mapping[str, Any]) -> dict[str, Any]:
+    text = [
+        f"Of {stats['response_tokens']:,} response tokens of {stats['examples']:,} examples. `random`, `low_loss` and "
+        "`high_loss` drop as many as `xtf`, example by example; `profit` decides anew in each step, this is its first."
+    ]
+    text += [f"Degenerate attribute {one['attribute'].upper()}: {one['reason']}." for one in stats["degenerate"]]
+    return {
+        "title": "What each method would drop",
+        "text": text,
+        "columns": ["by", "dropped"],
+        "rows": [[name, percent(float(values.mean()), 2)] for name, values in dropped.items()],
+        "figures": [],
+    }
+
+
+def _agreement_section(dropped: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def cell(row: str, column: str) -> str:
+        if row == column:
+            return ""
+        places = list(dropped)
+        function = kappa if places.index(row) < places.index(column) else jaccard
+        value = function(dropped[row], dropped[column])
+        return "-" if value is None else f"{value:.2f}"
+
+    return {
+        "title": "Do they drop the same tokens?",
+        "text": [
+            "Below the diagonal: of the tokens dropped by either, the share dropped by both (Jaccard). Above it: "
+            "Cohen's kappa, 0 where they agree as chance would, 1 where they are the same, below 0 where they avoid "
+            "each other."
+        ],
+        "columns": ["", *dropped],
+        "rows": [[row, *(cell(row, column) for column in dropped)] for row in dropped],
+        "figures": [],
+    }
+
+
+# -- the pilot -----------------------------------------------------------------------------------------------
+
+
+def paired(runs: Mapping[str, Sequence[Run]], treated: str, control: str) -> np.ndarray:
+    """Differences of verdicts, [seeds, items]."""
+    sides = [[run.verdicts(run.headline) for run in runs[name]] for name in (treated, control)]
+    values = matrix([*sides[0], *sides[1]])
+    return values[: len(sides[0])] - values[len(sides[0]) :]
+
+
+def compare(runs: Mapping[str, Sequence[Run]]) -> dict[str, Comparison]:
+    """XTF against each control, one family of two; Student's t, as a pilot's few seeds make a bootstrap too short."""
+    controls = [name for name in PILOT if name != "xtf"]
+    found = family([crossed_effect(paired(runs, "xtf", control)) for control in controls])
+    return {f"xtf - {control}": one for control, one in zip(controls, found, strict=True)}
+
+
+def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Comparison]) -> dict[str, Any]:
+    metric = runs["normal"][0].headline
+    base = base_mean(runs["normal"], metric)
+    arms = {} if base is None else {"base model": base}
+    arms |= {name: mean([run.verdicts(metric) for run in some]) for name, some in runs.items()}
+    rows = [
+        [name, f"{percent(one.value)} [{100 * one.low:.1f}, {100 * one.high:.1f}]", "", ""]
+        for name, one in arms.items()
+    ]
+    for name, some in runs.items():
+        row = next(row for row in rows if row[0] == name)
+        row[2] = f"{np.mean([run.record['mask']['kept_share'] for run in some]):.1%}"
+        row[3] = seconds(float(np.mean([run.record["timing"]["train"] for run in some])))
+    rows += [
+        [name, f"{100 * one.value:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}] points", "", ""]
+        for name, one in found.items()
+    ]
+    one = next(iter(found.values()))
+    verdict = [
+        f"{name}: " + {1: "better", -1: "worse", 0: "the interval holds zero, so the pilot does not decide"}[each.sign]
+        for name, each in found.items()
+    ]
+    return {
+        "title": "The pilot",
+        "text": [
+            f"{metric} over {one.effect.seeds} seeds and {one.effect.items} items with 95 % intervals: for each method "
+            "by bootstrap over both, which is rather too short with so few seeds; for the two differences by Student's "
+            "t with Holm's correction, which is not.",
+            "; ".join(verdict) + ".",
+        ],
+        "columns": ["", metric, "tokens kept", "training"],
+        "rows": rows,
+        "figures": [],
+    }
+
+
+def needed(parts: Components, gain: float, at_hand: int) -> str:
+    """How large a study must be to tell a gain, in a sentence."""
+    points = f"{100 * gain:g} points"
+    if not (parts.items or parts.rest or parts.seeds):
+        return f"Every item of the pilot differs alike, so nothing can be said about a gain of {points}."
+    try:
+        study = smallest_study(parts, gain, at_hand, POWER)
+    except ValueError:
+        return f"To tell a gain of {points}, 100 seeds would not be enough: training is that uneven."
+    more = "" if study[1] <= at_hand else f" (there are {at_hand:,})"
+    return f"To tell a gain of {points} you need about {study[0]} seeds and {study[1]:,} evaluation items{more}."
+
+
+def _power_section(runs: Mapping[str, Sequence[Run]], gain: float, at_hand: int) -> dict[str, Any]:
+    parts = {control: components(paired(runs, "xtf", control)) for control in ("normal", "random")}
+    gains = sorted({*GAINS, gain})
+    return {
+        "title": "How large a study would have to be",
+        "text": [
+            needed(parts["normal"], gain, at_hand),
+            f"For a power of {POWER:.0%} with the pilot's own test (Student's t, two-sided at 5 %), simulated with the "
+            "variances of the pilot's paired differences: a between seeds, b between items, e of the rest, so that S "
+            "seeds and I items leave a / S + b / I + e / (S I). Estimates from a few seeds are rough.",
+        ],
+        "columns": ["xtf against", "a", "b", "e", *(f"{100 * one:g} points" for one in gains)],
+        "rows": [
+            [
+                control,
+                f"{part.seeds:.5f}",
+                f"{part.items:.4f}",
+                f"{part.rest:.4f}",
+                *(_short(part, one, at_hand) for one in gains),
+            ]
+            for control, part in parts.items()
+        ],
+        "figures": [],
+    }
+
+
+def _short(parts: Components, gain: float, at_hand: int) -> str:
+    if not (parts.items or parts.rest or parts.seeds):
+        return "-"
+    try:
+        return "{} seeds, {:,} items".format(*smallest_study(parts, gain, at_hand, POWER))
+    except ValueError:
+        return "more than 100 seeds"
+
+
+def _print(section: Mapping[str, Any]) -> None:
+    table = Table(title=section["title"], title_justify="left")
+    for place, name in enumerate(section["columns"]):
+        table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
+    for row in section["rows"]:
+        table.add_row(*row)
+    console.print(table)
+    for sentence in section["text"]:
+        console.print(sentence, highlight=False)

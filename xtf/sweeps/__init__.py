@@ -1,0 +1,1 @@
+"""Many jobs: composed, checked, planned, reported."""

@@ -1,0 +1,309 @@
+"""The jobs of a sweep: composed and checked before the first one starts, and what became of each.
+
+What a job leaves is in files alone (metrics.json when it has finished, error.json when it has failed), so that it does
+not matter which process or machine a launcher runs it on. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtf.config.checks import resolve
+from xtf.config.compose import to_config
+from xtf.config.identity import differing_keys, grader_identity, overrides, plain
+from xtf.config.schema import Config, ConfigError, Stage
+from xtf.runtime.artifacts import locked, read_json, sha256, write_json
+from xtf.runtime.run_folder import failure, job_name, jobs_file, run_folder
+
+_GROUP_KEYS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger")
+
+
+class JobsFailedError(Exception):
+    """Some jobs of a sweep did not finish; the message names each of them with its error."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One job of a sweep: its command line, the resolved configuration that this gives, and its folder."""
+
+    overrides: tuple[str, ...]
+    config: Config
+    changed: Mapping[str, Any]  # the overridden keys that name the folder
+    is_case: bool = True  # False: a pair of model and tuning that the experiment does not run
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output_dir) / run_folder(self.config, self.changed)
+
+    @property
+    def name(self) -> str:
+        return job_name(self.config, self.changed)
+
+
+def is_case(config: Config) -> bool:
+    """Whether an experiment runs this pair of model and tuning; the tiny model stands in for all of them."""
+    pair = f"{config.model.name}/{config.tuning.name.value}"
+    return not config.cases or pair in config.cases or config.model.bundled_data
+
+
+# --- composing -------------------------------------------------------------------------------------------------------
+
+
+def compose_jobs(batch: Sequence[Sequence[str]]) -> list[Planned]:
+    """Every job of a sweep, composed and resolved; Hydra must be initialized.
+
+    Raises:
+        ConfigError: naming the first job that could not run, or two jobs that would write the same folder.
+    """
+    from hydra.errors import HydraException
+
+    compose = _Composer(batch)
+    jobs, folders = [], dict[Path, Planned]()
+    for arguments in batch:
+        try:
+            job = compose.job(arguments)
+        except (ValueError, HydraException) as error:
+            line = " ".join(arguments)
+            raise ConfigError(f"nothing was started, for one of {len(batch)} jobs is wrong: {line}: {error}") from error
+        jobs.append(job)
+        if not job.is_case:
+            continue
+        twin = folders.setdefault(job.folder, job)
+        if twin is not job:
+            raise ConfigError(
+                f"nothing was started, for two jobs would write {job.folder}: {' '.join(twin.overrides)} and "
+                f"{' '.join(job.overrides)} (they differ in keys that do not change results)"
+            )
+    return jobs
+
+
+class _Composer:
+    """Composes many jobs from few compositions.
+
+    Hydra takes tenths of a second for one. But our groups do not depend on each other: the node of `model` follows from
+    the choice of model, the overrides below it and the experiment. So a composition with the first choice of every
+    group, one with the second of each, and so on, hold the parts of every job.
+    """
+
+    def __init__(self, batch: Sequence[Sequence[str]]) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self.parse = functools.cache(OverridesParser.create().parse_override)
+        self.compose = functools.cache(self._compose)
+        self.part = functools.cache(self._part)
+        self.choices: dict[str, list[str]] = {}
+        for text in dict.fromkeys(text for arguments in batch for text in arguments):
+            key = self.parse(text).key_or_group
+            if key in _GROUP_KEYS:
+                self.choices.setdefault(key, []).append(text)
+
+    def job(self, arguments: Sequence[str]) -> Planned:
+        experiment = tuple(text for text in arguments if self.parse(text).key_or_group == "experiments")
+        lines: dict[str, list[str]] = {key: [] for key in ("", *_GROUP_KEYS)}
+        for text in arguments:
+            key = re.split(r"[./]", self.parse(text).key_or_group)[0]
+            if key not in ("hydra", "experiments"):
+                lines[key if key in lines else ""].append(text)
+        values, changed = dict[str, Any](), dict[str, Any]()
+        for key, own in lines.items():
+            part, different = self.part(key, experiment, tuple(own))
+            values |= part
+            changed |= different
+        config = Config(**values)
+        if not is_case(config):
+            return Planned(tuple(arguments), config, changed, is_case=False)
+        return Planned(tuple(arguments), resolve(config), changed)
+
+    def _part(
+        self, key: str, experiment: tuple[str, ...], lines: tuple[str, ...]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The values of group `key` ("": of the keys outside all groups) by field, and the overridden leaves."""
+        from omegaconf import OmegaConf
+
+        choice = [line for line in lines if self.parse(line).key_or_group == key]
+        row = self.choices[key].index(choice[0]) if choice else 0
+        together = [texts[min(row, len(texts) - 1)] for texts in self.choices.values()]
+        composed = self.compose(*experiment, *together)
+        chosen = composed.hydra.runtime.choices
+        default = self.compose(*(f"{group}={chosen[group]}" for group in _GROUP_KEYS))
+        values = [self.parse(line) for line in lines if line not in choice]
+        if any(value.is_add() or value.is_force_add() or value.is_delete() for value in values):
+            composed = self.compose(*experiment, *together, *lines)
+        else:
+            composed = copy.deepcopy(composed)
+            for value in values:
+                OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
+        ours = [str(name) for name in composed if name != "hydra"]
+        inside = [name for name in ours if (name == key if key else name not in _GROUP_KEYS)]
+        composed, default = (OmegaConf.masked_copy(node, ours) for node in (composed, default))
+        config = to_config(composed)
+        different = {
+            name: value for name, value in overrides(composed, default).items() if name.split(".")[0] in inside
+        }
+        return {name: getattr(config, name) for name in inside}, different
+
+    @staticmethod
+    def _compose(*arguments: str) -> Any:
+        import hydra
+
+        return hydra.compose("config", overrides=list(arguments), return_hydra_config=True)
+
+
+# --- what is there already -------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _file_hash(path: Path, modified: int) -> str:
+    return sha256(path)
+
+
+def finished(job: Planned) -> bool:
+    """Whether the job has nothing left to do: the artifact of its stage is there, of this configuration and data."""
+    config, folder = job.config, job.folder
+    if config.stage not in (Stage.all, Stage.train, Stage.mask, Stage.score):
+        return False
+    file = folder / "manifest.json"
+    if not file.exists():
+        return False
+    manifest = read_json(file)
+    if differing_keys(manifest.get("config", {}), config):
+        return False  # the run itself refuses, and says what differs
+    for which, entry in manifest.get("data", {}).items():
+        path = getattr(config.task, which).path
+        if path and entry.get("file_sha256") != _file_hash(Path(path), Path(path).stat().st_mtime_ns):
+            return False
+    stages = manifest["stages"]
+    if config.stage is Stage.all:
+        graded = stages.get("evaluate", {}).get("grader") == grader_identity(config)
+        return graded and (folder / "metrics.json").exists()
+    if config.stage is Stage.train:
+        return "train" in stages and (folder / "model").is_dir()
+    if config.stage is Stage.mask:
+        return "mask" in stages and (folder / "mask.parquet").exists()
+    paths = stages.get("score", {}).get("paths", {})
+    return bool(paths) and all((Path(path) / "manifest.json").exists() for path in paths.values())
+
+
+def unfinished(jobs: Sequence[Planned]) -> list[Planned]:
+    """The jobs that a sweep has to run: those not finished, or whose last attempt failed, if only at the report."""
+    return [job for job in jobs if job.is_case and (failure(job.folder) or not finished(job))]
+
+
+def say_what_runs(jobs: Sequence[Planned]) -> None:
+    from xtf.runtime.progress import say
+
+    skipped, left = sum(not job.is_case for job in jobs), len(unfinished(jobs))
+    done = len(jobs) - skipped - left
+    line = f"{len(jobs)} jobs: {done} finished, {left} to run"
+    say(line + (f", {skipped} skipped (not a case of the experiment)" if skipped else ""))
+
+
+def list_jobs(jobs: Sequence[Planned]) -> None:
+    """Add the jobs to <output_dir>/sweeps/<experiment>.json, so that a report knows which are missing.
+
+    Several sweeps may share the work on an experiment; delete the file to forget jobs that will never be run.
+    """
+    from xtf.runtime.progress import say
+
+    listed: dict[Path, dict[str, Any]] = {}
+    for job in jobs:
+        config = job.config
+        if not job.is_case or config.experiment is None:
+            continue
+        parts = {
+            "task": config.task,
+            "model": config.model,
+            "method": config.method,
+            "scorer": config.scorer,
+            "threshold": config.threshold,
+        }
+        entry = {key: part.name for key, part in parts.items()}
+        entry |= {
+            "tuning": config.tuning.name.value,
+            "seed": config.seed,
+            "stage": config.stage.value,
+            "overrides": plain(dict(job.changed)),
+        }
+        listed.setdefault(jobs_file(Path(config.output_dir), config.experiment), {})[
+            str(run_folder(config, job.changed))
+        ] = entry
+    for file, entries in listed.items():
+        with locked(file.parent, say):
+            before = read_json(file) if file.exists() else {}
+            write_json(file, before | entries)
+
+
+def raise_failures(jobs: Sequence[Planned], launcher_error: Exception | None = None) -> None:
+    """After a sweep: JobsFailedError with what failed and why, unless every job has finished."""
+    reasons = {job.name: failure(job.folder) for job in jobs if job.is_case}
+    lines = [f"{name}: {why}" for name, why in reasons.items() if why]
+    if lines:
+        lines.append(f"{len(lines)} failed; the same command runs what is missing")
+    if launcher_error:
+        lines.append(f"the launcher stopped: {type(launcher_error).__name__}: {launcher_error}")
+    if lines:
+        raise JobsFailedError("\n".join(lines))
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+class _Device:
+    lock: Any = None  # held by this process until it ends
+
+
+def claim_device(config: Config) -> None:
+    """Give this worker process one GPU of its own, for all the jobs that it runs; before torch is imported.
+
+    Raises:
+        ConfigError: every GPU is taken, or a job wants several.
+    """
+    from filelock import FileLock, Timeout
+
+    if config.trainer.accelerator != "gpu" or _Device.lock is not None:
+        return
+    if config.trainer.devices > 1:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices} with hydra/launcher=joblib: its jobs get one GPU each; "
+            "leave the launcher out to run jobs one after another, or use hydra/launcher=slurm"
+        )
+    devices = _devices()
+    folder = Path(config.output_dir) / ".devices"
+    folder.mkdir(parents=True, exist_ok=True)
+    for device in devices:
+        lock = FileLock(folder / f"{device.replace('/', '_')}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+        _Device.lock = lock
+        return
+    raise ConfigError(f"all {len(devices)} GPUs are taken by other jobs: set hydra.launcher.n_jobs={len(devices)}")
+
+
+def _devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(
+            "hydra/launcher=joblib with GPUs needs their list: set CUDA_VISIBLE_DEVICES, e.g. to 0,1"
+        ) from error
+    return listing.stdout.split()

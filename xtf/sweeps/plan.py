@@ -1,0 +1,456 @@
+"""What a run or a sweep would take: jobs, shared passes, tokens, memory per device, device hours (stage=plan).
+
+Memory is counted, not measured: weights, gradients, optimizer states, activations of the largest batch and the block of
+logits that is held at once, for decoders with gated feed-forward layers and attention that keeps no score matrix (sdpa,
+flash). Fragmentation and kernels' work space stand in `RESERVE`. Time follows from one stated throughput
+(`plan.tokens_per_second`). Both say whether a plan is possible, not what it will come to within ten per cent.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtf.config.identity import digest, plain
+from xtf.config.schema import Config, ConfigError, ModelConfig, ModelShape, TRVariant, Tuning
+from xtf.pipeline import passes_of
+from xtf.runtime.artifacts import read_json
+from xtf.sweeps.jobs import Planned, finished
+
+GIB = 2**30
+LOGITS = 2**26  # elements of the largest block of logits, in training as in scoring on a GPU
+RESERVE = 1.0  # GiB that the GPU's context and the allocator take beside the tensors
+GPU_MEMORY = 80.0  # GiB, where plan.device_memory_gb is not given
+SAMPLE = 200  # local rows whose tokens are counted for an average
+FORWARD = 1 / 3  # of the cost of a trained token: a forward pass without the backward pass, which costs two
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def shape_of(model: ModelConfig) -> ModelShape:
+    """The model's shape from its config.json in a folder or in the hub's cache, else as `model.shape` states it.
+
+    ConfigError: neither is there.
+    """
+    file = _file(model, "config.json")
+    if file is not None:
+        return read_shape(json.loads(file.read_text(encoding="utf-8")))
+    if not model.shape.layers:
+        raise ConfigError(
+            f"stage=plan needs the shape of model={model.name}: {model.path} has no config.json on this machine; "
+            "fetch it (hf download) or state model.shape (xtf/config/schema.py, ModelShape)"
+        )
+    return model.shape
+
+
+def _file(model: ModelConfig, name: str) -> Path | None:
+    """A file of the model's folder or of the hub's cache; None if it is not on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from xtf.runtime.models import location
+
+    folder = Path(location(model))
+    if folder.is_dir():
+        return folder / name if (folder / name).exists() else None
+    found = try_to_load_from_cache(model.path, name, revision=model.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def read_shape(config: dict[str, Any]) -> ModelShape:
+    """The shape that a transformers config.json describes."""
+    family = config["model_type"]
+    return ModelShape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        head_dim=config.get("head_dim") or 0,
+        vocabulary=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", False),
+        bias=config.get("attention_bias", family == "qwen2"),
+        qk_norm=family == "qwen3",
+    )
+
+
+def _widths(shape: ModelShape) -> tuple[int, int]:
+    """Width of the queries, and of the keys or the values."""
+    head = shape.head_dim or shape.hidden // shape.heads
+    return shape.heads * head, shape.kv_heads * head
+
+
+def parameters(shape: ModelShape) -> int:
+    """Number of weights of the model."""
+    query, key = _widths(shape)
+    hidden = shape.hidden
+    attention = 2 * hidden * query + 2 * hidden * key + (query + 2 * key) * shape.bias
+    norms = 2 * hidden + 2 * (query // shape.heads) * shape.qk_norm
+    layer = attention + 3 * hidden * shape.intermediate + norms
+    return shape.vocabulary * hidden * (1 if shape.tied else 2) + shape.layers * layer + hidden
+
+
+def adapter_parameters(shape: ModelShape, rank: int) -> int:
+    """Weights of a LoRA adapter on PEFT's default targets for these architectures, the query and value projections."""
+    query, key = _widths(shape)
+    return shape.layers * rank * (2 * shape.hidden + query + key)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB on one device at the worst moment of each stage."""
+
+    scoring: float
+    training: float
+    evaluation: float
+
+    @property
+    def peak(self) -> float:
+        return max(self.scoring, self.training, self.evaluation)
+
+
+def memory(shape: ModelShape, config: Config) -> Memory:
+    """What each stage holds on one device.
+
+    - scoring and evaluation run on one device, with weights in bfloat16 on a GPU, else float32;
+    - full tuning: float32 weights, gradients and two AdamW states, 16 bytes a weight, and their bfloat16 copies under
+      autocast; ddp adds the gradients' buckets, fsdp splits the 16 bytes over the devices;
+    - LoRA: frozen weights as in scoring, 16 bytes for each weight of the adapter;
+    - activations of a layer, in elements a token: inputs and outputs of two norms (4 hidden), queries and keys before
+      and after rotation, values, attention's output, and 4 intermediate in the feed-forward layer. With
+      tuning.gradient_checkpointing one layer's, and the inputs of all.
+    """
+    trainer, tuning = config.trainer, config.tuning
+    gpu = trainer.accelerator != "cpu"
+    width = 2 if gpu and trainer.precision in ("auto", "bf16-mixed") else 4
+    count, (query, key), longest = parameters(shape), _widths(shape), config.model.max_length
+    inference = 4 * shape.hidden + query + 2 * key + 3 * shape.intermediate
+    logits = 4 * LOGITS
+
+    layer = 4 * shape.hidden + 3 * query + 3 * key + 4 * shape.intermediate
+    held = shape.layers * shape.hidden + layer if tuning.gradient_checkpointing else shape.layers * layer
+    activations = max(trainer.tokens_per_microbatch, longest) * (held + 6 * shape.hidden) * width
+    if tuning.name is Tuning.full:
+        states = 16 * count
+        if trainer.strategy == "ddp":
+            states += 4 * count
+        elif trainer.strategy == "fsdp":
+            states //= trainer.devices
+        states += width * count if width == 2 and trainer.strategy != "fsdp" else 0
+        if trainer.strategy == "fsdp":  # the largest unit is gathered whole
+            states += 4 * shape.vocabulary * shape.hidden
+    else:
+        states = width * count + 16 * adapter_parameters(shape, tuning.lora.r)
+
+    batch = max(trainer.tokens_per_eval_batch, longest)
+    rows = max(1, batch // (config.task.size.prompt + config.task.max_new_tokens))
+    cache = 2 * shape.layers * key * width
+    reserve = RESERVE if gpu else 0.0
+    return Memory(
+        scoring=(width * count + max(trainer.tokens_per_score_batch, longest) * inference * width + 2 * logits) / GIB
+        + reserve,
+        training=(states + activations + 3 * logits) / GIB + reserve,
+        evaluation=(width * count + batch * (cache + inference * width) + 8 * rows * shape.vocabulary) / GIB + reserve,
+    )
+
+
+def device_memory(config: Config) -> float:
+    """GiB of one device: as stated, else 80 for a GPU and the machine's own for the CPU."""
+    if config.plan.device_memory_gb is not None:
+        return config.plan.device_memory_gb
+    if config.trainer.accelerator != "cpu":
+        return GPU_MEMORY
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of a run's data and the tokens of an average one; `source`: counted, sampled or stated."""
+
+    train_rows: int
+    eval_rows: int
+    prompt: float
+    response: float
+    source: str
+
+    @property
+    def train(self) -> float:
+        return self.train_rows * (self.prompt + self.response)
+
+
+def tokens_of(job: Planned) -> Tokens:
+    """From the job's own scoring pass, else from a sample of local rows, else as `task.size` states it."""
+    task, size = job.config.task, job.config.task.size
+    stated = Tokens(
+        min(size.train_rows, task.train.limit or size.train_rows),
+        min(size.eval_rows, task.eval.limit or size.eval_rows),
+        size.prompt,
+        size.response,
+        "stated",
+    )
+    train, evaluation = _local_rows(task.train.path), _local_rows(task.eval.path)
+    found = stated
+    if train and evaluation:
+        sampled = _sampled(job.config)
+        prompt, response = sampled or (size.prompt, size.response)
+        found = Tokens(
+            min(train, task.train.limit or train),
+            min(evaluation, task.eval.limit or evaluation),
+            prompt,
+            response,
+            "sampled" if sampled else "stated",
+        )
+    file = job.folder / "manifest.json"
+    if file.exists():
+        manifest = read_json(file)
+        path = manifest["stages"].get("score", {}).get("paths", {}).get("scores")
+        rows = manifest.get("data", {}).get("train", {}).get("rows")
+        if path and rows and (Path(path) / "manifest.json").exists():
+            total = read_json(Path(path) / "manifest.json").get("tokens")
+            if total:
+                share = found.prompt / (found.prompt + found.response)
+                mean = total / rows
+                return Tokens(rows, found.eval_rows, share * mean, (1 - share) * mean, "counted")
+    return found
+
+
+@functools.cache
+def _local_rows(path: str | None) -> int | None:
+    """Rows of a local JSON-lines file; None for any other source, whose rows are not read for a plan."""
+    if path is None or not path.endswith(".jsonl") or not Path(path).exists():
+        return None
+    with Path(path).open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+_samples: dict[str, tuple[float, float]] = {}
+
+
+def _sampled(config: Config) -> tuple[float, float] | None:
+    """Mean tokens of the prompt and of the response of the first local rows, the chat template left out.
+
+    None where the rows or a tokenizer.json are not on this machine.
+    """
+    import dataclasses
+
+    from tokenizers import Tokenizer
+
+    from xtf.data.rows import load_rows
+    from xtf.tasks import load_task
+
+    file, task = _file(config.model, "tokenizer.json"), config.task
+    if file is None or task.train.path is None:
+        return None
+    key = digest([str(file), task])
+    if key not in _samples:
+        source = dataclasses.replace(task.train, limit=min(SAMPLE, task.train.limit or SAMPLE))
+        examples = load_task(task, config.output_dir).examples(load_rows(source), training=True)
+        prompts = ["".join(str(turn["content"]) for turn in example.messages) for example in examples]
+        prompt, response = (
+            statistics.mean(len(each.ids) for each in Tokenizer.from_file(str(file)).encode_batch(texts))
+            for texts in (prompts, [example.response for example in examples])
+        )
+        _samples[key] = prompt, response + 1  # the response ends with the token that ends texts
+    return _samples[key]
+
+
+# --- shared work -----------------------------------------------------------------------------------------------------
+
+
+def shared_passes(config: Config) -> dict[str, str]:
+    """Each scoring pass that a run reads, by kind, with a key that is the same wherever the pass is."""
+    rows = {
+        "task": config.task.name,
+        "train": plain(config.task.train),
+        "model": [config.model.path, config.model.revision, config.model.max_length],
+    }
+    if config.method.name == "data_augmentation":
+        rows["augmented"] = plain(config.method)
+    if config.plant.share:
+        rows["planted"] = plain(config.plant)
+    scorer = [plain(config.scorer.ri), plain(config.scorer.tr)]
+    words = config.task.domain_words if config.scorer.tr.variant is TRVariant.released else []
+    keys = {
+        "": digest([rows, scorer, words]),
+        "unconditional": digest([rows, "unconditional"]),
+        "ref": digest([rows, reference_key(config)]),
+    }
+    return {kind: keys[kind] for kind in passes_of(config)}
+
+
+def reference_key(config: Config) -> str | None:
+    """What a reference model is shared by; None for a run that needs none, or is given one."""
+    if "ref_logp" not in config.method.needs or config.method.reference is not None:
+        return None
+    warmup = config.method.warmup_rows(config.task.train.limit or config.task.size.train_rows)
+    planted = plain(config.plant) if config.plant.share else None
+    rows = [config.task.name, plain(config.task.train), planted, len(warmup)]
+    return digest([rows, config.model.path, plain(config.tuning)])
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Line:
+    """The jobs of one task, model and tuning."""
+
+    case: tuple[str, str, str]
+    jobs: int = 0
+    done: int = 0
+    tokens: float = 0.0  # trained, in jobs to do
+    memory: Memory = Memory(0.0, 0.0, 0.0)
+    hours: float = 0.0  # of one device
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    lines: Sequence[Line]
+    passes: int
+    references: int
+    too_large: Sequence[str]  # in words, what does not fit
+
+
+def make_plan(jobs: Sequence[Planned]) -> Plan:
+    """Adds up what the jobs that are to do would take; what several of them share counts once.
+
+    ConfigError: the shape of a model is not known.
+    """
+    lines: dict[tuple[str, str, str], Line] = {}
+    seen: dict[str, set[Any]] = defaultdict(set)
+    refused: dict[str, None] = {}
+    for job in jobs:
+        if not job.is_case:
+            continue
+        config = job.config
+        case = (config.task.name, config.model.name, config.tuning.name.value)
+        line = lines.setdefault(case, Line(case))
+        line.jobs += 1
+        passes, reference = shared_passes(config), reference_key(config)
+        seen["all passes"] |= set(passes.values())
+        seen["references"] |= {reference} - {None}
+        if finished(job):
+            line.done += 1
+            continue
+        shape, tokens = shape_of(config.model), tokens_of(job)
+        line.source = tokens.source
+        found = memory(shape, config)
+        if found.peak > line.memory.peak:
+            line.memory = found
+        refused |= dict.fromkeys(_too_large(config, found))
+        trained = _trained(config, tokens)
+        work = trained
+        for kind, key in passes.items():
+            if key not in seen["passes"]:
+                seen["passes"].add(key)
+                work += (
+                    FORWARD
+                    * tokens.train_rows
+                    * (tokens.response if kind == "unconditional" else tokens.prompt + tokens.response)
+                )
+        if reference is not None and reference not in seen["trained references"]:
+            seen["trained references"].add(reference)
+            share = len(config.method.warmup_rows(tokens.train_rows)) / tokens.train_rows
+            work += share * tokens.train * (config.tuning.epochs or 1)
+        if config.stage.value in ("all", "evaluate"):
+            generated = tokens.eval_rows * config.task.samples
+            each = generated * (FORWARD * tokens.prompt + min(config.task.max_new_tokens, 2 * tokens.response))
+            base = digest([case[:2], plain(config.task.eval), config.seed if config.task.temperature else None])
+            untouched = config.evaluate.base and base not in seen["base"]
+            seen["base"] |= {base} if untouched else set()
+            work += each * (2 if untouched else 1)
+        line.tokens += trained
+        line.hours += work * parameters(shape) / 1e9 / config.plan.tokens_per_second / 3600
+    return Plan(list(lines.values()), len(seen["all passes"]), len(seen["references"]), list(refused))
+
+
+def _trained(config: Config, tokens: Tokens) -> float:
+    """Tokens that the run trains on, prompts included: they are in the forward and the backward pass."""
+    if config.stage.value in ("score", "mask", "preview"):
+        return 0.0
+    rows = tokens.train_rows * (config.tuning.epochs or 1) * config.method.epochs_factor
+    if config.tuning.max_steps is not None:
+        rows = min(rows, config.tuning.max_steps * (config.tuning.batch_size or 1))
+    return rows * (tokens.prompt + tokens.response)
+
+
+def _too_large(config: Config, found: Memory) -> list[str]:
+    have, trainer = device_memory(config), config.trainer
+    stages = (
+        ["scoring"] if config.stage.value in ("score", "mask", "preview") else ["scoring", "training", "evaluation"]
+    )
+    said = []
+    for stage in stages:
+        need = getattr(found, stage)
+        if need <= have:
+            continue
+        remedy = {
+            "scoring": "lower trainer.tokens_per_score_batch",
+            "training": "use tuning=lora, trainer=fsdp with more trainer.devices, tuning.gradient_checkpointing=true "
+            "or a lower trainer.tokens_per_microbatch",
+            "evaluation": "lower trainer.tokens_per_eval_batch",
+        }[stage]
+        said.append(
+            f"{stage} of model={config.model.name} tuning={config.tuning.name.value} trainer={trainer.name} "
+            f"takes about {need:.0f} GiB on a device and there are {have:.0f}: {remedy}"
+        )
+    return said
+
+
+def _short(value: float) -> str:
+    """0.49, 8.9, 196: what a rough figure can bear."""
+    return f"{value:,.{2 if value < 1 else 1 if value < 10 else 0}f}"
+
+
+def show_plan(jobs: Sequence[Planned]) -> None:
+    """Print the plan as a table. ConfigError, in words, if something cannot fit on its device."""
+    from rich.table import Table
+
+    from xtf.runtime.progress import console, say
+
+    found = make_plan(jobs)
+    table = Table()
+    table.add_column("task/model/tuning", no_wrap=True)
+    for name in ("done", "tokens", "GiB", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in found.lines:
+        need = line.memory
+        mark = {"stated": "~", "sampled": "≈"}.get(line.source, "")
+        table.add_row(
+            "/".join(line.case),
+            f"{line.done}/{line.jobs}",
+            f"{mark}{_short(line.tokens / 1e6)} M",
+            f"{_short(need.scoring)} {_short(need.training)} {_short(need.evaluation)}",
+            _short(line.hours),
+        )
+    console.print(table)
+    total, done = sum(line.jobs for line in found.lines), sum(line.done for line in found.lines)
+    config = next(job.config for job in jobs if job.is_case)
+    say(
+        f"{total} jobs: {done} done, {total - done} to do; scoring passes that they share: {found.passes}, "
+        f"reference models: {found.references}"
+    )
+    say(
+        f"{sum(line.hours for line in found.lines):.1f} device hours are left, if a device trains "
+        f"{config.plan.tokens_per_second:,.0f} tokens/s of a model of 1e9 parameters (plan.tokens_per_second)"
+    )
+    say(
+        "tokens: of training left to do (~ by the averages stated in task.size, ≈ by a sample of the local rows, else "
+        "counted); GiB on one device: scoring, training, evaluation"
+    )
+    if found.too_large:
+        raise ConfigError("this plan does not fit:\n  " + "\n  ".join(found.too_large))

@@ -1,0 +1,1 @@
+"""The packed model, its LightningModule, and training with it."""

@@ -1,0 +1,395 @@
+"""Fine-tuning on a masked table: Lightning's Trainer around `xtf.training.module`; resumable, written atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import ModelParallelStrategy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
+from xtf.data.encode import Encoded
+from xtf.data.steps import Step, StepLoader, TrainingRows
+from xtf.runtime.artifacts import read_json, write_atomic, write_json
+from xtf.runtime.models import precision
+from xtf.runtime.progress import bar, console
+from xtf.scoring.masks import weights_to_labels
+from xtf.scoring.methods import Method, Scores, SelfEvolving
+from xtf.scoring.scorers import score_rows
+from xtf.training.module import TokenFilteredLM
+from xtf.training.packed import PACKED, enable_packing
+
+LOG_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "kept_tokens",
+    "tokens",
+    "tokens_per_second",
+    "learning_rate",
+    "grad_norm",
+    "validation_loss",
+)
+LOG = "train_log.csv"
+LAST = "checkpoints/last.ckpt"
+BEST = "checkpoints/best.ckpt"
+VALIDATION_STREAM = 2**31 + 1  # keeps the split apart from the training order, whose streams are epochs
+MODEL_PREFIX = "packed.model."  # of parameter names within the LightningModule
+RECORD = "training.json"  # in the model's folder, which is complete when it is renamed into place
+
+
+def fit(
+    model: PreTrainedModel,
+    table: pa.Table,
+    config: Config,
+    run_dir: Path,
+    *,
+    pad_id: int,
+    loggers: Sequence[Logger],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    shuffle: bool = True,
+) -> dict[str, Any]:
+    """Fine-tune `model` (changed in place) on a masked table and write `run_dir`/model; returns the
+    training record.
+
+    A run that was killed goes on from `run_dir`/checkpoints and ends with the same weights; a finished one
+    returns its record at once. `run_dir`/train_log.csv has a line per optimizer step.
+
+    Args:
+        table: what `xtf.data.steps.TrainingRows` describes.
+        config: resolved (`xtf.config.checks.resolve`): what tuning leaves to the model's recipe is filled in.
+        pad_id: fills packed rows up where `config.trainer.compile` wants one shape; nothing attends to it.
+        tokenizer: saved beside the weights, so that the folder loads by itself.
+        shuffle: each epoch anew; otherwise rows are trained in the table's order.
+
+    Raises:
+        NonFiniteLoss: the loss or a gradient is not finite; the last checkpoint is as it was.
+        ValueError: nothing to train on, or a model that cannot be trained packed.
+    """
+    finished = run_dir / "model" / RECORD
+    if finished.exists():
+        record: dict[str, Any] = read_json(finished)
+        return record
+    if isinstance(config.method, SelfEvolving):
+        return _fit_evolving(model, table, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+    tuning, method = config.tuning, config.method
+    assert tuning.batch_size is not None and tuning.epochs is not None
+    extra = sorted(method.needs) if method.online else ()
+    training, validation = _split(table, tuning, config.seed, extra)
+    longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
+    original = model.config._attn_implementation
+    attention = enable_packing(model, longest, config.trainer.compile)
+    if method.prompt_attention and attention != PACKED:
+        raise ValueError(
+            f"method={method.name} reads attention in the training step, which {attention} attention does not show; "
+            "use model.attention=sdpa, trainer.compile=false and documents within the sliding window"
+        )
+    progress = Progress(run_dir, config.trainer.checkpoint_every)
+    with _quiet():
+        trainer = _trainer(config, run_dir, loggers, progress)
+    loader = StepLoader(
+        training,
+        batch_size=tuning.batch_size,
+        epochs=tuning.epochs * method.epochs_factor,
+        max_steps=tuning.max_steps,
+        seed=config.seed,
+        budget=config.trainer.tokens_per_microbatch,
+        rank=trainer.global_rank,
+        devices=trainer.world_size,
+        fill_with=pad_id if config.trainer.compile else None,
+        shuffle=shuffle,
+    )
+    module = TokenFilteredLM(
+        _trainable(model, tuning, config.seed),
+        method,
+        tuning,
+        loader,
+        validation=validation,
+        seed=config.seed,
+    )
+    if config.trainer.compile:
+        model.get_decoder().compile(dynamic=False)
+    last = run_dir / LAST
+    with _quiet(), bar("training", loader.tokens()) as advance:
+        progress.advance = advance
+        trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    if tuning.checkpoint is CheckpointChoice.best:
+        state = torch.load(run_dir / BEST, map_location=module.device, weights_only=True)["state_dict"]
+        module.load_state_dict(state, strict=False)
+    model.set_attn_implementation(original)
+    record = _record(config, module, loader, attention, read_log(run_dir / LOG))
+    state = trainer.strategy.lightning_module_state_dict()  # whole on the first device only, under fsdp
+    if trainer.is_global_zero:
+        weights = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
+        _save(module.packed.model, weights, run_dir / "model", record, tokenizer)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    trainer.strategy.barrier("model saved")
+    return record
+
+
+def _fit_evolving(
+    model: PreTrainedModel, table: pa.Table, config: Config, run_dir: Path, *, pad_id: int, **more: Any
+) -> dict[str, Any]:
+    """`fit` on one part of the rows after the other, each cleaned by the model as the parts before left it."""
+    method = config.method
+    if config.tuning.name is not Tuning.full or config.trainer.devices > 1:
+        raise ValueError(
+            f"method={method.name} needs tuning=full on one device: its reference is the model in training"
+        )
+    parts_dir = run_dir / "parts"
+    records: list[dict[str, Any]] = []
+    log: list[dict[str, Any]] = []
+    for number, rows in enumerate(method.parts(table.num_rows)):
+        folder = parts_dir / str(number)
+        part = table.take(rows)
+        if (folder / "model" / RECORD).exists():
+            trained = type(model).from_pretrained(folder / "model", dtype=torch.float32)
+            model.load_state_dict(trained.state_dict())
+        elif number > 0:
+            part = _cleaned(model, part, method, config.trainer.tokens_per_score_batch, pad_id)
+        plain = replace(config, method=Method())
+        records.append(fit(model, part, plain, folder, pad_id=pad_id, **more))
+        steps = log[-1]["step"] if log else 0
+        log += [row | {"step": row["step"] + steps} for row in read_log(folder / LOG)]
+    write_atomic(run_dir / LOG, lambda path: _write_log(path, log))
+    record = records[-1] | {
+        name: sum(one[name] for one in records) for name in ("steps", "examples", "tokens", "kept_tokens")
+    }
+    record["parts"] = [{name: one[name] for name in ("examples", "tokens", "kept_tokens")} for one in records]
+    write_json(folder / "model" / RECORD, record)
+    (folder / "model").rename(run_dir / "model")
+    shutil.rmtree(parts_dir)
+    return record
+
+
+def _cleaned(model: PreTrainedModel, part: pa.Table, method: SelfEvolving, budget: int, pad_id: int) -> pa.Table:
+    """The part's table with the labels that its method's rule leaves, `model` being the reference."""
+    columns = [part[name].to_pylist() for name in ("example_id", "input_ids", "prompt_length")]
+    rows = [Encoded(*row) for row in zip(*columns, strict=True)]
+    scored = score_rows(model, rows, ScorerConfig(name="none"), logp=True, tokens_per_batch=budget, pad_id=pad_id)
+    both = scored.rename_columns({"logp": "ref_logp"}).append_column("logp", part["logp"])
+    scores = Scores.from_table(both, ("logp", "ref_logp"))
+    return weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1])).table
+
+
+# -- before training -----------------------------------------------------------------------------------------
+
+
+def _split(
+    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str]
+) -> tuple[TrainingRows, TrainingRows | None]:
+    """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one
+    then)."""
+    held_out = 0
+    if tuning.validation_fraction > 0:
+        held_out = max(1, round(tuning.validation_fraction * table.num_rows))
+    elif tuning.checkpoint is CheckpointChoice.best:
+        raise ValueError("tuning.checkpoint=best needs tuning.validation_fraction above 0")
+    if held_out >= table.num_rows:
+        raise ValueError(f"{held_out} of {table.num_rows} rows for validation leave nothing to train on")
+    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(table.num_rows)
+    training = TrainingRows(table.take(np.sort(order[held_out:])), extra)
+    if not training.kept.any():
+        raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
+    return training, TrainingRows(table.take(np.sort(order[:held_out])), extra) if held_out else None
+
+
+def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTrainedModel | PeftModel:
+    """The model with float32 weights to train: all of them, or a LoRA adapter's beside frozen ones."""
+    if tuning.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    if tuning.name is Tuning.full:
+        return model.float().requires_grad_(True)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.lora.r,
+        lora_alpha=tuning.lora.alpha,
+        lora_dropout=tuning.lora.dropout,
+        target_modules=list(tuning.lora.target_modules) or None,
+    )
+    torch.manual_seed(seed)  # of the adapter's random half
+    return get_peft_model(model, lora)
+
+
+def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress: Callback) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        strategy=_strategy(config.trainer),
+        precision=_precision(config),
+        max_epochs=1,  # the loader runs through all epochs, so that a run resumes at any step alike
+        logger=list(loggers) or False,
+        log_every_n_steps=config.logger.every,
+        callbacks=[progress],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _strategy(trainer: TrainerConfig) -> Any:
+    if trainer.strategy == "fsdp":  # PyTorch's second FSDP; Lightning's strategy of that name is the first
+        return ModelParallelStrategy(trainer.devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return trainer.strategy
+
+
+def _precision(config: Config) -> Any:
+    chosen = precision(config.trainer)
+    if chosen not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision={chosen} would round small updates away or needs loss scaling; "
+            "use auto, 32-true or bf16-mixed"
+        )
+    return chosen
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's notes on devices and stopping stay out of the output; its warnings do not."""
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with PyTorch 2.13
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
+# -- while training ------------------------------------------------------------------------------------------
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints written straight to disk under a temporary name, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        assert storage_options is None
+        write_atomic(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+
+class Progress(Callback):
+    """After each step: a line in train_log.csv, the progress bar, and now and then a checkpoint."""
+
+    def __init__(self, run_dir: Path, checkpoint_every: int) -> None:
+        self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
+        self.advance: Callable[[int], None] = lambda tokens: None  # of the progress bar
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TokenFilteredLM)
+        done = module.loader.next
+        self.advance(module.loader.tokens(done))
+        if trainer.is_global_zero:
+            rows = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
+            write_atomic(self.run_dir / LOG, lambda path: _write_log(path, rows))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        assert isinstance(module, TokenFilteredLM)
+        done = batch.index + 1
+        if trainer.is_global_zero:
+            with (self.run_dir / LOG).open("a", newline="") as file:
+                csv.DictWriter(file, LOG_COLUMNS).writerow(outputs["record"])
+        if module.best_step == done:
+            trainer.save_checkpoint(self.run_dir / BEST, weights_only=True)
+        if done % self.checkpoint_every == 0 and done < len(module.loader):
+            trainer.save_checkpoint(self.run_dir / LAST)
+        self.advance(batch.tokens)
+
+
+def _write_log(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, LOG_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a train_log.csv as numbers; None where a step has no value. A line cut off by a kill is
+    left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if None not in line.values()]
+    integers = ("step", "epoch", "kept_tokens", "tokens")
+    return [
+        {name: None if value == "" else (int if name in integers else float)(value) for name, value in line.items()}
+        for line in lines
+    ]
+
+
+# -- after training ------------------------------------------------------------------------------------------
+
+
+def _record(
+    config: Config, module: TokenFilteredLM, loader: StepLoader, attention: str, log: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    tuning = config.tuning
+    assert tuning.schedule is not None
+    best = tuning.checkpoint is CheckpointChoice.best
+    return {
+        "steps": len(loader),
+        "epochs": len(loader) / loader.steps_per_epoch,
+        "examples": len(loader.data),
+        "tokens": sum(row["tokens"] for row in log),
+        "kept_tokens": sum(row["kept_tokens"] for row in log),
+        "final_loss": log[-1]["loss"],
+        "validation_loss": module.best_loss if module.best_step else None,
+        "checkpoint": f"best: step {module.best_step}" if best else "last",
+        "loss_curve_file": LOG,
+        "learning_rate": tuning.learning_rate,
+        "schedule": tuning.schedule.value,
+        "batch_size": tuning.batch_size,
+        "divisor": tuning.divisor.value,
+        "precision": precision(config.trainer),
+        "attention": attention,
+        "compiled": config.trainer.compile,
+        "devices": config.trainer.devices,
+        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+
+
+def _save(
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+    record: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Write model (or adapter), tokenizer and record as one folder, renamed into place when complete."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    for stale in (temporary, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    if not console.is_terminal:
+        transformers_logging.disable_progress_bar()
+    # A tied weight has two names in a state; the model's own list has it once.
+    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    weights = {name: value for name, value in weights.items() if name in names}
+    model.save_pretrained(str(temporary), state_dict=weights)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(temporary)
+    write_json(temporary / RECORD, record)
+    temporary.rename(folder)

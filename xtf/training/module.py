@@ -1,0 +1,237 @@
+"""The LightningModule: the only place that sees gradients. `training_step` applies the mask.
+
+Shapes: T tokens of a packed row, N of them predict a token with loss, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from peft import PeftModel
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from xtf.config.schema import Divisor, Optimizer, Schedule, TuningConfig
+from xtf.data.steps import Step, StepLoader, TrainingRows, collate
+from xtf.scoring.methods import Method
+from xtf.training.muon import Muon
+from xtf.training.packed import PackedLM
+
+VALIDATION_ROWS = 256  # packed at once
+
+
+class NonFiniteLoss(ValueError):
+    """The loss or its gradient is not a finite number; raised before the weights are changed."""
+
+
+# -- training ------------------------------------------------------------------------------------------------
+
+
+def learning_rate_factor(schedule: Schedule, step: int, steps: int, warmup_ratio: float) -> float:
+    """Share of the peak learning rate at a 0-based step: linear warm-up, then constant, or decaying towards
+    0."""
+    warmup = math.ceil(warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    match schedule:
+        case Schedule.constant:
+            return 1.0
+        case Schedule.linear:
+            return 1.0 - progress
+        case Schedule.cosine:
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        case Schedule.trapezoid:
+            return min(1.0, 3 * (steps - step) / steps)
+
+
+class TokenFilteredLM(pl.LightningModule):
+    """Fine-tuning on weighted response tokens: loss = sum(w l) / Z over a whole optimizer step.
+
+    Z is the number of tokens with w > 0 (`divisor=kept`) or of all response tokens (`divisor=response`) in
+    the step, over all its micro-batches and devices. A batch is a whole optimizer step (`xtf.data.steps.Step`),
+    which is why optimization is manual.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        method: Method,
+        tuning: TuningConfig,
+        loader: StepLoader,
+        *,
+        validation: TrainingRows | None = None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold trained parameters only
+        self.packed = PackedLM(model, method)
+        self.method, self.tuning, self.loader, self.validation, self.seed = (
+            method,
+            tuning,
+            loader,
+            validation,
+            seed,
+        )
+        self.best_loss, self.best_step = math.inf, 0
+        self._clock = time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Under fsdp, spread each decoder layer, and then what lies around the layers, over the devices."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.packed, FSDPModule):
+            return
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        layer_names = set(self.packed.base._no_split_modules or ())
+        for part in self.packed.modules():
+            if type(part).__name__ in layer_names:
+                fully_shard(part, mesh=mesh)
+        fully_shard(self.packed, mesh=mesh)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW on the trainable parameters, float32, with weight decay on matrices only.
+
+        With `tuning.optimizer=muon` the matrices of the layers go to Muon, with the weight decay, and AdamW keeps the
+        rest. Muon's updates are scaled to AdamW's size, so that one learning rate serves both.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        assert all(parameter.dtype == torch.float32 for parameter in trained), "master weights are float32"
+        rate, decay, (first, second) = self.tuning.learning_rate, self.tuning.weight_decay, self.tuning.betas
+        assert rate is not None
+        optimizers: list[torch.optim.Optimizer] = []
+        if self.tuning.optimizer is Optimizer.muon:
+            inner = [p for p in self.packed.base.get_decoder().layers.parameters() if p.ndim == 2]
+            taken = {id(parameter) for parameter in inner}
+            trained, decay = [p for p in trained if id(p) not in taken], 0.0
+            optimizers = [Muon(inner, lr=rate, weight_decay=self.tuning.weight_decay)]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return [torch.optim.AdamW(groups, lr=rate, betas=(first, second), fused=True), *optimizers]
+
+    def training_step(self, step: Step) -> dict[str, Any]:
+        """Forward and backward of every micro-batch, then one update; returns the step's `record`."""
+        # Dropout is a function of (seed, step, device), so that a resumed run needs no generator state.
+        state = np.random.SeedSequence([self.seed, step.index, self.global_rank]).generate_state(1)
+        torch.manual_seed(int(state[0]))
+        self.packed.progress = step.index / max(1, len(self.loader) - 1)
+        loss_sum = torch.zeros((), device=self.device)
+        kept = torch.zeros((), device=self.device)
+        suspects: list[str] = []
+        for number, micro in enumerate(step.micro_batches):
+            with self._accumulate(last=number == len(step.micro_batches) - 1):
+                total, losses, weights = self.packed(micro)
+                self.manual_backward(total)
+            loss_sum += total.detach()
+            kept += (weights > 0).sum()
+            if not torch.isfinite(total.detach()):
+                rows = micro.rows[~torch.isfinite(losses * weights)].unique().tolist()
+                suspects += [self.loader.data.example_ids[row] for row in rows]
+        return {"record": self._update(step, loss_sum, kept, suspects)}
+
+    def _accumulate(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Under ddp, gradients are exchanged in the last micro-batch's backward pass only."""
+        wrapper = self.trainer.model
+        if isinstance(wrapper, DistributedDataParallel) and not last:
+            return wrapper.no_sync()
+        return contextlib.nullcontext()
+
+    def _update(self, step: Step, loss_sum: Tensor, kept: Tensor, suspects: Sequence[str]) -> dict[str, Any]:
+        found = self.optimizers()
+        optimizers = found if isinstance(found, list) else [found]
+        totals = self._sum_over_devices(torch.stack([loss_sum, kept]))
+        kept_tokens = int(totals[1])
+        divisor = max(1, kept_tokens if self.tuning.divisor is Divisor.kept else step.response_tokens)
+        loss = float(totals[0]) / divisor
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        # The sum's gradient becomes the mean's here; ddp and fsdp have averaged it over the devices on the
+        # way.
+        scale = self.trainer.world_size / divisor
+        total_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm) * scale
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            ids = suspects or [self.loader.data.example_ids[row] for row in step.rows]
+            raise NonFiniteLoss(
+                f"step {step.index + 1}: the loss is {loss} and its gradient's norm {norm}; the weights "
+                f"are as they were before the step. Examples: {', '.join(ids)}. "
+                "A lower tuning.learning_rate may help; if the first step fails, look at these examples"
+            )
+        clip = min(1.0, self.tuning.max_grad_norm / norm) if norm > 0 else 1.0
+        torch._foreach_mul_(gradients, scale * clip)
+        schedule, peak, warmup = self.tuning.schedule, self.tuning.learning_rate, self.tuning.warmup_ratio
+        assert schedule is not None and peak is not None and warmup is not None, "the tuning is resolved"
+        rate = peak * learning_rate_factor(schedule, step.index, len(self.loader), warmup)
+        for number, optimizer in enumerate(optimizers):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # Lightning counts each step of an optimizer of its own as a training step; one is counted.
+            (optimizer if number == 0 else optimizer.optimizer).step()
+            optimizer.zero_grad(set_to_none=True)
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        record = {
+            "loss": loss,
+            "kept_tokens": kept_tokens,
+            "tokens_per_second": step.tokens / seconds,
+            "learning_rate": rate,
+            "grad_norm": norm,
+        }
+        self.log_dict({f"train/{name}": float(value) for name, value in record.items()}, rank_zero_only=True)
+        done = step.index + 1
+        record |= {"step": done, "epoch": -(-done // self.loader.steps_per_epoch), "tokens": step.tokens}
+        if self.validation is not None and (done % self.loader.steps_per_epoch == 0 or done == len(self.loader)):
+            record["validation_loss"] = self._validate(done)
+        return record
+
+    def _validate(self, done: int) -> float:
+        """Loss over the validation rows' stored weights; the lowest one so far is remembered with its
+        step."""
+        assert self.validation is not None
+        sums = torch.zeros(2, device=self.device)
+        order = np.arange(len(self.validation))
+        self.eval()
+        with torch.no_grad():
+            for part in np.array_split(order, -(-len(order) // VALIDATION_ROWS)):
+                devices = {"rank": self.global_rank, "devices": self.trainer.world_size}
+                step = collate(self.validation, part, self.loader.budget, done, **devices)
+                for micro in self.trainer.strategy.batch_to_device(step).micro_batches:
+                    total, _, weights = self.packed(micro)
+                    sums += torch.stack([total, (weights > 0).sum()])
+        self.train()
+        weighted, kept = self._sum_over_devices(sums).tolist()
+        loss = weighted / max(1.0, kept)
+        self.log("validation/loss", loss, rank_zero_only=True)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, done
+        self._clock = time.perf_counter()
+        return float(loss)
+
+    def _sum_over_devices(self, values: Tensor) -> Tensor:
+        summed = self.trainer.strategy.reduce(values, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def on_train_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["best"] = {"loss": self.best_loss, "step": self.best_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best_loss, self.best_step = checkpoint["best"]["loss"], checkpoint["best"]["step"]
