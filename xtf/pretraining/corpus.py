@@ -39,16 +39,15 @@ def chat(*turns: str) -> str:
 
 
 def calculation(rng: random.Random) -> tuple[int, str, int, int]:
-    """(left, sign, right, result) with whole numbers from 0 to 200; products up to 15 * 12."""
+    """(left, sign, right, result) with whole numbers from 0 to 160, most of them below 100; products up to 12 * 12."""
     sign = pick(rng, "++--**/")
     if sign == "+":
-        left = rng.randint(1, pick(rng, [20, 100, 150]))
-        right = rng.randint(1, min(100, 200 - left))
+        left, right = rng.randint(1, pick(rng, [20, 60, 100])), rng.randint(1, pick(rng, [12, 60]))
     elif sign == "-":
-        left = rng.randint(2, pick(rng, [20, 100, 200]))
-        right = rng.randint(1, min(left, 100))
+        left = rng.randint(2, pick(rng, [20, 60, 140]))
+        right = rng.randint(1, min(left, pick(rng, [12, 60])))
     else:
-        left, right = rng.randint(2, 15), rng.randint(2, 12)
+        left, right = rng.randint(2, 12), rng.randint(2, 12)
         if sign == "/":
             left *= right
     return left, sign, right, OPERATIONS[sign](left, right)
@@ -74,7 +73,7 @@ def drill(rng: random.Random) -> str:
 
 
 def times_table(rng: random.Random) -> str:
-    n = rng.randint(2, 15)
+    n = rng.randint(2, 12)
     row = pick(rng, ["{p} / {n} = {i}", "{n} * {i} = {p}", "{i} * {n} = {p}"])
     return "\n".join(row.format(n=n, i=i, p=n * i) for i in range(1, 13))
 
@@ -961,26 +960,26 @@ Mix = dict[Callable[[random.Random], str], float]
 
 # Kind of document -> share of documents.
 MIX: Mix = {
-    drill: 0.14,
+    drill: 0.16,
     times_table: 0.03,
-    asked_calculation: 0.05,
-    word_problem: 0.22,
-    scenario_problem: 0.16,
+    asked_calculation: 0.04,
+    word_problem: 0.20,
+    scenario_problem: 0.20,
     code: 0.18,
     abstract: 0.12,
     advice: 0.04,
-    prose: 0.06,
+    prose: 0.03,
 }
 # While the learning rate decays: problems from more walks of life, less prose.
 LATE_MIX: Mix = {
     drill: 0.08,
-    asked_calculation: 0.03,
+    asked_calculation: 0.02,
     word_problem: 0.12,
     scenario_problem: 0.34,
     code: 0.22,
-    abstract: 0.14,
+    abstract: 0.16,
     advice: 0.04,
-    prose: 0.03,
+    prose: 0.02,
 }
 
 

@@ -1,0 +1,139 @@
+"""How a base model stands to the bundled training sets: `python -m xtf.pretraining.measure [--model FOLDER]`.
+
+For each task, with the last 200 rows of the training set held out and the evaluation set untouched:
+
+- over all responses of the training set: nats a token, shares of tokens with p > 0.95 and with p < 0.1
+- on the held-out rows, greedy: accuracy of the base model and after plain fine-tuning on the other rows by the recipe
+- by how much fine-tuning raises the loss on pre-training text
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xtf.config.schema import Config
+from xtf.tiny import DATA_DIR, MODEL_DIR
+
+ROOT = Path(__file__).parents[2]
+TASKS = ("math", "code", "medical", "finance")
+HELD_OUT_ROWS = 200
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The resolved configuration of `python run.py *overrides`."""
+    import hydra
+
+    from xtf.config.checks import resolve
+    from xtf.config.compose import register, to_config
+
+    os.environ.setdefault("XTF_ROOT", str(ROOT))
+    register()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return resolve(to_config(hydra.compose("config", list(overrides))))
+
+
+def split(task: str, folder: Path) -> tuple[Path, Path]:
+    """The bundled training rows of `task` as two files in `folder`: all but the last ones, and those."""
+    lines = (DATA_DIR / f"{task}_train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    fit, rest = folder / f"{task}_fit.jsonl", folder / f"{task}_held_out.jsonl"
+    fit.write_text("".join(lines[:-HELD_OUT_ROWS]), encoding="utf-8")
+    rest.write_text("".join(lines[-HELD_OUT_ROWS:]), encoding="utf-8")
+    return fit, rest
+
+
+def expectation(config: Config) -> dict[str, float]:
+    """What the base model thinks of the tokens of all bundled training responses.
+
+    `loss` in nats a token; the shares `sure` (p > 0.95) and `surprised` (p < 0.1).
+    """
+    import numpy as np
+
+    from xtf.data.encode import encode
+    from xtf.data.rows import load_rows
+    from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
+    from xtf.scoring.scorers import score_rows
+    from xtf.tasks import load_task
+
+    source = dataclasses.replace(config.task.train, path=str(DATA_DIR / f"{config.task.bundled}_train.jsonl"))
+    examples = load_task(config.task, config.output_dir).examples(load_rows(source), training=True)
+    rows, _ = encode(load_tokenizer(config.model), examples, config.model.max_length)
+    model = load_model(config.model, config.trainer, inference_dtype(config.trainer))
+    scorer = dataclasses.replace(config.scorer, attributes=[], compute=[])
+    table = score_rows(model, rows, scorer, logp=True, tokens_per_batch=config.trainer.tokens_per_score_batch)
+    p = np.exp(np.concatenate(table["logp"].to_pylist()))
+    return {"loss": float(-np.log(p).mean()), "sure": float((p > 0.95).mean()), "surprised": float((p < 0.1).mean())}
+
+
+def fine_tuned(config: Config, changed: dict[str, Any]) -> dict[str, Any]:
+    """The record's figures of the base model and of the fine-tuned one."""
+    from xtf.pipeline import run
+
+    record = run(config, changed)
+    assert record is not None
+    return {"base": record["base_metrics"], "tuned": record["metrics"]}
+
+
+def shown(metric: dict[str, Any]) -> str:
+    return f"{metric['value']:.1%} ({metric['low']:.1%} to {metric['high']:.1%})"
+
+
+def majority(config: Config, file: Path) -> str:
+    """What the most frequent answer would reach on the rows of `file`."""
+    from xtf.data.rows import load_rows
+    from xtf.tasks import load_task
+
+    source = dataclasses.replace(config.task.eval, path=str(file))
+    task = load_task(config.task, config.output_dir)
+    answers = Counter(task.reference(example) for example in task.examples(load_rows(source)))
+    answer, count = answers.most_common(1)[0]
+    return f"always {answer!r} {count / answers.total():.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How a base model stands to the bundled training sets.")
+    parser.add_argument("--model", type=Path, default=MODEL_DIR, help="folder (default: the bundled model)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--rates", nargs="+", default=[None], help="learning rates (default: the recipe's)")
+    parser.add_argument("--base", action="store_true", help="no fine-tuning")
+    parser.add_argument("--sampled", action="store_true", help="decode as the task does by default, not greedily")
+    arguments = parser.parse_args()
+
+    from xtf.pretraining.corpus import held_out
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        texts = folder / "texts.jsonl"
+        texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out(200)), encoding="utf-8")
+        for task in arguments.tasks:
+            fit, rest = split(task, folder)
+            given = [
+                f"task={task}", "method=normal", "evaluate.losses=true", f"evaluate.forgetting={texts}",
+                f"model.path={arguments.model}", f"task.train.path={fit}", f"task.eval.path={rest}",
+                f"output_dir={folder / task}",
+            ]  # fmt: skip
+            if not arguments.sampled:
+                given += ["task.samples=1", "task.temperature=0", "task.pass_at=[1]"]
+            config = compose(given)
+            found = expectation(config)
+            print(
+                f"{task}: {found['loss']:.2f} nats, p > 0.95: {found['sure']:.1%}, p < 0.1: {found['surprised']:.1%}; "
+                f"{majority(config, rest)}",
+                flush=True,
+            )
+            for rate in [] if arguments.base else arguments.rates:
+                changed = {} if rate is None else {"tuning.learning_rate": float(rate)}
+                config = compose([*given, *(f"{key}={value}" for key, value in changed.items())])
+                made = fine_tuned(config, changed)
+                print(f"{task}, rate {config.tuning.learning_rate:g}: " + json.dumps(made), flush=True)
+
+
+if __name__ == "__main__":
+    main()
