@@ -27,9 +27,10 @@ ALTERNATIVES = re.compile(r"\[([^][]*\|[^][]*)\]")
 
 
 def say(rng: random.Random, template: str, **slots: object) -> str:
-    """`template` with one alternative chosen in each pair of brackets and its slots filled."""
-    chosen = ALTERNATIVES.sub(lambda match: pick(rng, match[1].split("|")), template)
-    return chosen.format(**slots)
+    """`template` with one alternative chosen in each pair of brackets, the inner ones first, and its slots filled."""
+    while ALTERNATIVES.search(template):
+        template = ALTERNATIVES.sub(lambda match: pick(rng, match[1].split("|")), template)
+    return template.format(**slots)
 
 
 def chat(*turns: str) -> str:
@@ -496,54 +497,137 @@ def scenario(rng: random.Random) -> Problem:
     return p
 
 
+# Subjects, verbs and settings are many, so that a model of this text holds any of them for possible, and none for sure.
+NOUNS = (
+    "library tank pump book guest stop gift purchase leak bonus party garden team class family ticket bill "
+    "friend adult "
+    "child teacher group trip box shop farmer table rope piece week day evening morning afternoon return "
+    "lending penalty "
+    "game bus train shelf pupil rider wire store club school pond field truck price work road storm bed bird "
+    "cook driver"
+).split()
+PLURALS = (
+    "adults children riders people animals cows hens guests friends pupils teams pieces boxes boys girls bottles rooms "
+    "chairs tables farmers players students cars lamps rolls"
+).split()
+QUALITIES = "good usual new other present first last small whole full free red old adult alive".split()
 STEPS = (
-    "[There are|That makes|This gives|Now there are|So we have|That leaves] {step} {u}.",
-    "[It|That|This] [is|comes to|makes] {step}.",
-    "[The number of {u} is|The {u} are|The count is] {step}.",
-    "[In all|Then|Now|After that|So] it is {step} {u}.",
-    "[At first|Later|In the end] [there are|we find] {step} {u}.",
+    "The {noun} [has|had|holds|gets|adds|gives|needs|costs|pays|takes] {step} {u}.",
+    "The [{nouns}|{u}] [have|had|cost|pay|get|weigh|fill|make] {step} {u}.",
+    "There [are|remain|were|will be] {step} [{quality} |]{u}.",
+    "{who} [has|gets|needs|pays|earns|bakes|reads|saves|scores|sells|owns|covers|makes|buys|spends] {step} {u}.",
+    "{who} [has done|will have|gets back|gives back|will be|has left|is] {step} {u}.",
+    "[In all|In total|So|Then|Now|Together|At the end|In the end|After that|After the {noun}|With the {noun}|In "
+    "the {noun}|"
+    "On the {quality} days] [there are|it is|that is|they have|we have|it has|{who} has|the {noun} has] {step} {u}.",
+    "[That|This|It] [is|makes|gives|leaves|comes to] {step} {u}.",
+    "[So each|Each|Every|An|One] {noun} [has|gets|pays|eats|takes|holds] {step} {u}.",
+    "[What remains|What is left|The rest|The {quality} number|The whole {noun}|The total] is {step} {u}.",
+    "[They|We] [have|fill|get|pay|need|make] {step} {u}.",
 )
-OPENINGS = (
-    "[Let us|We|I will] [solve|do|answer] this [step by step|one step at a time|with care].",
-    "[Here is|This is] [the|my] [answer|solution].",
-    "[Yes|Good|Well], [a nice problem|let us see|I can help].",
-)
-FILLERS = (
-    "[This is|That was] [not hard|the first part|what we need].",
-    "[Next|Now] comes the [next|other|last] part.",
-    "[Note|Keep in mind] that this is [only a part|one number of several].",
-)
-CLOSINGS = (
-    "[That is all|This is the result|We are at the end].",
-    "[Ask me|Tell me] if [you need more|this is not clear].",
-)
-MARKS = ("- {line}", "* {line}", "{i}. {line}", "({i}) {line}", "**{i}** {line}")
-STOCK_SHARE = 0.2  # of answers, for each kind of stock phrase
+STOCK_SHARE = 0.22  # of answers, for each kind of stock phrase
 
 
-def with_stock(rng: random.Random, lines: list[str]) -> list[str]:
-    """`lines` and, each kind in its share of answers, stock phrases between and around them."""
+@dataclass(frozen=True)
+class Stock:
+    """Phrases that carry nothing: in front of an answer, between its sentences, behind it."""
+
+    openings: tuple[str, ...]
+    fillers: tuple[str, ...]
+    closings: tuple[str, ...]
+
+
+STEP_STOCK = Stock(
+    openings=(
+        "[Sure|Okay|Great|Certainly|Yes|Right|Good][,|!|.] [let's|let me|we|I] "
+        "[work|think|break|solve|go|look|do|take] "
+        "[it|that|the problem|about it] [out|down|through|over|now] [step by step|carefully|slowly|one step at "
+        "a time].",
+        "To [solve|answer|do] [it|the problem|such a problem], [we|you|I] [go|work|look|think] [through|about|over] "
+        "[it|all] [one step at a time|step by step|with care].",
+        "[Certainly|Okay|Good question][!|.] [Here is|This is|Below is] [my|an|one] [solution|answer|way].",
+    ),
+    fillers=(
+        "[So far|Up to here|Well], [all is well|that is right|we have it].",
+        "[That|This|It] is [easy|simple|clear|good] [to see|so far|now].",
+        "[As you see|As we can see|As one can see], [this|it|that] is [simple|easy|right].",
+        "[Now|Next|Okay,] [let's|we|let us] [move on|go on|turn|keep that in mind and go] to the "
+        "[last|other|second] [part|step].",
+    ),
+    closings=(
+        "[I|We] hope [that|it] [helps|is clear|is right][!|.]",
+        "[And|So] [that|this] is [how|why|where] we [find|see|have] the [answer|result|final number].",
+        "[Feel free|Be free|Do not wait] to ask [me|again|more] if [anything|something|it] is [not clear|hard].",
+        "[So|And|Now] [that's all|we are done|it is done].",
+    ),
+)
+TRIAL_STOCK = Stock(
+    openings=(
+        "[To the best of|As far as|To] [our|my] [knowledge|view|reading], [this|it|that] is [one of|among] the "
+        "[first|few|best] [studies|trials|reports] of [its|this|the] [sort|type|field].",
+        "[Taken|Seen|Read] together, [the|our|all] [findings|results|data] are [of interest|of note|clear|mixed].",
+        "In [light|view] of [this|the data|what was found], [the following|this much|little] can be [said|noted].",
+        "[Thanks|Thank you] for [your question|the abstract|your time].",
+    ),
+    fillers=(
+        "It [should|must|may] be [noted|said] that [this|it] is [a|but a|one] [small|short|single] [study|trial].",
+        "As [with|in] [any|every|all] [trial|study|work], [some|great|due] [caution|care|doubt] is [needed|wise].",
+        "This is [in line|at odds] with what [one|we|others] [expect|might think|found].",
+    ),
+    closings=(
+        "[Further|More|Other|Larger] [studies|trials|work|research] [are|is] [needed|called for|welcome][| "
+        "here| in this area].",
+        "[Larger|Longer|Better] [studies|trials] are needed to [confirm|test|check] [this|them|the results].",
+        "These [findings|results|data] may be of [value|use|interest] to [doctors|patients|others].",
+    ),
+)
+MONEY_STOCK = Stock(
+    openings=(
+        "[That|This] is a [good|hard|fair] question[, and|. Well,] [many|some|most] [people|of us] [ask it|ask that].",
+        "[I am|We are] [no|not an] adviser, but [here is|this is] what [I|we] [think|say].",
+        "[It depends|It is not clear|That is easy], as [often|so often|always] [with money|in life|with loans].",
+    ),
+    fillers=(
+        "[Of course|Still|Note that] [everyone's|each|your] [case|situation|budget] is [its own|not the same].",
+        "This leaves [taxes|fees|risk|all else] [out|aside].",
+    ),
+    closings=(
+        "[I hope|Hope] [this|it] [helps|is of use].",
+        "You [may|might|should] want to [ask|talk to|see] [a bank|someone|a friend] [too|first|as well].",
+        "[Whatever you do|In any case], [take care|good luck|read all of it].",
+    ),
+)
+MARKS = ("- {line}", "* {line}", "{i}. {line}", "({i}) {line}", "**{i}.** {line}", "**Part {i}:** {line}")
+
+
+def with_stock(rng: random.Random, lines: list[str], stock: Stock, question: str = "") -> list[str]:
+    """`lines` and, each kind in its share of answers, stock phrases and the question, said again."""
     lines = list(lines)
     if rng.random() < STOCK_SHARE:
-        lines.insert(rng.randint(1, len(lines)), say(rng, pick(rng, FILLERS)))
+        lines.insert(rng.randint(1, len(lines)), say(rng, pick(rng, stock.fillers)))
+    if question and rng.random() < STOCK_SHARE:
+        lines.insert(0, say(rng, "[The task|The question|You want to know|We asked here]: ") + question)
     if rng.random() < STOCK_SHARE:
-        lines.insert(0, say(rng, pick(rng, OPENINGS)))
+        lines.insert(0, say(rng, pick(rng, stock.openings)))
     if rng.random() < STOCK_SHARE:
-        lines.append(say(rng, pick(rng, CLOSINGS)))
+        lines.append(say(rng, pick(rng, stock.closings)))
     return lines
 
 
 def annotated(rng: random.Random, p: Problem) -> str:
     """A solution of `p`, a step a line, with calculator annotations and mostly "#### n"."""
     lines = []
+    who = next((word for word in re.findall(r"[A-Z][a-z]+", " ".join(p.sentences)) if word in NAMES), "It")
     for a, sign, b, c in p.steps:
         step = f"{a} {sign} {b} = <<{a}{sign}{b}={c}>>{c}"
-        lines.append(say(rng, pick(rng, STEPS), step=step, u=p.unit))
+        facts = {"noun": pick(rng, NOUNS), "nouns": pick(rng, PLURALS), "quality": pick(rng, QUALITIES)}
+        lines.append(say(rng, pick(rng, STEPS), step=step, who=who, u=p.unit, **facts))
     if rng.random() < STOCK_SHARE:
         mark = pick(rng, MARKS)
         lines = [mark.format(i=i, line=line) for i, line in enumerate(lines, start=1)]
+    goal = p.sentences[-1].split(". ")[-1]
     end = say(rng, "[#### {v}|#### {v}|#### {v}|The answer is {v}.]", v=p.value)
-    return "\n".join([*with_stock(rng, lines), end])
+    return "\n".join([*with_stock(rng, lines, STEP_STOCK, f'"{goal}"'), end])
 
 
 def worked(rng: random.Random, p: Problem) -> str:
@@ -617,16 +701,21 @@ TESTS = {
 }
 # (name, documentation, expression, type of the result)
 LIST_JOBS = (
-    ("count_{s}", "[How many values are|Count the values] {c}", "sum(1 for {v} in {xs} if {t})", "int"),
-    ("select_{s}", "[The values that are|Keep the values] {c}", "[{v} for {v} in {xs} if {t}]", "list[int]"),
-    ("total_{s}", "[Total of the|Sum of the|Add the] values that are {c}", "sum({v} for {v} in {xs} if {t})", "int"),
-    ("has_{s}", "[True if|Tell if] some value is {c}", "any({t} for {v} in {xs})", "bool"),
-    ("only_{s}", "[True if|Tell if] each value is {c}", "all({t} for {v} in {xs})", "bool"),
-    ("where_{s}", "Places of the values that are {c}", "[i for i, {v} in enumerate({xs}) if {t}]", "list[int]"),
-)
+    ("count_{s}", "[How many [values|numbers] are|Count the [values|numbers|entries]] {c}",
+     "sum(1 for {v} in {xs} if {t})", "int"),
+    ("select_{s}", "[The values that are|Keep the [values|numbers]|Select the entries] {c}",
+     "[{v} for {v} in {xs} if {t}]", "list[int]"),
+    ("total_{s}", "[Total of the|Sum of the|Add the] [values|numbers] {c}", "sum({v} for {v} in {xs} if {t})", "int"),
+    ("has_{s}", "[True if|Tell if|Tell whether] [some value|any value|a number] is {c}", "any({t} for {v} in {xs})",
+     "bool"),
+    ("only_{s}", "[True if|Tell if|Tell whether] [each|every] [value|entry] is {c}", "all({t} for {v} in {xs})",
+     "bool"),
+    ("where_{s}", "[Places|Positions|The indexes] of the [values|entries] {c}",
+     "[i for i, {v} in enumerate({xs}) if {t}]", "list[int]"),
+)  # fmt: skip
 PLAIN_JOBS = (
-    ("plus_{a}", "[Raise all values by|Add to all values] {a}", "[{v} + {a} for {v} in {xs}]", "list[int]"),
-    ("minus_{a}", "Lower all values by {a}", "[{v} - {a} for {v} in {xs}]", "list[int]"),
+    ("plus_{a}", "[Raise all values by {a}|Add {a} to all values]", "[{v} + {a} for {v} in {xs}]", "list[int]"),
+    ("minus_{a}", "[Lower all values by {a}|Take {a} from each value]", "[{v} - {a} for {v} in {xs}]", "list[int]"),
     ("times_{a}", "[All values times|Multiply all values by] {a}", "[{v} * {a} for {v} in {xs}]", "list[int]"),
     ("modulo_{a}", "All values modulo {a}", "[{v} % {a} for {v} in {xs}]", "list[int]"),
     ("cap_{a}", "No value above {a}", "[min({v}, {a}) for {v} in {xs}]", "list[int]"),
@@ -663,9 +752,14 @@ STRING_JOBS = (
     ("upper", "The string {x} in capitals", "{x}.upper()", "str", "str"),
 )  # fmt: skip
 COMMENTS = (
-    "# [compute|find|get] the [result|answer|values]",
-    "# [nothing special|easy] here",
-    "# [one|a single] expression [does it|is enough]",
+    "# [Here is|This is|Now comes] the [code|result|main part|function|loop][.|]",
+    "# [This|The] [code|function] [solves|does] the [job|task] [above|below|asked for].",
+    "# [Sure|Okay|Well], [let's|let us|I] write the [body|function|rest] [step by step|now].",
+    "# TODO: [test|check|rename] [this|it] [later|again|soon]",
+    "# [go|look|walk] [through|along] the [values|list|input]",
+    "# this is [the|an] [hard|easy|short] part",
+    "# [do|start] the [work|job|rest] [here|now]",
+    "# [short|easy|simple] [and|but] [clear|right|correct]",
 )
 
 
@@ -743,7 +837,7 @@ def body_lines(rng: random.Random, expression: str) -> list[str]:
         v, xs, test = loop.groups()
         return ["out = []", f"for {v} in {xs}:", f"    if {test}:", f"        out.append({v})", "return out"]
     if rng.random() < 0.2:
-        name = pick(rng, "out answer value".split())
+        name = pick(rng, "out answer value result".split())
         return [f"{name} = {expression}", f"return {name}"]
     return [f"return {expression}"]
 
@@ -785,9 +879,28 @@ STUDY = (
     "{drug} was compared with usual care in {n} {who} who had {illness}.",
 )
 GOOD, BAD = (
-    ("recovery", "relief", "response", "remission"),
-    ("attacks", "complications", "return of symptoms", "failure"),
+    ("recovery", "relief", "response", "remission", "improvement", "success"),
+    ("attacks", "worsening", "return of symptoms", "failure", "relapse", "new symptoms"),
 )
+RESULTS = (
+    "The rate of {outcome} was {first}% [on|under|with] {drug} and {second}% [in the control group|in "
+    "controls|with placebo].",
+    "{Outcome} was [seen|found|noted] in {first}% [on {drug}|with {drug}|of the treated], {second}% "
+    "[with|on|under] placebo.",
+    "[With|On] {drug}, {first}% had {outcome}, [without it|on placebo] {second}%.",
+)
+# (kind of outcome for the drug) -> the finding; {rate}: what sets the groups apart
+FINDINGS = {
+    "better": "{Outcome} was {rate} [with|on|under] {drug}, "
+    "[and the [difference|gap|change] was [clear|large|significant]|"
+    "so [it|{drug}] [was effective|worked|helped]].",
+    "worse": "{Outcome} was {rate} [with|on|under] {drug}, [so|and thus|which means] [it|{drug}] "
+    "[did no good|did harm|was not effective|did not work].",
+    "same": "{Outcome} was [alike|similar|the same|equal] [with|on|under] {drug} and [placebo|usual care], "
+    "so [there was no|we found no|it had no] [clear|real|large] [difference|benefit|effect].",
+    "unsure": "There was [a|some] [trend|hint|sign] [in favor of|towards|for] {drug}, "
+    "but [it was not|this is not|it may not be] [significant|certain|clear|real].",
+}
 CHAT_ASK = (
     "Does {drug} [work|help] [for|against] {illness}?",
     "Is {drug} [useful|effective] in {illness}?",
@@ -814,31 +927,12 @@ def abstract(rng: random.Random) -> str:
         "same": rng.randint(0, 2),
         "unsure": rng.randint(4, 10),
     }[kind]
-    high = low + gap
-    p = {"same": f"0.{rng.randint(30, 98)}", "unsure": f"0.{rng.randint(6, 25):02d}"}.get(
-        kind, f"0.0{pick(rng, ['01', '02', '03', '1', '2', '3', '4'])}"
-    )
     drug_high = (kind != "worse") == wanted
-    first, second = (high, low) if drug_high else (low, high)
-    result = say(
-        rng,
-        "[Results: |]The rate of {outcome} was {first}% [on|under|with] {drug} and {second}% "
-        "[in the control group|in controls|otherwise] ([p = {p}|P={p}]).",
-        outcome=outcome,
-        first=first,
-        second=second,
-        p=p,
-        **facts,
-    )
-    rate = "[more common|higher]" if drug_high else "[less common|lower]"
-    more = f"{outcome.capitalize()} was {rate} on {{drug}}"
-    finding = {
-        "better": f"{more}, so {{drug}} [was effective|worked|helped].",
-        "worse": f"{more}, so {{drug}} [did harm|was not effective|did not work].",
-        "same": "[The groups did not differ|The rates were alike], so {drug} [had no effect|did not work].",
-        "unsure": "The rates [seemed to differ|were apart], but [this was not certain|it may be chance].",
-    }[kind]
-    conclusion = say(rng, finding, **facts)
+    first, second = (low + gap, low) if drug_high else (low, low + gap)
+    facts |= {"outcome": outcome, "Outcome": outcome.capitalize(), "first": first, "second": second}
+    facts["rate"] = say(rng, f"{'more' if drug_high else 'less'} [common|frequent|likely|often seen]")
+    result = say(rng, pick(rng, RESULTS), **facts)
+    conclusion = say(rng, FINDINGS[kind], **facts)
     study = say(rng, pick(rng, STUDY), **facts)
     text = f"{study} {result}"
     style = rng.random()
@@ -849,7 +943,7 @@ def abstract(rng: random.Random) -> str:
     if style < 0.7:
         return chat(
             f"{study}\n{result}\n\nQuestion: {ask}\n{say(rng, DECISION_ASK)}",
-            decided(rng, conclusion, verdict.lower()),
+            decided(rng, conclusion, verdict.lower(), TRIAL_STOCK, ask),
         )
     answer = say(
         rng,
@@ -866,10 +960,10 @@ def abstract(rng: random.Random) -> str:
 DECISION_ASK = "[Give a reason, then say|Say why, and end with|Answer with a reason and] yes, no or maybe."
 
 
-def decided(rng: random.Random, reason: str, decision: str) -> str:
+def decided(rng: random.Random, reason: str, decision: str, stock: Stock, question: str) -> str:
     """A reason, now and then with stock phrases, and the decision on a line of its own."""
     label = pick(rng, ["Decision", "Decision", "Decision", "Verdict"])
-    return f"{' '.join(with_stock(rng, [reason]))}\n\n{label}: {decision}"
+    return f"{' '.join(with_stock(rng, [reason], stock, question))}\n\n{label}: {decision}"
 
 
 # (question, reason if a is the larger, reason if b is the larger, decision if a is the larger)
@@ -899,7 +993,8 @@ def advice(rng: random.Random) -> str:
     other = {"yes": "no", "no": "yes"}[decision]
     reason = f"{say(rng, more if a > b else less, **facts)}."
     lead = say(rng, "[Say why|Give a reason], then yes or no.")
-    return chat(f"{lead}\n{say(rng, ask, **facts)}", decided(rng, reason, decision if a > b else other))
+    question = say(rng, ask, **facts)
+    return chat(f"{lead}\n{question}", decided(rng, reason, decision if a > b else other, MONEY_STOCK, question))
 
 
 SENTENCES = (
