@@ -55,12 +55,16 @@ def calculation(rng: random.Random) -> tuple[int, str, int, int]:
 
 
 SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+ANNOTATED = "{a} {sign} {b} = <<{a}{sign}{b}={c}>>{c}"
 NOTATIONS = (
     "{a} {spoken} {b} is {c}.",
     "{a}{sign}{b}={c}",
     "{c} = {a} {sign} {b}",
     "{a} {sign} {b} = {c}",
     "{a} {sign} {b} = {c}",
+    ANNOTATED,
+    ANNOTATED,
+    ANNOTATED,
 )
 
 
@@ -71,6 +75,21 @@ def drill(rng: random.Random) -> str:
         a, sign, b, c = calculation(rng)
         lines.append(notation.format(a=a, sign=sign, spoken=SPOKEN[sign], b=b, c=c))
     return pick(rng, ["\n", "\n", " " if notation.endswith(".") else ", "]).join(lines)
+
+
+def echo(rng: random.Random) -> str:
+    """Something that only copying can tell, again and again: without such text a small model learns to copy late."""
+    kind = rng.randrange(4)
+    items = {
+        0: lambda: str(rng.randint(0, 160)),
+        1: lambda: drug_name(rng),
+        2: lambda: pick(rng, TEXT_WORDS),
+        3: lambda: str(rng.randint(0, 9)),
+    }[kind]
+    text = pick(rng, [" ", " ", ", "]).join(items() for _ in range(rng.randint(3, 10)))
+    if rng.random() < 0.5:
+        return "\n".join([text] * rng.randint(2, 4))
+    return chat(say(rng, "[Say|Write|Repeat] [this|it] [again|once more]: ") + text, text)
 
 
 def times_table(rng: random.Random) -> str:
@@ -619,7 +638,7 @@ def annotated(rng: random.Random, p: Problem) -> str:
     lines = []
     who = next((word for word in re.findall(r"[A-Z][a-z]+", " ".join(p.sentences)) if word in NAMES), "It")
     for a, sign, b, c in p.steps:
-        step = f"{a} {sign} {b} = <<{a}{sign}{b}={c}>>{c}"
+        step = ANNOTATED.format(a=a, sign=sign, b=b, c=c)
         facts = {"noun": pick(rng, NOUNS), "nouns": pick(rng, PLURALS), "quality": pick(rng, QUALITIES)}
         lines.append(say(rng, pick(rng, STEPS), step=step, who=who, u=p.unit, **facts))
     if rng.random() < STOCK_SHARE:
@@ -1055,25 +1074,27 @@ Mix = dict[Callable[[random.Random], str], float]
 
 # Kind of document -> share of documents.
 MIX: Mix = {
+    echo: 0.10,
     drill: 0.16,
-    times_table: 0.03,
-    asked_calculation: 0.04,
-    word_problem: 0.20,
-    scenario_problem: 0.20,
-    code: 0.18,
+    times_table: 0.02,
+    asked_calculation: 0.03,
+    word_problem: 0.18,
+    scenario_problem: 0.18,
+    code: 0.16,
     abstract: 0.12,
-    advice: 0.04,
-    prose: 0.03,
+    advice: 0.03,
+    prose: 0.02,
 }
 # While the learning rate decays: problems from more walks of life, less prose.
 LATE_MIX: Mix = {
-    drill: 0.08,
+    echo: 0.02,
+    drill: 0.10,
     asked_calculation: 0.02,
     word_problem: 0.12,
-    scenario_problem: 0.34,
+    scenario_problem: 0.32,
     code: 0.22,
-    abstract: 0.16,
-    advice: 0.04,
+    abstract: 0.15,
+    advice: 0.03,
     prose: 0.02,
 }
 
