@@ -17,6 +17,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # One thread: sums in the same order give the same weights, whatever the number of cores.
 tiny: export OMP_NUM_THREADS = 1

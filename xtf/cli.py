@@ -230,7 +230,7 @@ def run_job(node: Any) -> None:
     from xtf.config.compose import to_config
     from xtf.config.identity import overrides
     from xtf.config.schema import ConfigError, Stage
-    from xtf.runtime.run_folder import ERROR_FILE, record_error, run_folder
+    from xtf.runtime.run_folder import RunFolder
     from xtf.sweeps.jobs import Planned, claim_device
 
     hydra_node = HydraConfig.get()
@@ -246,19 +246,19 @@ def run_job(node: Any) -> None:
         composed = to_config(node)
     except ValueError as error:  # a method that refuses its settings
         raise ConfigError(str(error)) from error
-    folder = Path(composed.output_dir) / run_folder(composed, changed)
+    folder = RunFolder.of(composed, changed)
     if composed.stage is Stage.plan:
         from xtf.sweeps.plan import show_plan
 
         config = resolve(dataclasses.replace(composed, stage=Stage.all))
         if config.probe:
-            from xtf.study.probe import planned
+            from xtf.study.probe import pilot_jobs
 
-            show_plan(planned(config, changed))
+            show_plan([Planned((), job, named) for job, named in pilot_jobs(config, changed)])
         else:
             show_plan([Planned((), config, changed)])
         return
-    (folder / ERROR_FILE).unlink(missing_ok=True)
+    folder.error.unlink(missing_ok=True)
     try:
         config = resolve(composed)
         if "joblib" in hydra_node.launcher["_target_"]:
@@ -273,8 +273,8 @@ def run_job(node: Any) -> None:
             run(config, changed)
     except Exception as error:
         if sweep:
-            record_error(folder, error)
-            print(f"error: {folder}: {error}", file=sys.stderr)
+            folder.record_error(error)
+            print(f"error: {folder.path}: {error}", file=sys.stderr)
         elif TRACEBACKS or isinstance(error, ConfigError) or not isinstance(error, (ValueError, OSError)):
             raise
         else:  # a wrong value, a missing or broken file
@@ -283,11 +283,12 @@ def run_job(node: Any) -> None:
 
 def _report(experiment: str, output: Path, archive: str | None) -> None:
     from xtf.config.schema import ConfigError
+    from xtf.runtime.run_folder import OutputDir
     from xtf.sweeps.reports import experiment_report
 
     try:
         stored = None if archive is None else Path(archive)
-        files = experiment_report(experiment, output / "runs", output / "reports", archive=stored)
+        files = experiment_report(experiment, OutputDir(output), archive=stored)
     except ValueError as error:  # no run of it yet, or none that has finished
         raise ConfigError(str(error)) from error
     for file in files:

@@ -14,7 +14,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import load_config, register, to_config
 from xtf.config.identity import differing_keys, identity, overrides, plain
 from xtf.config.schema import GROUPS, Config, ConfigError
-from xtf.runtime.run_folder import run_folder
+from xtf.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,14 +127,14 @@ def test_the_folder_names_the_choices_and_nothing_else_by_default(compose):
     default = compose("model=qwen", "task=medical", "scorer=ri_kn")
     changed = overrides(node, default)
     assert changed == {}
-    folder = run_folder(to_config(node), changed)
-    assert folder == Path("runs/medical/deepseek_qwen_1_5b/full/xtf/ri_kn-paper/seed3")
+    folder = RunFolder.of(to_config(node), changed).path
+    assert folder == Path("elsewhere/runs/medical/deepseek_qwen_1_5b/full/xtf/ri_kn-paper/seed3")
 
 
 def test_an_override_gives_a_folder_of_its_own_however_it_is_written(compose):
     def folder(*arguments):
         node = compose(*arguments)
-        return run_folder(to_config(node), overrides(node, compose()))
+        return RunFolder.of(to_config(node), overrides(node, compose())).path
 
     assert folder("tuning.learning_rate=1e-3") == folder("tuning.learning_rate=0.001") != folder()
     assert folder("threshold.kn.shift=+0.03") != folder("threshold.kn.shift=-0.03")

@@ -12,7 +12,8 @@ from xtf import tiny
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
 from xtf.evaluation import evaluate as evaluation
-from xtf.evaluation.evaluate import Decoding, evaluate, generate, generate_share, plan
+from xtf.evaluation.decoding import Decoding
+from xtf.evaluation.evaluate import evaluate, generate, generate_share, plan
 from xtf.tasks import load_task
 
 GREEDY = Decoding(max_new_tokens=12, samples=1, temperature=0.0, top_p=1.0, seed=0)

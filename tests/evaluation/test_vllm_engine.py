@@ -18,7 +18,8 @@ from xtf import tiny
 from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.schema import Config, ConfigError
-from xtf.evaluation.evaluate import Decoding, generate
+from xtf.evaluation.decoding import Decoding
+from xtf.evaluation.evaluate import generate
 from xtf.evaluation.vllm_engine import VLLMEngine
 
 STAND_IN = '''

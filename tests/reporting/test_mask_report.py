@@ -15,7 +15,7 @@ from xtf.data.tokens import ResponseTokens
 from xtf.reporting.mask_report import dropped_shares
 from xtf.reporting.sweep_report import sweep_report
 from xtf.runtime.artifacts import write_json
-from xtf.sweeps import jobs
+from xtf.runtime.run_folder import OutputDir, RunFolder
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -56,7 +56,7 @@ def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_n
 ) -> None:
     folder = masked_run(tmp_path, model="deepseek_qwen_1_5b")
     listed = {"/".join(folder.relative_to(tmp_path).parts[:-1]) + f"/seed{seed}": {"stage": "mask"} for seed in (0, 1)}
-    write_json(jobs.jobs_file(tmp_path, "fig4"), listed)
+    write_json(OutputDir(tmp_path).jobs_file("fig4"), listed)
     paths = sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
     names = {path.name for path in paths}
     assert {"fig4.csv", "fig4.md", "fig4.html"} <= names
@@ -79,7 +79,7 @@ def test_masks_are_reported_as_masks_where_another_experiment_trained_on_them(tm
     write_json(folder / "metrics.json", {"metrics": "of another experiment"})
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("stage: mask", "stage: all"))
-    write_json(jobs.jobs_file(tmp_path, "fig4"), {str(folder.relative_to(tmp_path)): {"stage": "mask"}})
+    write_json(OutputDir(tmp_path).jobs_file("fig4"), {str(folder.relative_to(tmp_path)): {"stage": "mask"}})
     paths = sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
     assert any(path.name.endswith("overlap.png") for path in paths)
 
@@ -97,7 +97,7 @@ def test_runs_that_a_sweep_has_yet_to_make_or_that_failed_stay_visible(tmp_path:
     failed = write_run(tmp_path, correct=wrong, base=wrong, experiment="t", method="normal")
     (failed / "metrics.json").unlink()
     why = {"type": "OutOfMemoryError", "error": "no memory", "traceback": "", "command": ""}
-    write_json(failed / jobs.ERROR_FILE, why)
+    write_json(RunFolder(failed).error, why)
     job = {
         "task": "math",
         "model": "tiny",
@@ -110,7 +110,7 @@ def test_runs_that_a_sweep_has_yet_to_make_or_that_failed_stay_visible(tmp_path:
         "method": "random",
     }
     never = "runs/math/tiny/full/random/xtf-paper-abcdef12/seed0"
-    write_json(jobs.jobs_file(tmp_path, "t"), {never: job})
+    write_json(OutputDir(tmp_path).jobs_file("t"), {never: job})
     sweep_report("t", tmp_path / "runs", tmp_path / "out")
     notes = {line["setting"]: line["note"] for line in lines(tmp_path / "out/t.csv")}
     assert notes["method=normal"] == "1 run failed"

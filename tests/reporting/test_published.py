@@ -33,6 +33,7 @@ from xtf.reporting.published import (
 )
 from xtf.reporting.runs import load_run
 from xtf.runtime.loggers import training_loggers
+from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import build_mask
 from xtf.scoring.thresholds import PRESETS
 
@@ -110,7 +111,7 @@ def history(read: list[Any]) -> list[dict[str, Any]]:
 def test_each_stage_is_a_wandb_run_of_its_own_with_the_documented_names(tmp_path: Path) -> None:
     run = write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), experiment="table2", logger=LOGGER)
     for stage in ("score", "mask", "train", "evaluate"):
-        publish(config_of(run), run, stage, byte_tokenizer())
+        publish(config_of(run), RunFolder(run), stage, byte_tokenizer())
     found = records(run)
     assert set(found) == {"score", "mask", "train", "evaluate"}
     for read in found.values():
@@ -175,7 +176,7 @@ def test_training_goes_on_offline_where_the_server_cannot_be_reached(
     request.addfinalizer(wandb.teardown)
     logger = replace(LOGGER, mode="online", timeout_seconds=1)
     run = write_run(tmp_path, correct=outcomes(6, 4), base=None, logger=logger)
-    with training_loggers(config_of(run), run) as (live,):
+    with training_loggers(config_of(run), RunFolder(run)) as (live,):
         live.log_metrics({"train/loss": 0.5}, step=7)
     assert "W&B could not be reached" in capsys.readouterr().out
     (line,) = history(records(run)["train"])

@@ -27,7 +27,6 @@ from xtf.scoring.methods import (
     SelfEvolving,
     TokenCleaning,
     given_mask,
-    make_mask,
 )
 
 LOGP = [-0.01, -1.0, -0.02, -3.0, -0.5, -0.04]  # two examples: four response tokens, two
@@ -49,7 +48,7 @@ def scored() -> pa.Table:
 
 
 def table_of(method: Method, seed: int = 0) -> pa.Table:
-    return make_mask(method, scored(), ThresholdConfig(name="paper"), [Attribute.kn], seed).table
+    return method.mask(scored(), ThresholdConfig(name="paper"), [Attribute.kn], seed).table
 
 
 def labels_of(method: Method, seed: int = 0) -> list[list[int]]:
@@ -216,7 +215,7 @@ def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None
 
 def test_a_missing_score_column_is_named() -> None:
     with pytest.raises(ValueError, match="'ref_logp'"):
-        make_mask(TokenCleaning(), scored().drop(["ref_logp"]), ThresholdConfig(name="paper"), [], 0)
+        TokenCleaning().mask(scored().drop(["ref_logp"]), ThresholdConfig(name="paper"), [], 0)
 
 
 @pytest.mark.parametrize("name", ["slm", "token_cleaning", "sstoken", "data_filtering", "forgetting"])

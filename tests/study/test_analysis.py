@@ -21,7 +21,7 @@ ITEMS, SEEDS = 100, 5
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "EFFECT_RESAMPLES", 999)
 
 
 def stored(right: int, seed: int, **identity: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from xtf.config.compose import to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import ConfigError
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.run_folder import RunFolder
 from xtf.sweeps import jobs
 
 ROOT = Path(__file__).parents[2]
@@ -125,11 +126,11 @@ def test_an_error_is_forgotten_when_the_run_is_tried_again(tmp_path):
     arguments = ["method=normal", "stage=mask", "task.train.limit=4"]
     finish(start(tmp_path, "-m", *arguments))
     (folder,) = (file.parent for file in tmp_path.rglob("mask.parquet"))  # complete, but what came next failed
-    (folder / jobs.ERROR_FILE).write_text(json.dumps({"type": "ValueError", "error": "old"}))
-    assert jobs.failure(folder) == "ValueError: old"
+    RunFolder(folder).error.write_text(json.dumps({"type": "ValueError", "error": "old"}))
+    assert RunFolder(folder).failure() == "ValueError: old"
     out, _ = finish(start(tmp_path, "-m", *arguments))
     assert "1 jobs: 0 finished, 1 to run" in out
-    assert jobs.failure(folder) is None
+    assert RunFolder(folder).failure() is None
     assert (folder / "mask.parquet").exists()
 
 

@@ -145,7 +145,7 @@ def test_tokens_of_local_rows_are_sampled_and_those_of_a_scored_run_counted(comp
     assert 30 < sampled.prompt + sampled.response < 300
     write_json(tmp_path / "scores/key/manifest.json", {"tokens": 1234})
     stages = {"score": {"paths": {"scores": str(tmp_path / "scores/key")}}}
-    write_json(job.folder / "manifest.json", {"stages": stages, "data": {"train": {"rows": 10}}})
+    write_json(job.folder.manifest, {"stages": stages, "data": {"train": {"rows": 10}}})
     counted = plan.tokens_of(job)
     assert counted.source == "counted"
     assert counted.train == pytest.approx(1234)

@@ -28,7 +28,7 @@ from transformers import (
 from xtf.config.schema import Schedule
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import METHODS, Method
-from xtf.training import module as module_file
+from xtf.training import packed as module_file
 from xtf.training.module import learning_rate_factor
 from xtf.training.packed import PACKED, PackedLM, enable_packing
 

@@ -99,10 +99,7 @@ def resolve(config: Config) -> Config:
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
             + ", ".join(kind.value for kind in PlantKind)
         )
-    if plant.share and config.method.name == "given":
-        raise ConfigError(f"plant.share={plant.share}: method=given trains a token table as it is; unset one")
-    if "planted" in config.method.needs and not plant.share:
-        raise ConfigError(f"method={config.method.name} drops the noise that was planted: set plant.share, e.g. 0.3")
+    config.method.check(config)
     if config.evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "

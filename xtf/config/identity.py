@@ -28,6 +28,13 @@ def plain(value: Any) -> Any:
     return value
 
 
+def to_yaml(config: Any) -> str:
+    """A configuration as config.yaml holds it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(plain(config))
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf of a plain configuration; lists count as leaves."""
     if isinstance(value, Mapping) and value:

@@ -29,6 +29,7 @@ from xtf.data.examples import Example, PlantedSpan
 from xtf.data.words import CONDITIONS, NAMES, PATIENTS, PLACES, THINGS, drug_name, pick
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
     from xtf.data.encode import Encoded
@@ -549,3 +550,19 @@ class PlantReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def with_truth(
+    table: pa.Table,
+    config: PlantConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    rows: Sequence[Encoded],
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The table with the column `planted`, list<int8> as long as the response: which noise each token is; and the
+    report of what was planted."""
+    import pyarrow as pa
+
+    kinds = token_kinds(tokenizer, examples, rows)
+    report = PlantReport.of(config, kinds).to_dict()
+    return table.append_column("planted", pa.array(kinds, pa.list_(pa.int8()))), report

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from xtf.config.identity import digest
-from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
+from xtf.evaluation.decoding import Decoding
 from xtf.evaluation.vllm_engine import VLLMEngine
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.tasks import Task
@@ -30,22 +30,6 @@ Generator: TypeAlias = "PreTrainedModel | VLLMEngine"
 Key = tuple[str, int]  # (example_id, sample number)
 ROUNDS = 8  # times that each place of a share is filled; a kill loses at most one share
 STOP_EVERY = 8  # tokens between two looks for a stop string
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How completions are made; part of their identity."""
-
-    max_new_tokens: int
-    samples: int
-    temperature: float
-    top_p: float
-    seed: int
-
-    @classmethod
-    def of(cls, task: TaskConfig, seed: int) -> Decoding:
-        # Greedy decoding draws nothing, so its result does not depend on the seed and is shared between seeds.
-        return cls(task.max_new_tokens, task.samples, task.temperature, task.top_p, seed if task.temperature else 0)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Source of that format: https://github.com/klosax/hellaswag_text_data.
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import json
 import re
 import tempfile
@@ -16,7 +17,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from xtf.config.schema import Config
 from xtf.graders.metrics import Z_95, Metric, wilson
+from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.models import device, location
 
 LOCAL = "hellaswag:"
 PROPORTIONS = ("acc", "acc_norm", "exact_match")
@@ -104,6 +108,29 @@ def evaluate_general(
         for task, figures in results["results"].items()
         for name, metric in _metrics(figures, results["n-samples"].get(task, {}).get("effective", 0)).items()
     }
+
+
+def general_figures(config: Config, tuned: Path | None, folder: Path) -> dict[str, Any]:
+    """Figures of `evaluate.general`, to see what fine-tuning made the model forget; kept in `folder`/general.json.
+
+    Args:
+        tuned: the folder of the fine-tuned model; None: the base model.
+    """
+    model, limit, file = config.model, config.evaluate.general_limit, folder / "general.json"
+    figures: dict[str, Any] = read_json(file) if file.exists() else {}
+    names = {task: f"{task}[:{limit or ''}]" for task in config.evaluate.general}
+    for task, name in names.items():
+        if name not in figures:
+            found = evaluate_general(
+                location(model) if tuned is None else str(tuned),
+                [task],
+                revision=model.revision or "main",
+                device=str(device(config.trainer)),
+                limit=limit,
+            )
+            figures[name] = {key: dataclasses.asdict(metric) for key, metric in found.items()}
+            write_json(file, figures)
+    return {key: metric for name in names.values() for key, metric in figures[name].items()}
 
 
 def _local_task(path: Path, folder: Path) -> dict[str, Any]:

@@ -14,14 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xtf.config.identity import digest
+from xtf.config.schema import Config
 from xtf.graders.metrics import Metric, bootstrap
+from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.progress import bar, stopwatch
+from xtf.runtime.run_folder import forgetting_source
+from xtf.tiny import HELD_OUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,6 +122,43 @@ def response_figures(found: Predictions) -> dict[str, Metric]:
 def calibration_error(bins: np.ndarray) -> float:
     """Expected calibration error from [BINS, 3] sums: tokens, confidences, right predictions."""
     return float(np.abs(bins[:, 2] - bins[:, 1]).sum() / bins[:, 0].sum())
+
+
+def teacher_forced_figures(
+    config: Config,
+    name: str,
+    folder: Path,
+    model: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Callable[[], Sequence[Encoded]],
+    load: Callable[[], PreTrainedModel],
+) -> dict[str, Any]:
+    """The figures of `evaluate.losses`, kept in `folder`/losses.json.
+
+    Args:
+        name: of the model, for the progress bar.
+        model: what identifies it and the evaluation rows.
+        rows: gives the encoded evaluation rows, where the figures are not there yet; so does `load` the model.
+    """
+    source = forgetting_source(config)
+    file, key = folder / "losses.json", digest([model, source])
+    entry = read_json(file) if file.exists() else {}
+    if entry.get("key") != key:
+        path = HELD_OUT if source == "bundled" else config.evaluate.forgetting
+        texts = [] if path is None else read_texts(Path(path))
+        held_out = text_rows(tokenizer, texts, config.model.max_length) if texts else []
+        given = rows()
+        tokens = sum(len(row.input_ids) - 1 for row in (*given, *held_out))
+        with stopwatch() as seconds, bar(f"losses of the {name} model", tokens) as progress:
+            budget = config.trainer.tokens_per_microbatch
+            metrics = response_figures(predict(load(), given, budget=budget, progress=progress))
+            if held_out:
+                metrics["forgetting_loss"] = mean_loss(predict(load(), held_out, budget=budget, progress=progress))
+        figures = {name: dataclasses.asdict(metric) for name, metric in metrics.items()}
+        entry = {"key": key, "seconds": round(seconds(), 3), "metrics": figures}
+        write_json(file, entry)
+    found: dict[str, Any] = entry["metrics"]
+    return found
 
 
 def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[Encoded]:

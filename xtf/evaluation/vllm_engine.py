@@ -16,7 +16,7 @@ from xtf.runtime.artifacts import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from xtf.evaluation.evaluate import Decoding
+    from xtf.evaluation.decoding import Decoding
 
 
 class VLLMEngine:

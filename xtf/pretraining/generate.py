@@ -1,9 +1,10 @@
 """Write the bundled datasets: `python -m xtf.pretraining.generate [--out DIR]`.
 
 Eight files, {math,code,medical,finance}_{train,eval}.jsonl, in the row formats of GSM8K, HumanEval, PubMedQA and
-FiQA. All of it is synthetic and seeded: the same version writes the same bytes. No question or prompt occurs twice, so
-the evaluation rows are disjoint from the training rows. Responses carry planted token noise; each `*_rows.py`
-module states its kinds and their shares in `NOISE`.
+FiQA, and held_out.jsonl, texts of the pre-training mix that the model has not read. All of it is synthetic and seeded:
+the same version writes the same bytes. No question or prompt occurs twice, so the evaluation rows are disjoint from
+the training rows. Responses carry planted token noise; each `*_rows.py` module states its kinds and their
+shares in `NOISE`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 from xtf.data.words import pick
 from xtf.pretraining.code_rows import all_functions, code_row
+from xtf.pretraining.corpus import held_out
 from xtf.pretraining.finance_rows import DECISIONS as FINANCE_DECISIONS
 from xtf.pretraining.finance_rows import finance_row
 from xtf.pretraining.math_rows import math_row
@@ -24,6 +26,7 @@ from xtf.tiny import DATA_DIR
 Row = dict[str, Any]
 
 SEED = 2026
+HELD_OUT_DOCUMENTS = 200  # about 20,000 tokens of the pre-training mix
 SIZES = {"math": (1200, 400), "code": (1000, 300), "medical": (1000, 300), "finance": (600, 150)}
 
 
@@ -76,7 +79,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DATA_DIR, help="folder (default: %(default)s)")
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows in datasets().items():
+    texts = [{"text": text} for text in held_out(HELD_OUT_DOCUMENTS)]
+    for name, rows in (datasets() | {"held_out": texts}).items():
         path = out / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
         print(f"{path}: {len(rows)} rows")

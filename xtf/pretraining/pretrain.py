@@ -32,6 +32,7 @@ from xtf.pretraining import broad, corpus
 from xtf.runtime.artifacts import locked, write_atomic, write_json
 from xtf.runtime.models import device, precision
 from xtf.runtime.progress import say
+from xtf.runtime.run_folder import OutputDir
 from xtf.scoring.methods import METHODS
 from xtf.training.fit import LOG, fit, read_log
 
@@ -177,7 +178,7 @@ def pretrain(config: Config) -> Path:
     """
     settings, seed = config.pretrain, config.seed
     name = f"{settings.name}-{digest([settings, seed, _sample(settings, seed)], 8)}"
-    folder = Path(config.output_dir) / "pretrained" / name
+    folder = OutputDir(Path(config.output_dir)).pretrained / name
     with locked(folder, say):
         if not (folder / "pretrain.json").exists():
             write_json(folder / "pretrain.json", _pretrain(config, folder))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from xtf.reporting.archived import SUFFIX, read_archive
 from xtf.reporting.runs import Run, load_run
 from xtf.runtime.artifacts import read_json
-from xtf.runtime.run_folder import jobs_file
+from xtf.runtime.run_folder import OutputDir, RunFolder, run_folders
 
 CASE = ("task", "model", "tuning")
 SETTING = ("method", "scorer", "threshold")
@@ -53,10 +51,9 @@ def find_cells(source: str | Sequence[Path], runs_root: Path, archive: Path | No
     if isinstance(source, str):
         folders, listed = _experiment_folders(source, runs_root)
     else:
-        folders = [folder for path in source for folder in _run_folders(Path(path)) or [Path(path)]]
+        folders = [folder for path in source for folder in _paths(run_folders(Path(path))) or [Path(path)]]
     for folder in dict.fromkeys(folders):
-        finished = (folder / "metrics.json").is_file()
-        parents[folder.parent].append(load_run(folder) if finished else folder)
+        parents[folder.parent].append(load_run(folder) if RunFolder(folder).has_results else folder)
     return [_cell(parent, seeds, listed.get(parent)) for parent, seeds in parents.items()]
 
 
@@ -65,26 +62,21 @@ def _experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Pa
 
     The first are in order; the second are by parent folder, that of a cell. ValueError: there is none.
     """
-    file = jobs_file(runs_root.parent, name)
+    file = OutputDir(runs_root.parent).jobs_file(name)
     jobs = {runs_root.parent / folder: job for folder, job in (read_json(file) if file.exists() else {}).items()}
     found = set(experiment_folders(name, runs_root))
-    if not found and not any((folder / "config.yaml").exists() for folder in jobs):
+    if not found and not any(RunFolder(folder).config.exists() for folder in jobs):
         raise NoRuns(f"no run of experiment {name!r} under {runs_root}: run it first")
     return sorted(found | jobs.keys()), {folder.parent: job for folder, job in jobs.items()}
 
 
 def experiment_folders(experiment: str, runs_root: Path) -> list[Path]:
     """The folders of an experiment's runs, finished or not, in order."""
-    return [folder for folder in _run_folders(runs_root) if _experiment(folder) == experiment]
+    return _paths(folder for folder in run_folders(runs_root) if folder.recorded["experiment"] == experiment)
 
 
-def _run_folders(root: Path) -> list[Path]:
-    return sorted(file.parent for file in root.rglob("config.yaml"))
-
-
-def _experiment(folder: Path) -> str | None:
-    found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["experiment"]
-    return None if found is None else str(found)
+def _paths(folders: Iterable[RunFolder]) -> list[Path]:
+    return [folder.path for folder in folders]
 
 
 def _cell(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any] | None = None) -> Cell:
@@ -99,8 +91,8 @@ def _cell(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any] |
         setting = {key: listed[key] for key in SETTING} | dict(listed["overrides"])
         case = [listed[key] for key in CASE]
     else:  # the folder says it: <task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<overrides>]
-        *case, method, mask = parent.parts[-5:]
-        setting = dict(zip(("scorer", "threshold", "overrides"), mask.split("-"), strict=False)) | {"method": method}
+        folder = RunFolder(parent / "seed0")
+        setting, case = folder.setting, list(folder.case)
     return Cell(
         tuple(case),
         {key: str(value) for key, value in setting.items()},

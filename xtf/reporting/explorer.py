@@ -14,7 +14,7 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,14 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from xtf.config.schema import Attribute, ThresholdConfig
+from xtf.config.identity import digest, plain
+from xtf.config.schema import Attribute, Config, ThresholdConfig
 from xtf.data.tokens import Pieces, ResponseTokens, decoded, response_tokens
 from xtf.reporting.figures import COLOURS, SCORES
+from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
+from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.sensitivity import Sweep, sweep
 from xtf.scoring.thresholds import PRESETS, SOURCE, Scores
 
@@ -78,6 +82,32 @@ def preview(
         examples = max(1, int(min(examples, table.num_rows) * 0.9 * MOST_BYTES / len(page)))
     path = Path(path)
     write_atomic(path, lambda temporary: temporary.write_bytes(page))
+    return path
+
+
+def explore_run(
+    config: Config,
+    changed: Mapping[str, Any],
+    folder: RunFolder,
+    manifest: Manifest,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+) -> Path:
+    """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
+    path = folder.reports / "preview.html"
+    key = digest([manifest.stages["mask"]["sha256"], config.preview.examples])
+    if path.exists() and manifest.content.get("explorer") == key:
+        return path
+    names = {key: value for key, value in plain(config).items() if isinstance(value, dict) and "name" in value}
+    record = {key: value["name"] for key, value in names.items()}
+    preview(
+        pq.read_table(folder.mask),
+        tokenizer(),
+        path,
+        threshold=config.threshold,
+        examples=config.preview.examples or MOST_EXAMPLES,
+        command=command_line({**record, "seed": config.seed, "overrides": plain(dict(changed))}),
+    )
+    manifest.note(explorer=key)
     return path
 
 

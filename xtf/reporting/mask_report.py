@@ -21,7 +21,7 @@ from xtf.reporting import figures
 from xtf.reporting.pages import data_url, percent, render, seconds
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares
 from xtf.runtime.artifacts import read_json, write_atomic
-from xtf.runtime.run_folder import failure
+from xtf.runtime.run_folder import Manifest, RunFolder
 
 Lines = list[dict[str, Any]]
 Reported = Sequence[Mapping[str, str]]
@@ -36,18 +36,10 @@ def has_results(folders: Sequence[Path], listed: Sequence[str]) -> bool:
     """
     if listed:
         return not set(listed) <= {"score", "mask"}
-    stages = {_stage(folder) for folder in folders}
-    return not stages <= {"score", "mask"} or any((folder / "metrics.json").exists() for folder in folders)
-
-
-def _stage(folder: Path) -> str:
-    """The stage that a run was last asked for; of one that has not begun, as of those beside it: "mask"."""
-    import yaml
-
-    file = folder / "config.yaml"
-    if not file.exists():
-        return "mask"
-    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["stage"])
+    runs = [RunFolder(folder) for folder in folders]
+    # Of a run that has not begun, as of those beside it, no more than a mask is known to be wanted.
+    stages = {run.recorded["stage"] for run in runs if run.config.exists()}
+    return not stages <= {"score", "mask"} or any(run.has_results for run in runs)
 
 
 def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Reported) -> list[Path]:
@@ -55,26 +47,23 @@ def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Rep
 
     Args:
         folders: the experiment's run folders, those included that are missing.
-        reported: the lines of xtf/reported.csv.
+        reported: the lines of xtf/reporting/reported.csv.
 
     ValueError: no run has been scored.
     """
-    runs = {folder: read_json(folder / "manifest.json") for folder in folders if _scored(folder)}
+    every = {folder: Manifest(folder) for folder in map(RunFolder, folders)}
+    runs = {folder: manifest for folder, manifest in every.items() if "score" in manifest.stages}
     if not runs:
         raise ValueError(f"none of the {len(folders)} runs of {name} has been scored")
     lines: Lines = []
     written: list[Path] = []
     sections = [_costs(runs, reported, lines)]
     for folder, manifest in runs.items():
-        if "mask" in manifest["stages"]:
+        if "mask" in manifest.stages:
             section, drawn = _mask_section(name, folder, manifest, out_dir, reported, lines)
             sections.append(section)
             written += drawn
-    missing = [
-        [str(folder), failure(folder) or ("not finished" if folder.exists() else "not begun")]
-        for folder in folders
-        if folder not in runs
-    ]
+    missing = [[str(folder.path), folder.state()] for folder in every if folder not in runs]
     if missing:
         sections.append({"title": "Missing", "text": [], "columns": ["run", "why"], "rows": missing, "figures": []})
     written.append(_write_csv(lines, out_dir / f"{name}.csv"))
@@ -82,21 +71,10 @@ def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Rep
     return written + render("tables", context, out_dir, name)
 
 
-def _scored(folder: Path) -> bool:
-    file = folder / "manifest.json"
-    return file.exists() and "score" in read_json(file)["stages"]
-
-
-def _case(folder: Path) -> tuple[str, str, str]:
-    """Task, model and tuning, which the folder names."""
-    task, model, tuning = folder.parts[-6:-3]
-    return task, model, tuning
-
-
-def _line(folder: Path, quantity: str, value: float, reported: str, at: float | str = "") -> dict[str, Any]:
-    case = dict(zip(("task", "model", "tuning"), _case(folder), strict=True))
+def _line(folder: RunFolder, quantity: str, value: float, reported: str, at: float | str = "") -> dict[str, Any]:
+    case = dict(zip(("task", "model", "tuning"), folder.case, strict=True))
     return case | {
-        "run": "/".join(folder.parts[-3:]),
+        "run": "/".join(folder.parts[3:]),
         "quantity": quantity,
         "at": at,
         "value": value,
@@ -107,13 +85,13 @@ def _line(folder: Path, quantity: str, value: float, reported: str, at: float | 
 # -- tables 6 and 7 -----------------------------------------------------------------------------------------
 
 
-def _costs(runs: Mapping[Path, Any], reported: Reported, lines: Lines) -> dict[str, Any]:
+def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines) -> dict[str, Any]:
     """Time and memory of each run's passes over its training rows."""
     rows, seen = [], set()
     for folder, manifest in runs.items():
-        task, model, _ = _case(folder)
-        for kind, path in manifest["stages"]["score"]["paths"].items():
-            store = folder.parents[6] / "scores" / Path(path).name
+        task, model, _ = folder.case
+        for kind, path in manifest.stages["score"]["paths"].items():
+            store = folder.output.scores / Path(path).name
             if store in seen:
                 continue
             seen.add(store)
@@ -164,9 +142,9 @@ def _costs(runs: Mapping[Path, Any], reported: Reported, lines: Lines) -> dict[s
     }
 
 
-def _published(folder: Path, reported: Reported) -> Reported:
-    """The paper's numbers, for a run without overrides of its own (these put a hash behind the folder's name)."""
-    return reported if folder.parts[-2].count("-") == 1 else ()
+def _published(folder: RunFolder, reported: Reported) -> Reported:
+    """The paper's numbers, for a run without overrides of its own."""
+    return () if folder.overridden else reported
 
 
 def _reported(reported: Reported, table: str, task: str, model: str, setting: str, metric: str) -> str:
@@ -179,15 +157,15 @@ def _reported(reported: Reported, table: str, task: str, model: str, setting: st
 
 
 def _mask_section(
-    name: str, folder: Path, manifest: Any, out_dir: Path, reported: Reported, lines: Lines
+    name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, reported: Reported, lines: Lines
 ) -> tuple[dict[str, Any], list[Path]]:
     """Shares dropped, beside the reported ones, and the three figures."""
-    tokens = response_tokens(pq.read_table(folder / "mask.parquet"))
-    stats = manifest["stages"]["mask"]["stats"]
+    tokens = response_tokens(pq.read_table(folder.mask))
+    stats = manifest.stages["mask"]["stats"]
     written: list[Path] = []
     drawn: list[dict[str, str]] = []
-    stem = f"{name}-{'-'.join(folder.parts[-6:])}"
-    found = curves(folder, tokens)
+    stem = f"{name}-{'-'.join(folder.parts)}"
+    found = curves(folder.path, tokens)
     if tokens.dropped:
         scores = {key: tokens.scores[key] for key in tokens.dropped}
         cuts = {key: cuts_of(key, stats["thresholds"][key]) for key in scores}
@@ -201,12 +179,12 @@ def _mask_section(
             written += paths.values()
             drawn.append(
                 {
-                    "title": f"{' '.join(_case(folder))}: {title}",
+                    "title": f"{' '.join(folder.case)}: {title}",
                     "data": data_url(paths["svg"]),
                     "png": paths["png"].relative_to(out_dir).as_posix(),
                 }
             )
-    task, model, _ = _case(folder)
+    task, model, _ = folder.case
     rows = []
     for quantity, share in dropped_shares(tokens).items():
         said = _reported(_published(folder, reported), "fig4", task, model, quantity, "filtered tokens %")
@@ -217,7 +195,7 @@ def _mask_section(
             _line(folder, setting, share, "", at) for at, share in zip(values.tolist(), shares.tolist(), strict=True)
         ]
     section = {
-        "title": f"Dropped tokens: {' · '.join(folder.parts[-6:])}",
+        "title": f"Dropped tokens: {' · '.join(folder.parts)}",
         "text": [
             f"{len(tokens.kept):,} response tokens. Score distributions with thresholds (figure 3), overlap "
             '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'

@@ -25,7 +25,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,12 +36,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from xtf.config.identity import digest
 from xtf.config.schema import Config
 from xtf.reporting.explorer import preview_text
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
 from xtf.runtime.artifacts import read_json, write_atomic
 from xtf.runtime.loggers import STEP, start_run, wandb_mode
+from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.store import read_pass
 
 if TYPE_CHECKING:
@@ -94,8 +96,9 @@ def write_scalars(run: Run) -> Path:
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("name", "value"), *scalars(run).items()])
 
-    write_atomic(run.folder / "scalars.csv", write)
-    return run.folder / "scalars.csv"
+    path = RunFolder(run.folder).scalars
+    write_atomic(path, write)
+    return path
 
 
 def publish_tensorboard(run: Run) -> None:
@@ -110,31 +113,62 @@ def publish_tensorboard(run: Run) -> None:
 # -- Weights & Biases ---------------------------------------------------------------------------------------
 
 
-def publish(config: Config, folder: Path, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
+PUBLISHED = {"wandb": ("score", "mask", "train", "evaluate"), "tensorboard": ("evaluate",)}  # stages, by logger
+
+
+def publish_stages(
+    config: Config, folder: RunFolder, manifest: Manifest, tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> None:
+    """Mirror each done stage once on the chosen logger; the files remain the record."""
+    name = config.logger.name
+    for stage in PUBLISHED.get(name, ()):
+        entry = manifest.stages.get(stage)
+        if entry is None or _told(config, manifest).get(stage) == digest(entry):
+            continue
+        if name == "wandb":
+            publish(config, folder, stage, tokenizer())
+        else:
+            publish_tensorboard(load_run(folder.path))
+        note_published(config, manifest, stage)
+
+
+def note_published(config: Config, manifest: Manifest, stage: str) -> None:
+    """The chosen logger has what a stage left: it was published, or logged as it came."""
+    _told(config, manifest)[stage] = digest(manifest.stages[stage])
+    manifest.save()
+
+
+def _told(config: Config, manifest: Manifest) -> dict[str, str]:
+    """A digest of what the chosen logger has been told about each stage."""
+    loggers: dict[str, dict[str, str]] = manifest.content.setdefault("published", {})
+    return loggers.setdefault(config.logger.name, {})
+
+
+def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Mirrors what a done stage (score, mask, train or evaluate) left in a run's folder to W&B.
 
     ValueError: stage=evaluate of a run that has not finished.
     """
     import wandb
 
-    stages = read_json(folder / "manifest.json")["stages"]
+    stages = read_json(folder.manifest)["stages"]
     with start_run(config, folder, stage) as session:
         if stage == "train":
-            for row in read_curves(folder / "train_log.csv"):
+            for row in read_curves(folder.train_log):
                 session.log(row)
             return
         found: dict[str, float] = {}
         media: dict[str, Any] = {}
         if stage == "score":
             for kind, path in stages["score"]["paths"].items():
-                table = read_pass(Path(config.output_dir) / "scores" / Path(path).name)
+                table = read_pass(folder.output.scores / Path(path).name)
                 media |= _histograms(table, "" if kind == "scores" else f"{kind}_")
         elif stage == "mask":
             found = mask_scalars(stages["mask"]["stats"])
-            table = pq.read_table(folder / "mask.parquet").slice(0, SHOWN_EXAMPLES)
+            table = pq.read_table(folder.mask).slice(0, SHOWN_EXAMPLES)
             media["examples"] = wandb.Html(examples_html(table, tokenizer), inject=False)
         else:
-            run = load_run(folder)
+            run = load_run(folder.path)
             found = scalars(run)
             media["generations"] = _generations(run)
         session.log({**found, **media})
@@ -183,7 +217,7 @@ def _generations(run: Run) -> wandb.Table:
         "reason",
     ]
     rows = []
-    for line in read_lines(run.folder / "generations.jsonl")[:SHOWN_GENERATIONS]:
+    for line in read_lines(RunFolder(run.folder).generations)[:SHOWN_GENERATIONS]:
         base: Mapping[str, Any] = before.get((line["example_id"], line["sample"]), {})
         rows.append(
             [

@@ -27,6 +27,7 @@ from xtf.reporting import figures
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import counted, data_url, percent, points, render, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.sensitivity import sweep
 from xtf.scoring.thresholds import SOURCE, Scores
 
@@ -134,13 +135,13 @@ def _reading(found: Estimate, other: str) -> str:
 
 def _seeds(run: Run) -> list[Run]:
     """The finished runs of the same cell (they differ in nothing but the seed), this one among them."""
-    return [load_run(file.parent) for file in sorted(run.folder.parent.glob("seed*/metrics.json"))]
+    return [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
 
 
 def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:
     """The finished runs of another method in the same tree that compare with the arm's, by seed."""
-    files = sorted(arm[0].folder.parents[2].glob(f"{method}/*/seed*/metrics.json"))
-    return control_runs(arm, (load_run(file.parent) for file in files), method)
+    others = RunFolder(arm[0].folder).of_method(method)
+    return control_runs(arm, (load_run(folder.path) for folder in others), method)
 
 
 # -- one run -------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     it.
     """
     run = load_run(Path(run_dir))
-    masked = pq.read_table(run.folder / "mask.parquet")
+    masked = pq.read_table(RunFolder(run.folder).mask)
     tokens = response_tokens(masked)
     drawn = _figures(run, tokens, Path(out_dir) / "figures")
     decode, unnamed = _decoder(run)
@@ -178,10 +179,10 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         ],
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,
-        "generations": paired_generations(run.base_generations(), read_lines(run.folder / "generations.jsonl")),
+        "generations": paired_generations(run.base_generations(), read_lines(RunFolder(run.folder).generations)),
         "command": command_line(run.record),
         "settings": [(key.replace("_", " "), value) for key, value in run.record["training"].items()],
-        "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
+        "config": RunFolder(run.folder).config.read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
     return [path for _, paths in drawn for path in paths.values()] + render("report", context, Path(out_dir))
@@ -233,7 +234,7 @@ def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, 
     shares = exclusive_shares(tokens)
     if shares:
         drawn.append(("Which attributes dropped the tokens", figures.save(figures.overlap(shares), folder, "overlap")))
-    steps, losses = read_losses(run.folder / "train_log.csv")
+    steps, losses = read_losses(RunFolder(run.folder).train_log)
     drawn.append(("Training loss", figures.save(figures.loss_curve(steps, losses), folder, "loss")))
     return drawn
 
@@ -247,7 +248,7 @@ def cuts_of(attribute: str, found: Mapping[str, Any]) -> list[float]:
 
 def curves(folder: Path, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
     """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
-    node = OmegaConf.load(folder / "config.yaml")
+    node = OmegaConf.load(RunFolder(folder).config)
     assert isinstance(node, DictConfig)
     config = load_config(node).threshold
     found_curves = {}
@@ -299,7 +300,7 @@ def most_dropped(tokens: ResponseTokens, attribute: str, decode: Callable[[int],
 
 def _decoder(run: Run) -> tuple[Callable[[int], str], str | None]:
     """Token id -> text, from the tokenizer saved with the run; else the bare id, and the reason."""
-    file = run.folder / "model" / "tokenizer.json"
+    file = RunFolder(run.folder).model / "tokenizer.json"
     if not file.is_file():
         return (
             str,

@@ -14,6 +14,7 @@ from typing import Any
 
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.methods import METHODS
 
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
@@ -38,7 +39,7 @@ class Run:
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
-        return item_values(read_lines(self.folder / "generations.jsonl"), metric)
+        return item_values(read_lines(RunFolder(self.folder).generations), metric)
 
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
         base = self.base_generations()
@@ -53,13 +54,12 @@ class Run:
         recorded = self.record["artifacts"]["base_generations"]
         if recorded is None:
             return None
-        output = self.folder.resolve().parents[6]
-        return read_lines(output / "base" / Path(recorded).parent.name / Path(recorded).name)
+        return read_lines(RunFolder(self.folder).output.base / Path(recorded).parent.name / Path(recorded).name)
 
 
 def load_run(folder: Path) -> Run:
     """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
-    file = folder / "metrics.json"
+    file = RunFolder(folder).metrics
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
     return Run(folder, read_json(file))

@@ -25,7 +25,7 @@ from xtf.reporting.pages import counted, data_url, render
 from xtf.reporting.reported import _as_published, _published_names, _reported, _reported_table
 from xtf.reporting.runs import base_mean, control_runs, over_base
 from xtf.runtime.artifacts import write_atomic
-from xtf.runtime.run_folder import failure
+from xtf.runtime.run_folder import RunFolder
 
 CONTROLS = ("normal", "random")
 BASE = "base model"
@@ -113,7 +113,9 @@ def sweep_report(
         "answers": _answers(rows),
         "tables": tables,
         "figures": figures_of_k,
-        "unfinished": [{"folder": str(folder), "why": _why(folder)} for cell in cells for folder in cell.unfinished],
+        "unfinished": [
+            {"folder": str(folder), "why": RunFolder(folder).state()} for cell in cells for folder in cell.unfinished
+        ],
     }
     return written + render("sweep", context, out_dir, name)
 
@@ -126,13 +128,6 @@ def _bars(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float]
             each = row.estimate
             found.setdefault(row.metric, {})[row.label] = (each.value, each.low, each.high)
     return found if len(found) > 1 else {}
-
-
-def _why(folder: Path) -> str:
-    """Why a run has not finished."""
-    if not (folder / "config.yaml").exists():
-        return "not begun"
-    return failure(folder) or "not finished"
 
 
 def _labels(cells: Sequence[Cell]) -> list[str]:
@@ -211,7 +206,9 @@ def _row(
 
 def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
     """What keeps a cell from having every seed of the sweep; empty if nothing does."""
-    reasons = Counter("failed" if failure(folder) else _why(folder) for folder in cell.unfinished)
+    reasons = Counter(
+        "failed" if RunFolder(folder).failure() else RunFolder(folder).state() for folder in cell.unfinished
+    )
     said = [f"{counted(number, 'run')} {why}" for why, number in reasons.items()]
     missing = [str(seed) for seed in seeds if seed not in cell.runs]
     if missing and cell.runs:

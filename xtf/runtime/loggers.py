@@ -16,12 +16,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from xtf.config.identity import plain
 from xtf.config.schema import Config, ConfigError
 from xtf.runtime.progress import say
+from xtf.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import wandb
@@ -31,12 +31,12 @@ STEP = "trainer/global_step"  # Lightning's name for the optimizer step, against
 
 
 @contextlib.contextmanager
-def training_loggers(config: Config, folder: Path) -> Iterator[list[Logger]]:
+def training_loggers(config: Config, folder: RunFolder) -> Iterator[list[Logger]]:
     """Lightning loggers for `config.logger`; train_log.csv is written by training itself, whatever is chosen."""
     if config.logger.name == "tensorboard":
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        yield [TensorBoardLogger(save_dir=folder, name="", version="tensorboard")]
+        yield [TensorBoardLogger(save_dir=folder.path, name="", version="tensorboard")]
     elif config.logger.name == "wandb" and os.environ.get("RANK", "0") == "0":
         from pytorch_lightning.loggers import WandbLogger
 
@@ -46,7 +46,7 @@ def training_loggers(config: Config, folder: Path) -> Iterator[list[Logger]]:
         yield []
 
 
-def start_run(config: Config, folder: Path, stage: str) -> wandb.Run:
+def start_run(config: Config, folder: RunFolder, stage: str) -> wandb.Run:
     """The W&B run of one stage, to be used as a context. Its files lie in `folder`/wandb.
 
     A server that cannot be reached within `logger.timeout_seconds` is no error: the run is then written offline,
@@ -60,8 +60,8 @@ def start_run(config: Config, folder: Path, stage: str) -> wandb.Run:
     settings: dict[str, Any] = {
         "project": config.logger.project,
         "entity": config.logger.entity,
-        "dir": str(folder.resolve()),  # W&B's service may have another working folder
-        "name": "/".join(folder.parts[-6:]),
+        "dir": str(folder.path.resolve()),  # W&B's service may have another working folder
+        "name": folder.name,
         "group": config.experiment,
         "job_type": stage,
         "tags": [*chosen.values(), *config.logger.tags],
@@ -79,6 +79,14 @@ def start_run(config: Config, folder: Path, stage: str) -> wandb.Run:
         session.define_metric(STEP)
         session.define_metric("*", step_metric=STEP, step_sync=True)
     return session
+
+
+def check_logger(config: Config) -> None:
+    """Raises:
+    ConfigError: settings with which the chosen logger could not work.
+    """
+    if config.logger.name == "wandb":
+        wandb_mode(config)
 
 
 def wandb_mode(config: Config) -> Literal["online", "offline", "disabled"]:

@@ -1,60 +1,359 @@
-"""Where a run lies and what lies in it."""
+"""Where a run lies, what lies in it and beside it, and when it is finished. The only file that knows.
+
+<output_dir>/scores/<key>/           one scoring pass, shared by every run that needs the same scores
+<output_dir>/base/<key>/             the untouched model's completions, shared likewise
+<output_dir>/references/<key>/       a reference model, shared likewise
+<output_dir>/pretrained/<name>/      a base model made from nothing
+<output_dir>/runs/<task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<hash of other overrides>]/seed<k>/
+                                     one run; metrics.json is written last
+<output_dir>/sweeps/<experiment>.json  the jobs that the sweeps of an experiment consist of
+<output_dir>/reports/                what people read
+"""
 
 from __future__ import annotations
 
+import functools
+import re
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import digest
-from xtf.config.schema import Config
-from xtf.runtime.artifacts import command, read_json, write_json
+from xtf.config.identity import differing_keys, digest, grader_identity, identity, plain
+from xtf.config.schema import Config, ConfigError, Stage
+from xtf.runtime.artifacts import command, read_json, sha256, write_json
+from xtf.runtime.models import BUNDLED
+
+PARTS = ("task", "model", "tuning", "method", "setting", "seed")  # of a run folder's path below runs/
+OVERRIDDEN = re.compile(r"-[0-9a-f]{8}$")  # the end of a setting's name that has overrides of its own
 
 
-def run_folder(config: Config, changed: Mapping[str, Any]) -> Path:
-    """runs/<task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<hash of other overrides>]/seed<k>, relative."""
-    last = f"{config.scorer.name}-{config.threshold.name}"
-    if changed:
-        last += f"-{digest(changed, 8)}"
-    parts = ("runs", config.task.name, config.model.name, config.tuning.name.value, config.method.name, last)
-    return Path(*parts, f"seed{config.seed}")
+@dataclass(frozen=True)
+class OutputDir:
+    """An output folder and what is shared between the runs in it."""
+
+    path: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores"
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
+
+    @property
+    def references(self) -> Path:
+        return self.path / "references"
+
+    @property
+    def pretrained(self) -> Path:
+        return self.path / "pretrained"
+
+    @property
+    def reports(self) -> Path:
+        return self.path / "reports"
+
+    @property
+    def devices(self) -> Path:
+        """Locks of the devices that worker processes have claimed."""
+        return self.path / ".devices"
+
+    def jobs_file(self, experiment: str) -> Path:
+        """The list of the jobs that the sweeps of an experiment consist of."""
+        return self.path / "sweeps" / f"{experiment}.json"
+
+    def run_folders(self, experiment: str | None = None) -> list[RunFolder]:
+        """The folders of all runs, finished or not, in order; those of one experiment if it is named."""
+        found = run_folders(self.runs)
+        return [folder for folder in found if experiment is None or folder.recorded["experiment"] == experiment]
 
 
-ERROR_FILE = "error.json"  # in a run's folder: why its last attempt failed; gone as soon as it is tried again
+@dataclass(frozen=True, order=True)
+class RunFolder:
+    """The folder of one run, by its path."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config, changed: Mapping[str, Any]) -> RunFolder:
+        """Where a run lies; `changed`: the overridden keys that name it (`xtf.config.identity.overrides`)."""
+        setting = f"{config.scorer.name}-{config.threshold.name}" + (f"-{digest(changed, 8)}" if changed else "")
+        parts = (config.task.name, config.model.name, config.tuning.name.value, config.method.name, setting)
+        return cls(OutputDir(Path(config.output_dir)).runs.joinpath(*parts, f"seed{config.seed}"))
+
+    # -- its place -----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def parts(self) -> tuple[str, ...]:
+        """`PARTS` of the path: task, model, tuning, method, setting, seed."""
+        return self.path.absolute().parts[-len(PARTS) :]
+
+    @property
+    def name(self) -> str:
+        """The path below runs/, which tells a run from all others of an output folder."""
+        return "/".join(self.parts)
+
+    @property
+    def case(self) -> tuple[str, str, str]:
+        """Task, model and tuning."""
+        task, model, tuning, *_ = self.parts
+        return task, model, tuning
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """What the path says of method, scorer, threshold and further overrides, for a run that has no record yet."""
+        method, name = self.parts[3:5]
+        return dict(zip(("scorer", "threshold", "overrides"), name.split("-", 2), strict=False)) | {"method": method}
+
+    @property
+    def overridden(self) -> bool:
+        """Whether the run has overrides beside its choices of scorer, threshold and so on."""
+        return OVERRIDDEN.search(self.parts[4]) is not None
+
+    @property
+    def output(self) -> OutputDir:
+        """The output folder that it lies in, wherever that has been copied or moved to."""
+        return OutputDir(self.path.absolute().parents[len(PARTS)])
+
+    @property
+    def reports(self) -> Path:
+        """Where people find what they read about this run."""
+        return self.output.reports / "-".join(self.parts)
+
+    def seeds(self) -> list[RunFolder]:
+        """The finished runs that differ in nothing but the seed, this one among them if it has finished."""
+        return [RunFolder(file.parent) for file in sorted(self.path.parent.glob("seed*/metrics.json"))]
+
+    def of_method(self, method: str) -> list[RunFolder]:
+        """The finished runs of another method on the same task, model and tuning."""
+        return [RunFolder(file.parent) for file in sorted(self.path.parents[2].glob(f"{method}/*/seed*/metrics.json"))]
+
+    # -- its files -----------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def mask(self) -> Path:
+        return self.path / "mask.parquet"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def train_log(self) -> Path:
+        return self.path / "train_log.csv"
+
+    @property
+    def train_record(self) -> Path:
+        """Left by the processes of a training on several devices."""
+        return self.path / "train.json"
+
+    @property
+    def generations(self) -> Path:
+        return self.path / "generations.jsonl"
+
+    @property
+    def scalars(self) -> Path:
+        return self.path / "scalars.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """Written last: a run that has it has finished."""
+        return self.path / "metrics.json"
+
+    @property
+    def error(self) -> Path:
+        """Why the last attempt failed; gone as soon as the run is tried again."""
+        return self.path / "error.json"
+
+    # -- what became of it ---------------------------------------------------------------------------------------
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """The run's config.yaml as plain values."""
+        import yaml
+
+        found: Mapping[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def has_results(self) -> bool:
+        """Whether the run has been trained and graded."""
+        return self.metrics.is_file()
+
+    def record_error(self, error: Exception) -> None:
+        """Leave error.json, from which the process that started a sweep learns of the failure."""
+        write_json(
+            self.error,
+            {
+                "error": str(error) or repr(error),
+                "type": type(error).__name__,
+                "traceback": "".join(traceback.format_exception(error)),
+                "command": command(),
+            },
+        )
+
+    def failure(self) -> str | None:
+        """Why the last attempt failed; None if it did not."""
+        if not self.error.exists():
+            return None
+        found = read_json(self.error)
+        return f"{found['type']}: {found['error']}"
+
+    def state(self) -> str:
+        """Why a run has not finished, in words."""
+        return self.failure() or ("not finished" if self.config.exists() else "not begun")
 
 
-def job_name(config: Config, changed: Mapping[str, Any]) -> str:
-    return run_folder(config, changed).relative_to("runs").as_posix()
+def run_folders(root: Path) -> list[RunFolder]:
+    """The run folders at or below `root`, finished or not, in order."""
+    return [RunFolder(path) for path in sorted(file.parent for file in root.rglob("config.yaml"))]
 
 
-# --- what a sweep consists of, for its report ------------------------------------------------------------------------
+# -- what a run has done --------------------------------------------------------------------------------------------
 
 
-def jobs_file(output: Path, experiment: str) -> Path:
-    return output / "sweeps" / f"{experiment}.json"
+class Manifest:
+    """A run's manifest.json: its configuration, data, and what each stage left."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.content: dict[str, Any] = read_json(folder.manifest) if folder.manifest.exists() else {"stages": {}}
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """What each done stage left, by name."""
+        found: dict[str, Any] = self.content["stages"]
+        return found
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Source and hash of the training and evaluation rows, by `train` and `eval`."""
+        found: dict[str, Any] = self.content.setdefault("data", {})
+        return found
+
+    def save(self) -> None:
+        write_json(self.folder.manifest, self.content)
+
+    def note(self, **entries: Any) -> None:
+        """Add what a stage found out beside its artifact."""
+        self.content |= entries
+        self.save()
+
+    def done(self, stage: str, seconds: float, **entry: Any) -> None:
+        """A stage has left its artifact."""
+        self.stages[stage] = {"seconds": round(seconds, 3), **entry}
+        self.save()
+
+    def begin(self, config: Config) -> None:
+        """Take the folder for `config`: it holds one configuration, and edited group files must not mix with the
+        results of the old ones.
+
+        Raises:
+            ConfigError: the folder holds a run of another configuration.
+        """
+        now = plain(identity(config))
+        before = self.content.setdefault("config", now)
+        if keys := differing_keys(before, config):
+            listing = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:5])
+            raise ConfigError(
+                f"{self.folder.path} holds a run of another configuration ({listing}); "
+                "delete that folder or choose another output_dir"
+            )
+        if not self.folder.manifest.exists():
+            self.save()
+
+    def note_rows(self, which: str, entry: Mapping[str, Any]) -> None:
+        """Note where the `train` or `eval` rows came from.
+
+        Raises:
+            ValueError: the run was begun with other rows.
+        """
+        before = self.data.setdefault(which, dict(entry))
+        if before["sha256"] != entry["sha256"]:
+            raise ValueError(
+                f"the {which} rows ({entry['source']}) have changed since {self.folder.path} was begun; "
+                "delete that folder or choose another output_dir"
+            )
+        self.save()
+
+    def changed_data(self, config: Config) -> list[str]:
+        """The keys of data files whose content is no longer what the run was made with."""
+        changed = []
+        for which, entry in self.data.items():
+            path = getattr(config.task, which).path
+            if path and entry.get("file_sha256") not in (None, _file_hash(Path(path), Path(path).stat().st_mtime_ns)):
+                changed.append(f"task.{which}.path={path}")
+        return changed
+
+    def refuse_other_data(self, config: Config) -> None:
+        """Raises:
+        ValueError: a data file has changed since the run was made.
+        """
+        if changed := self.changed_data(config):
+            raise ValueError(
+                f"{changed[0]} has changed since {self.folder.path} was made; "
+                "delete that folder or choose another output_dir"
+            )
 
 
-# --- failures --------------------------------------------------------------------------------------------------------
+@functools.cache
+def _file_hash(path: Path, modified: int) -> str:
+    return sha256(path)
 
 
-def record_error(folder: Path, error: Exception) -> None:
-    """Leave `folder`/error.json, from which the process that started the sweep learns of the failure."""
-    write_json(
-        folder / ERROR_FILE,
-        {
-            "error": str(error) or repr(error),
-            "type": type(error).__name__,
-            "traceback": "".join(traceback.format_exception(error)),
-            "command": command(),
-        },
-    )
+def forgetting_source(config: Config) -> str:
+    """What identifies the text whose loss shows forgetting: a file's hash, `bundled` or `none`."""
+    path = config.evaluate.forgetting
+    if path is not None:
+        return sha256(Path(path))
+    return "bundled" if config.model.path == BUNDLED else "none"
 
 
-def failure(folder: Path) -> str | None:
-    """Why the last attempt at the run in `folder` failed; None if it did not."""
-    file = folder / ERROR_FILE
-    if not file.exists():
-        return None
-    found = read_json(file)
-    return f"{found['type']}: {found['error']}"
+def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> bool:
+    """Whether nothing is left to do for `stage` (default: `config.stage`): what it leaves is there, made with this
+    configuration, of this data, graded as `config` asks, and with every figure that it asks for.
+
+    Stages that make something anew each time (evaluate, report, preview, plan, ...) are never finished.
+    """
+    stage = stage or config.stage
+    if not folder.manifest.exists():
+        return False
+    manifest = Manifest(folder)
+    if differing_keys(manifest.content.get("config", {}), config):
+        return False  # the run itself refuses, and says what differs
+    if manifest.changed_data(config):
+        return False
+    done = manifest.stages
+    match stage:
+        case Stage.all:
+            graded = [done.get("evaluate", {}), *([done.get("evaluate_base", {})] if config.evaluate.base else [])]
+            return folder.has_results and all(_graded(entry, config) for entry in graded)
+        case Stage.train:
+            return "train" in done and folder.model.is_dir()
+        case Stage.mask:
+            return "mask" in done and folder.mask.exists()
+        case Stage.score:
+            paths = done.get("score", {}).get("paths", {})
+            return bool(paths) and all((Path(path) / "manifest.json").exists() for path in paths.values())
+    return False
+
+
+def _graded(entry: Mapping[str, Any], config: Config) -> bool:
+    """Whether a model was graded as `config` asks; losses on the text that it names."""
+    if entry.get("grader") != grader_identity(config):
+        return False
+    return not config.evaluate.losses or entry.get("forgetting") == forgetting_source(config)

@@ -14,16 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import Attribute, ThresholdConfig
+from xtf.config.schema import Attribute, Config, ConfigError, SourceConfig, ThresholdConfig
 
 if TYPE_CHECKING:
     import torch
 
+    from xtf.data.examples import Example
     from xtf.scoring.masks import Mask
 
 
@@ -104,6 +106,47 @@ class Method:
         """A factor to the stored w_t of the tokens of a micro-batch, [N], without gradient."""
         raise NotImplementedError(f"{self.name} is not an online method")
 
+    # -- hooks: what a method needs before or beside training ------------------------------------------------------
+
+    def check(self, config: Config) -> None:
+        """Refuse settings of the run that the method cannot work with.
+
+        Raises:
+            ConfigError: naming the key and the remedy.
+        """
+        if "planted" in self.needs and not config.plant.share:
+            raise ConfigError(f"method={self.name} drops the noise that was planted: set plant.share, e.g. 0.3")
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether `examples` gives other rows than it was given, whose scores are then the method's own."""
+        return False
+
+    def examples(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The training examples that the method makes of those of the task."""
+        return examples
+
+    def own_table(self, source: SourceConfig) -> pa.Table | None:
+        """The table that `mask` is given, where the method reads one of its own instead of encoded examples."""
+        return None
+
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
+        """The training table: labels, and weights other than 0 and 1, from the columns that the method `needs`."""
+        from xtf.scoring.masks import build_mask, weights_to_labels
+
+        mask = build_mask(scored, threshold, attributes if self.masked else ())
+        scores = Scores.from_table(mask.table, self.needs | ({"labels"} if self.masked else set()))
+        return weights_to_labels(scored, np.split(self.weights(scores, seed), scores.offsets[1:-1]))
+
+    def parts(self, rows: int) -> list[np.ndarray] | None:
+        """Rows of the parts that are trained one after the other, each cleaned (`clean`) by the model as the parts
+        before left it; None: all rows at once."""
+        return None
+
+    def clean(self, scores: Scores) -> np.ndarray:
+        """w_t of the response tokens of a part behind the first, given `logp` and the trained model's `ref_logp`."""
+        raise NotImplementedError(f"{self.name} does not train in parts")
+
 
 @dataclass(frozen=True)
 class XTF(Method):
@@ -114,6 +157,11 @@ class XTF(Method):
 
     def weights(self, scores: Scores, seed: int) -> np.ndarray:
         return (~scores.columns["dropped"]).astype(np.float32)
+
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
+        from xtf.scoring.masks import build_mask
+
+        return build_mask(scored, threshold, attributes)  # with the statistics of each attribute
 
 
 @dataclass(frozen=True)
@@ -129,6 +177,31 @@ class Given(Method):
     """The data's own `labels` or `weights` column (see `given_mask`)."""
 
     name: str = "given"
+
+    def check(self, config: Config) -> None:
+        if config.plant.share:
+            raise ConfigError(
+                f"plant.share={config.plant.share}: method=given trains a token table as it is; unset one"
+            )
+
+    def own_table(self, source: SourceConfig) -> pa.Table:
+        """Raises:
+        ConfigError: the training file is neither .parquet nor .jsonl.
+        """
+        import pyarrow.json
+        import pyarrow.parquet as pq
+
+        path = Path(source.path or "")
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".jsonl":
+            return pyarrow.json.read_json(path)
+        raise ConfigError(
+            f"method=given trains a token table as it is: task.train.path must be .parquet or .jsonl, not {path.name!r}"
+        )
+
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
+        return given_mask(scored)
 
 
 # -- controls ------------------------------------------------------------------------------------------------
@@ -276,6 +349,15 @@ class DataAugmentation(Method):
     path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
     factor: int = 2  # examples afterwards per example before, at most
 
+    @property
+    def changes_rows(self) -> bool:
+        return True
+
+    def examples(self, examples: Sequence[Example]) -> list[Example]:
+        from xtf.data.augment import augment
+
+        return augment(examples, self.factor, Path(self.path) if self.path else None)
+
 
 # -- excess loss over a reference model ----------------------------------------------------------------------
 
@@ -350,7 +432,7 @@ class SelfEvolving(Method):
         if self.subsets < 1:
             raise ValueError(f"method.subsets={self.subsets} is out of range: it must be at least 1")
 
-    def parts(self, rows: int) -> list[np.ndarray]:
+    def parts(self, rows: int) -> list[np.ndarray] | None:
         """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run."""
         order = np.random.default_rng(WARMUP_SEED).permutation(rows)
         first = max(1, round(self.warmup * rows))
@@ -505,22 +587,6 @@ METHODS: dict[str, type[Method]] = {
         XTF,
     )
 }
-
-
-def make_mask(
-    method: Method, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int
-) -> Mask:
-    """The training table of a method: labels, and weights other than 0 and 1, from the columns that it
-    `needs`."""
-    from xtf.scoring.masks import build_mask, weights_to_labels
-
-    if isinstance(method, Given):
-        return given_mask(scored)
-    mask = build_mask(scored, threshold, attributes if method.masked else ())
-    if isinstance(method, XTF):
-        return mask
-    scores = Scores.from_table(mask.table, method.needs | ({"labels"} if method.masked else set()))
-    return weights_to_labels(scored, np.split(method.weights(scores, seed), scores.offsets[1:-1]))
 
 
 def given_mask(table: pa.Table) -> Mask:

@@ -22,6 +22,7 @@ from typing import Any
 from xtf.reporting.archived import LETTERS, SUFFIX, ArchivedRun, read_archive
 from xtf.reporting.runs import read_lines
 from xtf.runtime.artifacts import write_atomic
+from xtf.runtime.run_folder import RunFolder
 
 
 def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool = False) -> Path:
@@ -44,7 +45,7 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
         run.folder.relative_to(runs_root): ArchivedRun(
             run.folder.relative_to(runs_root),
             _portable(run.record, runs_root.parent),
-            read_lines(run.folder / "generations.jsonl"),
+            read_lines(RunFolder(run.folder).generations),
             run.base_generations(),
         )
         for run in runs

@@ -37,7 +37,8 @@ from xtf.reporting import figures
 from xtf.reporting.cells import experiment_folders
 from xtf.reporting.pages import counted, data_url, render
 from xtf.reporting.runs import override_value
-from xtf.runtime.artifacts import read_json, write_atomic
+from xtf.runtime.artifacts import write_atomic
+from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
 from xtf.scoring.thresholds import SOURCE
@@ -287,13 +288,13 @@ def read_cells(folders: Sequence[Path]) -> list[Cell]:
     parts: dict[tuple[str, float], list[tuple[Config, pa.Table]]] = defaultdict(list)
     settings: dict[str, _Setting] = {}
     for folder in folders:
-        node = OmegaConf.load(folder / "config.yaml")
+        node = OmegaConf.load(RunFolder(folder).config)
         assert isinstance(node, DictConfig)
-        config, data = load_config(node), read_json(folder / "manifest.json")["data"]["train"]
+        config, data = load_config(node), Manifest(RunFolder(folder)).data["train"]
         keys = {key: plain(value) for key, value in identity(config).items()} | {"rows": data["sha256"]}
         del keys["plant.seed"], keys["plant.share"]
         settings.setdefault(digest(keys), _Setting(config, data["source"], data["rows"], keys))
-        parts[digest(keys), config.plant.share].append((config, pq.read_table(folder / "mask.parquet")))
+        parts[digest(keys), config.plant.share].append((config, pq.read_table(RunFolder(folder).mask)))
     cases = dict(zip(settings, _cases(list(settings.values())), strict=True))
     cells = [_cell(cases[setting], share, runs) for (setting, share), runs in parts.items()]
     return sorted(cells, key=lambda cell: (cell.case, cell.share))
@@ -493,7 +494,7 @@ def detection_report(experiment: str, runs_root: Path, out_dir: Path, archive: P
         rows = read_findings(archive / f"{experiment}.csv")
         return _write_report(experiment, rows, out_dir, source=f"findings of {archive.name}/{experiment}.csv")
     folders = experiment_folders(experiment, runs_root)
-    done = [folder for folder in folders if (folder / "mask.parquet").is_file()]
+    done = [folder for folder in folders if RunFolder(folder).mask.is_file()]
     if not done:
         raise ValueError(f"none of the {len(folders)} runs of experiment {experiment!r} has a mask yet")
     cells = read_cells(done)

@@ -30,11 +30,10 @@ from xtf.reporting.intervals import (
 )
 from xtf.reporting.pages import data_url, percent, render, seconds
 from xtf.reporting.runs import Run, base_mean, load_run
-from xtf.runtime.artifacts import locked, read_json
+from xtf.runtime.artifacts import locked
 from xtf.runtime.progress import console, say
-from xtf.runtime.run_folder import run_folder
+from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
 from xtf.scoring.methods import METHODS, ProFit, Scores
-from xtf.sweeps.jobs import Planned
 
 PILOT = ("normal", "xtf", "random")
 MASKS = ("xtf", "random", "low_loss", "high_loss", "token_cleaning")
@@ -66,12 +65,12 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
     at_hand = len(load_rows(config.task.eval))
     small, named = pilot_settings(config, changed)
     masks = {name: _mask_folder(small, named, name) for name in MASKS}
-    dropped = dropped_tokens({name: folder / "mask.parquet" for name, folder in masks.items()})
-    stats = read_json(masks["xtf"] / "manifest.json")["stages"]["mask"]["stats"]
+    dropped = dropped_tokens({name: folder.mask for name, folder in masks.items()})
+    stats = Manifest(masks["xtf"]).stages["mask"]["stats"]
     runs = {
         name: [_run(small, named, name, small.seed + number) for number in range(config.pilot.seeds)] for name in PILOT
     }
-    output = Path(config.output_dir) / "reports"
+    output = OutputDir(Path(config.output_dir)).reports
     stem = "-".join(["probe", config.task.name, config.model.name, config.tuning.name.value, digest(named, 8)])
     found = compare(runs)
     panel = {"the pilot, with 95 % intervals (Holm)": [(label, c.value, c.low, c.high) for label, c in found.items()]}
@@ -114,8 +113,11 @@ def pilot_settings(config: Config, changed: Mapping[str, Any]) -> tuple[Config, 
     return dataclasses.replace(config, task=task), named
 
 
-def planned(config: Config, changed: Mapping[str, Any]) -> list[Planned]:
-    """The jobs of a probe, for `stage=plan`: the pilot's runs, and the masks that are compared beside them."""
+def pilot_jobs(config: Config, changed: Mapping[str, Any]) -> list[tuple[Config, dict[str, Any]]]:
+    """The jobs of a probe, for `stage=plan`: the pilot's runs, and the masks that are compared beside them.
+
+    Each is a configuration with the overrides that name its folder.
+    """
     small, named = pilot_settings(config, changed)
     runs = [
         dataclasses.replace(small, method=METHODS[name](), seed=small.seed + number)
@@ -125,38 +127,36 @@ def planned(config: Config, changed: Mapping[str, Any]) -> list[Planned]:
     masks = [
         dataclasses.replace(small, method=METHODS[name](), stage=Stage.mask) for name in MASKS if name not in PILOT
     ]
-    return [Planned((), job, named) for job in (*runs, *masks)]
+    return [(job, named) for job in (*runs, *masks)]
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
-def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> Path:
+def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFolder:
     """The run folder that holds the method's mask.parquet, made unless it is there."""
-    from xtf.pipeline import Job
+    from xtf.pipeline import Pipeline
 
     config = dataclasses.replace(config, method=METHODS[method](), stage=Stage.mask)
-    folder = Path(config.output_dir) / run_folder(config, named)
-    with locked(folder, say):
-        job = Job(config, named, folder)
-        job.refuse_other_data()
-        job.mask(job.score())
+    folder = RunFolder.of(config, named)
+    with locked(folder.path, say):
+        pipeline = Pipeline(config, named, folder)
+        pipeline.mask(pipeline.score())
     return folder
 
 
 def _run(config: Config, named: Mapping[str, Any], method: str, seed: int) -> Run:
     """The finished run of a method and seed, made unless it is there."""
-    from xtf.pipeline import Job
+    from xtf.pipeline import Pipeline
 
     config = dataclasses.replace(config, method=METHODS[method](), seed=seed)
-    folder = Path(config.output_dir) / run_folder(config, named)
-    with locked(folder, say):
-        job = Job(config, named, folder)
-        job.refuse_other_data()
-        if not job.finished:
+    folder = RunFolder.of(config, named)
+    with locked(folder.path, say):
+        pipeline = Pipeline(config, named, folder)
+        if not finished(config, folder):
             say(f"pilot: {method}, seed {seed}")
-            job.stages()
-    return load_run(folder)
+            pipeline.stages()
+    return load_run(folder.path)
 
 
 # -- which tokens --------------------------------------------------------------------------------------------

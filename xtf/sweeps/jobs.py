@@ -18,10 +18,10 @@ from typing import Any
 
 from xtf.config.checks import resolve
 from xtf.config.compose import to_config
-from xtf.config.identity import differing_keys, grader_identity, overrides, plain
-from xtf.config.schema import Config, ConfigError, Stage
-from xtf.runtime.artifacts import locked, read_json, sha256, write_json
-from xtf.runtime.run_folder import failure, job_name, jobs_file, run_folder
+from xtf.config.identity import overrides, plain
+from xtf.config.schema import Config, ConfigError
+from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.run_folder import OutputDir, RunFolder, finished
 
 _GROUP_KEYS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger")
 
@@ -40,12 +40,12 @@ class Planned:
     is_case: bool = True  # False: a pair of model and tuning that the experiment does not run
 
     @property
-    def folder(self) -> Path:
-        return Path(self.config.output_dir) / run_folder(self.config, self.changed)
+    def folder(self) -> RunFolder:
+        return RunFolder.of(self.config, self.changed)
 
     @property
     def name(self) -> str:
-        return job_name(self.config, self.changed)
+        return self.folder.name
 
 
 def is_case(config: Config) -> bool:
@@ -66,7 +66,7 @@ def compose_jobs(batch: Sequence[Sequence[str]]) -> list[Planned]:
     from hydra.errors import HydraException
 
     compose = _Composer(batch)
-    jobs, folders = [], dict[Path, Planned]()
+    jobs, folders = [], dict[RunFolder, Planned]()
     for arguments in batch:
         try:
             job = compose.job(arguments)
@@ -79,7 +79,7 @@ def compose_jobs(batch: Sequence[Sequence[str]]) -> list[Planned]:
         twin = folders.setdefault(job.folder, job)
         if twin is not job:
             raise ConfigError(
-                f"nothing was started, for two jobs would write {job.folder}: {' '.join(twin.overrides)} and "
+                f"nothing was started, for two jobs would write {job.folder.path}: {' '.join(twin.overrides)} and "
                 f"{' '.join(job.overrides)} (they differ in keys that do not change results)"
             )
     return jobs
@@ -160,41 +160,9 @@ class _Composer:
 # --- what is there already -------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _file_hash(path: Path, modified: int) -> str:
-    return sha256(path)
-
-
-def finished(job: Planned) -> bool:
-    """Whether the job has nothing left to do: the artifact of its stage is there, of this configuration and data."""
-    config, folder = job.config, job.folder
-    if config.stage not in (Stage.all, Stage.train, Stage.mask, Stage.score):
-        return False
-    file = folder / "manifest.json"
-    if not file.exists():
-        return False
-    manifest = read_json(file)
-    if differing_keys(manifest.get("config", {}), config):
-        return False  # the run itself refuses, and says what differs
-    for which, entry in manifest.get("data", {}).items():
-        path = getattr(config.task, which).path
-        if path and entry.get("file_sha256") != _file_hash(Path(path), Path(path).stat().st_mtime_ns):
-            return False
-    stages = manifest["stages"]
-    if config.stage is Stage.all:
-        graded = stages.get("evaluate", {}).get("grader") == grader_identity(config)
-        return graded and (folder / "metrics.json").exists()
-    if config.stage is Stage.train:
-        return "train" in stages and (folder / "model").is_dir()
-    if config.stage is Stage.mask:
-        return "mask" in stages and (folder / "mask.parquet").exists()
-    paths = stages.get("score", {}).get("paths", {})
-    return bool(paths) and all((Path(path) / "manifest.json").exists() for path in paths.values())
-
-
 def unfinished(jobs: Sequence[Planned]) -> list[Planned]:
     """The jobs that a sweep has to run: those not finished, or whose last attempt failed, if only at the report."""
-    return [job for job in jobs if job.is_case and (failure(job.folder) or not finished(job))]
+    return [job for job in jobs if job.is_case and (job.folder.failure() or not finished(job.config, job.folder))]
 
 
 def say_what_runs(jobs: Sequence[Planned]) -> None:
@@ -232,9 +200,8 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
             "stage": config.stage.value,
             "overrides": plain(dict(job.changed)),
         }
-        listed.setdefault(jobs_file(Path(config.output_dir), config.experiment), {})[
-            str(run_folder(config, job.changed))
-        ] = entry
+        file = OutputDir(Path(config.output_dir)).jobs_file(config.experiment)
+        listed.setdefault(file, {})[f"runs/{job.name}"] = entry
     for file, entries in listed.items():
         with locked(file.parent, say):
             before = read_json(file) if file.exists() else {}
@@ -243,7 +210,7 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
 
 def raise_failures(jobs: Sequence[Planned], launcher_error: Exception | None = None) -> None:
     """After a sweep: JobsFailedError with what failed and why, unless every job has finished."""
-    reasons = {job.name: failure(job.folder) for job in jobs if job.is_case}
+    reasons = {job.name: job.folder.failure() for job in jobs if job.is_case}
     lines = [f"{name}: {why}" for name, why in reasons.items() if why]
     if lines:
         lines.append(f"{len(lines)} failed; the same command runs what is missing")
@@ -276,7 +243,7 @@ def claim_device(config: Config) -> None:
             "leave the launcher out to run jobs one after another, or use hydra/launcher=slurm"
         )
     devices = _devices()
-    folder = Path(config.output_dir) / ".devices"
+    folder = OutputDir(Path(config.output_dir)).devices
     folder.mkdir(parents=True, exist_ok=True)
     for device in devices:
         lock = FileLock(folder / f"{device.replace('/', '_')}.lock")

@@ -20,9 +20,10 @@ from typing import Any
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config, ConfigError, ModelConfig, ModelShape, TRVariant, Tuning
-from xtf.pipeline import passes_of
 from xtf.runtime.artifacts import read_json
-from xtf.sweeps.jobs import Planned, finished
+from xtf.runtime.run_folder import Manifest, finished
+from xtf.scoring.passes import Pass, passes_of
+from xtf.sweeps.jobs import Planned
 
 GIB = 2**30
 LOGITS = 2**26  # elements of the largest block of logits, in training as in scoring on a GPU
@@ -213,17 +214,15 @@ def tokens_of(job: Planned) -> Tokens:
             response,
             "sampled" if sampled else "stated",
         )
-    file = job.folder / "manifest.json"
-    if file.exists():
-        manifest = read_json(file)
-        path = manifest["stages"].get("score", {}).get("paths", {}).get("scores")
-        rows = manifest.get("data", {}).get("train", {}).get("rows")
-        if path and rows and (Path(path) / "manifest.json").exists():
-            total = read_json(Path(path) / "manifest.json").get("tokens")
-            if total:
-                share = found.prompt / (found.prompt + found.response)
-                mean = total / rows
-                return Tokens(rows, found.eval_rows, share * mean, (1 - share) * mean, "counted")
+    manifest = Manifest(job.folder)
+    path = manifest.stages.get("score", {}).get("paths", {}).get(Pass.base.value)
+    rows = manifest.data.get("train", {}).get("rows")
+    if path and rows and (Path(path) / "manifest.json").exists():
+        total = read_json(Path(path) / "manifest.json").get("tokens")
+        if total:
+            share = found.prompt / (found.prompt + found.response)
+            mean = total / rows
+            return Tokens(rows, found.eval_rows, share * mean, (1 - share) * mean, "counted")
     return found
 
 
@@ -270,30 +269,30 @@ def _sampled(config: Config) -> tuple[float, float] | None:
 # --- shared work -----------------------------------------------------------------------------------------------------
 
 
-def shared_passes(config: Config) -> dict[str, str]:
+def shared_passes(config: Config) -> dict[Pass, str]:
     """Each scoring pass that a run reads, by kind, with a key that is the same wherever the pass is."""
     rows = {
         "task": config.task.name,
         "train": plain(config.task.train),
         "model": [config.model.path, config.model.revision, config.model.max_length],
     }
-    if config.method.name == "data_augmentation":
+    if config.method.changes_rows:
         rows["augmented"] = plain(config.method)
     if config.plant.share:
         rows["planted"] = plain(config.plant)
     scorer = [plain(config.scorer.ri), plain(config.scorer.tr)]
     words = config.task.domain_words if config.scorer.tr.variant is TRVariant.released else []
     keys = {
-        "": digest([rows, scorer, words]),
-        "unconditional": digest([rows, "unconditional"]),
-        "ref": digest([rows, reference_key(config)]),
+        Pass.base: digest([rows, scorer, words]),
+        Pass.unconditional: digest([rows, "unconditional"]),
+        Pass.reference: digest([rows, reference_key(config)]),
     }
     return {kind: keys[kind] for kind in passes_of(config)}
 
 
 def reference_key(config: Config) -> str | None:
     """What a reference model is shared by; None for a run that needs none, or is given one."""
-    if "ref_logp" not in config.method.needs or config.method.reference is not None:
+    if Pass.reference not in passes_of(config) or config.method.reference is not None:
         return None
     warmup = config.method.warmup_rows(config.task.train.limit or config.task.size.train_rows)
     planted = plain(config.plant) if config.plant.share else None
@@ -343,7 +342,7 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
         passes, reference = shared_passes(config), reference_key(config)
         seen["all passes"] |= set(passes.values())
         seen["references"] |= {reference} - {None}
-        if finished(job):
+        if finished(job.config, job.folder):
             line.done += 1
             continue
         shape, tokens = shape_of(config.model), tokens_of(job)
@@ -360,7 +359,7 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
                 work += (
                     FORWARD
                     * tokens.train_rows
-                    * (tokens.response if kind == "unconditional" else tokens.prompt + tokens.response)
+                    * (tokens.response if kind is Pass.unconditional else tokens.prompt + tokens.response)
                 )
         if reference is not None and reference not in seen["trained references"]:
             seen["trained references"].add(reference)

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xtf.config.schema import Stage
+from xtf.reporting.archived import SUFFIX
+from xtf.reporting.mask_report import has_results
 from xtf.reporting.sweep_report import sweep_report
+from xtf.runtime.run_folder import OutputDir
 from xtf.sweeps.jobs import Planned
 
 
@@ -20,7 +23,7 @@ def write_reports(jobs: Sequence[Planned]) -> None:
         if experiment is None:
             continue
         try:
-            files = experiment_report(experiment, Path(output) / "runs", Path(output) / "reports")
+            files = experiment_report(experiment, OutputDir(Path(output)))
         except ValueError as error:  # every job failed: there is nothing to report yet
             say(f"no report: {error}")
             continue
@@ -29,13 +32,27 @@ def write_reports(jobs: Sequence[Planned]) -> None:
                 say(f"report: {file}")
 
 
-def experiment_report(experiment: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
-    """The report of an experiment: of trained models, or of masks against a known truth (`xtf.study.detection`).
+def experiment_report(experiment: str, output: OutputDir, archive: Path | None = None) -> list[Path]:
+    """The report that the runs of an experiment call for: of trained models, of masks, or of masks with planted noise
+    against that truth (`xtf.study.detection`).
 
-    ValueError: no run was found, or none has finished.
+    Args:
+        archive: a folder of stored runs (`xtf.study.archive`) or findings, which is then read instead of `output`.
+
+    Raises:
+        ValueError: no run was found, or none has finished.
     """
-    if experiment != "planted":
-        return sweep_report(experiment, runs_root, out_dir, archive=archive)
+    if not _of_planted_masks(experiment, output, archive):
+        return sweep_report(experiment, output.runs, output.reports, archive=archive)
     from xtf.study.detection import detection_report
 
-    return detection_report(experiment, runs_root, out_dir, archive)
+    return detection_report(experiment, output.runs, output.reports, archive)
+
+
+def _of_planted_masks(experiment: str, output: OutputDir, archive: Path | None) -> bool:
+    """Whether the runs stop at masks and plant noise; of an archive, whether it holds findings instead of runs."""
+    if archive is not None:
+        return (archive / f"{experiment}.csv").is_file() and not (archive / f"{experiment}{SUFFIX}").is_file()
+    folders = output.run_folders(experiment)
+    planted = any(folder.recorded.get("plant", {}).get("share") for folder in folders)
+    return planted and not has_results([folder.path for folder in folders], [])

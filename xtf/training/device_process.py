@@ -1,4 +1,4 @@
-"""Training in one process: called by the pipeline, or started once per device:
+"""Training of one run: in this process, or in one process per device that torch's launcher starts as
 
 python -m xtf.training.device_process RUN_FOLDER
 """
@@ -6,16 +6,36 @@ python -m xtf.training.device_process RUN_FOLDER
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from xtf.config.schema import Config, Tuning
-from xtf.runtime.artifacts import write_json
+from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.run_folder import RunFolder
 
 
-def train(config: Config, folder: Path) -> dict[str, Any]:
-    """Fine-tune on `folder`/mask.parquet; returns the training record. Every rank calls this under ddp and fsdp."""
+def train(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Fine-tune on the folder's mask.parquet and write its model/; returns the training record.
+
+    Raises:
+        ValueError: what the user can mend, or that the processes failed (their error stands above).
+    """
+    devices = config.trainer.devices
+    if devices == 1:
+        return train_here(config, folder)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    module = ["-m", "xtf.training.device_process", str(folder.path)]
+    done = subprocess.run([sys.executable, *launch, *module], check=False)
+    if done.returncode:
+        raise ValueError(f"training on {devices} devices failed; its error stands above")
+    record: dict[str, Any] = read_json(folder.train_record)
+    return record
+
+
+def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """The same in this process, which is one of several under ddp and fsdp."""
     import pyarrow.parquet as pq
     import torch
 
@@ -30,22 +50,22 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     place = "cpu" if config.trainer.devices > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    table = pq.read_table(folder / "mask.parquet")
+    table = pq.read_table(folder.mask)
     with training_loggers(config, folder) as loggers:
-        return fit(model, table, config, folder, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+        return fit(model, table, config, folder.path, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
 
 
-def main(folder: Path) -> None:
+def main(folder: RunFolder) -> None:
     from omegaconf import DictConfig, OmegaConf
 
     from xtf.config.compose import load_config
 
-    node = OmegaConf.load(folder / "config.yaml")
+    node = OmegaConf.load(folder.config)
     assert isinstance(node, DictConfig)
-    record = train(load_config(node), folder)
+    record = train_here(load_config(node), folder)
     if int(os.environ.get("RANK", "0")) == 0:
-        write_json(folder / "train.json", record)
+        write_json(folder.train_record, record)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(RunFolder(Path(sys.argv[1])))

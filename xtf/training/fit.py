@@ -31,7 +31,7 @@ from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console
 from xtf.scoring.masks import weights_to_labels
-from xtf.scoring.methods import Method, Scores, SelfEvolving
+from xtf.scoring.methods import Method, Scores
 from xtf.scoring.scorers import score_rows
 from xtf.training.module import TokenFilteredLM
 from xtf.training.packed import PACKED, enable_packing
@@ -87,8 +87,8 @@ def fit(
     if finished.exists():
         record: dict[str, Any] = read_json(finished)
         return record
-    if isinstance(config.method, SelfEvolving):
-        return _fit_evolving(model, table, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+    if (parts := config.method.parts(table.num_rows)) is not None:
+        return _fit_parts(model, table, parts, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
     tuning, method = config.tuning, config.method
     assert tuning.batch_size is not None and tuning.epochs is not None
     extra = sorted(method.needs) if method.online else ()
@@ -144,8 +144,15 @@ def fit(
     return record
 
 
-def _fit_evolving(
-    model: PreTrainedModel, table: pa.Table, config: Config, run_dir: Path, *, pad_id: int, **more: Any
+def _fit_parts(
+    model: PreTrainedModel,
+    table: pa.Table,
+    parts: Sequence[np.ndarray],
+    config: Config,
+    run_dir: Path,
+    *,
+    pad_id: int,
+    **more: Any,
 ) -> dict[str, Any]:
     """`fit` on one part of the rows after the other, each cleaned by the model as the parts before left it."""
     method = config.method
@@ -156,7 +163,7 @@ def _fit_evolving(
     parts_dir = run_dir / "parts"
     records: list[dict[str, Any]] = []
     log: list[dict[str, Any]] = []
-    for number, rows in enumerate(method.parts(table.num_rows)):
+    for number, rows in enumerate(parts):
         folder = parts_dir / str(number)
         part = table.take(rows)
         if (folder / "model" / RECORD).exists():
@@ -179,7 +186,7 @@ def _fit_evolving(
     return record
 
 
-def _cleaned(model: PreTrainedModel, part: pa.Table, method: SelfEvolving, budget: int, pad_id: int) -> pa.Table:
+def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int, pad_id: int) -> pa.Table:
     """The part's table with the labels that its method's rule leaves, `model` being the reference."""
     columns = [part[name].to_pylist() for name in ("example_id", "input_ids", "prompt_length")]
     rows = [Encoded(*row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,105 @@
+"""Where runs lie, and when they are finished: also those that an earlier version made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import hydra
+import pytest
+
+from xtf.config.checks import resolve
+from xtf.config.compose import to_config
+from xtf.config.identity import overrides
+from xtf.config.schema import Stage
+from xtf.reporting.runs import load_run
+from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
+from xtf.sweeps.jobs import compose_jobs, unfinished
+
+# Made by the version before the rooms: two steps on twelve rows, without and with evaluate.losses; models left out.
+RECORDED = Path(__file__).parents[1] / "recorded"
+COMMAND = (
+    "task.train.path=rows.jsonl", "task.eval.path=eval.jsonl", "tuning.max_steps=2", "task.max_new_tokens=16",
+    "output_dir=recorded",
+)  # fmt: skip
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the recorded output folder in it."""
+    shutil.copytree(RECORDED, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "recorded"
+
+
+def composed(*arguments: str):
+    node = hydra.compose("config", overrides=[*COMMAND, *arguments])
+    default = hydra.compose("config")
+    return resolve(to_config(node)), overrides(node, default)
+
+
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize("arguments", [["seed=3"], ["seed=4", "evaluate.losses=true"]])
+def test_a_run_of_an_earlier_version_is_found_finished(recorded: Path, arguments: list[str]) -> None:
+    config, changed = composed(*arguments)
+    folder = RunFolder.of(config, changed)
+    assert folder.has_results
+    assert finished(config, folder)
+    assert load_run(folder.path).base_generations()
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_figure_that_a_run_lacks_is_left_to_do_in_a_sweep_too(recorded: Path) -> None:
+    line = [*COMMAND, "seed=3"]
+    assert unfinished(compose_jobs([line])) == []
+    (job,) = unfinished(compose_jobs([[*line, "evaluate.losses=true"]]))
+    assert not finished(job.config, job.folder)
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_base_model_that_was_not_graded_is_left_to_do(recorded: Path) -> None:
+    config, changed = composed("seed=3")
+    folder = RunFolder.of(config, changed)
+    manifest = Manifest(folder)
+    del manifest.stages["evaluate_base"]
+    manifest.save()
+    assert not finished(config, folder)
+    config, changed = composed("seed=3", "evaluate.base=false")
+    assert finished(config, folder)
+
+
+@pytest.mark.usefixtures("composing")
+def test_other_rows_or_another_grader_leave_a_run_to_do(recorded: Path) -> None:
+    config, changed = composed("seed=3")
+    folder = RunFolder.of(config, changed)
+    other, _ = composed("seed=3", "task.grader=math")
+    assert not finished(other, folder)
+    with Path("rows.jsonl").open("a") as rows:
+        rows.write(json.dumps({"question": "2 + 2?", "answer": "#### 4"}) + "\n")
+    assert not finished(config, folder)
+    with pytest.raises(ValueError, match=r"task\.train\.path=rows\.jsonl has changed since"):
+        Manifest(folder).refuse_other_data(config)
+
+
+@pytest.mark.usefixtures("composing")
+def test_each_stage_is_finished_when_what_it_leaves_is_there(recorded: Path) -> None:
+    config, changed = composed("seed=3")
+    folder = RunFolder.of(config, changed)
+    assert not finished(config, folder, Stage.mask)  # the recorded run came without its mask
+    folder.mask.touch()
+    assert finished(config, folder, Stage.mask)
+    folder.model.mkdir()
+    assert finished(config, folder, Stage.train)
+    assert not finished(config, folder, Stage.evaluate)  # made anew each time
+
+
+def test_a_folder_says_what_lies_around_it(recorded: Path) -> None:
+    first, second = OutputDir(recorded).run_folders()
+    assert first.case == ("math", "tiny", "full")
+    assert first.setting == {"method": "xtf", "scorer": "xtf", "threshold": "paper", "overrides": first.parts[4][-8:]}
+    assert first.overridden
+    assert not RunFolder(Path("runs/math/tiny/full/xtf/my-scorer-paper/seed0")).overridden
+    assert first.output.path == recorded
+    assert [folder.name for folder in first.seeds()] == [first.name, second.name] or first.seeds() == [first]
+    assert first.reports == recorded / "reports" / first.name.replace("/", "-")

@@ -1,0 +1,167 @@
+"""stage=evaluate: one model's completions of the evaluation prompts, graded, and its other figures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtf.config.identity import digest, grader_identity
+from xtf.config.schema import Backend, Config, Stage
+from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.progress import bar, say, stopwatch
+from xtf.runtime.run_folder import OutputDir, RunFolder, forgetting_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from xtf.data.encode import Encoded
+    from xtf.data.examples import Example
+    from xtf.evaluation.evaluate import Generator
+    from xtf.tasks import Task
+
+
+class Which(Enum):
+    """The model that is evaluated; the value is the stage's name in a run's manifest."""
+
+    base = "evaluate_base"  # untouched, shared between runs
+    tuned = "evaluate"
+
+
+@dataclass(frozen=True)
+class Items:
+    """What the models of a run are evaluated on."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    sha256: str  # of the evaluation rows
+
+    @functools.cached_property
+    def prompts(self) -> list[list[int]]:
+        """Token ids of every prompt."""
+        from xtf.data.encode import encode_prompts
+
+        return encode_prompts(self.tokenizer, self.examples)
+
+    def responses(self, max_length: int) -> list[Encoded]:
+        """The rows with their reference responses, encoded as training rows are.
+
+        Raises:
+            ValueError: a row has no response.
+        """
+        from xtf.data.encode import encode
+
+        without = [example.example_id for example in self.examples if not example.response.strip()]
+        if without:
+            raise ValueError(
+                f"evaluate.losses needs a response in every evaluation row; {len(without)} have none: "
+                f"{', '.join(without[:5])}"
+            )
+        rows, report = encode(self.tokenizer, self.examples, max_length)
+        if report.no_room:
+            say(f"no loss of {len(report.no_room)} evaluation rows: their prompts fill model.max_length")
+        return rows
+
+
+def check_evaluation(config: Config, items: Callable[[], Items]) -> None:
+    """Refuse, before any training, a set-up in which the evaluation at its end could not work.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    from xtf.evaluation.general import check_general
+
+    items().task.check()
+    if config.evaluate.general:
+        check_general(config.evaluate.general)
+    if config.evaluate.losses:
+        items().responses(config.model.max_length)
+
+
+def evaluate_model(
+    which: Which,
+    config: Config,
+    run: RunFolder,
+    items: Items,
+    *,
+    trained: Mapping[str, Any] | None,
+    base_model: Callable[[], PreTrainedModel],
+    free_memory: Callable[[], None],
+) -> dict[str, Any]:
+    """Generate and grade with the untouched model or with the run's own; what is there already is not made again.
+
+    Args:
+        trained: the training record of the run's own model.
+        base_model: gives the untouched model.
+        free_memory: lets go of it, where another engine needs the memory.
+
+    Returns:
+        What the manifest says of the stage: seconds, grader, path, metrics, grading, and with losses `forgetting`.
+    """
+    from xtf.data.encode import stop_strings
+    from xtf.evaluation.decoding import Decoding
+    from xtf.evaluation.evaluate import evaluate
+    from xtf.evaluation.general import general_figures
+    from xtf.evaluation.teacher_forced import teacher_forced_figures
+    from xtf.runtime.models import fingerprint, inference_dtype, load_model
+
+    decoding, grader, dtype = (
+        Decoding.of(config.task, config.seed),
+        grader_identity(config),
+        inference_dtype(config.trainer),
+    )
+    what: dict[str, Any] = {"eval": items.sha256, "dtype": str(dtype)}
+    if config.evaluate.backend is not Backend.hf:
+        what["backend"] = config.evaluate.backend.value
+    tuned = None
+    if which is Which.base:
+        what |= {"model": fingerprint(config.model)}
+        folder = OutputDir(Path(config.output_dir)).base / digest([what, decoding, items.prompts])
+        load = base_model
+    else:
+        assert trained is not None
+        what |= {"model": "tuned", "loss": trained["final_loss"]}
+        folder, tuned = run.path, run.model
+        # In memory once, for completions and losses.
+        load = functools.cache(lambda: load_model(config.model, config.trainer, dtype, tuned))
+    generator: Callable[[], Generator] = load
+    if config.evaluate.backend is Backend.vllm:
+        from xtf.evaluation.vllm_engine import VLLMEngine
+
+        free_memory()
+        generator = functools.partial(VLLMEngine, config, max(map(len, items.prompts)), tuned)
+
+    name = "base" if which is Which.base else "tuned"
+    with locked(folder, say) if which is Which.base else contextlib.nullcontext():
+        entry_file, stored = folder / "evaluation.json", folder / "generations.jsonl"
+        entry = read_json(entry_file) if entry_file.exists() else {}
+        if entry.get("grader") != grader or config.stage is Stage.evaluate or not stored.exists():
+            tokens = sum(map(len, items.prompts)) * decoding.samples
+            with stopwatch() as seconds, bar(f"evaluating the {name} model", tokens) as progress:
+                result = evaluate(
+                    generator,
+                    items.tokenizer,
+                    items.task,
+                    items.examples,
+                    items.prompts,
+                    decoding,
+                    budget=config.trainer.tokens_per_eval_batch,
+                    folder=folder,
+                    identity=what,
+                    stop=stop_strings(items.tokenizer),
+                    progress=progress,
+                )
+                entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
+            write_json(entry_file, entry)
+        metrics = entry["metrics"] | general_figures(config, tuned, folder)
+        if config.evaluate.losses:
+            rows = functools.partial(items.responses, config.model.max_length)
+            metrics |= teacher_forced_figures(config, name, folder, what, items.tokenizer, rows, load)
+    found = {"seconds": entry["seconds"], "grader": grader, "path": str(stored), "metrics": metrics,
+             "grading": entry["grading"]}  # fmt: skip
+    return found | ({"forgetting": forgetting_source(config)} if config.evaluate.losses else {})
