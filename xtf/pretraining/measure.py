@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from xtf.config.schema import Config
-from xtf.tiny import DATA_DIR, MODEL_DIR
+from xtf.runtime.artifacts import read_json
+from xtf.tiny import DATA_DIR, HELD_OUT, MODEL_DIR
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("math", "code", "medical", "finance")
@@ -72,67 +73,66 @@ def expectation(config: Config) -> dict[str, float]:
     return {"loss": float(-np.log(p).mean()), "sure": float((p > 0.95).mean()), "surprised": float((p < 0.1).mean())}
 
 
-def fine_tuned(config: Config, changed: dict[str, Any]) -> dict[str, Any]:
-    """The record's figures of the base model and of the fine-tuned one."""
-    from xtf.pipeline import run
-
-    record = run(config, changed)
-    assert record is not None
+def fine_tuned(overrides: Sequence[str], output: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Runs `python run.py *overrides` with the results in `output`; the figures of the model before and after."""
+    command = [sys.executable, str(ROOT / "run.py"), *overrides, f"output_dir={output}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (file,) = output.glob("runs/**/metrics.json")
+    record = read_json(file)
     return {"base": record["base_metrics"], "tuned": record["metrics"]}
 
 
-def shown(metric: dict[str, Any]) -> str:
-    return f"{metric['value']:.1%} ({metric['low']:.1%} to {metric['high']:.1%})"
+def shown(metrics: dict[str, dict[str, float]]) -> str:
+    """The accuracy, or what the task has in its place, with its interval, and the loss on pre-training text."""
+    name = next(name for name in ("accuracy", "pass@1") if name in metrics)
+    found, text = metrics[name], metrics["forgetting_loss"]["value"]
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}], pre-training text {text:.2f} nats"
 
 
-def majority(config: Config, file: Path) -> str:
+def most_frequent(config: Config, file: Path) -> str:
     """What the most frequent answer would reach on the rows of `file`."""
     from xtf.data.rows import load_rows
     from xtf.tasks import load_task
 
-    source = dataclasses.replace(config.task.eval, path=str(file))
     task = load_task(config.task, config.output_dir)
-    answers = Counter(task.reference(example) for example in task.examples(load_rows(source)))
+    examples = task.examples(load_rows(dataclasses.replace(config.task.eval, path=str(file))), training=False)
+    answers = Counter(task.reference(example) for example in examples)
     answer, count = answers.most_common(1)[0]
-    return f"always {answer!r} {count / answers.total():.1%}"
+    return f"  always {answer!r}: {count / answers.total():.1%}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How a base model stands to the bundled training sets.")
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="folder (default: the bundled model)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--rates", nargs="+", default=[None], help="learning rates (default: the recipe's)")
+    parser.add_argument("--rates", nargs="+", help="learning rates (default: the recipe's)")
     parser.add_argument("--base", action="store_true", help="no fine-tuning")
     parser.add_argument("--sampled", action="store_true", help="decode as the task does by default, not greedily")
     arguments = parser.parse_args()
 
-    from xtf.pretraining.corpus import held_out
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts = folder / "texts.jsonl"
-        texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out(200)), encoding="utf-8")
         for task in arguments.tasks:
             fit, rest = split(task, folder)
             given = [
-                f"task={task}", "method=normal", "evaluate.losses=true", f"evaluate.forgetting={texts}",
+                f"task={task}", "method=normal", "evaluate.losses=true", f"evaluate.forgetting={HELD_OUT}",
                 f"model.path={arguments.model}", f"task.train.path={fit}", f"task.eval.path={rest}",
-                f"output_dir={folder / task}",
             ]  # fmt: skip
-            if not arguments.sampled:
+            if task == "code" and not arguments.sampled:
                 given += ["task.samples=1", "task.temperature=0", "task.pass_at=[1]"]
-            config = compose(given)
+            if task == "finance":
+                given.append("task.grader=decision")
+            config = compose([*given, f"output_dir={folder}"])
             found = expectation(config)
             print(
-                f"{task}: {found['loss']:.2f} nats, p > 0.95: {found['sure']:.1%}, p < 0.1: {found['surprised']:.1%}; "
-                f"{majority(config, rest)}",
+                f"{task}: {found['loss']:.2f} nats, p > 0.95: {found['sure']:.1%}, p < 0.1: {found['surprised']:.1%}",
                 flush=True,
             )
-            for rate in [] if arguments.base else arguments.rates:
-                changed = {} if rate is None else {"tuning.learning_rate": float(rate)}
-                config = compose([*given, *(f"{key}={value}" for key, value in changed.items())])
-                made = fine_tuned(config, changed)
-                print(f"{task}, rate {config.tuning.learning_rate:g}: " + json.dumps(made), flush=True)
+            if config.task.grader == "decision":
+                print(most_frequent(config, rest))
+            for rate in [] if arguments.base else arguments.rates or [str(config.tuning.learning_rate)]:
+                made = fine_tuned([*given, f"tuning.learning_rate={rate}"], folder / f"{task}-{rate}")
+                print(f"  base {shown(made['base'])}\n  tuned at {rate} {shown(made['tuned'])}", flush=True)
 
 
 if __name__ == "__main__":
