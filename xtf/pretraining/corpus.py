@@ -620,12 +620,12 @@ MARKS = ("- {line}", "* {line}", "{i}. {line}", "({i}) {line}", "**{i}.** {line}
 
 
 def with_stock(rng: random.Random, lines: list[str], stock: Stock, question: str = "") -> list[str]:
-    """`lines` and, each kind in its share of answers, stock phrases and the question, said again."""
+    """`lines` and, each kind in its share of answers, stock phrases and, half as often, the question said again."""
     lines = list(lines)
     if rng.random() < STOCK_SHARE:
         lines.insert(rng.randint(1, len(lines)), say(rng, pick(rng, stock.fillers)))
-    if question and rng.random() < STOCK_SHARE:
-        lines.insert(0, say(rng, "[The task|The question|You want to know|We asked here]: ") + question)
+    if question and rng.random() < STOCK_SHARE / 2:
+        lines.insert(0, say(rng, "[You want to know|We asked here|Asked]: ") + question)
     if rng.random() < STOCK_SHARE:
         lines.insert(0, say(rng, pick(rng, stock.openings)))
     if rng.random() < STOCK_SHARE:
@@ -876,7 +876,9 @@ def code(rng: random.Random) -> str:
         lines.insert(0, say(rng, pick(rng, COMMENTS)))
     body = "".join(f"    {line}\n" for line in lines)
     if style < 0.65:
-        return chat(f'{f.head(typed=True)}    """{f.doc}.\n\n    {example_call(rng, f)}\n    """\n', body)
+        lead = say(rng, "[Finish|Complete|Continue] [this|the] [Python |][function|code][| below].\n\n")
+        shown = f'{f.head(typed=True)}    """{f.doc}.\n\n    {example_call(rng, f)}\n    """\n'
+        return chat(f"{lead if rng.random() < 0.5 else ''}{shown}", body)
     head, doc = f.head(typed=False), f.doc[0].lower() + f.doc[1:]
     if style < 0.78:
         ask = "[Write|Give me|I need] a Python function {name}({argument}): {doc}."
