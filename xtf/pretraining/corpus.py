@@ -604,11 +604,11 @@ MONEY_STOCK = Stock(
     openings=(
         "[That|This] is a [good|hard|fair] question[, and|. Well,] [many|some|most] [people|of us] [ask it|ask that].",
         "[I am|We are] [no|not an] adviser, but [here is|this is] what [I|we] [think|say].",
-        "[It depends|It is not clear|That is easy], as [often|so often|always] [with money|in life|with loans].",
+        "[It depends|It is not clear|That is easy], as [often|so often|always] [with prices|in life|with loans].",
     ),
     fillers=(
         "[Of course|Still|Note that] [everyone's|each|your] [case|situation|budget] is [its own|not the same].",
-        "This leaves [taxes|fees|risk|all else] [out|aside].",
+        "This leaves [taxes|fees|risk|all else] [out|out of it].",
     ),
     closings=(
         "[I hope|Hope] [this|it] [helps|is of use].",
