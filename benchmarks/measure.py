@@ -48,8 +48,8 @@ def alternate(subjects: Mapping[str, Callable[[], Any]], repeats: int) -> dict[s
 class Claim:
     """A figure that was measured, nearly always a ratio, and what is promised of it.
 
-    `ratios` are of repeats that ran next to each other. The promise is broken only by more than the noise: if
-    even the better quartile of the ratios is on the wrong side of `limit`. None promises nothing.
+    `ratios` are of repeats that ran next to each other. The promise is broken only by more than the noise: if even the
+    better quartile of the ratios is on the wrong side of `limit`. None promises nothing.
     """
 
     what: str

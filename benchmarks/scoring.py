@@ -2,13 +2,13 @@
 
     python -m benchmarks.scoring [--quick] [--device cuda] [--shape 0.5b]
 
-The model is random: weights do not change the time. "Forward" is `model(input_ids).logits` over the very same
-batches. The authors' algorithm is written here from its description: batch size 1, one pass for eager attention of all
-layers, one for a full softmax per token in a Python loop, and one forward for each distinct token of the data. Rows
-are GSM8K's in Qwen2.5's tokens where these lie beside the repository, else drawn with like repetition. How many times
-slower the authors are hangs on the share of distinct tokens, which falls as data grow (a third of two rows, 12 % of
-24, 4 % of 600, 1 % of all 7,473), so the ratio is measured on a few rows and worked out from its parts for 600, the
-number that the paper trains its smallest Qwen-based model on.
+The model is random: weights do not change the time. "Forward" is `model(input_ids).logits` over the very same batches.
+The authors' algorithm is written here from its description: batch size 1, one pass for eager attention of all layers,
+one for a full softmax per token in a Python loop, and one forward for each distinct token of the data. Rows are GSM8K's
+in Qwen2.5's tokens where these lie beside the repository, else drawn with like repetition. How many times slower the
+authors are hangs on the share of distinct tokens, which falls as data grow (a third of two rows, 12 % of 24, 4 % of
+600, 1 % of all 7,473), so the ratio is measured on a few rows and worked out from its parts for 600, the number that
+the paper trains its smallest Qwen-based model on.
 
     python -m benchmarks.scoring --growth 10000,100000,1000000
 

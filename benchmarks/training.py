@@ -2,13 +2,13 @@
 
     python -m benchmarks.training [--quick] [--shape 0.5b] [--device cuda]
 
-Every subject trains the same random Qwen2 on the same rows (lengths like GSM8K's, about half of them prompt),
-with the same mask (26 % of the response tokens dropped), AdamW, clipping, precision and rows per step. The
-second of two epochs is timed, from update to update: data, forward, backward, update; on a CPU in seconds of
-the process's CPU time, which other processes disturb less. Of the documented settings of each of the other two
-trainers the fastest in a first round is taken (`--quick` takes those that were fastest before, and repeats the
-faster of these two alone). Peak memory is what training adds to a process of its own that has the model already (of
-the device with it, on a GPU). TRL is an extra: pip install trl.
+Every subject trains the same random Qwen2 on the same rows (lengths like GSM8K's, about half of them prompt), with the
+same mask (26 % of the response tokens dropped), AdamW, clipping, precision and rows per step. The second of two epochs
+is timed, from update to update: data, forward, backward, update; on a CPU in seconds of the process's CPU time, which
+other processes disturb less. Of the documented settings of each of the other two trainers the fastest in a first round
+is taken (`--quick` takes those that were fastest before, and repeats the faster of these two alone). Peak memory is
+what training adds to a process of its own that has the model already (of the device with it, on a GPU). TRL is an
+extra: pip install trl.
 """
 
 from __future__ import annotations

@@ -15,15 +15,16 @@ class CheckedSweeper(BasicSweeper):
     def split_arguments(  # type: ignore[override]  # a static method there; the base class calls it on self
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        from xtf.sweeps.jobs import compose_jobs, list_jobs, say_what_runs, unfinished
+        from xtf.sweeps.jobs import compose_jobs, list_jobs, say_what_runs, share_scoring, unfinished
 
         (every,) = BasicSweeper.split_arguments(overrides, None)
         if all("stage=plan" in arguments for arguments in every):
             from xtf.sweeps.plan import show_plan
 
-            show_plan(compose_jobs([[a for a in arguments if a != "stage=plan"] for arguments in every]))
+            planned = compose_jobs([[a for a in arguments if a != "stage=plan"] for arguments in every])
+            show_plan(share_scoring(planned))
             return []
-        self.jobs = compose_jobs(every)
+        self.jobs = share_scoring(compose_jobs(every))
         say_what_runs(self.jobs)
         list_jobs(self.jobs)
         batch = [list(job.overrides) for job in unfinished(self.jobs)]
@@ -33,10 +34,18 @@ class CheckedSweeper(BasicSweeper):
         """Nothing: `split_arguments` has composed every job, and checked more than Hydra would."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        from xtf.config.compose import parse_overrides
         from xtf.sweeps.jobs import raise_failures
         from xtf.sweeps.reports import write_reports
 
         self.jobs = []
+        assert self.config is not None, "Hydra has set the sweeper up"
+        HydraConfig.instance().set_config(self.config)  # `compose` reads the search path there
+        # The command line wins over the grid of an experiment: Hydra would run the product of both.
+        given = {override.key_or_group for override in parse_overrides(arguments)}
+        self.params = {key: value for key, value in (self.params or {}).items() if key not in given}
         try:
             returns = super().sweep(arguments)
         except Exception as error:

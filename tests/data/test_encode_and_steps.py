@@ -13,8 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from xtf.data.augment import augment
 from xtf.data.encode import decode_response, encode, encode_prompt, stop_strings
-from xtf.data.examples import Example, as_examples
+from xtf.data.examples import Example
 from xtf.data.steps import StepLoader, TrainingRows, collate, epoch_order, pack
+from xtf.tasks import as_examples
 
 SHARED = Path(__file__).parents[3] / "shared"
 TOKENIZERS = ["qwen2.5", "phi-3"]
@@ -28,11 +29,11 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
 def gsm8k() -> list[Example]:
     with (SHARED / "data/gsm8k/train.jsonl").open() as lines:
         rows = [json.loads(line) for line in lines]
-    return list(as_examples({"prompt": row["question"], "response": row["answer"]} for row in rows))
+    return as_examples({"prompt": row["question"], "response": row["answer"]} for row in rows)
 
 
 def one(prompt: str = "What is 2+2?", response: str = "4", **turns: Any) -> Example:
-    return next(as_examples([{"prompt": prompt, "response": response} | turns]))
+    return as_examples([{"prompt": prompt, "response": response} | turns])[0]
 
 
 # -- encoding ------------------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def test_response_ids_decode_to_the_response_on_all_of_gsm8k(name: str) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("response", [" lead", "  two", "\nnew", "\n\nx", "(x", "4", " "])
+@pytest.mark.parametrize("response", [" lead", "  two", "\nnew", "\n\nx", "(x", "4"])
 def test_blanks_at_the_start_of_a_response_survive(name: str, response: str) -> None:
     tokenizer = tokenizer_of(name)
     (row,), _ = encode(tokenizer, [one(response=response)], 99)
@@ -89,7 +90,7 @@ def test_without_a_chat_template_turns_are_plain_text() -> None:
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello"},
     ]
-    text = tokenizer.decode(encode_prompt(tokenizer, next(as_examples([{"messages": turns}]))))
+    text = tokenizer.decode(encode_prompt(tokenizer, as_examples([{"messages": turns}])[0]))
     assert text == "### System:\nBe brief.\n\n### User:\nHi\n\n### Assistant:\n"
     assert stop_strings(tokenizer) == ["### User:"]
     assert stop_strings(tokenizer_of("qwen2.5")) == []
@@ -126,7 +127,7 @@ def test_nothing_left_and_missing_eos_are_refused() -> None:
 @needs_shared
 def test_a_template_that_drops_the_system_message_is_refused() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    example = next(as_examples([{"id": "x", "messages": [*turns, {"role": "assistant", "content": "Hello"}]}]))
+    example = as_examples([{"id": "x", "messages": [*turns, {"role": "assistant", "content": "Hello"}]}])[0]
     encode_prompt(tokenizer_of("qwen2.5"), example)
     with pytest.raises(ValueError, match="drops the system message of example x"):
         encode_prompt(tokenizer_of("phi-3"), example)
@@ -135,7 +136,7 @@ def test_a_template_that_drops_the_system_message_is_refused() -> None:
 def test_dictionaries_become_examples() -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     first, second = as_examples([{"prompt": "Hi", "response": "Hello"}, {"id": 7, "messages": turns}])
-    assert (first.example_id, second.example_id) == ("0", "7")
+    assert (first.example_id, second.example_id) == ("1", "7")
     assert first.messages == second.messages == ({"role": "user", "content": "Hi"},)
     assert first.response == second.response == "Hello"
 
@@ -143,25 +144,25 @@ def test_dictionaries_become_examples() -> None:
 @pytest.mark.parametrize(
     ("item", "problem"),
     [
-        ({"question": "Hi"}, r"example 0 has the fields \['question'\]"),
-        ({"messages": [{"role": "user", "content": "Hi"}]}, "must be the assistant's"),
-        ({"prompt": "Hi", "response": ""}, "empty response"),
-        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "empty prompt"),
+        ({"question": "Hi"}, r"row 1: field 'answer' is missing"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "does not end with the assistant's turn"),
+        ({"prompt": "Hi", "response": ""}, "'response' is empty"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "answers no user turn"),
     ],
 )
 def test_other_dictionaries_are_refused(item: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        list(as_examples([item]))
+        as_examples([item])
 
 
 def test_augmentation_adds_prompts_with_the_same_response(tmp_path: Path) -> None:
-    examples = list(as_examples([{"prompt": "2+2?", "response": "4"}, {"prompt": "1+1?", "response": "2"}]))
+    examples = as_examples([{"prompt": "2+2?", "response": "4"}, {"prompt": "1+1?", "response": "2"}])
     grown = augment(examples, 3)
-    assert [example.example_id for example in grown] == ["0", "0/1", "0/2", "1", "1/1", "1/2"]
+    assert [example.example_id for example in grown] == ["1", "1/1", "1/2", "2", "2/1", "2/2"]
     assert [example.response for example in grown] == ["4"] * 3 + ["2"] * 3
     assert len({example.messages[-1]["content"] for example in grown}) == 6
     file = tmp_path / "more.jsonl"
-    file.write_text('{"example_id": "1", "prompt": "One and one?"}\n')
+    file.write_text('{"example_id": "2", "prompt": "One and one?"}\n')
     assert [example.messages[-1]["content"] for example in augment(examples, 3, file)] == [
         "2+2?",
         "1+1?",
@@ -175,7 +176,7 @@ def test_augmentation_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         augment(examples, 9)
     file = tmp_path / "more.jsonl"
     file.write_text('{"example_id": "x", "prompt": "?"}\n')
-    with pytest.raises(ValueError, match=r"more\.jsonl, line 1"):
+    with pytest.raises(ValueError, match=r"more\.jsonl, row 1"):
         augment(examples, 2, file)
 
 
@@ -262,7 +263,8 @@ def test_weights_and_score_columns_travel_with_their_tokens() -> None:
 
 def test_columns_of_a_wrong_length_are_refused_by_name() -> None:
     table = rows_of(([1, 2, 3], 1, [-100, 2, 3]), ([1, 2, 3], 1, [-100, 2]))
-    with pytest.raises(ValueError, match="example e1: `labels` has 2 entries, wanted 3"):
+    message = r"labels is not as long as the sequence \(2 entries, wanted 3 in the first\): examples 'e1'"
+    with pytest.raises(ValueError, match=message):
         TrainingRows(table)
     with pytest.raises(ValueError, match=r"lacks the columns \['labels'\]"):
         TrainingRows(table.drop(["labels"]))

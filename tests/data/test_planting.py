@@ -29,8 +29,9 @@ from xtf.data.planting import (
     response_kinds,
     token_kinds,
 )
+from xtf.data.ragged import IGNORED
 from xtf.data.rows import load_rows
-from xtf.data.steps import IGNORE, TrainingRows, collate
+from xtf.data.steps import TrainingRows, collate
 from xtf.graders.code import extract_program, suite
 from xtf.tasks import load_task
 from xtf.tiny import DATA_DIR, MODEL_DIR
@@ -435,7 +436,7 @@ def test_the_truth_stays_with_its_tokens_when_documents_are_packed():
             "example_id": [row.example_id for row in rows],
             "input_ids": [row.input_ids for row in rows],
             "prompt_length": [row.prompt_length for row in rows],
-            "labels": [[IGNORE] * row.prompt_length + row.input_ids[row.prompt_length :] for row in rows],
+            "labels": [[IGNORED] * row.prompt_length + row.input_ids[row.prompt_length :] for row in rows],
             "planted": pa.array(kinds, pa.list_(pa.int8())),
         }
     )

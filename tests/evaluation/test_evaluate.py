@@ -13,7 +13,7 @@ from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
 from xtf.evaluation import evaluate as evaluation
 from xtf.evaluation.decoding import Decoding
-from xtf.evaluation.evaluate import evaluate, generate, generate_share, plan
+from xtf.evaluation.evaluate import cut_into_shares, evaluate, generate, generate_share
 from xtf.tasks import load_task
 
 GREEDY = Decoding(max_new_tokens=12, samples=1, temperature=0.0, top_p=1.0, seed=0)
@@ -59,15 +59,15 @@ def make_prompts(tokenizer, count):
 
 def test_shares_hold_the_longest_prompts_first_and_run_within_the_budget(monkeypatch):
     monkeypatch.setattr(evaluation, "ROUNDS", 1)
-    shares = plan([3, 9, 5], max_new_tokens=1, samples=1, budget=20)
+    shares = cut_into_shares([3, 9, 5], max_new_tokens=1, samples=1, budget=20)
     assert [(share.items, share.places) for share in shares] == [([(1, 0), (2, 0)], 2), ([(0, 0)], 5)]
-    shares = plan([50], max_new_tokens=1, samples=2, budget=20)
+    shares = cut_into_shares([50], max_new_tokens=1, samples=2, budget=20)
     assert [(share.items, share.places) for share in shares] == [([(0, 0)], 1), ([(0, 1)], 1)]
 
 
 def test_every_prompt_and_sample_is_planned_once():
     lengths = [7, 3, 7, 1, 12, 5, 6]
-    shares = plan(lengths, max_new_tokens=4, samples=3, budget=16)
+    shares = cut_into_shares(lengths, max_new_tokens=4, samples=3, budget=16)
     flat = [item for share in shares for item in share.items]
     assert sorted(flat) == [(i, k) for i in range(7) for k in range(3)] and len(shares) == 3
     assert all(share.places * (max(lengths[i] for i, _ in share.items) + 4) <= 16 for share in shares)

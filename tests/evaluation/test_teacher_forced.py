@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +13,6 @@ from xtf.evaluation.teacher_forced import (
     calibration_error,
     mean_loss,
     predict,
-    read_texts,
     response_figures,
     text_rows,
 )
@@ -78,16 +74,6 @@ def test_the_interval_is_that_of_rows_drawn_anew() -> None:
     residual = nll - found.value * tokens
     half = 1.96 * residual.std(ddof=1) / np.sqrt(80) / tokens.mean()
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.12)
-
-
-def test_texts_without_a_text_are_refused_by_line(tmp_path: Path) -> None:
-    file = tmp_path / "mix.jsonl"
-    file.write_text(json.dumps({"text": "one"}) + "\n" + json.dumps({"words": "two"}) + "\n")
-    with pytest.raises(ValueError, match="line 2: wanted an object with a `text`"):
-        read_texts(file)
-    file.write_text("")
-    with pytest.raises(ValueError, match="is empty"):
-        read_texts(file)
 
 
 def test_held_out_text_is_not_pretraining_text_and_every_token_but_the_first_is_predicted() -> None:

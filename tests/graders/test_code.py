@@ -1,11 +1,10 @@
-"""From completions to programs, pass@k, and every reference solution of HumanEval and MBPP in the sandbox."""
+"""From completions to programs, and every reference solution of HumanEval and MBPP in the sandbox."""
 
 # ruff: noqa: E501 - programs as one-line strings
 
 from __future__ import annotations
 
 import math
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from xtf.config.schema import SandboxConfig, SourceConfig, TaskConfig
 from xtf.data.examples import Example
 from xtf.data.rows import load_rows
 from xtf.graders.base import Grade
-from xtf.graders.code import CodeGrader, extract_program, pass_at_k, suite
+from xtf.graders.code import CodeGrader, extract_program, suite
 from xtf.tasks import Task, load_task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -63,6 +62,11 @@ RIGHT = {
     "whole function, every line indented": "  def area(r):\n      return math.pi * r ** 2\n",
     "whole function after one space": " def area(r):\n    return math.pi * r ** 2\n",
     "a line separator in a string": "    name = '\u2028'\n    return math.pi * r ** 2\n",
+    "chat, tildes": "~~~python\ndef area(r):\n    return math.pi * r ** 2\n~~~\nIt uses pi.",
+    "chat, four backticks": "````python\ndef area(r):\n    return math.pi * r ** 2\n````\nIt uses pi.",
+    "then a test case that is run": "    return math.pi * r ** 2\n\n\nimport unittest\n\nclass T(unittest.TestCase):\n    def test(self):\n        self.fail()\n\nunittest.main()\n",
+    "then a runner of tests": "    return math.pi * r ** 2\n\n\nimport unittest, doctest\nunittest.TextTestRunner().run(None)\ndoctest.testmod()\n",
+    "then an exit": "    return math.pi * r ** 2\n\n\nimport sys\nsys.exit(1)\n",
     "thinking first": "<think>def area(r): return 0</think>    return math.pi * r ** 2",
 }
 WRONG = {
@@ -124,15 +128,6 @@ def test_the_names_and_imports_that_mbpp_tests_need_come_from_the_reference() ->
         "test_list": ["assert math.isclose(area(1), math.pi)"],
     }
     assert (suite(row).names, suite(row).preamble) == (("area",), "import math, sys")
-
-
-@pytest.mark.parametrize("n", range(1, 11))
-def test_pass_at_k_equals_the_share_of_all_subsets_with_a_pass(n: int) -> None:
-    for correct in range(n + 1):
-        samples = [place < correct for place in range(n)]
-        for k in range(1, n + 1):
-            subsets = list(combinations(samples, k))
-            assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
 
 
 def test_pass_at_k_is_reported_for_each_k_with_an_interval_over_problems() -> None:

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import platform
 import shutil
 import socket
 import struct
@@ -17,14 +20,15 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from xtf.config.schema import SandboxConfig
 from xtf.graders import sandbox as module
-from xtf.graders.sandbox import Job, NoNamespacesError, Sandbox, Worker, isolation_record, probe
+from xtf.graders import sandbox_child
+from xtf.graders.sandbox import NoNamespacesError, Sandbox, Trial, Worker, check_isolation, isolation_record
 
 CONFIG = SandboxConfig(wall_seconds=8.0, cpu_seconds=1, memory_mb=512)
 TESTS = "assert f(1) == 2"
@@ -32,7 +36,7 @@ TESTS = "assert f(1) == 2"
 
 def namespaces() -> bool:
     try:
-        probe(CONFIG)
+        check_isolation(CONFIG)
     except ValueError:
         return False
     return True
@@ -48,7 +52,7 @@ def box() -> Iterator[Sandbox]:
 
 
 def run(box: Sandbox, program: str, tests: str = TESTS, names: tuple[str, ...] = ("f",)) -> module.Outcome:
-    (outcome,) = box.run([Job(textwrap.dedent(program), tests, names)])
+    (outcome,) = box.run([Trial(textwrap.dedent(program), tests, names)])
     return outcome
 
 
@@ -176,7 +180,7 @@ def test_a_test_that_catches_everything_cannot_save_a_program_that_ended(box: Sa
         "assert same((1, [2, {3: {4}}], 'é\\ud800', b'x', None, True, 1.5, 2j)) == (1, [2, {3: {4}}], 'é\\ud800', b'x', None, True, 1.5, 2j)",
         "assert type(same((1,))) is tuple and type(same(True)) is bool and type(same(1.0)) is float",
         "assert same(range(3)) == range(3) and same(frozenset({1})) == frozenset({1})",
-        "assert same(int) is int and f.__name__ == 'f'",
+        "same(int), same(__import__('math'))",
         "n = Node(1)\nn.next = Node(2)\nassert total(n) == 3 and n.next.value == 2",
         "assert count() == {'a': 2}",
         "try:\n    bad()\n    assert False, 'no error'\nexcept ZeroDivisionError:\n    pass",
@@ -210,13 +214,296 @@ def test_data_crosses_unchanged_and_objects_stay_where_they_are(box: Sandbox, te
 
 @contained
 def test_helpers_before_the_tests_are_not_the_programs_own(box: Sandbox) -> None:
-    job = Job(
+    trial = Trial(
         "def helper(x): return 2\ndef f(x): return 5",
         "assert helper(f(1)) == 2",
         ("f",),
         "def helper(x): return x",
     )
-    assert not box.run([job])[0].passed
+    assert not box.run([trial])[0].passed
+
+
+# -- only plain data crosses ---------------------------------------------------------------------------------------
+
+
+@contained
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        # the name of a built-in, or of a module, is not looked up at the tests' side
+        ("enc, dec = (lambda s: '__import__(\"os\").getppid()'), eval", "assert dec(enc('x')) == 1"),
+        (
+            "enc, dec = str, exec",
+            "import sys\ndec(enc('import sys; sys.stolen = 1'))\nassert not hasattr(sys, 'stolen')",
+        ),
+        ("import os as enc\ndec = enc.getppid", "assert enc.getppid() == 1 and dec() == 1"),
+        ("enc = dec = type", "assert enc(1) is not int"),
+        # a test's own built-ins and modules are names, looked up at the program's side
+        (
+            "def enc(x): return x is len\ndef dec(x): import math; return x is math",
+            "import math\nassert enc(len) and dec(math)",
+        ),
+    ],
+)
+def test_no_builtin_and_no_module_of_the_tests_process_is_the_programs_to_choose(
+    box: Sandbox, program: str, test: str
+) -> None:
+    assert run(box, program, test, ("enc", "dec")) == module.Outcome(True, "all tests passed")
+
+
+HIJACK = """
+import sys
+outermost = sys._getframe()
+while outermost.f_back: outermost = outermost.f_back
+harness = outermost.f_globals
+"""
+
+
+@contained
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *("{}", "[]", "None", "{'end': True}", "{'value': {}}", "{'value': {'int': '0x1', 'handle': 0}}"),
+        *("{'value': {'builtin': 'exec'}}", "{'value': {'module': 'os'}}", "{'value': {'Checker': 1}}"),
+        *("{'value': {'handle': True}}", "{'value': {'handle': '0'}}", "{'value': {'set': [[1]]}}"),
+        *("{'value': {'int': 5}}", "{'value': {'Fraction': ['0x1', '0x0']}}", "{'value': {'Fraction': '1e999999999'}}"),
+        *("{'value': {'complex': ['__import__', 1]}}", "{'value': {'range': [1, 2, 0]}}"),
+        *("{'value': 2, 'changed': {'7': [1]}}", "{'value': 2, 'changed': {'0': [1]}}", "{'value': 2, 'changed': 5}"),
+        *("{'error': 'AssertionError'}", "{'error': []}", "{'error': [1]}", "{'error': ['StopIteration']}"),
+    ],
+)
+def test_a_reply_of_the_programs_own_making_fails_even_tests_that_catch_everything(box: Sandbox, reply: str) -> None:
+    program = f"{HIJACK}\nharness['serve'] = lambda values, message: {reply}\ndef f(x): return 2"
+    outcome = run(box, program, "try:\n    f(1)\nexcept BaseException:\n    pass")
+    assert not outcome.passed and outcome.reason.startswith("the program")
+
+
+@contained
+@pytest.mark.parametrize(
+    "content",
+    [
+        "b'[' * 10**6",
+        "b'{\"value\": ' + b'[' * 10**5 + b']' * 10**5 + b'}'",
+        "b'{\"value\": ' + b'9' * 5000 + b'}'",  # more digits than Python reads
+        "b'{\"value\": 2}' + frame(b'{\"value\": 2}')",
+        "b'\\xff\\xfe'",
+    ],
+)
+def test_bytes_on_the_programs_channel_that_are_no_reply_fail_it(box: Sandbox, content: str) -> None:
+    program = f"""
+        import os, struct, time
+        def frame(content): return struct.pack("!I", len(content)) + content
+        def f(x):
+            content = {content}
+            os.write(3, frame(content) if b"value" not in content[12:] else frame(content[:12]) + content[12:])
+            time.sleep(1000)
+    """
+    outcome = run(box, program, "try:\n    f(1)\nexcept BaseException:\n    pass")
+    assert (outcome.passed, outcome.reason) == (False, "the program wrote to the checker's channel")
+
+
+@contained
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        (  # NumPy would read 4 numbers at the program's address
+            "class F:\n    __array_interface__ = {'shape': (4,), 'typestr': '<i8', 'data': (8, False), 'version': 3}\n"
+            "    def __array__(self, *a, **k): return [2]\nf = F()",
+            "import numpy as np\nassert np.array(f).dtype == object and np.array(f).shape == ()",
+        ),
+        *(
+            (f"class F:\n    def {name}(self, *a): return 2\nf = F()", f"assert not hasattr(f, '{name}')")
+            for name in ("__index__", "__float__", "__array__", "__array_struct__", "__buffer__", "__fspath__")
+        ),
+        ("f = type('F', (), {'__name__': 'g'})()", "assert not hasattr(f, '__name__')"),
+        ("class F: __class__ = property(lambda self: Exception)\nf = F()", "assert not isinstance(f, Exception)"),
+        ("class F:\n    def __eq__(self, other): return True\nf = F()", "assert f.__eq__(2) is not True and f != 2"),
+        ("class F: pass\nf = F()\nf._checker = f._handle = 7", "assert f._checker == f._handle == 7"),
+        ("def f(**k): return sorted(k)", "assert f(self=1, kind=2, operation=3) == ['kind', 'operation', 'self']"),
+    ],
+)
+def test_a_stand_in_answers_no_special_name_of_the_programs(box: Sandbox, program: str, test: str) -> None:
+    assert run(box, program, test) == module.Outcome(True, "all tests passed")
+
+
+@contained
+@pytest.mark.parametrize("action", ["copy.deepcopy(f)", "copy.copy(f)", "pickle.dumps(f)", "f.__class__ = int"])
+def test_a_stand_in_is_not_taken_apart(box: Sandbox, action: str) -> None:
+    outcome = run(box, "class F: pass\nf = F()", f"import copy, pickle\n{action}")
+    assert not outcome.passed and "of the program cannot be" in outcome.reason
+
+
+@contained
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == x + 1, [1, 2]))"),
+        ("class S(StopIteration): pass\ndef f(x): raise S", "assert all(map(lambda x: f(x) == x + 1, [1, 2]))"),
+        ("def f(x): raise StopAsyncIteration", "try:\n    f(1)\nexcept Exception:\n    pass"),
+        ("class F:\n    def __len__(self): raise StopIteration\nf = F()", "assert all(map(len, [f]))"),
+        (
+            "class F:\n    def __getattr__(self, name): raise StopIteration\nf = F()",
+            "assert all(map(lambda x: x.a, [f]))",
+        ),
+    ],
+)
+def test_stop_iteration_out_of_a_call_does_not_end_the_tests_loop(box: Sandbox, program: str, test: str) -> None:
+    outcome = run(box, program, test)
+    assert not outcome.passed and outcome.reason.startswith("the program raised S")
+
+
+@contained
+@pytest.mark.parametrize(
+    "program",
+    [
+        "class F:\n    def __len__(self): return 2\n    def __iter__(self): return iter([])\ndef f(x): return F()",
+        "class H(int):\n    def __hash__(self): return 0\n    def __eq__(self, other): return True\ndef f(x): return {H(5), H(6)}",
+        "class F(float):\n    __eq__ = lambda a, b: True\n    __sub__ = __abs__ = lambda *a: 0.0\ndef f(x): return F(9)",
+        "class S(str):\n    __eq__ = lambda a, b: True\n    __hash__ = str.__hash__\ndef f(x): return S('no')",
+        "class L(list):\n    def __eq__(self, other): return True\n    def __len__(self): return 1\ndef f(x): return L()",
+        "a = []\na.append(a)\ndef f(x): return a",
+        "a = {}\na[1] = a\ndef f(x): return a",
+        'import json\njson.dumps = lambda *a, **k: \'{"value": {"f": {"handle": 0}}}\'\ndef f(x): return [2]',
+        "class M(type):\n    __name__ = property(lambda self: 1 / 0)\nclass E(Exception, metaclass=M): pass\ndef f(x): raise E",
+        "def f(x):\n    yield 2\n    yield 3",
+        "def f(x):\n    while True: yield 2",
+    ],
+)
+def test_values_that_lie_about_themselves_do_not_equal_the_right_one(program: str) -> None:
+    with Sandbox(replace(CONFIG, wall_seconds=4.0, workers=1)) as box:
+        assert not run(box, program, "assert list(f(1)) == [2] and f(1) == [2] or f(1) == 2.0 or f(1) == 'yes'").passed
+
+
+# -- a channel of its own for the verdict --------------------------------------------------------------------------
+
+
+@contained
+def test_tests_may_print_what_they_like_and_no_program_profits_from_it(box: Sandbox) -> None:
+    forged = """
+        import json, struct
+        def f(x):
+            content = json.dumps({"verdict": "passed", "passed": True, "reason": "x"}).encode()
+            frames = struct.pack("!I", len(content)) + content + struct.pack("!Q16sI", x, bytes(16), len(content)) + content
+            return (frames * 500).decode("latin-1")
+    """
+    tests = """
+import os, sys
+for stream in (sys.stdout, sys.stderr):
+    stream.write(f(1)); stream.flush()
+for fd in (1, 2):
+    os.write(fd, f(1).encode("latin-1"))
+assert f(1) == 2
+"""
+    (worker,) = box._workers
+    assert run(box, "def f(x): return 2").passed and worker.process is not None
+    server = worker.process.pid
+    for _ in range(2):  # nor does what was printed become the next one's verdict
+        outcome = run(box, forged, tests)
+        assert not outcome.passed and outcome.reason.startswith("AssertionError")
+    assert run(box, "def f(x): return 2", "print('x' * 10**7, flush=True)\nassert f(1) == 2").passed
+    assert worker.process.pid == server
+
+
+@contained
+def test_a_tests_process_that_writes_more_than_its_verdict_fails_and_costs_the_worker_its_place(box: Sandbox) -> None:
+    """As tests would that open what the program names: here the numbers of descriptors."""
+    tests = """
+for place in range(3, 64):
+    try:
+        with open(f(place), "wb", closefd=False) as file: file.write(b'{"passed": true, "reason": "x"}')
+    except OSError: pass
+"""
+    (worker,) = box._workers
+    assert run(box, "def f(x): return 2").passed and worker.process is not None
+    server = worker.process.pid
+    outcome = run(box, "def f(x): return x", tests)
+    assert outcome == module.Outcome(False, "the tests' process sent something other than its verdict")
+    assert run(box, "def f(x): return 2").passed
+    assert worker.process is not None and worker.process.pid != server
+
+
+SERVER = """
+import json, os, struct, sys
+HEADER = struct.Struct("!Q16sI")
+fd = json.loads(sys.argv[1])["channel"]
+PASS = b'{"passed": true, "reason": "x"}'
+def send(number, nonce, content): os.write(fd, HEADER.pack(number, nonce, len(content)) + content)
+send(0, bytes(16), b'{"problem": null}')
+while header := os.read(fd, HEADER.size):
+    number, nonce, length = HEADER.unpack(header)
+    os.read(fd, length)
+    REPLY
+"""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "send(number, bytes(16), PASS)",
+        "send(number + 1, nonce, PASS)",
+        "send(number - 1, nonce, PASS)",
+        'send(number, nonce, b\'{"passed": 1, "reason": "x"}\')',
+        "send(number, nonce, b'{\"passed\": true}')",
+        'send(number, nonce, b\'{"passed": true, "reason": "x", "more": 1}\')',
+        "send(number, nonce, b'[true]')",
+        "send(number, nonce, b'{')",
+        "os.write(fd, HEADER.pack(number, nonce, 2**32 - 1) + PASS)",
+        "os.write(fd, PASS * 100)",
+        "sys.exit(4)",
+    ],
+)
+def test_a_reply_that_is_not_the_verdict_asked_for_fails_and_ends_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: str
+) -> None:
+    monkeypatch.setattr(module, "CHILD", tmp_path / "server.py")
+    module.CHILD.write_text(SERVER.replace("REPLY", reply))
+    worker = Worker(CONFIG, isolate=True)
+    outcome = worker.run(Trial("", ""))
+    assert outcome == module.Outcome(False, "the tests' process sent something other than its verdict")
+    assert worker.process is None and worker.channel is None
+
+
+def test_a_second_verdict_is_not_the_next_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHILD", tmp_path / "server.py")
+    again = "send(number, nonce, PASS)\n    " * 2
+    module.CHILD.write_text(SERVER.replace("REPLY", again))
+    worker = Worker(CONFIG, isolate=True)
+    assert worker.run(Trial("", "")).passed
+    first = worker.process
+    time.sleep(0.5)
+    assert worker.run(Trial("", "")).passed  # by a new worker, of which it is the first
+    assert worker.process is not first and worker.number == 1
+    worker.stop()
+
+
+@pytest.mark.parametrize("change", [(1, 0, b""), (0, 1, b""), (0, 0, b"x"), (0, 0, b"{}")])
+def test_the_keeper_passes_on_one_verdict_on_its_own_job(change: tuple[int, int, bytes]) -> None:
+    header = sandbox_child.HEADER.pack(7, bytes(16), 0)
+    good = sandbox_child.answer(header, {"passed": True, "reason": "x"})
+    assert sandbox_child.is_verdict(good, header)
+    number, nonce, surplus = change
+    other = sandbox_child.HEADER.pack(7 + number, bytes([nonce] * 16), 0)
+    assert not sandbox_child.is_verdict(sandbox_child.answer(other, {"passed": True, "reason": "x"}) + surplus, header)
+    assert not sandbox_child.is_verdict(good[:-1], header) and not sandbox_child.is_verdict(b"", header)
+    assert not sandbox_child.is_verdict(sandbox_child.answer(header, {"passed": 1, "reason": "x"}), header)
+
+
+@contained
+def test_a_program_holds_four_descriptors_and_no_trace_of_the_job(box: Sandbox) -> None:
+    program = """
+        import os, sys
+        found, names = [], set()
+        for fd in range(1024):
+            try: os.fstat(fd); found.append(fd)
+            except OSError: pass
+        frame = sys._getframe()
+        while frame:
+            names |= set(frame.f_locals)
+            frame = frame.f_back
+        paths = [path for path in ("/proc/self", "/dev/fd", "/dev/shm", "/dev/zero", "/sys/kernel") if os.path.exists(path)]
+        def f(x): return [found, sorted(names & {"nonce", "header", "content", "job", "tests"}), paths]
+    """
+    assert run(box, program, "assert f(1) == [[0, 1, 2, 3], [], []], f(1)") == module.Outcome(True, "all tests passed")
 
 
 # -- limits ----------------------------------------------------------------------------------------------------
@@ -266,6 +553,95 @@ def test_every_limit_ends_the_program(program: str, reason: str) -> None:
 def test_the_memory_of_all_processes_counts_together() -> None:
     with Sandbox(replace(CONFIG, workers=1)) as box:
         assert "processes hold more than 512 MB" in run(box, TREE).reason
+
+
+SYSCALL = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *args):
+    ctypes.set_errno(0)
+    result = libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, args))
+    return (result, ctypes.get_errno()) if result == -1 else (result, 0)
+"""
+
+
+@contained
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (
+            "import mmap\ndef f(x):\n    block = mmap.mmap(-1, 2**20)\n    block[:3] = b'abc'\n    return block[:3]",
+            "b'abc'",
+        ),
+        (
+            "blocks = []\nimport mmap\ndef f(x):\n    for n in range(9): blocks.append(mmap.mmap(-1, 90 * 2**20))",
+            "OSError",
+        ),
+        (  # unmapped, and perhaps held by another process: it counts until the end
+            "import mmap\ndef f(x):\n    for n in range(9): mmap.mmap(-1, 90 * 2**20).close()",
+            "OSError",
+        ),
+        (  # six processes of which each keeps within its own limit
+            """
+import mmap, os, time
+def f(x):
+    reading, writing = os.pipe()
+    for _ in range(6):
+        if os.fork() == 0:
+            try:
+                block = mmap.mmap(-1, 200 * 2**20)
+                for place in range(0, len(block), 4096): block[place] = 1
+                os.write(writing, b"y")
+                time.sleep(1000)
+            except OSError: os.write(writing, b"n")
+            os._exit(0)
+    answers = b""
+    while len(answers) < 6: answers += os.read(reading, 6)
+    return sorted(answers.decode())
+""",
+            "['n', 'n', 'n', 'n', 'y', 'y']",
+        ),
+        ("import os\ndef f(x): return len([os.memfd_create('x') for _ in range(33)])", "OSError"),
+        ("import os\ndef f(x): return len([os.memfd_create('x') for _ in range(9)])", "9"),
+        (
+            f"{SYSCALL}\ndef f(x): return [libc.shmget(0, 200 << 20, 0o1600) >= 0 for _ in range(3)]",
+            "[True, True, False]",
+        ),
+    ],
+)
+def test_shared_memory_of_every_kind_counts_against_the_limit(box: Sandbox, program: str, expected: str) -> None:
+    outcome = run(box, program, f"assert f(1) == {expected}" if expected != "OSError" else "f(1)")
+    assert outcome.passed if expected != "OSError" else "Cannot allocate memory" in outcome.reason, outcome
+
+
+@contained
+def test_huge_pages_are_not_to_be_had(box: Sandbox) -> None:
+    """They are in nobody's resident memory; the machine may have none, so that the error tells which it was."""
+    numbers = sandbox_child.call_numbers(platform.machine())
+    program = f"""{SYSCALL}
+name = ctypes.create_string_buffer(b"x")
+def f(x): return [call({numbers["mmap"]}, 0, 2**21, 3, 0x40022, -1, 0)[1],
+                  call({numbers["memfd_create"]}, ctypes.addressof(name), 4)[1],
+                  call({numbers["shmget"]}, 0, 2**21, 0o5600)[1]]
+"""
+    refused = [errno.ENOMEM] * 3
+    assert run(box, program, f"assert f(1) == {refused}, f(1)") == module.Outcome(True, "all tests passed")
+
+
+@contained
+def test_shared_memory_and_the_programs_own_count_together(box: Sandbox) -> None:
+    program = """
+        import mmap, time
+        shared, own = mmap.mmap(-1, 200 * 2**20), []
+        def f(x):
+            import os
+            if os.fork() == 0:
+                block = bytearray(200 * 2**20)
+                time.sleep(1000)
+            block = bytearray(200 * 2**20)
+            time.sleep(1000)
+    """
+    assert "processes hold more than 512 MB" in run(box, program, "f(1)").reason
 
 
 @contained
@@ -361,6 +737,113 @@ def test_signals_and_traces_do_not_reach_the_parent(box: Sandbox) -> None:
 
 
 @contained
+def test_system_calls_that_a_program_has_no_use_for_are_refused(box: Sandbox) -> None:
+    numbers = sandbox_child.call_numbers(platform.machine())
+    names = [*sandbox_child.REFUSED_NUMBERS[platform.machine()], "clone3"]
+    assert {"io_uring_setup", "userfaultfd", "keyctl", "add_key", "unshare", "setns", "perf_event_open", "bpf"} < set(
+        names
+    )
+    program = f"""{SYSCALL}
+def f(number): return call(number, 0, 0, 0, 0, 0)[1]
+def new(flag): return call({numbers["clone"]}, flag | 17, 0, 0, 0, 0)[1]
+def other(): return call(0x40000000 + 39)[1]
+"""
+    wanted = {numbers[name]: errno.ENOSYS if name == "clone3" else errno.EPERM for name in names}
+    tests = f"found = {{number: f(number) for number in {sorted(wanted)}}}\nassert found == {wanted}, found\n"
+    tests += "assert {new(flag) for flag in (0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)} == {1}\n"
+    if platform.machine() == "x86_64":
+        tests += "assert other() == 38"  # the other numbering of the same calls
+    assert run(box, program, tests, ("f", "new", "other")) == module.Outcome(True, "all tests passed")
+
+
+@contained
+def test_only_sockets_of_three_families_can_be_made(box: Sandbox) -> None:
+    program = """
+        import socket
+        def f(family):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+                try: socket.socket(family, kind)
+                except OSError as error: why = error.errno
+                else: return 0
+            return why
+    """
+    tests = """
+assert [family for family in range(64) if f(family) == 0] == [1, 2, 10]
+assert {f(family) for family in (16, 17, 38, 40, 44)} == {97}  # netlink, packet, crypto, vsock, XDP
+"""
+    assert run(box, program, tests) == module.Outcome(True, "all tests passed")
+
+
+def test_the_numbers_of_the_system_calls_are_those_of_libseccomp() -> None:
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        pytest.skip("libseccomp is not on this machine")
+    for machine, architecture in sandbox_child.ARCHITECTURES.items():
+        known = sandbox_child.call_numbers(machine)
+        found = {name: library.seccomp_syscall_resolve_name_arch(architecture, name.encode()) for name in known}
+        assert found == known
+        assert {rule.name for rule in sandbox_child.filter_rules(0, machine)} <= known.keys()
+
+
+@contained
+def test_system_v_memory_and_posix_queues_do_not_outlast_their_program(box: Sandbox) -> None:
+    program = f"""{SYSCALL}
+def f(create):
+    shared = libc.shmget(77, 4096, 0o1600 if create else 0)
+    messages = libc.msgget(77, 0o1600 if create else 0)
+    queue = libc.mq_open(b"/left", 0o102 if create else 0, 0o600, None)
+    return [shared >= 0, messages >= 0, queue >= 0]
+"""
+    assert run(box, program, "assert f(True) == [True] * 3, f(True)").passed
+    assert run(box, program, "assert f(False) == [False] * 3, f(False)").passed
+
+
+@contained
+def test_each_program_has_a_session_keyring_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = sandbox_child.call_numbers(platform.machine())["keyctl"]
+    libc = ctypes.CDLL(None)
+    if (ours := libc.syscall(number, 0, -3, 0)) < 0:  # KEYCTL_GET_KEYRING_ID of the session
+        pytest.skip("this kernel has no keyrings")
+    source = module.CHILD.read_text()
+    monkeypatch.setattr(module, "CHILD", tmp_path / "sandbox_child.py")
+    module.CHILD.write_text(
+        source.replace("in REFUSED_NUMBERS[machine])", "in REFUSED_NUMBERS[machine] if name != 'keyctl')")
+    )
+    seen = [ours]
+    with Sandbox(replace(CONFIG, workers=1)) as box:
+        for _ in range(2):
+            outcome = run(box, f"{SYSCALL}\ndef f(x): return call({number}, 0, -3, 0)", "raise ValueError(f(1)[0])")
+            seen.append(int(outcome.reason.removeprefix("ValueError: ")))
+    assert min(seen) > 0 and len(set(seen)) == 3
+
+
+@contained
+def test_the_tests_process_is_beyond_signals_limits_and_traces(box: Sandbox) -> None:
+    """Even where tests handle a signal, which the kernel would then deliver to the first process of a namespace."""
+    numbers = sandbox_child.call_numbers(platform.machine())
+    program = f"""{SYSCALL}
+def f(x):
+    limits = (ctypes.c_uint64 * 2)(0, 0)
+    got = [call({numbers["prlimit64"]}, 1, 0, ctypes.addressof(limits), 0)[0]]
+    for number in (2, 9, 14, 15, 19, 24):
+        got += [call(*args)[0] for args in (
+            ({numbers["kill"]}, 1, number), ({numbers["tkill"]}, 1, number), ({numbers["tgkill"]}, 1, 1, number),
+            ({numbers["rt_sigqueueinfo"]}, 1, number, 0), ({numbers["rt_tgsigqueueinfo"]}, 1, 1, number, 0))]
+    got += [call({numbers["pidfd_open"]}, 1, 0)[0], call({numbers["process_vm_readv"]}, 1, 0, 0, 0, 0, 0)[0]]
+    got += [call({numbers["ptrace"]}, request, 1, 0, 0)[0] for request in (0, 16, 0x4206)]
+    for user in (0, os.getuid() - 1, os.getuid() + 1):
+        try: os.setuid(user); got.append(user)
+        except OSError: pass
+    return sorted(set(got))
+"""
+    tests = (
+        "import signal\nfor number in (2, 14, 15): signal.signal(number, lambda *_: 1 / 0)\nassert f(1) == [-1], f(1)"
+    )
+    assert run(box, program, tests) == module.Outcome(True, "all tests passed")
+
+
+@contained
 def test_privileges_cannot_be_had_back(box: Sandbox) -> None:
     program = """
         import ctypes, os
@@ -401,15 +884,15 @@ def test_two_thousand_programs_leave_no_process_no_file_and_no_memory_behind(tem
 
     config = replace(CONFIG, workers=2, file_mb=13)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    jobs = [
-        Job(f"open('file', 'w').write('x' * 10000)\ndef f(x): return x + {n % 2}", TESTS, ("f",)) for n in range(500)
+    trials = [
+        Trial(f"open('file', 'w').write('x' * 10000)\ndef f(x): return x + {n % 2}", TESTS, ("f",)) for n in range(500)
     ]
     with Sandbox(config) as box:
-        box.run(jobs[:20])
+        box.run(trials[:20])
         servers = {worker.process.pid for worker in box._workers if worker.process}
         start, own = memory(servers), memory({os.getpid()})
         for _ in range(4):
-            outcomes = box.run(jobs)
+            outcomes = box.run(trials)
             assert [outcome.passed for outcome in outcomes] == [False, True] * 250
         assert {worker.process.pid for worker in box._workers if worker.process} == servers  # none had to be replaced
         assert memory(servers) - start < 4 * 2**20
@@ -421,10 +904,10 @@ def test_two_thousand_programs_leave_no_process_no_file_and_no_memory_behind(tem
 @contained
 def test_nothing_outlives_a_parent_that_is_killed() -> None:
     script = (
-        "from xtf.config.schema import SandboxConfig; from xtf.graders.sandbox import Job, Sandbox; import threading, time\n"
+        "from xtf.config.schema import SandboxConfig; from xtf.graders.sandbox import Trial, Sandbox; import threading, time\n"
         "box = Sandbox(SandboxConfig(wall_seconds=3, cpu_seconds=1, workers=1, file_mb=14)).__enter__()\n"
         "threading.Timer(1, lambda: print('running', flush=True)).start()\n"
-        "box.run([Job('import time; time.sleep(1000)', '', ())])\n"
+        "box.run([Trial('import time; time.sleep(1000)', '', ())])\n"
     )
     config = replace(CONFIG, file_mb=14)
     path = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1])}
@@ -448,33 +931,36 @@ def test_an_ordinary_user_gets_the_same_containment(tmp_path_factory: pytest.Tem
         folder.chmod(0o755)
         child = shutil.copy(module.CHILD, folder)
         config = replace(CONFIG, wall_seconds=2.0)
-        settings = {**asdict(config), "isolate": True, "folder": None, "packages": []}
+        worker = Worker(config, isolate=True)
+        worker.channel, theirs = socket.socketpair()
+        settings = {**worker.settings(theirs.fileno()), "packages": []}
         settings["readable"] = [path for path in sorted(module.SYSTEM_FOLDERS) if os.path.exists(path)]
         process = subprocess.Popen(
             [python, "-S", "-s", "-B", child, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
             cwd="/",
             env={},
+            pass_fds=[theirs.fileno()],
             user=65534,
             group=65534,
             extra_groups=[],
         )
-        worker = Worker(config, isolate=True)
+        theirs.close()
         worker.process = process
-        ready = worker._receive(time.monotonic() + 30)
-        if ready is None or ready["problem"]:
-            pytest.skip(f"users may not make user namespaces here: {ready}")
-        assert worker.run(Job("def f(x): return 2", TESTS, ("f",))).passed
+        try:
+            worker.wait_until_ready(process)
+        except NoNamespacesError as error:
+            pytest.skip(f"users may not make user namespaces here: {error}")
+        assert worker.run(Trial("def f(x): return 2", TESTS, ("f",))).passed
         reach = "import socket, os\ndef f(x):\n    try: socket.create_connection(('1.1.1.1', 53), 1)\n    except OSError: pass\n    else: return 3\n"
         reach += (
             "    return 3 if os.path.exists('/etc/passwd') or os.path.exists('/root') or os.getppid() != 1 else 2\n"
         )
-        assert worker.run(Job(reach, TESTS, ("f",))).passed
-        assert "timeout" in worker.run(Job(FORK_BOMB, TESTS, ("f",))).reason
-        assert process.stdin is not None
-        process.stdin.close()
+        assert worker.run(Trial(reach, TESTS, ("f",))).passed
+        assert "timeout" in worker.run(Trial(FORK_BOMB, TESTS, ("f",))).reason
+        worker.channel.close()
         assert process.wait(30) == 0
     finally:
         shutil.rmtree(folder)
@@ -519,6 +1005,7 @@ def test_allowed_to_run_without_namespaces_limits_hold_and_the_record_says_so(
 def test_the_record_names_the_namespaces_and_the_limits() -> None:
     record = isolation_record(CONFIG)
     assert {"mount", "pid", "network"} <= set(record["namespaces"]) and record["why_none"] is None
+    assert record["system_call_filter"] and record["own_ipc_and_keyring_per_program"]
     assert record["limits"]["cpu_seconds"] == 1 and "workers" not in record["limits"]
 
 
@@ -527,12 +1014,12 @@ def test_a_server_that_dies_is_replaced(box: Sandbox) -> None:
     (worker,) = box._workers
     assert worker.process is not None
     worker.process.kill()
-    assert "died" in run(box, "def f(x): return 2").reason
+    worker.process.wait()
     assert run(box, "def f(x): return 2").passed
 
 
 def test_workers_run_side_by_side_and_outcomes_keep_their_order() -> None:
-    jobs = [Job(f"def f(x): return {n}", f"assert f(1) == {n if n % 3 else -1}", ("f",)) for n in range(30)]
+    trials = [Trial(f"def f(x): return {n}", f"assert f(1) == {n if n % 3 else -1}", ("f",)) for n in range(30)]
     done: list[int] = []
     lock = threading.Lock()
 
@@ -541,17 +1028,25 @@ def test_workers_run_side_by_side_and_outcomes_keep_their_order() -> None:
             done.append(1)
 
     with Sandbox(replace(CONFIG, workers=3)) as box:
-        outcomes = box.run(jobs, progress)
+        outcomes = box.run(trials, progress)
     assert [outcome.passed for outcome in outcomes] == [bool(n % 3) for n in range(30)]
     assert len(done) == 30
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="workers must be at least 1"):
-        Sandbox(replace(CONFIG, workers=0))
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, -1) for key in ("cpu_seconds", "memory_mb", "processes", "file_mb", "output_kb", "wall_seconds")),
+        ("workers", 0),
+        ("cpu_seconds", 0),
+        ("wall_seconds", float("nan")),
+        ("wall_seconds", float("inf")),
+    ],
+)
+def test_limits_that_would_be_none_are_refused(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"task\.sandbox\.{key}={value} is out of range: it must be at least"):
+        Sandbox(replace(CONFIG, **{key: value}))
 
 
 def test_messages_are_framed_by_their_length() -> None:
-    from xtf.graders import sandbox_child
-
     assert sandbox_child.pack({"a": 1}) == struct.pack("!I", 8) + b'{"a": 1}'

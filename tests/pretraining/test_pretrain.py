@@ -68,7 +68,7 @@ def test_a_pretrained_folder_is_a_model_with_its_curve_and_its_speed(
     assert [row["kept_tokens"] for row in log] == [4 * 64] * 9
     assert np.mean([row["loss"] for row in log[-3:]]) < log[0]["loss"]
     assert (record["tokens"], record["training"]["steps"]) == (9 * 4 * 64, 9)
-    assert 0 < record["share_of_matmul_peak"] < 1
+    assert record["tokens_per_second"] > 0
     assert 3 < record["held_out_loss"] < np.log(512) + 0.5
     assert not (folder.parent / "training").exists()
 
@@ -150,13 +150,6 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(compose: Calla
     assert {group["weight_decay"] for group in muon.param_groups} == {0.1}
     with pytest.raises(ConfigError, match="tuning=full"):
         compose("tuning.optimizer=muon", "tuning=lora")
-
-
-def test_training_costs_six_operations_a_weight_and_those_of_attention() -> None:
-    tokenizer = pretrain.train_tokenizer(SMALL, seed=0)
-    model = pretrain.new_model(tokenizer, SMALL, seed=0)
-    layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64
-    assert pretrain.training_flops(model, 64) == 6 * (512 * 32 + 2 * layer) + 6 * 2 * 64 * 32
 
 
 def test_the_larger_shape_has_30_to_60_million_parameters_and_200_million_tokens(

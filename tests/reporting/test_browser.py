@@ -14,12 +14,10 @@ import pytest
 from made_runs import scored_table, write_run
 from test_explorer import HOSTILE, byte_tokenizer, encode
 
-from xtf.config.schema import Attribute
-from xtf.data.tokens import response_tokens
+from xtf.config.schema import PRESETS, Attribute
 from xtf.reporting.explorer import preview
 from xtf.reporting.run_report import run_report
-from xtf.scoring.masks import build_mask
-from xtf.scoring.thresholds import PRESETS
+from xtf.scoring.masks import MaskedTokens, build_mask
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
 CHROMIUM = next(
@@ -105,7 +103,7 @@ def explorer(masked: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def codes(table: pa.Table) -> list[int]:
-    tokens = response_tokens(table)
+    tokens = MaskedTokens.from_mask(table)
     bits = sum(tokens.dropped[name].astype(int) << bit for bit, name in enumerate(("ri", "kn", "tr")))
     return np.bincount(bits, minlength=16).tolist()
 
@@ -116,7 +114,7 @@ def test_the_explorer_opens_without_a_complaint_or_a_request(browser: Any, explo
     opened.page.wait_for_selector("#plot-tr .bars")
     assert opened.complaints == []
     assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert opened.totals() == [int(response_tokens(masked).kept.sum()), codes(masked)]
+    assert opened.totals() == [int(MaskedTokens.from_mask(masked).kept.sum()), codes(masked)]
     assert opened.page.inner_text("#command") == "python run.py task=math"
 
 
@@ -150,7 +148,7 @@ def test_an_attribute_switched_off_drops_nothing(browser: Any, explorer: Path, s
 
 
 def test_a_deep_link_lands_on_the_token_and_says_why(browser: Any, explorer: Path, masked: pa.Table) -> None:
-    tokens = response_tokens(masked)
+    tokens = MaskedTokens.from_mask(masked)
     place = int(np.flatnonzero(tokens.dropped["kn"] & ~tokens.dropped["ri"] & ~tokens.dropped["tr"])[-1])
     example = int(np.searchsorted(tokens.offsets, place, side="right")) - 1
     token = place - int(tokens.offsets[example])
@@ -185,7 +183,7 @@ def test_hovering_shows_the_token_and_arrow_keys_move_on(browser: Any, explorer:
 
 def test_filters_show_the_examples_that_fit(browser: Any, explorer: Path, masked: pa.Table) -> None:
     page = Page(browser, explorer).page
-    tokens = response_tokens(masked)
+    tokens = MaskedTokens.from_mask(masked)
     with_ri = sum(bool(part.any()) for part in np.split(tokens.dropped["ri"], tokens.offsets[1:-1]))
     page.select_option("#only", "ri")
     assert page.inner_text("#matches") == f"{with_ri} of 40 examples"

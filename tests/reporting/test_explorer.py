@@ -19,12 +19,13 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from xtf.config.schema import Attribute, RIThreshold, ThresholdConfig
-from xtf.data.tokens import Pieces, response_tokens, visible
+from xtf.config.schema import PRESETS, Attribute, RIThreshold, ThresholdConfig
+from xtf.data.ragged import Responses
+from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview, preview_text
-from xtf.scoring.masks import build_mask
+from xtf.scoring.attributes import ATTRIBUTES
+from xtf.scoring.masks import MaskedTokens, build_mask
 from xtf.scoring.sensitivity import NEVER, sweep
-from xtf.scoring.thresholds import PRESETS, SOURCE, Scores
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 HOSTILE = "</script><script>alert(1)</script>"
@@ -114,9 +115,10 @@ def test_every_slider_position_drops_what_a_mask_with_that_setting_drops(
 ) -> None:
     scored, chosen = scored_table(15), getattr(PRESETS[preset], attribute.value)
     config = replace(PRESETS[preset], **{attribute.value: replace(chosen, shift=shift)})
-    tokens = response_tokens(build_mask(scored, config, [attribute]).table)
-    block = Scores(np.diff(tokens.offsets), {SOURCE[attribute]: tokens.scores[SOURCE[attribute]]})
-    found = sweep(attribute, config, block, block)
+    tokens = MaskedTokens.from_mask(build_mask(scored, config, [attribute]).table)
+    source = ATTRIBUTES[attribute].source
+    block = Responses(tokens.lengths, {source: tokens.scores[source]})
+    found = sweep(ATTRIBUTES[attribute], config, block, block)
     name, key = found.setting.split(".")[1:]
     assert name == attribute.value
     for place in {0, found.chosen, len(found.values) // 3, len(found.values) - 1}:
@@ -126,13 +128,13 @@ def test_every_slider_position_drops_what_a_mask_with_that_setting_drops(
         except ValueError:  # a mask that keeps nothing is refused
             assert found.dropped(place).all()
             continue
-        assert (response_tokens(mask.table).dropped[name] == found.dropped(place)).all()
+        assert (MaskedTokens.from_mask(mask.table).dropped[name] == found.dropped(place)).all()
         assert found.shares()[place] == pytest.approx(mask.stats.dropped_share[name])
 
 
 def test_a_token_that_no_setting_drops_is_marked_as_such() -> None:
-    block = Scores(np.array([4]), {"logp": np.log(np.array([0.2, 0.7, 0.96, 0.99999]))})
-    found = sweep(Attribute.kn, PRESETS["paper"], block, block)
+    block = Responses(np.array([4]), {"logp": np.log(np.array([0.2, 0.7, 0.96, 0.99999]))})
+    found = sweep(ATTRIBUTES["kn"], PRESETS["paper"], block, block)
     assert found.first[0] == NEVER
     assert found.values[found.first[1]] == 0.69  # the loosest p of the slider that 0.7 is above
     assert found.values[found.first[2]] == 0.955
@@ -146,7 +148,7 @@ def test_the_file_holds_the_table_and_the_starting_position(tmp_path: Path) -> N
     table, tokenizer = masked_table(), byte_tokenizer()
     path = preview(table, tokenizer, tmp_path / "deep" / "preview.html", command="python run.py task=math")
     described, columns = payload(path)
-    tokens = response_tokens(table)
+    tokens = MaskedTokens.from_mask(table)
     assert described["total"] == 20
     assert described["rows"] == list(range(20))
     assert (columns["id"] == tokens.ids).all()
@@ -166,7 +168,7 @@ def test_a_larger_table_is_sampled_with_thresholds_of_the_whole(tmp_path: Path) 
     assert len(described["rows"]) == len(described["ids"]) == 7
     assert described["rows"] == sorted(set(described["rows"]))
     assert described["live"]
-    kept = response_tokens(table.take(described["rows"])).kept
+    kept = MaskedTokens.from_mask(table.take(described["rows"])).kept
     assert (columns["kept"] == kept).all()
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from made_runs import scored_table, write_run
 
-from xtf.data.tokens import ResponseTokens
 from xtf.reporting.mask_report import dropped_shares
 from xtf.reporting.sweep_report import sweep_report
 from xtf.runtime.artifacts import write_json
 from xtf.runtime.run_folder import OutputDir, RunFolder
+from xtf.scoring.masks import MaskedTokens
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -41,7 +41,8 @@ def masked_run(root: Path, **identity: Any) -> Path:
 
 def test_shares_by_hand_in_the_terms_of_figure_4() -> None:
     ri, kn, tr = (np.array(bits, bool) for bits in ([1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0]))
-    tokens = ResponseTokens(np.arange(5), ~(ri | kn | tr), np.array([0, 5]), {}, {"ri": ri, "kn": kn, "tr": tr})
+    drops = {"drop_ri": ri, "drop_kn": kn, "drop_tr": tr}
+    tokens = MaskedTokens(np.array([5]), {"ids": np.arange(5), "kept": ~(ri | kn | tr)} | drops)
     found = dropped_shares(tokens)
     assert found["ri only"] == found["kn only"] == 0.4
     assert found["ri after kn"] == found["kn after ri"] == 0.2

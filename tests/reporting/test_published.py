@@ -19,11 +19,11 @@ from test_explorer import byte_tokenizer
 from test_reports import outcomes
 
 from xtf.config.compose import load_config
-from xtf.config.schema import Attribute, Config, LoggerConfig
+from xtf.config.schema import PRESETS, Attribute, Config, LoggerConfig
 from xtf.reporting.published import (
     CURVES,
-    DASHBOARDS,
     create_dashboards,
+    dashboards,
     examples_html,
     publish,
     publish_tensorboard,
@@ -35,7 +35,6 @@ from xtf.reporting.runs import load_run
 from xtf.runtime.loggers import training_loggers
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import build_mask
-from xtf.scoring.thresholds import PRESETS
 
 LOGGER = LoggerConfig(name="wandb", project="tests", tags=["mine"], mode="offline")
 
@@ -194,14 +193,14 @@ def test_every_panel_shows_names_that_runs_log(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), model="llama_1b"))
     known = {*scalars(run), *CURVES, "examples", "generations"} | {f"scores/{name}" for name in ("ri", "kn", "tr")}
     known |= {key.replace("accuracy", "pass@1") for key in known}  # the figures of other tasks
-    shown = {key for board in DASHBOARDS for part in board.sections.values() for panel in part for key in panel.keys}
+    shown = {key for board in dashboards() for part in board.sections.values() for panel in part for key in panel.keys}
     assert shown <= known
-    assert {key for board in DASHBOARDS for key in board.columns} <= known
+    assert {key for board in dashboards() for key in board.columns} <= known
 
 
 def test_dashboards_become_workspaces() -> None:
     pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed (extra: dashboard)")
-    for board in DASHBOARDS:
+    for board in dashboards():
         made = workspace(board, "someone", "tests")
         assert [section.name for section in made.sections] == list(board.sections)
         assert [len(section.panels) for section in made.sections] == [len(part) for part in board.sections.values()]
@@ -211,7 +210,7 @@ def test_without_an_account_the_dashboards_are_written_down(tmp_path: Path) -> N
     config = config_of(write_run(tmp_path, correct=outcomes(1, 1), base=None, logger=LOGGER))
     (path,) = create_dashboards(config, tmp_path)
     written = json.loads(Path(path).read_text())
-    assert [board["name"] for board in written] == [board.name for board in DASHBOARDS]
+    assert [board["name"] for board in written] == [board.name for board in dashboards()]
     online = replace(config, logger=replace(LOGGER, mode="online"))
     with pytest.raises(ValueError, match=r"logger\.entity"):
         create_dashboards(online, tmp_path)

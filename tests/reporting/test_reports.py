@@ -18,15 +18,13 @@ import pytest
 from made_runs import generations, metric, scored_table, write_run
 from rich.console import Console
 
-from xtf.config.schema import Attribute
-from xtf.data.tokens import response_tokens
+from xtf.config.schema import PRESETS, Attribute
 from xtf.reporting.intervals import difference, mean
 from xtf.reporting.pages import fenced, inline_code
 from xtf.reporting.run_report import console_table, most_dropped, paired_generations, run_report, verdict
 from xtf.reporting.runs import command_line, item_values, load_run
 from xtf.reporting.sweep_report import sweep_report
-from xtf.scoring.masks import build_mask
-from xtf.scoring.thresholds import PRESETS
+from xtf.scoring.masks import MaskedTokens, build_mask
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -307,7 +305,7 @@ def test_the_console_table_shows_quality_shares_and_times(tmp_path: Path) -> Non
 
 def test_most_dropped_tokens_are_counted_by_attribute() -> None:
     table = build_mask(scored_table(40), PRESETS["paper"], list(Attribute)).table
-    tokens = response_tokens(table)
+    tokens = MaskedTokens.from_mask(table)
     found = most_dropped(tokens, "tr", lambda token: f" {token}\n")
     ids, dropped = tokens.ids.tolist(), tokens.dropped["tr"].tolist()
     counts = {token: sum(d for i, d in zip(ids, dropped, strict=True) if i == token) for token in set(ids)}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from xtf.config.schema import Attribute, KNThreshold, ThresholdConfig, TRThreshold
+from xtf.config.schema import PRESETS, Attribute, KNRule, KNThreshold, ThresholdConfig, ThresholdEnd, TRThreshold
+from xtf.data.ragged import with_ends
 from xtf.scoring.masks import build_mask, weights_to_labels
-from xtf.scoring.thresholds import PRESETS
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 PAPER = PRESETS["paper"]
@@ -100,6 +101,9 @@ def test_a_second_mask_replaces_the_first():
 # --- degenerate attributes ----------------------------------------------------------------------------------
 
 
+SCORED_END = replace(PAPER, end=ThresholdEnd.scored)
+
+
 def reasons(scored, *attributes, threshold=PAPER):
     return {
         (problem["attribute"], problem["reason"])
@@ -127,8 +131,10 @@ def test_an_attribute_that_drops_the_end_of_most_responses_is_named():
         [False, False, True],
         [False, False, False],
     ]
-    assert [attribute for attribute, reason in reasons(scored, TR, KN) if "last token of" in reason] == ["tr"]
-    assert any("75% of the responses" in reason for _, reason in reasons(scored, TR))
+    named = reasons(scored, TR, KN, threshold=SCORED_END)
+    assert [attribute for attribute, reason in named if "last token of" in reason] == ["tr"]
+    assert any("75% of the responses" in reason for _, reason in named)
+    assert not any("last token of" in reason for _, reason in reasons(scored, TR, KN)), "an end that is kept is taught"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,76 @@ def test_degenerate_attributes_and_examples_without_loss_are_logged(caplog):
 def test_an_attribute_that_does_its_work_is_not_named():
     scored = table(([1], list(range(10, 20))), logp=[[KNOWN, *[NEW - place for place in range(9)]]])
     assert reasons(scored, KN) == set()
+
+
+# --- the end token, which is not the dataset's ----------------------------------------------------------------
+
+# TR by token: 10 0.0, 2 (the end) 0.3, 13 0.7, 11, 12 and 14 0.9. The third response was cut off: it has no end.
+ENDED = with_ends(
+    table(
+        ([1], [10, 11, 12, 2]),
+        ([1], [10, 13, 2]),
+        ([1], [10, 14]),
+        tr=[[0.0, 0.9, 0.9, 0.3], [0.0, 0.7, 0.3], [0.0, 0.9]],
+        ri=[[6, 7, 8, 0], [5, 5, 5], [1, 2]],
+        logp=[[NEW, NEW, NEW, KNOWN], [KNOWN, KNOWN, KNOWN], [NEW, NEW]],
+    ),
+    [1, 1, 0],
+)
+
+
+def test_the_appended_end_is_no_part_of_what_is_fitted_dropped_and_counted():
+    # Of the data's values 0, 0.7, 0.9 the second cluster is 0.7; with the end's 0.3 it would be 0.3.
+    mask = build_mask(ENDED, PAPER, [TR])
+    assert mask.table["drop_tr"].to_pylist() == [[False] * 4, [False, True, False], [False] * 2]
+    assert mask.table["labels"].to_pylist() == [[-100, 10, 11, 12, 2], [-100, 10, -100, 2], [-100, 10, 14]]
+    found = mask.stats
+    assert (found.response_tokens, found.end_tokens, found.kept_tokens) == (7, 2, 6)
+    assert found.dropped_share == pytest.approx({"tr": 1 / 7, "union": 1 / 7})
+    assert mask.table["end_tokens"].to_pylist() == [1, 1, 0]
+
+
+def test_the_end_is_judged_like_the_others_where_that_is_asked_for():
+    mask = build_mask(ENDED, SCORED_END, [TR])
+    assert mask.table["drop_tr"].to_pylist() == [[False, False, False, True], [False, False, True], [False] * 2]
+    assert (mask.stats.response_tokens, mask.stats.end_tokens) == (9, 0)
+    assert mask.stats.dropped_share["tr"] == pytest.approx(2 / 9)
+    assert any("last token of 67% of the responses" in problem["reason"] for problem in mask.stats.degenerate)
+    without = ENDED.drop(["end_tokens"])
+    assert build_mask(without, PAPER, [TR]).table["labels"].equals(mask.table["labels"]), "no end is known of"
+
+
+def test_the_fence_of_a_response_leaves_the_end_out():
+    # 6 7 8 0: Q1 = 4.5, Q3 = 7.25, fence 1.75, which the end's 0 is below. Without it 6.5 - 1 = 5.5 drops nothing.
+    assert build_mask(ENDED, SCORED_END, [RI]).table["drop_ri"].to_pylist()[0] == [False, False, False, True]
+    assert build_mask(ENDED, PAPER, [RI]).stats.dropped_share["ri"] == 0.0
+
+
+def test_an_example_that_keeps_its_end_alone_is_without_loss_of_its_own():
+    mask = build_mask(ENDED, PAPER, [KN])
+    assert mask.table["labels"].to_pylist() == [[-100, 10, 11, 12, 2], [-100, -100, -100, 2], [-100, 10, 14]]
+    assert mask.stats.examples_without_loss == 1
+    only = with_ends(table(([1], [2]), ([1], [5, 2]), logp=[[KNOWN], [NEW, KNOWN]], ri=[[1], [1, 2]]), [1, 1])
+    assert build_mask(only, PAPER, [RI, KN]).table["labels"].to_pylist() == [[-100, 2], [-100, 5, 2]]
+    known = with_ends(table(([1], [5, 2]), logp=[[KNOWN, KNOWN]]), [1])
+    with pytest.raises(ValueError, match="keeps none of 1 response tokens"):
+        build_mask(known, PAPER, [KN])
+    with pytest.raises(ValueError, match="no response tokens but appended ends"):
+        build_mask(only.slice(0, 1), PAPER, [KN])
+
+
+def test_shares_and_caps_are_of_the_tokens_without_the_end():
+    scored = with_ends(table(([1], [*range(10, 19), 2]), logp=[[KNOWN] * 10]), [1])
+    half = ThresholdConfig("test", kn=KNThreshold(cap=0.5))  # of nine tokens four, of ten five
+    assert build_mask(scored, half, [KN]).table["drop_kn"].to_pylist() == [[True] * 4 + [False] * 6]
+    quarter = ThresholdConfig("test", kn=KNThreshold(rule=KNRule.quantile, q=0.2))
+    ranked = with_ends(table(([1], [*range(10, 20), 2]), logp=[[-1 - place for place in range(10)] + [-0.5]]), [1])
+    assert build_mask(ranked, quarter, [KN]).table["drop_kn"].to_pylist() == [[True] * 2 + [False] * 9]
+
+
+def test_an_end_longer_than_its_response_is_refused():
+    with pytest.raises(ValueError, match="end_tokens is not within the response: examples 'e1'"):
+        build_mask(with_ends(ENDED.drop(["end_tokens"]), [1, 4, 0]), PAPER, [TR])
 
 
 # --- weights of other methods -------------------------------------------------------------------------------
@@ -209,7 +285,8 @@ def test_a_score_that_is_not_a_number_names_its_example(bad):
 
 
 def test_scores_that_do_not_match_their_response_name_the_example():
-    with pytest.raises(ValueError, match="ri is not as long as the response: examples 'e0'"):
+    message = r"ri is not as long as the response \(4 entries, wanted 5 in the first\): examples 'e0'"
+    with pytest.raises(ValueError, match=message):
         build_mask(table(*ROWS, ri=[[9, 0, 6, 7], [4]]), PAPER, [RI])
 
 

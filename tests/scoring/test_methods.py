@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from xtf.config.schema import Attribute, ThresholdConfig
+from xtf.config.schema import Attribute, ThresholdConfig, ThresholdEnd
+from xtf.data.ragged import Responses, with_ends
 from xtf.scoring.methods import (
     METHODS,
     Decile,
@@ -23,7 +25,6 @@ from xtf.scoring.methods import (
     OnlineTokens,
     Oracle,
     Random,
-    Scores,
     SelfEvolving,
     TokenCleaning,
     given_mask,
@@ -83,6 +84,26 @@ def test_low_and_high_loss_drop_as_many_tokens_of_each_example_as_the_matched_ma
     assert labels_of(HighLoss()) == [[-100, -100, 1, -100, 3, -100], [-100, -100, 6]]
 
 
+def test_controls_keep_the_appended_end_where_the_mask_does() -> None:
+    ended = with_ends(scored(), [1, 1])  # p of the ends: 0.05 and 0.96
+    paper = ThresholdConfig(name="paper")
+
+    def labels(method: Method, threshold: ThresholdConfig = paper, seed: int = 0) -> list[list[int]]:
+        return method.mask(ended, threshold, [Attribute.kn], seed).table["labels"].to_pylist()
+
+    assert labels(METHODS["xtf"]()) == [[-100, -100, -100, 2, -100, 4], [-100, 5, 6]]
+    assert labels(LowLoss()) == labels(METHODS["xtf"]())
+    assert labels(HighLoss()) == [[-100, -100, 1, -100, -100, 4], [-100, 5, 6]], "p 0.37 and 0.98, not the end's 0.05"
+    found = {str(labels(Random(), seed=seed)) for seed in range(100)}
+    assert len(found) == 3, "pairs of the three tokens before the end"
+    assert all("4], [-100, 5, 6]]" in one for one in found)
+    stats = [method.mask(ended, paper, [Attribute.kn], 0).stats for method in (METHODS["xtf"](), Random())]
+    assert [(one.response_tokens, one.kept_tokens, one.end_tokens) for one in stats] == [(4, 2, 2)] * 2
+    judged = replace(paper, end=ThresholdEnd.scored)
+    assert labels(HighLoss(), judged) == labels_of(HighLoss())
+    assert [labels(Random(), judged, seed) for seed in range(9)] == [labels_of(Random(), seed) for seed in range(9)]
+
+
 def test_a_control_refuses_to_match_what_has_no_mask() -> None:
     with pytest.raises(ValueError, match=r"method\.match=dft"):
         Random(match="dft")
@@ -101,7 +122,7 @@ def test_random_keeps_the_count_per_example_and_follows_the_seed() -> None:
 def test_a_decile_is_a_tenth_of_all_response_tokens_by_probability_and_ties_go_by_position() -> None:
     # Twelve tokens of two examples; tenths end at ranks 1, 2, 3, 4, 6, 7, 8, 9, 10, 12.
     logp = np.array([-5, -9, -1, -1, -1, -2, -8, -7, -6, -4, -3, 0], np.float32)
-    scores = Scores(np.array([0, 5, 12]), {"logp": logp})
+    scores = Responses(np.array([5, 7]), {"logp": logp})
     kept = [np.flatnonzero(Decile(decile=number).weights(scores, 0)).tolist() for number in range(1, 11)]
     assert kept == [[1], [6], [7], [8], [0, 9], [10], [5], [2], [3], [4, 11]]
     for number, tenth in enumerate(kept, start=1):
@@ -118,7 +139,7 @@ def test_an_eleventh_decile_is_refused(number: int) -> None:
 def test_the_oracle_drops_every_token_with_planted_text_and_no_other() -> None:
     # Codes: 0 clean, 1 to 5 the kinds of noise, below 0 planted and clean text in one token.
     planted = np.array([0, 3, 0, -1, 5], np.int8)
-    scores = Scores(np.array([0, 2, 5]), {"planted": planted})
+    scores = Responses(np.array([2, 3]), {"planted": planted})
     assert Oracle().weights(scores, 0).tolist() == [1, 0, 1, 0, 0]
 
 
@@ -133,7 +154,7 @@ def test_token_cleaning_keeps_the_largest_excess_of_the_whole_set() -> None:
 
 
 def test_ties_of_the_excess_go_by_position() -> None:
-    scores = Scores(np.array([0, 4]), {"logp": np.zeros(4), "ref_logp": np.zeros(4)})
+    scores = Responses(np.array([4]), {"logp": np.zeros(4), "ref_logp": np.zeros(4)})
     assert TokenCleaning(keep=0.5).weights(scores, 0).tolist() == [1, 1, 0, 0]
 
 
@@ -211,6 +232,23 @@ def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None
         given_mask(table)
     with pytest.raises(ValueError, match="method=given wants"):
         given_mask(table.drop(["labels"]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"labels": [[-100, 1, 7]]}, "example 0: the label at 1 is 1, the token there is 8; .*not shifted"),
+        ({"labels": [[-100, 8]]}, "example 0: 2 labels for 3 input_ids"),
+        ({"labels": [[-100, -100, -100]]}, "every label is -100"),
+        ({"labels": [[-100, 8, 1]], "attention_mask": [[0, 1, 1]]}, "attention_mask is 0 at 0; padding is not read"),
+        ({"labels": [[-100, 8, 1]], "position_ids": [[0, 1, 0]]}, "position_ids do not count from 0"),
+    ],
+)
+def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[list[int]]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        given_mask(pa.table({"input_ids": [[9, 8, 1]]} | columns))
+    whole = {"labels": [[-100, 8, 1]], "attention_mask": [[1, 1, 1]], "position_ids": [[0, 1, 2]]}
+    assert given_mask(pa.table({"input_ids": [[9, 8, 1]]} | whole)).stats.kept_tokens == 2
 
 
 def test_a_missing_score_column_is_named() -> None:

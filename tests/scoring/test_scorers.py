@@ -21,9 +21,9 @@ from transformers import (
 
 from xtf.config.schema import Attribute, RIConfig, RIVariant, Scale, ScorerConfig, TRConfig, TRVariant
 from xtf.data.encode import Encoded, encode
-from xtf.data.examples import as_examples
 from xtf.scoring import scorers
 from xtf.scoring.scorers import TokenCounts, batches, count_tokens, needs_forward, score_rows, tr_table
+from xtf.tasks import as_examples
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 

@@ -9,11 +9,21 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from xtf.config.schema import Attribute, KNRule, KNThreshold, RIRule, RIThreshold, ThresholdConfig, TRRule, TRThreshold
-from xtf.scoring.thresholds import (
+from xtf.config.checks import check_threshold
+from xtf.config.schema import (
     PRESETS,
-    Scores,
-    check,
+    Attribute,
+    KNRule,
+    KNThreshold,
+    RIRule,
+    RIThreshold,
+    ThresholdConfig,
+    TRRule,
+    TRThreshold,
+)
+from xtf.data.ragged import Responses
+from xtf.scoring.attributes import ATTRIBUTES
+from xtf.scoring.thresholds import (
     fit,
     histogram,
     iqr_fences,
@@ -24,20 +34,19 @@ from xtf.scoring.thresholds import (
 )
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
-COLUMN = {RI: "ri", KN: "logp", TR: "tr"}
 
 
 def block(attribute, *responses):
     """Scored examples of one attribute from a list of scores each."""
     values = np.concatenate([np.array(response, dtype=np.float32) for response in responses])
-    return Scores(np.array([len(response) for response in responses]), {COLUMN[attribute]: values})
+    return Responses(np.array([len(response) for response in responses]), {ATTRIBUTES[attribute].source: values})
 
 
 def dropped(attribute, rule, *responses):
     """0 and 1 per response token, after fitting `rule` to these responses."""
     data = block(attribute, *responses)
     cuts = fit([data], ThresholdConfig("test", **{attribute.value: rule}), [attribute])
-    return cuts.drop(attribute, data).astype(int).tolist()
+    return cuts.drop(ATTRIBUTES[attribute], data).astype(int).tolist()
 
 
 def log(*probabilities):
@@ -281,17 +290,19 @@ def test_a_dataset_in_parts_gets_the_thresholds_of_the_whole(name, shift):
         "logp": -generator.exponential(0.3, n).astype(np.float32),
         "tr": generator.integers(0, 50, n).astype(np.float32) / 50,
     }
-    whole = Scores(lengths, columns)
+    whole = Responses(lengths, columns)
     cut = int(lengths[:15].sum())
     parts = [
-        Scores(lengths[:15], {name: values[:cut] for name, values in columns.items()}),
-        Scores(lengths[15:], {name: values[cut:] for name, values in columns.items()}),
+        Responses(lengths[:15], {name: values[:cut] for name, values in columns.items()}),
+        Responses(lengths[15:], {name: values[cut:] for name, values in columns.items()}),
     ]
     together, apart = fit([whole], config, list(Attribute)), fit(parts, config, list(Attribute))
     assert together.to_dict() == apart.to_dict()
     for attribute in Attribute:
-        expected = together.drop(attribute, whole)
-        np.testing.assert_array_equal(expected, np.concatenate([apart.drop(attribute, part) for part in parts]))
+        expected = together.drop(ATTRIBUTES[attribute], whole)
+        np.testing.assert_array_equal(
+            expected, np.concatenate([apart.drop(ATTRIBUTES[attribute], part) for part in parts])
+        )
         assert expected.any() and not expected.all()
 
 
@@ -333,4 +344,4 @@ def test_a_threshold_that_is_not_a_number_is_told_as_none():
 )
 def test_a_setting_out_of_range_is_refused_with_its_key_and_value(attribute, rule, message):
     with pytest.raises(ValueError, match=message):
-        check(ThresholdConfig("test", **{attribute: rule}))
+        check_threshold(ThresholdConfig("test", **{attribute: rule}))

@@ -100,7 +100,7 @@ def answers(folder: Path) -> dict[str, Any]:
 def test_every_hypothesis_is_read_as_the_plan_says(tmp_path: Path) -> None:
     make(tmp_path)
     found = answers(tmp_path)
-    values = {name: [line.found.value for line in answer.lines] for name, answer in found.items()}
+    values = {name: [one.found.value for one in answer.contrasts] for name, answer in found.items()}
     assert values["H1"] == pytest.approx([-0.30])
     assert values["H2"] == pytest.approx([-0.10 + 0.30])
     assert values["H3"] == pytest.approx([-0.15, 0.01, -0.01, 0, 0, 0])
@@ -117,16 +117,16 @@ def test_every_hypothesis_is_read_as_the_plan_says(tmp_path: Path) -> None:
         "H6": "undecided",
         "H7": "supported",
     }
-    assert [line.found.sign for line in found["H6"].lines] == [-1, 0]
-    assert found["H6"].lines[0].unit == "nats"
+    assert [one.found.sign for one in found["H6"].contrasts] == [-1, 0]
+    assert found["H6"].contrasts[0].unit == "nats"
 
 
 def test_holm_holds_within_a_question(tmp_path: Path) -> None:
     make(tmp_path)
-    lines = answers(tmp_path)["H3"].lines
-    assert [line.found.sign for line in lines] == [-1, 0, 0, 0, 0, 0]
-    assert lines[0].found.alpha == pytest.approx(0.05 / 6)
-    assert lines[1].found.alpha == pytest.approx(0.05 / 5)
+    contrasts = answers(tmp_path)["H3"].contrasts
+    assert [one.found.sign for one in contrasts] == [-1, 0, 0, 0, 0, 0]
+    assert contrasts[0].found.alpha == pytest.approx(0.05 / 6)
+    assert contrasts[1].found.alpha == pytest.approx(0.05 / 5)
 
 
 def test_what_was_not_run_is_named_and_not_read(tmp_path: Path) -> None:

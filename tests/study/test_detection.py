@@ -17,9 +17,9 @@ from xtf.data.planting import CODES
 from xtf.graders.metrics import Metric
 from xtf.study import detection
 from xtf.study.detection import (
-    Cell,
     Detector,
     Finding,
+    PlantedTokens,
     auroc,
     average_precision,
     detectors,
@@ -323,7 +323,7 @@ def cell(planted, dropped, score=None, tokens=None):
     detector = Detector(None if score is None else np.asarray(score, float), np.asarray(dropped, bool))
     ids = np.arange(count) if tokens is None else np.asarray(tokens)
     one = np.zeros(count, int)
-    return Cell("case", 0.3, 0.3, planted, one, one, ids, {"KN": detector}, None)
+    return PlantedTokens("case", 0.3, 0.3, planted, one, one, ids, {"KN": detector}, None)
 
 
 def test_other_kinds_and_straddling_tokens_take_no_part():
@@ -464,7 +464,7 @@ PLAIN = "math, 20 rows of math_train.jsonl, tiny"
     ],
 )
 def test_masks_are_pooled_only_if_nothing_but_the_seed_of_the_planting_differs(masks, changes, cases):
-    found = [cell.case for cell in detection.read_cells(masks(*changes))]
+    found = [planted.case for planted in detection.read_planted(masks(*changes))]
     assert len(found) == len(cases)
     for case, wanted in zip(found, cases, strict=True):
         assert case.startswith(PLAIN + wanted) if wanted.endswith("=") else case == PLAIN + wanted
@@ -480,21 +480,21 @@ def test_masks_are_pooled_only_if_nothing_but_the_seed_of_the_planting_differs(m
     ],
 )
 def test_files_of_one_name_are_told_apart_by_the_folders_above_them(masks, files, sources):
-    cells = detection.read_cells(masks(*({"file": file, "rows": file} for file in files)))
-    assert [cell.case for cell in cells] == [f"math, 20 rows of {source}, tiny" for source in sources]
+    settings = detection.read_planted(masks(*({"file": file, "rows": file} for file in files)))
+    assert [planted.case for planted in settings] == [f"math, 20 rows of {source}, tiny" for source in sources]
 
 
 def test_a_file_that_has_changed_is_told_apart_by_its_rows(masks):
-    cells = detection.read_cells(masks({"rows": "0123456789"}, {"rows": "abcdefghij"}, {"rows": "abcdefghij"}))
-    assert [cell.case for cell in cells] == [f"{PLAIN}, rows=01234567", f"{PLAIN}, rows=abcdefgh"]
+    settings = detection.read_planted(masks({"rows": "0123456789"}, {"rows": "abcdefghij"}, {"rows": "abcdefghij"}))
+    assert [planted.case for planted in settings] == [f"{PLAIN}, rows=01234567", f"{PLAIN}, rows=abcdefgh"]
 
 
 def test_several_plantings_are_pooled_by_example_and_their_responses_are_told_apart(masks):
     folders = masks({}, {"plant.seed": 1})
-    ((one,), (two,)) = (detection.read_cells(part) for part in (folders[:1], folders))
+    ((one,), (two,)) = (detection.read_planted(part) for part in (folders[:1], folders))
     np.testing.assert_array_equal(two.group, np.tile(one.group, 2))
     np.testing.assert_array_equal(two.text, np.concatenate([one.group, one.group + 20]))
-    assert len(two.planted) == 2 * len(one.planted)
+    assert len(two.codes) == 2 * len(one.codes)
 
 
 def test_a_method_joins_the_panel_of_its_case_unless_several_do():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,26 @@ def test_jobs_put_together_from_parts_equal_hydras_own_composition(composing, ax
         config, changed = one_by_one(job.overrides)
         assert job.config == config
         assert dict(job.changed) == changed
+
+
+def test_a_sweep_over_scorers_shares_one_scoring_pass(composing):
+    def computed(*batch):
+        found = jobs.share_scoring(jobs.compose_jobs(batch))
+        for job in found:
+            config, changed = one_by_one(job.overrides)
+            assert (job.config, dict(job.changed)) == (config, changed)
+        return [[attribute.value for attribute in job.config.scorer.compute] for job in found]
+
+    assert computed(["scorer=none"], ["scorer=ri"], ["scorer=kn"]) == [["kn", "ri"]] * 3
+    assert computed(["scorer=ri", "seed=0"], ["scorer=ri", "seed=1"]) == [[], []]
+    assert computed(["scorer=none", "scorer.compute=[tr]"], ["scorer=ri", "scorer.compute=[tr]"]) == [["tr"]] * 2
+
+
+def test_the_command_line_wins_over_the_grid_of_an_experiment(tmp_path):
+    # Of the 8 scorers, 3 tasks, 10 cases and seeds of table 2 the command leaves two jobs.
+    narrowed = ["model=tiny", "tuning=full", "task=math", "seed=0", "scorer=none,ri"]
+    out, _ = finish(start(tmp_path, "-m", "experiments=table2", "stage=plan", *narrowed))
+    assert re.search(r"\b2 jobs\b", out), out
 
 
 def test_a_sweep_with_one_wrong_job_is_refused_before_any_work(tmp_path):
@@ -212,4 +233,4 @@ def test_jobs_on_several_gpus_do_not_go_through_joblib(composing, monkeypatch):
 def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch, launcher, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"hydra/launcher={launcher} needs the extra '{extra}'"):
-        cli.check_overrides(ROOT, [f"hydra/launcher={launcher}"], sweep=True)
+        cli.check_arguments([f"hydra/launcher={launcher}"], sweep=True)

@@ -16,6 +16,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import to_config
 from xtf.config.identity import plain
 from xtf.config.schema import ConfigError, ModelShape
+from xtf.runtime import shapes
 from xtf.runtime.artifacts import write_json
 from xtf.sweeps import jobs, plan
 
@@ -53,28 +54,28 @@ def batch(name, **fixed):
     ],
 )
 def test_the_stated_shapes_give_the_published_numbers_of_parameters(compose, model, count):
-    assert plan.parameters(compose(f"model={model}").model.shape) == count
+    assert shapes.parameters(compose(f"model={model}").model.shape) == count
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
 def test_a_shape_read_from_a_config_has_the_parameters_of_the_model(small_model, family):
     model = small_model(family)
-    shape = plan.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
-    assert plan.parameters(shape) == model.num_parameters()
+    shape = shapes.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
+    assert shapes.parameters(shape) == model.num_parameters()
 
 
 def test_an_adapter_has_the_parameters_that_peft_makes(small_model):
     from peft import LoraConfig, get_peft_model
 
     model = small_model("llama")
-    shape = plan.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
+    shape = shapes.read_shape(json.loads(model.config.to_json_string(use_diff=False)))
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3))
-    assert plan.adapter_parameters(shape, 3) == adapted.get_nb_trainable_parameters()[0]
+    assert shapes.adapter_parameters(shape, 3) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_memory_of_a_small_model_by_hand(compose):
     # head 2, so queries 8 and keys 4 wide; a layer: 2*8*8 + 2*8*4 + 3*8*16 + 2*8 = 592; 100*8*2 + 2*592 + 8 = 2792.
-    assert plan.parameters(SMALL) == 2792
+    assert shapes.parameters(SMALL) == 2792
     config = compose(
         "model=tiny",
         "model.max_length=64",
@@ -115,8 +116,8 @@ def test_states_of_full_tuning_lora_ddp_and_fsdp_on_gpus(compose):
 
 def test_a_sweep_counts_its_cases_its_shared_passes_and_its_reference_models(compose):
     found = plan.make_plan(jobs.compose_jobs(batch("table1_math", seed=["0"], method=["normal", "slm", "xtf"])))
-    assert [line.case[1:] for line in found.lines].count(("llama_8b", "lora")) == 1
-    assert sum(line.jobs for line in found.lines) == 30
+    assert [plan.case[1:] for plan in found.cases].count(("llama_8b", "lora")) == 1
+    assert sum(plan.jobs for plan in found.cases) == 30
     # xtf: a pass a model; LoRA and full tuning train the same rows. slm: a pass and a reference model for each case.
     assert found.passes == 7 + 10
     assert found.references == 10
@@ -130,7 +131,7 @@ def test_rows_with_other_planted_noise_have_a_reference_model_of_their_own(compo
 def test_tokens_of_a_real_model_are_stated_and_trained_for_every_epoch(compose):
     (job,) = jobs.compose_jobs([["model=llama_1b", "task=math", "method=double_epochs"]])
     found = plan.make_plan([job])
-    (line,) = found.lines
+    (line,) = found.cases
     assert line.source == "stated"
     assert line.tokens == 500 * (80 + 125) * 3 * 2
     # Trained; then 1,319 prompts read and 250 tokens written for each, by the base model and by the tuned one.
@@ -164,5 +165,5 @@ def test_a_model_of_unknown_shape_says_what_to_state(compose):
     config = compose("model=llama_1b").model
     unknown = dataclasses.replace(config, path="nobody/nothing", shape=ModelShape())
     with pytest.raises(ConfigError, match=r"state model.shape"):
-        plan.shape_of(unknown)
+        shapes.shape_of(unknown)
     assert plain(config.shape)["layers"] == 16

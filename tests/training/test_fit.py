@@ -93,7 +93,7 @@ def train(
     return fit(model or build(), more.pop("table"), settings or config(), folder, **more)
 
 
-def slow_training(steps: int, divisor: Divisor, rate: Any) -> tuple[PreTrainedModel, list[float]]:
+def slow_training(steps: int, divisor: Divisor, rate: Any, clip: bool = True) -> tuple[PreTrainedModel, list[float]]:
     """The same training as one would write it down: one row after the other, PyTorch's AdamW and clipping."""
     model, source = build().train(), table().to_pylist()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
@@ -109,7 +109,8 @@ def slow_training(steps: int, divisor: Divisor, rate: Any) -> tuple[PreTrainedMo
             response += len(row["labels"]) - row["prompt_length"]
         loss = loss / (kept if divisor is Divisor.kept else response)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         optimizer.step()
@@ -128,6 +129,14 @@ def test_training_equals_a_plain_loop(tmp_path: Path, divisor: Divisor) -> None:
         torch.testing.assert_close(trained[name], value.detach(), rtol=1e-4, atol=2e-5)
     assert (record["steps"], record["epochs"], record["examples"]) == (8, 2.0, 20)
     assert record["final_loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
+def test_a_largest_norm_of_0_is_training_without_clipping(tmp_path: Path) -> None:
+    train(tmp_path / "off", config(max_grad_norm=0.0, schedule=Schedule.linear))
+    losses = slow_training(8, Divisor.kept, lambda step: 1e-2 * (1 - step / 8), clip=False)[1]
+    clipped = slow_training(8, Divisor.kept, lambda step: 1e-2 * (1 - step / 8))[1]
+    assert losses != pytest.approx(clipped, rel=1e-5)  # some step of it would be clipped
+    assert [row["loss"] for row in read_log(tmp_path / "off/train_log.csv")] == pytest.approx(losses, rel=1e-5)
 
 
 def test_the_log_has_a_line_per_step_and_the_record_its_sums(tmp_path: Path) -> None:
@@ -402,3 +411,16 @@ def test_a_table_without_loss_is_refused(tmp_path: Path) -> None:
     nothing = pa.array([[-100] * len(row) for row in source["input_ids"].to_pylist()])
     with pytest.raises(ValueError, match="nothing to train on"):
         train(tmp_path, table=source.set_column(3, "labels", nothing))
+
+
+def test_a_token_id_that_the_model_does_not_have_is_refused_before_training(tmp_path: Path) -> None:
+    source = table()
+    ids = source["input_ids"].to_pylist()
+    ids[1][0] = 99_999
+    strange = source.set_column(
+        source.column_names.index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32()))
+    )
+    name = source["example_id"].to_pylist()[1]
+    with pytest.raises(ValueError, match=f"example {name}: token id 99999 lies outside the model's vocabulary"):
+        train(tmp_path, table=strange)
+    assert not (tmp_path / "model").exists()

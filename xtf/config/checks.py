@@ -1,91 +1,268 @@
-"""What a composed configuration must satisfy before anything is loaded; what depends on several groups is filled in."""
+"""What a configuration must satisfy before anything is loaded: one check a group, and `resolve`, which calls them all.
+
+Every check raises ConfigError, in one sentence that names the key and the remedy.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import plain
+from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
+    GROUPS,
     Backend,
     CheckpointChoice,
     Config,
     ConfigError,
+    EvaluateConfig,
     ModelConfig,
+    ModelSource,
     Optimizer,
+    PlantConfig,
     PlantKind,
     Recipe,
+    RowSource,
+    ScorerConfig,
     SourceConfig,
+    Strategy,
     TaskConfig,
+    ThresholdConfig,
+    TrainerConfig,
     Tuning,
+    TuningConfig,
+    attribute_names,
 )
-
-
-def _check_ranges(part: Any, prefix: str) -> None:
-    for item in dataclasses.fields(part):
-        value, key = getattr(part, item.name), f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, f"{key}.")
-        elif "range" in item.metadata and value is not None:
-            low, high = item.metadata["range"]
-            if not low <= value <= high:  # also refuses NaN
-                bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-                raise ConfigError(f"{key}={value} is out of range: it must be {bounds}")
+from xtf.tiny import DATA_DIR
 
 
 def resolve(config: Config) -> Config:
-    """Fill in what depends on several groups: table 3's hyper-parameters, and which rows the task reads.
+    """The configuration with what depends on several groups filled in: table 3's hyper-parameters, the task's rows.
 
-    Checks ranges and combinations on the way; raises ConfigError naming the key and the remedy.
+    Raises:
+        ConfigError: for a value or a combination of values that cannot work.
     """
-    from xtf.scoring import thresholds
+    check_ranges(config)
+    check_names(config)
+    check_scorer(config.scorer)
+    check_threshold(config.threshold)
+    config = dataclasses.replace(config, model=fill_in_path(config.model))
+    tuning = fill_in_tuning(config)
+    task = fill_in_task(config, tuning.examples)
+    check_tuning(tuning, config.trainer)
+    check_task(task)
+    check_plant(config.plant)
+    config.method.check(config)
+    check_evaluate(config.evaluate)
+    check_trainer(config.trainer)
+    if config.archive is not None:
+        raise ConfigError(f"archive={config.archive} is read by stage=report experiments=NAME only")
+    return dataclasses.replace(config, task=task, tuning=tuning)
 
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
+
+# --- every group: numbers and names ----------------------------------------------------------------------------------
+
+
+def check_ranges(part: Any, prefix: str = "") -> None:
+    """Hold every number below a dataclass to the range that its field states with `within`, and to be finite."""
+    for item in dataclasses.fields(part):
+        value, key = getattr(part, item.name), f"{prefix}{item.name}"
+        stated = item.metadata.get("range", (-math.inf, math.inf, ()))
         if dataclasses.is_dataclass(value):
-            _check_ranges(value, f"{item.name}.")
-    try:
-        thresholds.check(config.threshold)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    model, task, tuning = config.model, config.task, config.tuning
+            check_ranges(value, f"{key}.")
+        elif isinstance(value, Mapping):
+            for name, entry in value.items():
+                if dataclasses.is_dataclass(entry):
+                    check_ranges(entry, f"{key}.{name}.")
+                else:
+                    _check_number(entry, f"{key}.{name}", entry, *stated)
+        else:
+            for number in value if isinstance(value, list | tuple) else [value]:
+                _check_number(number, key, value, *stated)
 
-    recipe = model.recipes.get(tuning.name.value)
-    wanted = ("epochs", "learning_rate", "batch_size")
-    if recipe is None and any(getattr(tuning, key) is None for key in wanted):
-        have = ", ".join(sorted(model.recipes)) or "none"
+
+def _check_number(number: Any, key: str, shown: Any, low: float, high: float, excluding: tuple[float, ...]) -> None:
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return
+    if math.isfinite(number) and low <= number <= high and number not in excluding:
+        return
+    least = "" if low == -math.inf else f"above {low:g}" if low in excluding else f"at least {low:g}"
+    most = "" if high == math.inf else f"below {high:g}" if high in excluding else f"at most {high:g}"
+    bounds = " and ".join(filter(None, [least, most])) or "finite"
+    raise ConfigError(f"{key}={plain(shown)} is out of range: it must be {bounds}")
+
+
+def check_names(config: Config) -> None:
+    """Refuse names that cannot be a folder's, for the run's folder consists of them, and an empty output folder."""
+    for group in GROUPS:
+        if group not in ("tuning", "pretrain"):
+            check_name(f"{group}.name", getattr(config, group).name)
+    check_name("pretrain.name", config.pretrain.name)
+    if config.experiment is not None:
+        check_name("experiment", config.experiment)
+    if not config.output_dir.strip():
+        raise ConfigError("output_dir is empty: give a folder, e.g. output_dir=outputs")
+
+
+def check_name(key: str, name: str) -> None:
+    """Raises:
+    ConfigError: a name that could not be a part of a path.
+    """
+    if not name.strip() or name in (".", "..") or any(c in "/\\" or not c.isprintable() for c in name):
         raise ConfigError(
-            f"model {model.name} has no recipe for tuning={tuning.name.value} (it has: {have}); "
-            "give tuning.epochs, tuning.learning_rate and tuning.batch_size"
+            f"{key}={name!r} becomes the name of a folder: it must not be empty, . or .., "
+            "nor contain / or \\ or control characters"
         )
-    if recipe is not None:
-        rate = recipe.learning_rate_by_task.get(task.name, recipe.learning_rate)
-        tuning = dataclasses.replace(
-            tuning,
-            examples=_given(tuning.examples, recipe.examples),
-            epochs=_given(tuning.epochs, recipe.epochs),
-            learning_rate=_given(tuning.learning_rate, rate),
-            batch_size=_given(tuning.batch_size, recipe.batch_size),
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def fill_in_path(model: ModelConfig) -> ModelConfig:
+    """The model with its `path`: as given, else as `model.source` says."""
+    places = {ModelSource.package: model.package, ModelSource.hub: model.hub}
+    if model.path:
+        if model.source is not None and model.path != places[model.source]:
+            raise ConfigError(
+                f"model.path={model.path} and model.source={model.source.value} both name the weights; unset one"
+            )
+        return model
+    chosen = model.source or next((source for source, path in places.items() if path), None)
+    if chosen is None:
+        raise ConfigError("no value for model.path; set it on the command line as model.path=FOLDER")
+    path = places[chosen]
+    if path is None:
+        raise ConfigError(f"model={model.name} has no model.{chosen.value}, so model.source={chosen.value} finds none")
+    return dataclasses.replace(model, path=path, source=chosen)
+
+
+# --- scorer ----------------------------------------------------------------------------------------------------------
+
+
+def check_scorer(scorer: ScorerConfig) -> None:
+    """Refuse an attribute that is not known."""
+    known = attribute_names()
+    for key in ("attributes", "compute"):
+        for name in getattr(scorer, key):
+            if name not in known:
+                raise ConfigError(
+                    f"scorer.{key}: there is no attribute {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+                )
+
+
+# --- threshold -------------------------------------------------------------------------------------------------------
+
+
+def check_threshold(threshold: ThresholdConfig) -> None:
+    """Ranges, and what must hold between the settings of one attribute's rule; the library calls this too."""
+    check_ranges(threshold, "threshold.")
+    for name in attribute_names():
+        rule = getattr(threshold, name, None)  # None: made before the attribute was registered, which has its defaults
+        if rule is not None and rule.rule.value == "quantile":
+            _check_number(rule.q + rule.shift, f"threshold.{name}.q + shift", rule.q + rule.shift, 0, 1, ())
+    tr = threshold.tr
+    if tr.cluster > tr.classes:
+        raise ConfigError(
+            f"threshold.tr.cluster={tr.cluster} is out of range: it must be from 1 to classes ({tr.classes})"
         )
-    shape = recipe or Recipe()
-    tuning = dataclasses.replace(
-        tuning,
-        schedule=_given(tuning.schedule, shape.schedule),
-        warmup_ratio=_given(tuning.warmup_ratio, shape.warmup_ratio),
-    )
+    if tr.bins < tr.classes:
+        raise ConfigError(f"threshold.tr.bins={tr.bins} is out of range: it must be at least classes ({tr.classes})")
+
+
+# --- tuning and trainer ----------------------------------------------------------------------------------------------
+
+
+def fill_in_tuning(config: Config) -> TuningConfig:
+    """The tuning with what it leaves open taken from the model's recipe: the paper's table 3."""
+    model, tuning = config.model, config.tuning
+    recipe = model.recipes.get(tuning.name.value)
+    if recipe is None:
+        if None in (tuning.epochs, tuning.learning_rate, tuning.batch_size):
+            have = ", ".join(sorted(model.recipes)) or "none"
+            raise ConfigError(
+                f"model {model.name} has no recipe for tuning={tuning.name.value} (it has: {have}); "
+                "give tuning.epochs, tuning.learning_rate and tuning.batch_size"
+            )
+        shape = {"schedule": Recipe.schedule, "warmup_ratio": Recipe.warmup_ratio}
+        return _fill(tuning, shape)
+    rate = recipe.learning_rate_by_task.get(config.task.name, recipe.learning_rate)
+    keys = ("examples", "epochs", "batch_size", "schedule", "warmup_ratio")
+    return _fill(tuning, {"learning_rate": rate} | {key: getattr(recipe, key) for key in keys})
+
+
+def _fill(tuning: TuningConfig, values: Mapping[str, Any]) -> TuningConfig:
+    return dataclasses.replace(tuning, **{k: v for k, v in values.items() if getattr(tuning, k) is None})
+
+
+def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
+    """Raises:
+    ConfigError: settings of the training that exclude each other.
+    """
     if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
         raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
+    if len(tuning.betas) != 2:
+        raise ConfigError(f"tuning.betas={tuning.betas} must be two numbers, e.g. [0.9,0.999]")
+    if tuning.optimizer is Optimizer.muon and (tuning.name is Tuning.lora or trainer.strategy is Strategy.fsdp):
+        raise ConfigError("tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp")
 
+
+def check_trainer(trainer: TrainerConfig) -> None:
+    """Raises:
+    ConfigError: devices without a strategy for several.
+    """
+    if trainer.strategy is Strategy.auto and trainer.devices > 1:
+        raise ConfigError(f"trainer.devices={trainer.devices} needs trainer=ddp or trainer=fsdp")
+
+
+# --- task ------------------------------------------------------------------------------------------------------------
+
+
+def fill_in_task(config: Config, examples: int | None) -> TaskConfig:
+    """The task with its rows found, at most `examples` to train on, and with what a bundled sample brings along."""
+    model, task = config.model, config.task
     train = _source(task, "train", model)
-    if train.limit is None and tuning.examples is not None:
-        train = dataclasses.replace(train, limit=tuning.examples)
-    if model.bundled_data and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
+    if train.limit is None and examples is not None:
+        train = dataclasses.replace(train, limit=examples)
+    bundled = model.bundled_data or task.source is RowSource.bundled
+    if bundled and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
         task = dataclasses.replace(task, grader=task.bundled_grader)
     max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
-    task = dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
+    return dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
 
+
+def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
+    """The rows for `which` ("train" or "eval"): a given path, else a bundled sample, else the hub."""
+    source: SourceConfig = getattr(task, which)
+    if task.source is RowSource.bundled and source.path not in (None, _bundled(task, which)):
+        raise ConfigError(f"task.{which}.path={source.path} and task.source=bundled both name the rows; unset one")
+    if source.path is not None:
+        if not Path(source.path).exists():
+            raise ConfigError(f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})")
+        return source
+    if model.bundled_data or task.source is RowSource.bundled:
+        path = _bundled(task, which)
+        if path is None:
+            raise ConfigError(
+                f"there is no bundled sample for task={task.name}, so model={model.name} needs task.{which}.path"
+            )
+        return dataclasses.replace(source, path=path)
+    if source.hub is None:
+        raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
+    return source
+
+
+def _bundled(task: TaskConfig, which: str) -> str | None:
+    return None if task.bundled is None else str(DATA_DIR / f"{task.bundled}_{which}.jsonl")
+
+
+def check_task(task: TaskConfig) -> None:
+    """Raises:
+    ConfigError: samples and pass@k that do not fit each other.
+    """
     if task.samples > 1 and task.temperature == 0:
         raise ConfigError(
             f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
@@ -93,53 +270,36 @@ def resolve(config: Config) -> Config:
         )
     if max(task.pass_at, default=1) > task.samples:
         raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
-    plant = config.plant
+
+
+# --- planted noise (a method checks itself: xtf.scoring.methods.Method.check) ----------------------------------------
+
+
+def check_plant(plant: PlantConfig) -> None:
+    """Raises:
+    ConfigError: no kind of noise, or one twice.
+    """
     if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
         raise ConfigError(
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
             + ", ".join(kind.value for kind in PlantKind)
         )
-    config.method.check(config)
-    if config.evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def check_evaluate(evaluate: EvaluateConfig) -> None:
+    """Raises:
+    ConfigError: a backend that is not installed, or a text for forgetting that is not read.
+    """
+    if evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "
             "or leave evaluate.backend=hf"
         )
-    if config.preview.format not in ("html", "text"):
-        raise ConfigError(f"preview.format={config.preview.format} is not known; it is html or text")
-    if config.archive is not None:
-        raise ConfigError(f"archive={config.archive} is read by stage=report experiments=NAME only")
-    forgetting = config.evaluate.forgetting
-    if forgetting is not None and not config.evaluate.losses:
+    forgetting = evaluate.forgetting
+    if forgetting is not None and not evaluate.losses:
         raise ConfigError(f"evaluate.forgetting={forgetting} is read with evaluate.losses=true only")
     if forgetting is not None and not Path(forgetting).is_file():
         raise ConfigError(f"evaluate.forgetting={forgetting}: there is no such file")
-    if tuning.optimizer is Optimizer.muon and (tuning.name is Tuning.lora or config.trainer.strategy == "fsdp"):
-        raise ConfigError("tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp")
-    if config.trainer.strategy == "auto" and config.trainer.devices > 1:
-        raise ConfigError(f"trainer.devices={config.trainer.devices} needs trainer=ddp or trainer=fsdp")
-    return dataclasses.replace(config, task=task, tuning=tuning)
-
-
-def _given(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
-    """The rows for `which` ("train" or "eval"): a given path, else the tiny model's bundled sample, else the hub."""
-    source: SourceConfig = getattr(task, which)
-    if source.path is not None:
-        if not Path(source.path).exists():
-            raise ConfigError(f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})")
-        return source
-    if model.bundled_data:
-        if task.bundled is None:
-            raise ConfigError(
-                f"there is no bundled sample for task={task.name}, so model={model.name} needs task.{which}.path"
-            )
-        from xtf.tiny import DATA_DIR
-
-        return dataclasses.replace(source, path=str(DATA_DIR / f"{task.bundled}_{which}.jsonl"))
-    if source.hub is None:
-        raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
-    return source

@@ -1,117 +1,291 @@
-"""Hydra's store of the schema, and composed nodes as typed configurations."""
+"""From Hydra's nodes to the typed configuration, and what its errors mean in words; overrides in Hydra's grammar."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-import importlib.util
-import types
-from collections.abc import Mapping
-from dataclasses import field
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from xtf.config.identity import plain
-from xtf.config.schema import GROUPS, Config, ConfigError
+from xtf.config.identity import before_keys, built_in_methods, leaves, nearest
+from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, METHODS, Config, ConfigError, threshold_type
 
-# --- composing, checking, resolving ----------------------------------------------------------------------------------
-
-
-@functools.cache
-def _writable(cls: Any) -> Any:
-    """A twin of a frozen dataclass that Hydra can merge into: OmegaConf makes every node of a frozen type read-only."""
-    hints = get_type_hints(cls)
-    parts: list[Any] = []
-    for item in dataclasses.fields(cls):
-        hint = hints[item.name]
-        if dataclasses.is_dataclass(hint):
-            twin: Any = _writable(hint)  # type: ignore[arg-type]  # a nested dataclass; its default is either MISSING or its own defaults
-            default = field(default=MISSING) if item.default is MISSING else field(default_factory=twin)
-            parts.append((item.name, twin, default))
-        elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
-            twins = types.GenericAlias(dict, (str, _writable(get_args(hint)[1])))
-            parts.append((item.name, twins, field(default_factory=dict)))
-        elif item.default_factory is not dataclasses.MISSING:
-            parts.append((item.name, hint, field(default_factory=item.default_factory)))
-        else:
-            parts.append((item.name, hint, field(default=item.default)))
-    twin = dataclasses.make_dataclass(cls.__name__, parts)
-    # Launchers with processes of their own send the schema there: it has to pickle by reference (see __getattr__).
-    twin.__module__, twin.__qualname__ = (
-        __name__,
-        f"writable {cls.__module__.replace('.', '/')} {cls.__qualname__}",
-    )
-    return twin
-
-
-def __getattr__(name: str) -> Any:
-    """The twin of a dataclass by its qualified name, which is what unpickling asks this module for."""
-    kind, *path = name.split(" ")
-    if kind != "writable":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _writable(getattr(importlib.import_module(path[0].replace("/", ".")), path[1]))
-
-
-def _schema(value: Any) -> DictConfig:
-    """A structured node for a dataclass, or for an instance of one with its values as the defaults."""
-    if isinstance(value, type):
-        return OmegaConf.structured(_writable(value))
-    node = OmegaConf.merge(OmegaConf.structured(_writable(type(value))), plain(value))  # type: ignore[arg-type]
-    assert isinstance(node, DictConfig)
-    return node
-
-
-def _build(cls: Any, values: Mapping[str, Any]) -> Any:
-    """The frozen dataclass `cls` from a container whose leaves OmegaConf has type-checked."""
-    hints, arguments = get_type_hints(cls), {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            value = _build(hint, value)
-        elif get_origin(hint) is dict and dataclasses.is_dataclass(get_args(hint)[1]):
-            value = {key: _build(get_args(hint)[1], part) for key, part in value.items()}
-        arguments[name] = value
-    return cls(**arguments)
+# --- composing -------------------------------------------------------------------------------------------------------
 
 
 def register() -> None:
-    """Put the schema into Hydra's store, one node per group; conf/*/*.yaml start from these."""
+    """Put the schema into Hydra's store, one node per group and method; conf/*/*.yaml start from these."""
     from hydra.core.config_store import ConfigStore
 
-    from xtf.scoring import thresholds
-    from xtf.scoring.methods import METHODS
-
     store = ConfigStore.instance()
-    store.store(name="run", group="schema", node=_schema(Config))
-    for group, cls in GROUPS.items():
-        store.store(name=group, group="schema", node=_schema(cls))
-    for name, preset in thresholds.PRESETS.items():
-        store.store(name=name, group="schema/threshold", node=_schema(preset))
-    for name, method in METHODS.items():
-        store.store(name=name, group="schema/method", node=_schema(method))
+    store.store(name="run", group="schema", node=Config)
+    for group, cls in _group_types().items():
+        store.store(name=group, group="schema", node=cls)
+    for name, cls in built_in_methods().items():
+        store.store(name=name, group="schema/method", node=cls)
+
+
+def _group_types() -> dict[str, type]:
+    hints = get_type_hints(Config) | {"threshold": threshold_type()}
+    return {group: hints[group] for group in GROUPS if group != "method"}
+
+
+def compose(overrides: Sequence[str], hydra_node: bool = False) -> DictConfig:
+    """`hydra.compose` of conf/config.yaml with the search path that the command line gave; Hydra must be initialized.
+
+    With `hydra_node` the result has Hydra's own settings below `hydra`.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    given = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    path = [text for text in given if text.startswith("hydra.searchpath=")]
+    return hydra.compose("config", overrides=[*path, *overrides], return_hydra_config=hydra_node)
+
+
+def typed(node: DictConfig) -> DictConfig:
+    """A composed or recorded configuration on the schema: every leaf has its type, those left out their defaults.
+
+    Raises:
+        ConfigError: for a method whose class is not to be found.
+    """
+    schema = copy.copy(_schema(tuple(FURTHER_THRESHOLDS.items())))
+    # As plain values: a node to which a key was added with + would bring it along, unknown as it is.
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    if not OmegaConf.is_missing(node, "method"):
+        schema.method = OmegaConf.structured(_method_class(node.method))
+        values["method"].pop("_target_", None)
+    merged = OmegaConf.merge(schema, values)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+@functools.cache
+def _schema(further: tuple[tuple[str, type], ...]) -> DictConfig:
+    """Of all groups but the method; `further` are the thresholds that were registered when it is asked for."""
+    schema = OmegaConf.structured(Config)
+    for group, cls in _group_types().items():
+        schema[group] = OmegaConf.structured(cls)
+    return schema
+
+
+def _method_class(node: DictConfig) -> type:
+    """What `_target_` names, else the built-in method of that name."""
+    from hydra.utils import get_class
+
+    built_in, target, name = built_in_methods(), node.get("_target_"), node.get("name")
+    if target is None:
+        kind = OmegaConf.get_type(node)  # of a choice that starts from a built-in one and has another name
+        if name in built_in:
+            return built_in[name]
+        if kind is None or not dataclasses.is_dataclass(kind):
+            raise ConfigError(
+                f"method={name} is not built in{nearest(str(name), built_in)} (choices: {', '.join(built_in)}); "
+                "a method of your own names its class: _target_: my_package.MyMethod"
+            )
+        return kind
+    try:
+        cls: type = get_class(target)
+    except Exception as error:  # whatever importing a user's module raises
+        raise ConfigError(
+            f"method._target_={target}: {_one_line(error)} (its package must be installed or on PYTHONPATH)"
+        ) from error
+    base = built_in["normal"]
+    if not issubclass(cls, base):
+        raise ConfigError(f"method._target_={target} must derive from {base.__module__}.{base.__qualname__}")
+    if name in built_in and cls is not built_in[name]:
+        raise ConfigError(f"method.name={name} is the name of a built-in method ({METHODS}): give {target} another")
+    return cls
 
 
 def to_config(node: DictConfig) -> Config:
-    """The composed node as typed, frozen dataclasses. Raises ConfigError on a missing or ill-typed value."""
-    missing = sorted(OmegaConf.missing_keys(node))
-    if missing:
-        raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line as {missing[0]}=...")
-    from xtf.scoring.methods import METHODS
+    """A composed node, or a run's config.yaml, as the typed configuration.
 
-    values: Any = OmegaConf.to_container(node, resolve=True)
-    values["method"] = _build(METHODS[values["method"]["name"]], values["method"])
-    return _build(Config, values)
+    Raises:
+        ConfigError: for a missing or ill-typed value, or one that a method refuses.
+    """
+    try:
+        return build(typed(node))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+
+
+def build(node: DictConfig) -> Config:
+    """The configuration of a node that `typed` gave; raises as `to_config` does."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(node))
+        if missing:
+            raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line as {missing[0]}=...")
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a method's own check
+        raise ConfigError(str(error)) from error
+    assert isinstance(config, Config)
+    return config
 
 
 def load_config(node: DictConfig) -> Config:
-    """A run's config.yaml, as the typed configuration that it was written from."""
-    from xtf.scoring.methods import METHODS
+    """A run's config.yaml, as the typed configuration that it was written from; raises as `to_config` does."""
+    node = node.copy()
+    for key, value in before_keys(dict(leaves(OmegaConf.to_container(node)))).items():
+        OmegaConf.update(node, key, value)
+    return to_config(node)
 
-    schema = _schema(Config)
-    for group, cls in GROUPS.items():
-        schema[group] = _schema(cls)
-    schema.method = _schema(METHODS[node.method.name])
-    merged = OmegaConf.merge(schema, node)
-    assert isinstance(merged, DictConfig)
-    return to_config(merged)
+
+# --- errors in words -------------------------------------------------------------------------------------------------
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for an exception of Hydra or OmegaConf: the key, what it takes, the nearest valid name."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        choices = f"there is no such choice{nearest(name, error.options)} (choices: {', '.join(error.options)})"
+        return f"{_where(error)}{group}={name}: {choices}"
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OmegaConfBaseException):
+        inner = inner.__cause__
+    if inner is None or not inner.full_key:
+        return _one_line(error)
+    key, where, kind = str(inner.full_key), _where(error), inner.object_type
+    hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    if isinstance(inner, ConfigAttributeError | ConfigKeyError):
+        known = [item.name for item in dataclasses.fields(kind)] if hints else list(inner.parent_node or ())  # type: ignore[arg-type]  # a dataclass, then
+        prefix = key.removesuffix(str(inner.key))
+        return f"{where}there is no key {key!r}{nearest(key, [f'{prefix}{name}' for name in known])}"
+    hint = hints.get(str(inner.key))
+    if hint is None and get_args(inner.ref_type):  # of an element of a list or dict
+        hint = get_args(inner.ref_type)[-1]
+    if isinstance(inner, ValidationError) and hint is not None:
+        writable = isinstance(inner.value, str | int | float) or (inner.value is None and "Optional" in str(inner.msg))
+        shown = f"={override_value(inner.value)}" if writable else ""
+        members = next((part.__members__ for part in (hint, *get_args(hint)) if _is_enum(part)), ())
+        near = nearest(str(inner.value), members)
+        return f"{where}{key}{shown} is not valid: it must be {_wanted(hint)}{near}"
+    return f"{where}{key}: {_one_line(inner)}"
+
+
+def _where(error: BaseException) -> str:
+    """'conf file: ' if Hydra says that the error is in one, but not of config.yaml: that is what overrides go into."""
+    found = re.match(r"In '([^']+)'", str(error))
+    return f"{found[1]}.yaml: " if found and found[1] not in ("config", "hydra/config") else ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split()) or type(error).__name__
+
+
+def _wanted(hint: Any) -> str:
+    """What a field of the type `hint` takes, in words."""
+    parts = get_args(hint)
+    if type(None) in parts:
+        return f"{_wanted(parts[0])}, or null"
+    if _is_enum(hint):
+        return f"one of {', '.join(hint.__members__)}"
+    if get_origin(hint) is list:
+        return f"a list whose every entry is {_wanted(parts[0])}"
+    if get_origin(hint) is dict:
+        return f"{{name: value, ...}} with {_wanted(parts[1])} for each value"
+    if dataclasses.is_dataclass(hint):
+        return f"{{key: value, ...}} with the keys {', '.join(item.name for item in dataclasses.fields(hint))}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
+# --- overrides in Hydra's grammar ------------------------------------------------------------------------------------
+
+
+def override_value(value: Any) -> str:
+    """A value in Hydra's override grammar: quoted where it would be read as anything else."""
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(override_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{override_value(key)}:{override_value(item)}" for key, item in value.items()) + "}"
+    text = str(value)
+    if not isinstance(value, str) or _reads_as_itself(text):
+        return text
+    quote = "'" if '"' in text and "'" not in text else '"'
+    # Backslashes are themselves but before a quote. `$` with a brace would be an interpolation.
+    escaped = re.sub(rf"(\\*)({quote}|\Z)", lambda m: m[1] * 2 + m[2].replace(quote, "\\" + quote), text)
+    return quote + escaped.replace("${", "\\${") + quote
+
+
+def _reads_as_itself(text: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9_./:@+-]+", text)) and parse_overrides([f"key={text}"])[0].value() == text
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Any]:
+    """Hydra's override for each argument.
+
+    Raises:
+        ConfigError: with the quoting that works, for a value that Hydra's grammar cannot read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    overrides = []
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+            if not override.is_sweep_override():
+                override.value()  # functions are called here
+        except HydraException as error:
+            raise ConfigError(f"{argument}: {_remedy(argument) or _one_line(error)}") from error
+        overrides.append(override)
+    return overrides
+
+
+def check_texts(overrides: Sequence[Any]) -> None:
+    """Refuse a value that is no text to Hydra where one is wanted, if it would come out otherwise than it was typed.
+
+    A revision of 1e5, say, which Hydra reads as the number 100000.0.
+    """
+    for override in overrides:
+        key, typed_in = override.key_or_group, (override.input_line or "").partition("=")[2]
+        if _is_text(key) and not override.is_sweep_override():
+            value = override.value()
+            if isinstance(value, int | float) and str(value) != typed_in:
+                raise ConfigError(
+                    f"{key}={typed_in} is read as {value!r}; to give the text, write {quoted(key, typed_in)}"
+                )
+
+
+def _is_text(key: str) -> bool:
+    """Whether the schema has a text at this dotted key."""
+    hint: Any = Config
+    for part in key.split("."):
+        hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return hint in (str, str | None)
+
+
+def _remedy(argument: str) -> str | None:
+    """How to write `argument` so that its value is taken literally; None if its key is what is wrong."""
+    found = re.fullmatch(r"(\+{0,2}[\w./@-]+)=(.*)", argument, re.DOTALL)
+    if found is None or not found[1].isascii():
+        return None
+    return f"Hydra cannot read this value without quotes; write {quoted(found[1], found[2])}"
+
+
+def quoted(key: str, text: str) -> str:
+    """`key=text` for a shell, with the text taken literally by Hydra."""
+    value = override_value(text).replace("\\${", "${")  # as it was typed: an interpolation stays one
+    return shlex.quote(f"{key}={value}") if value != text else f"{key}={text}"

@@ -5,20 +5,29 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.schema import Config
+from xtf.config.schema import METHODS, Config, ThresholdEnd
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and enums as plain containers, for YAML, JSON and hashing."""
+    """Dataclasses and enums as plain containers, for YAML, JSON and hashing.
+
+    A method that is not built in says in a configuration which class it is (`_target_`), so that it can be read back.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        found = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Config) and not isinstance(value.method, str):  # "???": none yet
+            kind = type(value.method)
+            if built_in_methods().get(value.method.name) is not kind:
+                found["method"] = {"_target_": f"{kind.__module__}.{kind.__qualname__}"} | found["method"]
+        return found
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -28,10 +37,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def built_in_methods() -> dict[str, type]:
+    """The classes of the methods in conf/method, by name."""
+    module, _, name = METHODS.rpartition(".")
+    found: dict[str, type] = getattr(importlib.import_module(module), name)
+    return found
+
+
 def to_yaml(config: Any) -> str:
     """A configuration as config.yaml holds it."""
-    from omegaconf import OmegaConf
-
     return OmegaConf.to_yaml(plain(config))
 
 
@@ -50,7 +64,7 @@ def digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
+def nearest(word: str, choices: Iterable[str]) -> str:
     """', did you mean X?' or the empty string."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
@@ -97,14 +111,25 @@ def identity(config: Config) -> dict[str, Any]:
     return {key: value for key, value in leaves(plain(config)) if not key.startswith(skip)}
 
 
+# What versions that did not know a key did, where that is not the key's default now.
+_BEFORE = {"threshold.end": ThresholdEnd.scored.value}
+
+
+def before_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record did that lacks some of these keys, by dotted key; `values` are the record's leaves."""
+    return {key: value for key, value in _BEFORE.items() if key not in values}
+
+
 def differing_keys(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """The result-determining keys in which a recorded `identity` and `config` differ.
 
     A key that the record does not have was unknown to the version that wrote it, which then did what is the key's
-    default now.
+    default now, or what `before_keys` says.
     """
     now = plain(identity(config))
-    before = {**dict(_defaults(config, "")), **recorded}
+    before = {**dict(_defaults(config, "")), **before_keys(recorded), **recorded}
+    if not (config.method.masked and config.scorer.attributes):  # no threshold is read
+        now["threshold.end"] = before["threshold.end"]
     return sorted(key for key in recorded.keys() | now.keys() if before.get(key) != now.get(key))
 
 
@@ -127,7 +152,10 @@ def grader_identity(config: Config) -> str:
 
 
 def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:
-    """The result-determining keys in which `node` differs from `default`, the same choices with nothing overridden."""
+    """The result-determining keys in which `node` differs from `default`, the same choices with nothing overridden.
+
+    Both as `xtf.config.compose.compose` or `typed` gives them.
+    """
 
     def flat(part: DictConfig) -> dict[str, Any]:
         return dict(leaves(OmegaConf.to_container(part, resolve=True, enum_to_str=True)))

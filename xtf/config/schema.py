@@ -6,20 +6,31 @@ are the only place where defaults live; the files in ``conf/`` name just what di
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum
+import copy
+import functools
+import math
+from dataclasses import dataclass, field, fields, make_dataclass
+from enum import Enum, StrEnum
 from typing import Any
 
 from omegaconf import MISSING
+
+LARGEST_SEED = 2**32 - 1  # of NumPy
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message says which key and what to do."""
 
 
-def _within(default: Any, low: float, high: float = float("inf")) -> Any:
-    """A field whose value must lie in [low, high]; None stays allowed where the type says so."""
-    return field(default=default, metadata={"range": (low, high)})
+def within(default: Any, low: float, high: float = math.inf, *, excluding: tuple[float, ...] = ()) -> Any:
+    """A field whose value, or whose every value, must be finite and lie in [low, high] without the bounds `excluding`.
+
+    None stays allowed where the type says so. `xtf.config.checks.check_ranges` holds the values to it.
+    """
+    metadata = {"range": (low, high, excluding)}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class Stage(Enum):
@@ -37,8 +48,11 @@ class Stage(Enum):
     plan = "plan"  # what the other stages would cost; runs nothing
 
 
-class Attribute(Enum):
-    """The paper's three token attributes (section 3): a token that lacks any one of them is noise."""
+class Attribute(StrEnum):
+    """The paper's three token attributes (section 3): a token that lacks any one of them is noise.
+
+    All that there are, the paper's and others, are the rows of `xtf.scoring.attributes`.
+    """
 
     ri = "ri"  # reasoning importance: attention that the token receives
     kn = "kn"  # knowledge novelty: 1 - p of the token under the base model
@@ -46,41 +60,70 @@ class Attribute(Enum):
 
 
 class RIVariant(Enum):
+    """How RI is taken from the attention weights."""
+
     received = "received"  # mean over later queries of the attention paid to the token
     released = "released"  # the authors' code: layer 0, mean over keys, which is 1 / T for every token
 
 
 class Scale(Enum):
+    """Whether RI is the attention or its logarithm."""
+
     log = "log"
     raw = "raw"
 
 
 class TRVariant(Enum):
+    """What the nearness of TR is measured between."""
+
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
 
 
+class QuantileRule(Enum):
+    """The one rule of an attribute that is not the paper's."""
+
+    quantile = "quantile"
+
+
 class RIRule(Enum):
+    """What RI's threshold is relative to."""
+
     iqr = "iqr"
     quantile = "quantile"
 
 
 class KNRule(Enum):
+    """What KN's threshold is."""
+
     cutoff = "cutoff"
     quantile = "quantile"
 
 
 class TRRule(Enum):
+    """What TR's threshold is."""
+
     multi_otsu = "multi_otsu"
     quantile = "quantile"
 
 
+class ThresholdEnd(Enum):
+    """What thresholds make of the end token that encoding puts behind a response: it is ours, not the dataset's."""
+
+    kept = "kept"  # not judged: no part of a histogram, a fence or a share, and always trained
+    scored = "scored"  # judged like the dataset's tokens, as versions without this setting did
+
+
 class Tuning(Enum):
+    """Which weights are trained."""
+
     full = "full"
     lora = "lora"
 
 
 class Schedule(Enum):
+    """The learning rate after its warm-up."""
+
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
@@ -88,11 +131,15 @@ class Schedule(Enum):
 
 
 class Optimizer(Enum):
+    """What turns gradients into updates."""
+
     adamw = "adamw"
     muon = "muon"  # Muon for the matrices of the layers, AdamW for the rest; on whole weights only
 
 
 class Divisor(Enum):
+    """What the sum of a step's losses is divided by."""
+
     kept = "kept"  # tokens that carry loss in the whole optimizer step
     response = "response"  # all response tokens of the step, dropped ones included
 
@@ -108,11 +155,15 @@ class PlantKind(Enum):
 
 
 class Turns(Enum):
+    """Which turns of a conversation become responses."""
+
     last = "last"  # the last assistant turn is the response; what precedes it is the prompt
     all = "all"  # every assistant turn becomes an example of its own, with the turns before it as its prompt
 
 
 class CheckpointChoice(Enum):
+    """Which weights the trained model has."""
+
     last = "last"
     best = "best"  # lowest validation loss; needs tuning.validation_fraction > 0
 
@@ -124,56 +175,114 @@ class Backend(Enum):
     vllm = "vllm"  # extra `vllm`; on a GPU
 
 
+class Accelerator(StrEnum):
+    """The kind of device."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+    cuda = "gpu"  # another word for it
+
+
+class Strategy(StrEnum):
+    """How several devices share the work of training."""
+
+    auto = "auto"  # one device
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+# Their names are not Python's. Others would round small updates away (bf16-true) or need loss scaling (16-mixed).
+Precision = StrEnum("Precision", {"auto": "auto", "32-true": "32-true", "bf16-mixed": "bf16-mixed"})
+
+
+class PreviewFormat(StrEnum):
+    """What stage=preview shows."""
+
+    html = "html"  # a page
+    text = "text"  # coloured lines in the terminal
+
+
+class WandbMode(StrEnum):
+    """Where W&B's runs go."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class ModelSource(Enum):
+    """Where a model's weights come from, for a model that is found in several places."""
+
+    package = "package"  # a file of an installed package
+    hub = "hub"
+
+
+class RowSource(Enum):
+    """Where a task's rows come from."""
+
+    bundled = "bundled"  # the sample that ships with the package, whatever the model
+
+
 class AttentionKernel(Enum):
+    """The implementation of attention."""
+
     auto = "auto"  # flash attention where it is installed and the device can run it, else sdpa
     sdpa = "sdpa"
     flash_attention_2 = "flash_attention_2"
     eager = "eager"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recipe:
     """One cell of the paper's table 3: how many training examples, how long, how fast."""
 
-    examples: int | None = None
-    epochs: int = 3
-    learning_rate: float = MISSING
-    learning_rate_by_task: dict[str, float] = field(default_factory=dict)
-    batch_size: int = 8
+    examples: int | None = within(None, 1)
+    epochs: int = within(3, 1)
+    learning_rate: float = within(MISSING, 0)
+    learning_rate_by_task: dict[str, float] = within({}, 0)
+    batch_size: int = within(8, 1)
     schedule: Schedule = Schedule.constant
-    warmup_ratio: float = 0.0
+    warmup_ratio: float = within(0.0, 0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelShape:
     """What stage=plan counts memory with, where the model's own config.json is not on this machine."""
 
-    layers: int = 0  # 0: not stated
-    hidden: int = 0
-    intermediate: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0  # 0: hidden / heads
-    vocabulary: int = 0
+    layers: int = within(0, 0)  # 0: not stated
+    hidden: int = within(0, 0)
+    intermediate: int = within(0, 0)
+    heads: int = within(0, 0)
+    kv_heads: int = within(0, 0)
+    head_dim: int = within(0, 0)  # 0: hidden / heads
+    vocabulary: int = within(0, 0)
     tied: bool = False  # the LM head is the embedding
     bias: bool = False  # of the query, key and value projections
     qk_norm: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelConfig:
+    """A base model: where it is, how long its rows may be, how it is fine-tuned."""
+
     name: str = MISSING
-    path: str = MISSING  # a folder, or an id on the Hugging Face hub
+    # A folder, an id on the Hugging Face hub, FILE.gguf, or PACKAGE:PATTERN.gguf for a file of an installed package.
+    # Empty: as `source` says.
+    path: str = ""
     revision: str | None = None
+    source: ModelSource | None = None  # which of the two below; None: the package where there is one
+    package: str | None = None  # PACKAGE:PATTERN.gguf
+    hub: str | None = None
+    tokenizer: str | None = None  # a folder or an id on the hub; None: the model's own
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
-    max_length: int = _within(2048, 8)  # longest prompt + response, in tokens
-    max_new_tokens: int | None = _within(None, 1)  # a cap on the task's
+    max_length: int = within(2048, 8)  # longest prompt + response, in tokens
+    max_new_tokens: int | None = within(None, 1)  # a cap on the task's
     attention: AttentionKernel = AttentionKernel.auto
     recipes: dict[str, Recipe] = field(default_factory=dict)  # tuning name -> table 3
     shape: ModelShape = field(default_factory=ModelShape)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SourceConfig:
     """Where rows come from. `path` wins over `hub`."""
 
@@ -182,26 +291,26 @@ class SourceConfig:
     subset: str | None = None  # its configuration name
     split: str = "train"
     revision: str | None = None
-    limit: int | None = _within(None, 1)  # the first n rows, in file order
+    limit: int | None = within(None, 1)  # the first n rows, in file order
     ids: str | None = None  # JSON file with a list of ids, or an object keyed by id: keep only these rows
     exclude_ids: str | None = None  # the same, to leave rows out
 
 
-@dataclass(frozen=True)
+@dataclass
 class SandboxConfig:
     """Limits for one run of model-written code."""
 
-    wall_seconds: float = 30.0  # well above cpu_seconds: a busy machine must not change a verdict
+    wall_seconds: float = within(30.0, 0.1, 86400)  # well above cpu_seconds: a busy machine must not change a verdict
     allow_unsandboxed: bool = False
-    cpu_seconds: int = 5
-    memory_mb: int = 1024
-    processes: int = 32
-    file_mb: int = 16
-    output_kb: int = 64
-    workers: int = 2
+    cpu_seconds: int = within(5, 1, 86400)
+    memory_mb: int = within(1024, 1, 2**30)
+    processes: int = within(32, 1, 2**20)
+    file_mb: int = within(16, 1, 2**30)
+    output_kb: int = within(64, 0, 2**30)
+    workers: int = within(2, 1, 1024)  # programs that run at once
 
 
-@dataclass(frozen=True)
+@dataclass
 class JudgeConfig:
     """An OpenAI-compatible endpoint that grades open answers (`task.grader=judge`)."""
 
@@ -212,27 +321,32 @@ class JudgeConfig:
         "Question:\n{question}\n\nReference answer:\n{reference}\n\nAnswer to grade:\n{answer}\n\n"
         "Does the answer agree with the reference answer? Reply with one word: yes or no."
     )
-    concurrency: int = 4
-    retries: int = 4
-    timeout_seconds: float = 60.0
-    max_requests: int = 20000
+    concurrency: int = within(4, 1, 1024)  # requests that are under way at once
+    retries: int = within(4, 0, 100)
+    timeout_seconds: float = within(60.0, 0, excluding=(0,))
+    max_requests: int = within(20000, 1)
     cache: str | None = None  # folder of verdicts; default: <output_dir>/judge
 
 
-@dataclass(frozen=True)
+@dataclass
 class TaskSize:
     """What stage=plan counts with, where the rows are not on this machine: rows, and tokens of an average one."""
 
-    train_rows: int = 1000
-    eval_rows: int = 1000
-    prompt: int = 200
-    response: int = 200
+    train_rows: int = within(1000, 1)
+    eval_rows: int = within(1000, 1)
+    prompt: int = within(200, 1)
+    response: int = within(200, 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TaskConfig:
-    name: str = MISSING  # math, code, medical, math500, finance, custom
-    bundled: str | None = None  # which bundled sample the tiny model gets
+    """A data set: its rows, how they are read, how completions are made and graded."""
+
+    name: str = MISSING  # math, code, medical, math500, finance, custom, or a name of your own
+    # how rows are read: a file in xtf/tasks/, or module.function of yours; default: by the task's name, else custom
+    reader: str | None = None
+    source: RowSource | None = None  # None: paths, else the bundled sample for the tiny model alone, else the hub
+    bundled: str | None = None  # which bundled sample the tiny model gets, and any other with source=bundled
     bundled_grader: str | None = None  # what grades that sample, unless a judge is given (task.judge.base_url)
     train: SourceConfig = field(default_factory=SourceConfig)
     eval: SourceConfig = field(default_factory=SourceConfig)
@@ -241,184 +355,241 @@ class TaskConfig:
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
-    grader: str = MISSING  # number, math, exact, contains, choice, code, decision, judge, or python:module.function
+    # exact, contains, substring, number, math, choice, decision, code or judge; python:module.function or module.Class
+    grader: str = MISSING
     choices: list[str] = field(default_factory=list)
-    max_new_tokens: int = _within(512, 1)
-    samples: int = _within(1, 1)  # completions per evaluation prompt
-    temperature: float = _within(0.0, 0)  # 0: greedy
-    top_p: float = _within(1.0, 0, 1)
-    pass_at: list[int] = field(default_factory=lambda: [1])
+    max_new_tokens: int = within(512, 1)
+    samples: int = within(1, 1)  # completions per evaluation prompt
+    temperature: float = within(0.0, 0)  # 0: greedy
+    top_p: float = within(1.0, 0, 1, excluding=(0,))
+    pass_at: list[int] = within([1], 1)
     domain_words: list[str] = field(default_factory=list)  # for scorer.tr.variant=released
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     size: TaskSize = field(default_factory=TaskSize)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RIConfig:
+    """How reasoning importance is scored."""
+
     variant: RIVariant = RIVariant.received
-    layer: int = -1  # negative counts from the last layer
+    layer: int = within(-1, -1024, 1023)  # negative counts from the last layer
     scale: Scale = Scale.log
 
 
-@dataclass(frozen=True)
+@dataclass
 class TRConfig:
+    """How task relevance is scored."""
+
     variant: TRVariant = TRVariant.dataset
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScorerConfig:
+    """Which attributes may drop a token, and how they are scored."""
+
     name: str = MISSING
-    attributes: list[Attribute] = field(default_factory=list)  # which attributes may drop a token
-    compute: list[Attribute] = field(default_factory=list)  # further ones to score in the same pass, for later runs
+    attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
+    compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
 
 
-@dataclass(frozen=True)
+@dataclass
+class QuantileThreshold:
+    """Low if among the share `q` of the dataset's response tokens that speaks most for noise."""
+
+    rule: QuantileRule = QuantileRule.quantile
+    q: float = within(0.1, 0, 1)
+    cap: float | None = within(None, 0, 1, excluding=(0,))
+    shift: float = within(0.0, -1, 1, excluding=(-1, 1))
+
+
+@dataclass
 class RIThreshold:
     """Low if score < Q1 - c (Q3 - Q1) over the response tokens of one example (eq. 5)."""
 
     rule: RIRule = RIRule.iqr
-    c: float = 1.0
-    q: float = 0.05  # rule=quantile: share of the dataset's response tokens to drop
-    cap: float | None = None  # drop at most this share of a response, lowest scores first
-    shift: float = 0.0  # move the threshold so that this much more (or less) of all response tokens is dropped
+    c: float = within(1.0, 0)
+    q: float = within(0.05, 0, 1)  # rule=quantile: share of the dataset's response tokens to drop
+    cap: float | None = within(None, 0, 1, excluding=(0,))  # drop at most this share of a response, lowest scores first
+    shift: float = within(
+        0.0, -1, 1, excluding=(-1, 1)
+    )  # move the threshold so that this much more (or less) of all response tokens is dropped
 
 
-@dataclass(frozen=True)
+@dataclass
 class KNThreshold:
     """Low if p > pcp (eq. 6: 1 - p < 0.05)."""
 
     rule: KNRule = KNRule.cutoff
-    pcp: float = 0.95
-    q: float = 0.15
-    cap: float | None = None
-    shift: float = 0.0
+    pcp: float = within(0.95, 0, 1, excluding=(0, 1))
+    q: float = within(0.15, 0, 1)  # rule=quantile
+    cap: float | None = within(None, 0, 1, excluding=(0,))
+    shift: float = within(0.0, -1, 1, excluding=(-1, 1))
 
 
-@dataclass(frozen=True)
+@dataclass
 class TRThreshold:
     """Low if in the cluster with the `cluster`-th smallest mean of a Multi-Otsu split (eq. 7)."""
 
     rule: TRRule = TRRule.multi_otsu
-    classes: int = 5
-    cluster: int = 2  # 1: the smallest; 2: the second smallest, as in the paper
-    bins: int = 1024
-    q: float = 0.2
-    cap: float | None = None
-    shift: float = 0.0
+    classes: int = within(5, 2, 16)
+    cluster: int = within(2, 1, 16)  # 1: the smallest; 2: the second smallest, as in the paper
+    bins: int = within(1024, 2, 4096)  # of the histogram; at least `classes`
+    q: float = within(0.2, 0, 1)  # rule=quantile
+    cap: float | None = within(None, 0, 1, excluding=(0,))
+    shift: float = within(0.0, -1, 1, excluding=(-1, 1))
 
 
-@dataclass(frozen=True)
+@dataclass
 class ThresholdConfig:
+    """From which score on each attribute drops a token."""
+
     name: str = MISSING
+    end: ThresholdEnd = ThresholdEnd.kept
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
 
 
-@dataclass(frozen=True)
+FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a program adds (xtf.scoring.attributes.register)
+
+
+def threshold_type() -> type[ThresholdConfig]:
+    """`ThresholdConfig`, with a field more for each of `FURTHER_THRESHOLDS`; the same type as long as these are."""
+    return _with_fields(tuple(FURTHER_THRESHOLDS.items()))
+
+
+@functools.cache
+def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]:
+    more = [(name, cls, field(default_factory=cls)) for name, cls in further]
+    return make_dataclass("ThresholdConfig", more, bases=(ThresholdConfig,)) if more else ThresholdConfig
+
+
+def attribute_names() -> list[str]:
+    """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
+    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end")]
+
+
+@dataclass
 class LoraSettings:
-    r: int = _within(8, 1)
-    alpha: int = 32
-    dropout: float = 0.0
+    """The adapter of tuning=lora."""
+
+    r: int = within(8, 1, 1024)
+    alpha: int = within(32, 1)
+    dropout: float = within(0.0, 0, 1, excluding=(1,))
     target_modules: list[str] = field(default_factory=list)  # empty: PEFT's default for the architecture
 
 
-@dataclass(frozen=True)
+@dataclass
 class TuningConfig:
+    """How the model is trained; what is null follows from the model's recipe (table 3)."""
+
     name: Tuning = MISSING
-    examples: int | None = _within(None, 1)  # None: from the model's recipe (table 3)
-    epochs: int | None = _within(None, 1)  # None: from the recipe
-    learning_rate: float | None = _within(None, 0)  # None: from the recipe
-    batch_size: int | None = _within(None, 1)  # examples per optimizer step; None: from the recipe
-    max_steps: int | None = _within(None, 1)  # stop after so many optimizer steps
+    examples: int | None = within(None, 1)  # None: from the model's recipe (table 3)
+    epochs: int | None = within(None, 1)  # None: from the recipe
+    learning_rate: float | None = within(None, 0)  # None: from the recipe
+    batch_size: int | None = within(None, 1)  # examples per optimizer step; None: from the recipe
+    max_steps: int | None = within(None, 1)  # stop after so many optimizer steps
     schedule: Schedule | None = None  # None: from the recipe
-    warmup_ratio: float | None = _within(None, 0, 1)  # share of the steps; None: from the recipe
-    weight_decay: float = _within(0.0, 0)
+    warmup_ratio: float | None = within(None, 0, 1)  # share of the steps; None: from the recipe
+    weight_decay: float = within(0.0, 0)
     optimizer: Optimizer = Optimizer.adamw
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    max_grad_norm: float = _within(1.0, 0)
+    betas: list[float] = within([0.9, 0.999], 0, 1, excluding=(1,))
+    max_grad_norm: float = within(1.0, 0)  # 0: no clipping
     divisor: Divisor = Divisor.kept
     gradient_checkpointing: bool = False
-    validation_fraction: float = _within(0.0, 0, 0.5)  # split off the training rows, never the evaluation set
+    validation_fraction: float = within(0.0, 0, 0.5)  # split off the training rows, never the evaluation set
     checkpoint: CheckpointChoice = CheckpointChoice.last
     lora: LoraSettings = field(default_factory=LoraSettings)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainerConfig:
+    """The devices, and how much is done on them at once; no result depends on it."""
+
     name: str = MISSING
-    accelerator: str = "cpu"
-    devices: int = _within(1, 1)
-    strategy: str = "auto"
-    precision: str = "auto"  # auto: bf16-mixed where the device has it, else 32-true
-    tokens_per_microbatch: int = _within(8192, 1)  # packing budget of one forward and backward pass
-    tokens_per_score_batch: int = _within(16384, 1)
-    tokens_per_eval_batch: int = _within(32768, 1)
-    checkpoint_every: int = _within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
-    shard_examples: int = _within(512, 1)  # rows per score shard, the unit of resuming a scoring pass
+    accelerator: Accelerator = Accelerator.cpu
+    devices: int = within(1, 1)
+    strategy: Strategy = Strategy.auto
+    precision: Precision = Precision.auto  # auto: bf16-mixed where the device has it, else 32-true
+    # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
+    tokens_per_microbatch: int | None = within(None, 1)
+    tokens_per_score_batch: int = within(16384, 1)
+    tokens_per_eval_batch: int = within(32768, 1)
+    checkpoint_every: int = within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
+    shard_examples: int = within(512, 1)  # rows per score shard, the unit of resuming a scoring pass
     compile: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoggerConfig:
+    """Where a run is mirrored beside its files."""
+
     name: str = MISSING
     project: str = "xtf"
     entity: str | None = None
-    mode: str | None = None  # wandb: online, offline or disabled; None: online if a key is configured, else offline
+    mode: WandbMode | None = None  # None: online if a key is configured, else offline
     tags: list[str] = field(default_factory=list)
-    timeout_seconds: float = _within(30.0, 1)  # wandb: longest wait for its server, at start and end
-    every: int = _within(1, 1)  # optimizer steps between logged training values
+    timeout_seconds: float = within(30.0, 1)  # wandb: longest wait for its server, at start and end
+    every: int = within(1, 1)  # optimizer steps between logged training values
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvaluateConfig:
+    """What is measured of the base and of the fine-tuned model."""
+
     base: bool = True  # grade the untouched base model too (once per model and task)
     backend: Backend = Backend.hf
-    vllm_memory: float = _within(0.8, 0.05, 1)  # share of the device's memory that vLLM may take
+    vllm_memory: float = within(0.8, 0.05, 1)  # share of the device's memory that vLLM may take
     # lm-eval tasks run before and after (extra `general`); hellaswag:FILE reads the items from a local file
     general: list[str] = field(default_factory=list)
-    general_limit: int | None = _within(None, 1)  # only the first items of each
+    general_limit: int | None = within(None, 1)  # only the first items of each
     losses: bool = False  # also loss, calibration and forgetting, on given texts (xtf/evaluation/teacher_forced.py)
     # JSON lines with `text` like that of pre-training, for forgetting_loss; the tiny model brings its own
     forgetting: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlantConfig:
     """Noise at known places of the training responses, to see who finds it; evaluation rows stay clean."""
 
-    share: float = _within(0.0, 0, 0.9)  # of the response tokens; 0: none
+    share: float = within(0.0, 0, 0.9)  # of the response tokens; 0: none
     kinds: list[PlantKind] = field(default_factory=lambda: list(PlantKind))  # in equal parts
-    seed: int = 0  # apart from the run's seed: runs with different seeds train on the same rows
+    seed: int = within(
+        0, 0, LARGEST_SEED
+    )  # apart from the run's seed: runs with different seeds train on the same rows
 
 
-@dataclass(frozen=True)
+@dataclass
 class PilotConfig:
     """The short study of `probe=true`: normal, xtf and random, paired by seed."""
 
-    seeds: int = _within(3, 2)
-    examples: int = _within(400, 2)  # training rows at most
-    eval_examples: int = _within(100, 2)
-    gain: float = _within(0.02, 1e-4, 1)  # the gain that the answer's sentence is about, as a share
+    seeds: int = within(3, 2)
+    examples: int = within(400, 2)  # training rows at most
+    eval_examples: int = within(100, 2)
+    gain: float = within(0.02, 1e-4, 1)  # the gain that the answer's sentence is about, as a share
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreviewConfig:
-    format: str = "html"  # html or text
-    examples: int | None = _within(None, 1)  # None: 2,000 in HTML, 5 as text
+    """The explorer of a mask."""
+
+    format: PreviewFormat = PreviewFormat.html
+    examples: int | None = within(None, 1)  # None: 2,000 in HTML, 5 as text
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlanConfig:
     """What stage=plan assumes of a device."""
 
-    device_memory_gb: float | None = _within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
-    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. 10,000
-    # is what 6e13 operations a second give, a fifth of an A100's peak in bfloat16.
-    tokens_per_second: float = _within(10_000.0, 1e-9)
+    device_memory_gb: float | None = within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
+    # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. None:
+    # 10,000, what 6e13 operations a second give, a fifth of an A100's peak in bfloat16; what a run on a CPU says of its
+    # own stages before it has measured them counts with 30, of two cores.
+    tokens_per_second: float | None = within(None, 1e-9)
 
 
 class PretrainText(Enum):
@@ -428,39 +599,39 @@ class PretrainText(Enum):
     broad = "broad"  # more domains, styles and levels; some facts are withheld
 
 
-@dataclass(frozen=True)
+@dataclass
 class PretrainConfig:
     """stage=pretrain: a Qwen2-architecture model from nothing. Lengths and sizes in tokens unless the name says."""
 
     name: str = "tiny"
     text: PretrainText = PretrainText.tiny
-    vocabulary: int = _within(2048, 300)
-    tokenizer_documents: int = _within(40_000, 1)  # that the tokenizer is trained on
-    hidden: int = _within(192, 1)
-    layers: int = _within(6, 1)
-    heads: int = _within(4, 1)
-    key_value_heads: int = _within(1, 1)
-    intermediate: int = _within(512, 1)
-    row_tokens: int = _within(256, 2)
-    step_rows: int = _within(24, 1)  # per optimizer step
-    steps: int = _within(900, 3)
-    warmup_ratio: float = _within(0.11, 0, 1)
-    learning_rate: float = _within(3e-3, 0)
-    weight_decay: float = _within(0.1, 0)
+    vocabulary: int = within(2048, 300)
+    tokenizer_documents: int = within(40_000, 1)  # that the tokenizer is trained on
+    hidden: int = within(192, 1)
+    layers: int = within(6, 1)
+    heads: int = within(4, 1)
+    key_value_heads: int = within(1, 1)
+    intermediate: int = within(512, 1)
+    row_tokens: int = within(256, 2)
+    step_rows: int = within(24, 1)  # per optimizer step
+    steps: int = within(900, 3)
+    warmup_ratio: float = within(0.11, 0, 1)
+    learning_rate: float = within(3e-3, 0)
+    weight_decay: float = within(0.1, 0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Config:
     """The whole run."""
 
     stage: Stage = Stage.all
-    seed: int = 0
+    seed: int = within(0, 0, LARGEST_SEED)
     output_dir: str = "outputs"
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     scorer: ScorerConfig = MISSING
     threshold: ThresholdConfig = MISSING
-    method: Any = MISSING  # one of xtf.scoring.methods.METHODS
+    method: Any = MISSING  # one of xtf.scoring.methods.METHODS, or the class that its _target_ names
     tuning: TuningConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
@@ -472,19 +643,29 @@ class Config:
     pilot: PilotConfig = field(default_factory=PilotConfig)
     plant: PlantConfig = field(default_factory=PlantConfig)
     experiment: str | None = None  # set by the files in experiments/
-    archive: str | None = (
-        None  # with stage=report experiments=NAME: read stored runs (xtf/study/archive.py), not outputs
-    )
+    # With stage=report experiments=NAME: read stored runs (xtf/study/archive.py), not outputs.
+    archive: str | None = None
     cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 
-GROUPS: dict[str, type] = {
-    "model": ModelConfig,
-    "task": TaskConfig,
-    "scorer": ScorerConfig,
-    "threshold": ThresholdConfig,
-    "tuning": TuningConfig,
-    "trainer": TrainerConfig,
-    "logger": LoggerConfig,
-    "pretrain": PretrainConfig,
+METHODS = "xtf.scoring.methods.METHODS"  # the built-in methods by name; dotted, for this room imports none above it
+
+# The folders of conf/ whose choice fills the field of that name.
+GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "pretrain")
+
+# The values of conf/threshold/*.yaml, for the library.
+PRESETS = {
+    "paper": ThresholdConfig(name="paper"),
+    "released": ThresholdConfig(
+        name="released",
+        ri=RIThreshold(c=1.5, cap=0.05),
+        kn=KNThreshold(cap=0.1),
+        tr=TRThreshold(cluster=1, cap=0.05),
+    ),
+    "quantile": ThresholdConfig(
+        name="quantile",
+        ri=RIThreshold(rule=RIRule.quantile),
+        kn=KNThreshold(rule=KNRule.quantile),
+        tr=TRThreshold(rule=TRRule.quantile),
+    ),
 }

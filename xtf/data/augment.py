@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from xtf.data.examples import Example, Message
+from xtf.data.rows import read_file
 
 REWORDINGS = (  # of a prompt, for data augmentation without a file of paraphrases
     "Please help me with the following.\n\n{}",
@@ -20,7 +20,7 @@ REWORDINGS = (  # of a prompt, for data augmentation without a file of paraphras
 def augment(examples: Sequence[Example], factor: int, path: Path | None = None) -> list[Example]:
     """The examples and, behind each, up to `factor` - 1 more with another prompt and the same response.
 
-    The last turn of the prompt is replaced: by the paraphrases that a JSON-lines file at `path` holds for the
+    The last turn of the prompt is replaced: by the paraphrases that the rows of the file at `path` hold for the
     example (`example_id`, `prompt`), or without a file by the wordings of `REWORDINGS` around it.
 
     Raises:
@@ -44,9 +44,9 @@ def augment(examples: Sequence[Example], factor: int, path: Path | None = None) 
 
 def _paraphrases(path: Path, known: set[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        if not isinstance(row, dict) or not row.get("prompt") or str(row.get("example_id")) not in known:
-            raise ValueError(f"{path}, line {number}: wanted the `example_id` of a training example and a `prompt`")
-        found.setdefault(str(row["example_id"]), []).append(row["prompt"])
+    for number, row in read_file(path):
+        prompt = row.get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip() or str(row.get("example_id")) not in known:
+            raise ValueError(f"{path}, row {number}: wanted the `example_id` of a training example and a `prompt`")
+        found.setdefault(str(row["example_id"]), []).append(prompt)
     return found

@@ -29,6 +29,7 @@ class Encoded:
     example_id: str
     input_ids: list[int]
     prompt_length: int
+    end_tokens: int = 0  # at the end of the response, put there by `encode`: the dataset has no such token
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def encode(
             input_ids = prompt + response + [tokenizer.eos_token_id]
             if len(input_ids) > max_length:
                 truncated.append(example.example_id)
-            encoded.append(Encoded(example.example_id, input_ids[:max_length], len(prompt)))
+            whole = len(input_ids) <= max_length
+            encoded.append(Encoded(example.example_id, input_ids[:max_length], len(prompt), int(whole)))
     rows = len(encoded) + len(no_room)
     if not encoded:
         raise ValueError(
@@ -88,6 +90,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[list[int]]:
+    """Token ids of every prompt, with the cue for the assistant's turn."""
     texts = [render_prompt(tokenizer, example) for example in examples]
     prompts = _ids(tokenizer, texts)
     if tokenizer.chat_template is None and _adds_bos(tokenizer):
@@ -200,6 +203,12 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills positions which nothing attends to: the pad token's, else the EOS token's."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def stop_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:

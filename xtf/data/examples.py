@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from xtf.config.schema import PlantKind, Turns
 
 
-def as_examples(items: Iterable[Mapping[str, Any] | Example]) -> Iterator[Example]:
-    """`{"prompt", "response"}` or `{"messages"}` dicts -> examples; the id is "id", else the position.
-
-    ``prompt`` is a text or a list of turns; the last of ``messages`` is the assistant's turn, the response.
-    """
-    for index, item in enumerate(items):
-        yield item if isinstance(item, Example) else _as_example(item, index)
-
-
-def _as_example(item: Mapping[str, Any], index: int) -> Example:
-    if "messages" in item:
-        turns = list(item["messages"])
-        if not turns or turns[-1]["role"] != "assistant":
-            raise ValueError(f"example {index}: the last of `messages` must be the assistant's, the response")
-        prompt, response = turns[:-1], turns[-1]["content"]
-    elif "prompt" in item and "response" in item:
-        prompt, response = item["prompt"], item["response"]
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-    else:
-        raise ValueError(
-            f"example {index} has the fields {sorted(item)}; wanted `prompt` and `response`, or `messages`"
-        )
-    if not prompt:
-        raise ValueError(f"example {index} has an empty prompt")
-    if not response:
-        raise ValueError(f"example {index} has an empty response")
-    messages = tuple(Message(role=turn["role"], content=turn["content"]) for turn in prompt)
-    return Example(example_id=str(item.get("id", index)), messages=messages, response=response, row=item)
-
-
 class Message(TypedDict):
+    """A turn of a conversation."""
+
     role: str  # system, user or assistant
     content: str
+    trained: NotRequired[bool]  # False: an assistant's turn that is context, and no response to learn
 
 
 @dataclass(frozen=True)
@@ -104,6 +77,7 @@ def text_list(row: Mapping[str, Any], name: str) -> list[str]:
 
 
 def turns(prompt: str, response: str) -> list[Message]:
+    """A question and its answer as a conversation."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
@@ -120,25 +94,90 @@ ROLES = {name: name for name in ("system", "user", "assistant")} | {
     "bot": "assistant",
     "gpt": "assistant",
 }
+CONVERSATIONS = ("messages", "conversations", "chat_rounds")  # of Hugging Face, ShareGPT, CodeFuse
+MARKS = ("weight", "loss", "train", "loss_scale")  # of a turn: whether it is to be trained
+UNREAD = {  # keys of a turn that no prompt is made with, so a row that uses one is refused
+    "reasoning_content": "reasoning", "reasoning": "reasoning", "thinking": "reasoning", "tool_calls": "tool calls",
+    "function_call": "tool calls", "tool_call_id": "tool calls",
+}  # fmt: skip
 
 
 def chat(row: Mapping[str, Any]) -> list[Message] | None:
-    """The conversation in `messages`, `conversations` (ShareGPT), `chat_rounds` (CodeFuse); None without."""
-    name = next((name for name in ("messages", "conversations", "chat_rounds") if name in row), None)
+    """The conversation in one of `CONVERSATIONS` that is not null; None without.
+
+    Raises:
+        RowError: see `conversation`; tool definitions beside it.
+    """
+    name = next((name for name in CONVERSATIONS if row.get(name) is not None), None)
     if name is None:
         return None
-    if not isinstance(row[name], list) or not all(isinstance(turn, Mapping) for turn in row[name]):
+    for key in ("tools", "functions"):
+        if row.get(key):
+            raise RowError(f"field '{key}': tool definitions are not read; leave the row out, or write them as text")
+    return conversation(row[name], name)
+
+
+def conversation(turns: Any, name: str) -> list[Message]:
+    """Turns with `role` and `content` (or `from` and `value`) as messages; parts of text are joined.
+
+    `weight`, `loss`, `train` and `loss_scale` of 0 or false make an assistant's turn context that is not trained.
+
+    Raises:
+        RowError: turns that are not of this form, or that hold what would be lost: other weights than 0 and 1, parts
+            that are not text, reasoning, tool calls.
+    """
+    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
         raise RowError(f"field '{name}' must be a list of turns with role and content")
-    conversation: list[Message] = []
-    for place, turn in enumerate(row[name], start=1):
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    found: list[Message] = []
+    for place, turn in enumerate(turns, start=1):
+        where = f"field '{name}': turn {place}"
+        for key, what in UNREAD.items():
+            if turn.get(key):
+                raise RowError(f"{where} has '{key}': {what} are not read; leave the row out, or write them as text")
+        role = turn.get("role", turn.get("from"))
         if role not in ROLES:
-            raise RowError(f"field '{name}': turn {place} has the role {role!r}; known are {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise RowError(f"field '{name}': turn {place} has no text content")
-        if ROLES[role] != "system" or content.strip():
-            conversation.append({"role": ROLES[role], "content": content})
-    return conversation
+            raise RowError(f"{where} has the role {role!r}; known are {', '.join(ROLES)}")
+        content = _content(turn.get("content", turn.get("value")), where)
+        if ROLES[role] == "system" and not content.strip():
+            continue
+        message: Message = {"role": ROLES[role], "content": content}
+        if not _trained(turn, ROLES[role] == "assistant", where):
+            message["trained"] = False
+        found.append(message)
+    return found
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, list):
+        for part in content:
+            if (
+                not isinstance(part, Mapping)
+                or part.get("type", "text") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+                raise RowError(f"{where} has a part of type {kind!r}; only parts of text are read")
+            if mark := next((key for key in MARKS if part.get(key) is not None), None):
+                raise RowError(f"{where} marks a part with '{mark}', which is not read; mark whole turns")
+        return "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise RowError(f"{where} has no text content")
+    return content
+
+
+def _trained(turn: Mapping[str, Any], assistant: bool, where: str) -> bool:
+    """What the marks of a turn say; they must agree. Without marks assistants' turns are trained."""
+    said = {key: turn[key] for key in MARKS if turn.get(key) is not None}
+    for key, value in said.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise RowError(
+                f"{where} has {key}={value!r}; 0 and 1 are read here: give other weights token by token (method=given)"
+            )
+        if value and not assistant:
+            raise RowError(f"{where} has {key}={value!r}; only assistants' turns can be trained")
+    if len({bool(value) for value in said.values()}) > 1:
+        raise RowError(f"{where} has marks that disagree: {said}")
+    return all(said.values())
 
 
 class _RowFormatter(string.Formatter):
@@ -147,6 +186,10 @@ class _RowFormatter(string.Formatter):
             raise RowError("a field of the template is null")
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             value = "\n".join(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RowError(f"a field of the template is {value}")
+        if not isinstance(value, str | int | float):
+            raise RowError(f"a field of the template is {type(value).__name__}, not text or a number")
         return str(format(value, format_spec))
 
 
@@ -169,9 +212,15 @@ def split_turns(conversation: Sequence[Message], keep: Turns, training: bool) ->
     if conversation[-1]["role"] != "assistant":
         raise RowError("the conversation does not end with the assistant's turn")
     places = [place for place, message in enumerate(conversation) if message["role"] == "assistant"]
+    trained = [place for place in places if conversation[place].get("trained", True)]
+    if keep is Turns.last and places[-1] not in trained:
+        raise RowError("the last turn, which is the response, is marked not to be trained")
+    if not trained:
+        raise RowError("every assistant's turn is marked not to be trained")
     pairs = []
-    for place in places if keep is Turns.all else places[-1:]:
-        prompt, response = tuple(conversation[:place]), conversation[place]["content"]
+    for place in trained if keep is Turns.all else places[-1:]:
+        prompt = tuple(Message(role=m["role"], content=m["content"]) for m in conversation[:place])
+        response = conversation[place]["content"]
         if not prompt or prompt[-1]["role"] != "user":
             raise RowError(f"turn {place + 1} answers no user turn")
         if not prompt[-1]["content"].strip():

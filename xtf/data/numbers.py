@@ -1,39 +1,224 @@
-"""Every number in a text, exactly."""
+r"""Every number in a text, exactly and whole.
+
+A number that is written in a way that is not read whole (1.234.567, 3!^2, 10^{n}) has no value here, so that nobody
+takes a part of it for the number.
+
+    1,000  1 000  1'000  1{,}000     1000          10^6  3 \times 10^5  1.5e-3     powers and scientific notation
+    $-12.50  -$12.50  −12.5          -12.5         1.2 million  $5k                1200000, 5000
+    1/2  \frac{1}{2}  ½  .5          1/2           minus 3  negative 3             -3
+    2 1/2  2\frac{1}{2}  2½          5/2           2 and a half                    5/2
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_NUMBER = 200  # characters; a model that repeats one digit has not given a number
+MAX_EXPONENT = 200
 
-
-# -- finding the answer in a text ----------------------------------------------------------------------------
-
-SIGN = r"(?<![\w)\]}.,])[-−–]"  # not the minus of "10-5" nor the dash of "5–10"
-CURRENCY = r"(?:\\?[$€£¥]\s*)"
-DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-LATEX_FRACTION = r"\\[dt]?frac\s*\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}"
+GROUP = r"(?:,|\{,\}|\\[,;: ]|['’ _~\u00a0\u2009\u202f])"  # what may stand between groups of three digits
+INTEGER = rf"(?:[1-9]\d{{0,2}}(?:{GROUP}\d{{3}})+(?!\d)|\d+)"
+DIGITS = rf"{INTEGER}(?:\.\d+)?|\.\d+"
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+VULGAR = "".join(chr(code) for code in range(0x2150, 0x215F)) + "¼½¾"
+EXPONENT = (
+    r"(?:\s*\^\s*|\*\*(?=[-−+\d({]))"
+    r"(?:\{\s*(?P<{0}1>[-−+]?\d+)\s*\}|\(\s*(?P<{0}2>[-−+]?\d+)\s*\)|(?P<{0}3>[-−+]?\d+)(?!\d))"
+)
+POWER = EXPONENT.replace("{0}", "exponent") + r"|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
+TEN = EXPONENT.replace("{0}", "ten") + r"|(?P<tenraised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
+TIMES = r"\s*(?:\\times|\\cdot|[×·*x])\s*"
+PARTS = {
+    name: Fraction(1, part)
+    for part, names in {
+        2: "half halves",
+        3: "third thirds",
+        4: "quarter quarters fourth fourths",
+        5: "fifth fifths",
+        6: "sixth sixths",
+        8: "eighth eighths",
+        10: "tenth tenths",
+    }.items()
+    for name in names.split()
+}
+COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
+SCALES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "lakh": 10**5,
+    "million": 10**6,
+    "crore": 10**7,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+LETTERS = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}  # after a currency's sign only
+FRACTION = r"\\[dt]?frac\s*(?:\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}|(?P<top1>\d)\s*(?P<bottom1>\d))"
+MIXED = (  # what may follow a whole number: a proper fraction
+    rf"(?:(?:[ \t~\u00a0]+|[ \t]+and[ \t]+)(?P<over1>\d+)\s*[/⁄]\s*(?P<under1>\d+)(?![\d/⁄])"
+    rf"|\s*\\[dt]?frac\s*(?:\{{\s*(?P<over2>\d+)\s*\}}\s*\{{\s*(?P<under2>\d+)\s*\}}|(?P<over3>\d)\s*(?P<under3>\d))"
+    rf"|[ \t]?(?P<vulgar>[{VULGAR}])"
+    rf"|[ \t]+and[ \t]+(?P<count>{'|'.join(COUNTS)})[ \t-]+(?P<part>{'|'.join(PARTS)})\b)"
+)
+SCALE = rf"[ \t~-]*(?:\\text\s*\{{\s*)?(?P<scale>{'|'.join(SCALES)})s?\b\}}?"
 NUMBER = re.compile(
-    rf"(?P<sign>{SIGN})?\s*{CURRENCY}?(?P<inner>(?<=[$€£¥])[-−–])?"
-    rf"(?:{LATEX_FRACTION}|(?P<digits>{DIGITS})(?:\s*/\s*(?P<over>\d+(?:\.\d+)?)(?![\d/]))?)"
+    rf"(?P<minus>\b(?:minus|negative)\b[ \t]+|[-−–])?(?P<gap>[ \t]*)"
+    rf"(?P<currency>(?:\\?[$€£¥])[ \t]*)?(?(currency)(?P<inner>[-−–])?|)"
+    rf"(?:(?P<alone>[{VULGAR}])|{FRACTION}"
+    rf"|(?P<whole>{INTEGER}){MIXED}"
+    rf"|(?P<digits>{DIGITS})(?:[eE](?P<e>[-−+]?\d+)(?!\w|\.\d)|{TIMES}10(?:{TEN})|{POWER})?"
+    rf"(?:\s*[/⁄]\s*(?P<over>{DIGITS}))?)"
+    rf"(?:{SCALE}(?:{SCALE.replace('<scale>', '<scale_2>')})?|(?P<letters>(?i:{'|'.join(LETTERS)}))\b)?",
+    re.IGNORECASE,
+)
+# A minus sign is one after these; after other words it may as well take away ("5 apples - 3").
+BEFORE_SIGN = re.compile(
+    r"(?:\b(?:is|are|was|were|be|to|of|or|and|at|by|from|equals?|about|around|approximately|exactly|answer|it's|gives?|"
+    r"get|yields?|makes?|than|only|between|value|number|result|total)|[^\w\s)\]}%.,½*_$`]|\A)[ \t*_$`]*\Z",
+    re.IGNORECASE,
+)
+# What makes the digits before or after it a part of something larger.
+INSIDE = re.compile(
+    r"(?:[_√±]|\\(?:sqrt(?:\[\w+\])?|[dt]?frac|log|ln|exp|sin|cos|tan|d?binom|overline)|[\d)\]}]\s*\^|\}|[-+*/(]\s*\^)\s*\{?\s*\Z"
+)
+EXPONENT_OF_A_NAME = re.compile(r"[^\W\d]\}?\s*(?:\^|_)\s*\{?\s*\Z")  # cm^2, x_1: no number of its own
+OUTSIDE = re.compile(
+    r"\s*\)?\s*(?:\^(?!\s*\{?\s*(?:\\circ|°|o\b|th|st|nd|rd))|\*\*[\d({]|√)|\s*(?:\\sqrt|\\pi\b|π|\\[dt]?frac|\\d?binom)"
+    r"|_\{?\d|\.?\\(?:overline|bar|dot)|\.\(\d|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]"
+    r"|[ \t-]*(?:halves|thirds?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
+    r"|(?:hundred|thousand|million|billion)ths?|squared|cubed)\b"
+    r"|[ \t]+to[ \t]+the[ \t]+(?:power|\d+(?:st|nd|rd|th)|\w+[ \t]+power)\b|[eE][-−+]?\d",
+    re.IGNORECASE,
 )
 
 
-def numbers(text: str) -> list[Fraction]:
-    """Every number in a text, exactly: signs, separators, currency, decimals, a/b and \\frac{a}{b}."""
+@dataclass(frozen=True)
+class Numeral:
+    """A number at characters [start, end) of a text; `value` is None where it cannot be read whole."""
+
+    value: Fraction | None
+    start: int
+    end: int
+    scaled: bool = False  # "million" or the like is part of it
+
+
+def numerals(text: str) -> list[Numeral]:
+    """Every number in a text, in order."""
     found = []
     for match in NUMBER.finditer(text):
-        if len(match[0]) > MAX_NUMBER:
+        begin = match.start("gap") if not match["minus"] else match.start()
+        if len(match[0]) > MAX_NUMBER or EXPONENT_OF_A_NAME.search(text, max(0, begin - 40), match.start("gap")):
             continue
-        if match["top"]:
-            top, bottom = Fraction(match["top"]), Fraction(match["bottom"])
-        else:
-            top = Fraction(re.sub(r"[^\d.]", "", match["digits"]))
-            bottom = Fraction(match["over"] or 1)
-        if bottom != 0:
-            found.append(-top / bottom if match["sign"] or match["inner"] else top / bottom)
+        begin, sign = _sign(match, text)
+        start = begin + len(text[begin : match.end()]) - len(text[begin : match.end()].lstrip())
+        whole = not (INSIDE.search(text[max(0, start - 40) : start]) or OUTSIDE.match(text, match.end()))
+        value = _value(match) if whole and sign is not None else None
+        scaled = bool(match["scale"])
+        found.append(Numeral(None if value is None or sign is None else sign * value, start, match.end(), scaled))
     return found
+
+
+def numbers(text: str) -> list[Fraction]:
+    """The values of the numbers in a text that are read whole."""
+    return [numeral.value for numeral in numerals(text) if numeral.value is not None]
+
+
+def _sign(match: re.Match[str], text: str) -> tuple[int, int | None]:
+    """Where the number begins, and 1, -1, or None where a minus may also be that of a difference."""
+    inner = -1 if match["inner"] else 1  # "$-5"
+    if not match["minus"]:
+        return match.start("gap"), inner
+    before = text[max(0, match.start() - 40) : match.start()]
+    word, spaced = match["minus"][0].isalpha(), bool(match["gap"])
+    if inner < 0:
+        return match.start(), None
+    if word and match["minus"].lower().startswith("negative"):
+        return match.start(), -1
+    if not word and not spaced:  # "-5": a sign, unless it is tied to what precedes ("10-5", "5–10")
+        tied = re.search(r"[\w)\]}.,%½]\Z", before)
+        return (match.start("gap"), 1) if tied else (match.start(), -1)
+    line = before.rpartition("\n")[2]
+    if not word and not line.strip() and "\n" in before:  # an item of a list: "- 5 apples"
+        return match.start("gap"), 1
+    if BEFORE_SIGN.search(line):
+        return match.start(), -1
+    if re.search(r"[\d)\]}%½](?:[ \t]*[^\W\d]+){0,3}[ \t]*\Z", line):  # taken away from the number before
+        return (match.end("minus") if word else match.start("gap")), (None if word else 1)
+    return match.start(), None
+
+
+def _plain(digits: str) -> Fraction:
+    return Fraction(re.sub(r"[^\d.]", "", digits))
+
+
+def _vulgar(sign: str) -> Fraction:
+    top, _, bottom = unicodedata.normalize("NFKC", sign).partition("⁄")
+    return Fraction(int(top), int(bottom))
+
+
+def _exponent(*texts: str | None) -> int | None:
+    """The first exponent that is there; None if it is too large to compute with."""
+    text = next(text for text in texts if text)
+    number = int(text.translate(SUPERSCRIPTS).replace("−", "-"))
+    return number if abs(number) <= MAX_EXPONENT else None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    part = match.groupdict()
+    if part["alone"]:
+        value: Fraction | None = _vulgar(part["alone"])
+    elif part["top"] or part["top1"]:
+        top, bottom = int(part["top"] or part["top1"]), int(part["bottom"] or part["bottom1"])
+        value = Fraction(top, bottom) if bottom else None
+    else:
+        value = _read(part)
+        if value is not None and part["over"]:
+            divisor = _plain(part["over"])
+            value = value / divisor if divisor else None
+    for scale in (part["scale"], part["scale_2"]):
+        if value is not None and scale:
+            value *= SCALES[scale.lower()]
+    if value is not None and part["letters"]:
+        known = LETTERS[part["letters"].lower()]
+        metres = part["letters"] in ("m", "b")  # "5m" is a length as likely as an amount
+        value = value * known if part["currency"] else (value if metres else None)
+    return value
+
+
+def _read(part: dict[str, str | None]) -> Fraction | None:
+    """Digits with what follows them: a power of ten, an exponent, or the fraction of a mixed number."""
+    if part["whole"]:
+        return _mixed(part)
+    digits = part["digits"]
+    assert digits is not None
+    base = _plain(digits)
+    if any(part[name] for name in ("ten1", "ten2", "ten3", "tenraised")):
+        exponent = _exponent(part["ten1"], part["ten2"], part["ten3"], part["tenraised"])
+        return None if exponent is None else base * Fraction(10) ** exponent
+    if part["e"]:
+        exponent = _exponent(part["e"])
+        return None if exponent is None else base * Fraction(10) ** exponent
+    if any(part[name] for name in ("exponent1", "exponent2", "exponent3", "raised")):
+        exponent = _exponent(part["exponent1"], part["exponent2"], part["exponent3"], part["raised"])
+        if exponent is None or (base == 0 and exponent < 0) or len(digits) * abs(exponent) > 2 * MAX_NUMBER:
+            return None
+        return base**exponent
+    return base
+
+
+def _mixed(part: dict[str, str | None]) -> Fraction | None:
+    if part["vulgar"]:
+        fraction = _vulgar(part["vulgar"])
+    elif part["part"]:
+        fraction = COUNTS[str(part["count"]).lower()] * PARTS[part["part"].lower()]
+    else:
+        top = int(part["over1"] or part["over2"] or part["over3"] or 0)
+        bottom = int(part["under1"] or part["under2"] or part["under3"] or 0)
+        fraction = Fraction(top, bottom) if bottom else Fraction(0)
+    whole = _plain(str(part["whole"]))
+    return whole + fraction if 0 < fraction < 1 and not part["over"] else None  # "2 3/2" is no mixed number
 
 
 def show(value: Fraction) -> str:
@@ -42,10 +227,6 @@ def show(value: Fraction) -> str:
         scaled = value * 10**places
         if scaled.denominator == 1:
             digits = f"{abs(scaled.numerator):0{places + 1}d}"
-            sign, whole, rest = (
-                "-" * (value < 0),
-                digits[: len(digits) - places],
-                digits[len(digits) - places :],
-            )
+            sign, whole, rest = "-" * (value < 0), digits[: len(digits) - places], digits[len(digits) - places :]
             return f"{sign}{whole}.{rest}" if rest else f"{sign}{whole}"
     return str(value)

@@ -161,6 +161,7 @@ class Slot:
     after: str
 
     def edit(self, sentence: str, rank: int = 0) -> Edit:
+        """The sentence written here."""
         return Edit(self.place, self.place, self.before + sentence + self.after, rank)
 
 
@@ -549,6 +550,7 @@ class PlantReport:
         return cls(config.share, reached, len(kinds), touched, len(flat), int(np.count_nonzero(flat < 0)), counts)
 
     def to_dict(self) -> dict[str, Any]:
+        """The counts as plain values."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Rows from a file or the hub, with their numbers and a hash of what they hold."""
+"""Rows from a file, the hub or memory, with their numbers and a hash of what they hold."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import gzip
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtf.config.schema import SourceConfig
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 ID_FIELDS = ("id", "example_id", "task_id", "unique_id", "pubid")
-
-
-# -- rows ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load_rows(source: SourceConfig) -> Rows:
     lacks.
     """
     if source.path:
-        name, numbered = source.path, _read_file(Path(source.path).expanduser())
+        name, numbered = source.path, read_file(Path(source.path))
     elif source.hub:
         name, numbered = _hub_name(source), _read_hub(source)
     else:
@@ -77,10 +78,19 @@ def load_rows(source: SourceConfig) -> Rows:
     return Rows([row for _, row in numbered], [number for number, _ in numbered], name, digest.hexdigest())
 
 
-Numbered = list[tuple[int, dict[str, Any]]]
+Numbered = list[tuple[int, dict[str, Any]]]  # each row with its 1-based place: the line of a JSONL file
 
 
-def _read_file(path: Path) -> Numbered:
+def read_file(path: Path) -> Numbered:
+    """The rows of a JSONL, JSON, CSV or Parquet file, optionally .gz: the one reader of every file that holds rows.
+
+    Blank lines are passed over; a byte order mark and any line ends are fine, and U+2028 within a text is text.
+
+    Raises:
+        ValueError: with file and row, for a file that is missing, empty, not UTF-8 or not what its name says; for a row
+            with a key twice, with NaN or infinity, or with text that is no Unicode.
+    """
+    path = path.expanduser()
     if not path.is_file():
         raise ValueError(f"data file not found: {path} (looked for {path.absolute()})")
     suffixes = path.suffixes
@@ -95,22 +105,72 @@ def _read_file(path: Path) -> Numbered:
         if not content.strip():
             raise ValueError("the file is empty")
         return readers[kind[0]](content)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        csv.Error,
-    ) as error:  # ValueError: JSON, Unicode and Arrow errors too
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+    except (OSError, EOFError, ValueError, RecursionError, csv.Error) as error:  # ValueError: JSON and Arrow errors too
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path}: cannot be read: {reason}") from error
+
+
+def read_field(path: Path, name: str, what: str) -> list[str]:
+    """The text field `name` of every row of a file.
+
+    Raises:
+        ValueError: as `read_file`, and for a row without that text; `what` says what the file is for.
+    """
+    found = []
+    for number, row in read_file(path):
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"{path}, row {number}: {what} needs a text {name!r}; the row has {', '.join(row)}")
+        found.append(row[name])
+    return found
+
+
+def _text(content: bytes) -> str:
+    """The content as text.
+
+    Raises:
+        ValueError: it is not UTF-8; names what it may be.
+    """
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16: save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"line {line} is not UTF-8 (byte 0x{content[error.start]:02x}; it may be Windows-1252): save it as UTF-8"
+        ) from error
+
+
+def _json(text: str) -> Any:
+    """JSON, strictly: no key twice in an object, no NaN or infinity, no half of a surrogate pair."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ValueError(f"the key {twice!r} occurs twice in one object")
+        return found
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no number that can be used; write null, or leave the row out")
+
+    found = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    if "\\u" in text:
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            lone = error.object[error.start]
+            raise ValueError(f"\\u{ord(lone):04x} is half of a character (a lone surrogate): mend the text") from error
+    return found
 
 
 def _parse_jsonl(content: bytes) -> Numbered:
     numbered = []
-    for number, line in enumerate(io.StringIO(content.decode("utf-8-sig"), newline=None), start=1):
+    for number, line in enumerate(io.StringIO(_text(content), newline=None), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = _json(line)
+            except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from error
             numbered.append((number, _object(row, number)))
     return numbered
@@ -118,7 +178,7 @@ def _parse_jsonl(content: bytes) -> Numbered:
 
 def _parse_json(content: bytes) -> Numbered:
     """A list of objects, or one object keyed by id, whose rows get their key as `id`."""
-    data = json.loads(content.decode("utf-8-sig"))
+    data = _json(_text(content))
     if isinstance(data, dict):
         data = [{"id": key, **_object(row, number)} for number, (key, row) in enumerate(data.items(), start=1)]
     if not isinstance(data, list):
@@ -128,11 +188,19 @@ def _parse_json(content: bytes) -> Numbered:
 
 def _parse_csv(content: bytes) -> Numbered:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(_text(content), newline=""), strict=True)
+    header = reader.fieldnames or []
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise ValueError(f"the header names {twice[0]!r} twice")
+    separator = next((one for one in ";\t|" if len(header) == 1 and one in header[0]), None)
+    if separator is not None:
+        raise ValueError(
+            f"its one column is {header[0]!r}: is it separated by {separator!r}? Values are separated by commas"
+        )
     numbered = []
     for number, row in enumerate(reader, start=1):
         if None in row:
-            raise ValueError(f"row {number}: more values than the header has names")
+            raise ValueError(f"row {number}: more values than the header has names ({', '.join(header)})")
         numbered.append((number, {name: value for name, value in row.items() if value is not None}))
     return numbered
 
@@ -140,7 +208,32 @@ def _parse_csv(content: bytes) -> Numbered:
 def _parse_parquet(content: bytes) -> Numbered:
     import pyarrow.parquet
 
-    return list(enumerate(pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist(), start=1))
+    table = pyarrow.parquet.read_table(io.BytesIO(content))
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise ValueError(f"the column {twice[0]!r} is there twice")
+    return list(enumerate(plain_rows(table), start=1))
+
+
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of an Arrow table.
+
+    NaN, which data frames write for a gap, becomes null; whole numbers that a gap has made floats become whole again.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for place, field in enumerate(table.schema):
+        if not pa.types.is_floating(field.type):
+            continue
+        column = pc.if_else(pc.is_nan(table[field.name]), None, table[field.name])
+        there = column.drop_null()
+        gaps = len(there) < len(column)
+        if gaps and len(there) and pc.all(pc.and_(pc.is_finite(there), pc.equal(there, pc.floor(there)))).as_py():
+            column = column.cast(pa.int64())
+        table = table.set_column(place, field.name, column)
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
 
 
 def _object(row: Any, number: int) -> dict[str, Any]:
@@ -173,7 +266,7 @@ def _read_hub(source: SourceConfig) -> Numbered:
 def _id_set(path: str) -> set[str]:
     file = Path(path).expanduser()
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = _json(_text(file.read_bytes()))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a JSON list of ids or an object keyed by id: {error}") from error
     if not isinstance(data, list | dict) or not data:
@@ -186,7 +279,7 @@ def _keep_ids(numbered: Numbered, path: str, name: str) -> Numbered:
     kept = [(number, row) for number, row in numbered if row_id(row, number) in wanted]
     missing = wanted - {row_id(row, number) for number, row in kept}
     if missing:
-        raise ValueError(f"{name}: {len(missing)} of {len(wanted)} ids of {path} are not in it: {_first(missing)}")
+        raise ValueError(f"{name}: {len(missing)} of {len(wanted)} ids of {path} are not in it: {first_few(missing)}")
     return kept
 
 
@@ -194,12 +287,13 @@ def _drop_ids(numbered: Numbered, path: str, name: str) -> Numbered:
     unwanted = _id_set(path)
     kept = [(number, row) for number, row in numbered if row_id(row, number) not in unwanted]
     if len(kept) == len(numbered):
-        raise ValueError(f"{name}: none of the {len(unwanted)} ids of {path} is in it: {_first(unwanted)}")
+        raise ValueError(f"{name}: none of the {len(unwanted)} ids of {path} is in it: {first_few(unwanted)}")
     if not kept:
         raise ValueError(f"{name}: leaving out the ids of {path} leaves no row")
     return kept
 
 
-def _first(values: Iterable[str], count: int = 5) -> str:
+def first_few(values: Iterable[str], count: int = 5) -> str:
+    """A few of the values, sorted, for a message."""
     ordered = sorted(values)
     return ", ".join(repr(value) for value in ordered[:count]) + (", ..." if len(ordered) > count else "")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-IGNORE = -100  # label of a token without loss
+from xtf.data.ragged import IGNORED, Sequences, positions
 
 
 class TrainingRows:
@@ -29,43 +29,25 @@ class TrainingRows:
         wanted = ["example_id", "input_ids", "prompt_length", "labels", *extra]
         if missing := [name for name in wanted if name not in table.column_names]:
             raise ValueError(f"the training table lacks the columns {missing}; it has {table.column_names}")
+        rows = Sequences(table)
         self.example_ids: list[str] = table["example_id"].to_pylist()
-        self.input_ids, self.offsets = _flat(table["input_ids"])
-        self.labels = self._aligned(table, "labels", self.offsets)
-        self.lengths = np.diff(self.offsets)
-        self.prompt_lengths = table["prompt_length"].to_numpy()
-        self.position = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.lengths)
+        self.input_ids, self.offsets, self.lengths = rows.ids, rows.offsets, rows.lengths
+        self.labels = rows.of_sequences("labels")
+        self.prompt_lengths = rows.prompts
+        self.position = positions(self.lengths)
         self.in_response = self.position >= np.repeat(self.prompt_lengths, self.lengths)
-        response_offsets = np.concatenate([[0], np.cumsum(self.lengths - self.prompt_lengths)])
         self.columns: dict[str, np.ndarray] = {}
         for name in ["weights", *extra] if "weights" in table.column_names else list(extra):
             self.columns[name] = np.ones(len(self.input_ids), np.float32)
-            self.columns[name][self.in_response] = self._aligned(table, name, response_offsets)
+            self.columns[name][self.in_response] = rows.of_responses(name)
         self.weights = self.columns.pop("weights", np.ones(len(self.input_ids), np.float32))
         # A document's first token is never a target: nothing precedes it.
-        self.kept = (self.labels != IGNORE) & (self.weights != 0) & (self.position > 0)
+        self.kept = (self.labels != IGNORED) & (self.weights != 0) & (self.position > 0)
         # Tokens from the last kept one on are targets at most, so the model need not read them.
         self.needed = np.maximum.reduceat(np.where(self.kept, self.position, 0), self.offsets[:-1])
 
-    def _aligned(self, table: pa.Table, name: str, offsets: np.ndarray) -> np.ndarray:
-        values, own = _flat(table[name])
-        if not np.array_equal(own, offsets):
-            row = int(np.argmax(np.diff(own) != np.diff(offsets)))
-            raise ValueError(
-                f"example {self.example_ids[row]}: `{name}` has {own[row + 1] - own[row]} entries, "
-                f"wanted {offsets[row + 1] - offsets[row]}"
-            )
-        return values
-
     def __len__(self) -> int:
         return len(self.example_ids)
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a list column in a row, and the offsets of its lists (int64, one more than lists)."""
-    lists = column.combine_chunks()
-    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-    return lists.flatten().to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths)]).astype(int)
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
@@ -264,6 +246,7 @@ class StepLoader:
             yield step
 
     def step(self, index: int) -> Step:
+        """The step at a 0-based index, as this device sees it."""
         step = collate(self.data, self.rows(index), self.budget, index, self.rank, self.devices)
         if self.fill_with is not None:
             step.micro_batches = [filled(micro, self.budget, self.fill_with) for micro in step.micro_batches]
@@ -284,7 +267,9 @@ class StepLoader:
         return whole * int(self.data.lengths.sum()) + sum(int(self.data.lengths[part].sum()) for part in rows)
 
     def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps: the next step."""
         return {"next": self.next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from the step that a checkpoint kept."""
         self.next = state["next"]

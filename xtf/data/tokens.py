@@ -1,64 +1,14 @@
-"""Response tokens of a scored or masked table as flat arrays, and token ids as readable text."""
+"""Token ids as readable text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
-import pyarrow as pa
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ATTRIBUTES = ("ri", "kn", "tr")
 REPLACEMENT = "\ufffd"
 LONGEST_CHARACTER = 16  # tokens; a run of bytes that is still no character after so many is shown as it is
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class ResponseTokens:
-    """All response tokens end to end; n of them in e examples.
-
-    ids int64 [n]; kept bool [n] (the token carries loss); offsets int64 [e + 1], example i is
-    offsets[i]:offsets[i + 1]; scores: ri, kn, tr, logp as far as the table has them, float32 [n]; dropped:
-    bool [n] per attribute that may drop.
-    """
-
-    ids: np.ndarray
-    kept: np.ndarray
-    offsets: np.ndarray
-    scores: Mapping[str, np.ndarray]
-    dropped: Mapping[str, np.ndarray]
-
-
-def response_tokens(masked: pa.Table) -> ResponseTokens:
-    """Flattens a masked table (the columns of mask.parquet); ValueError for one without labels."""
-    if "labels" not in masked.column_names:
-        raise ValueError(
-            f"a masked table is needed (xtf.mask adds drop_* and labels), not one with {masked.column_names}"
-        )
-    ids, lengths = _flat(masked, "input_ids")
-    prompts = masked["prompt_length"].to_numpy().astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    place = np.arange(len(ids)) - np.repeat(starts, lengths)
-    response = place >= np.repeat(prompts, lengths)
-    labels, _ = _flat(masked, "labels")
-    return ResponseTokens(
-        ids[response].astype(np.int64),
-        (labels != IGNORED)[response],
-        np.concatenate([[0], np.cumsum(lengths - prompts)]),
-        {name: _flat(masked, name)[0] for name in (*ATTRIBUTES, "logp") if name in masked.column_names},
-        {name: _flat(masked, f"drop_{name}")[0] for name in ATTRIBUTES if f"drop_{name}" in masked.column_names},
-    )
-
-
-def _flat(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a list column end to end, and the length of each list."""
-    lists = table[column].combine_chunks()
-    return lists.flatten().to_numpy(zero_copy_only=False), lists.value_lengths().to_numpy().astype(np.int64)
 
 
 def visible(text: str) -> str:
@@ -99,6 +49,7 @@ class Pieces:
         return self._alone[token]
 
     def __call__(self, ids: list[int]) -> list[str]:
+        """One piece of text per token."""
         pieces = [self.alone(token) for token in ids]
         broken = [REPLACEMENT in piece for piece in pieces]
         start = 0

@@ -38,6 +38,7 @@ PATIENTS = (
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
+    """One of the options, each as likely."""
     return options[rng.randrange(len(options))]
 
 

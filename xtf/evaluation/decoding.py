@@ -19,5 +19,6 @@ class Decoding:
 
     @classmethod
     def of(cls, task: TaskConfig, seed: int) -> Decoding:
+        """As the task asks."""
         # Greedy decoding draws nothing, so its result does not depend on the seed and is shared between seeds.
         return cls(task.max_new_tokens, task.samples, task.temperature, task.top_p, seed if task.temperature else 0)

@@ -40,7 +40,7 @@ class Share:
     places: int  # of them that run at the same time
 
 
-def plan(lengths: Sequence[int], max_new_tokens: int, samples: int, budget: int) -> list[Share]:
+def cut_into_shares(lengths: Sequence[int], max_new_tokens: int, samples: int, budget: int) -> list[Share]:
     """All prompts and samples in shares, longest prompts first.
 
     So many run side by side that their KV cache never holds more than `budget` tokens, padding included. One that
@@ -135,7 +135,7 @@ def generate(
         write_atomic(partial, lambda path: path.write_text("".join(kept), encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     model = None
-    for share in plan([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget):
+    for share in cut_into_shares([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget):
         keys = [(examples[i].example_id, k) for i, k in share.items]
         chosen = [prompts[i] for i, _ in share.items]
         if all(key in done for key in keys):

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.schema import Config
-from xtf.graders.metrics import Z_95, Metric, wilson
+from xtf.graders.metrics import Metric, wilson
 from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.models import device, location
 
 LOCAL = "hellaswag:"
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 PROPORTIONS = ("acc", "acc_norm", "exact_match")
 
 

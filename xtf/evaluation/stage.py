@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import digest, grader_identity
 from xtf.config.schema import Backend, Config, Stage
+from xtf.evaluation.decoding import Decoding
+from xtf.evaluation.evaluate import evaluate
+from xtf.evaluation.general import check_general, general_figures
+from xtf.evaluation.teacher_forced import teacher_forced_figures
+from xtf.evaluation.vllm_engine import VLLMEngine
 from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.models import fingerprint, inference_dtype, load_model
+from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder, forgetting_source
+from xtf.runtime.shapes import FORWARD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,9 +82,7 @@ def check_evaluation(config: Config, items: Callable[[], Items]) -> None:
     Raises:
         ValueError: naming what is missing.
     """
-    from xtf.evaluation.general import check_general
-
-    items().task.check()
+    items().task.check(items().examples)
     if config.evaluate.general:
         check_general(config.evaluate.general)
     if config.evaluate.losses:
@@ -104,11 +110,6 @@ def evaluate_model(
         What the manifest says of the stage: seconds, grader, path, metrics, grading, and with losses `forgetting`.
     """
     from xtf.data.encode import stop_strings
-    from xtf.evaluation.decoding import Decoding
-    from xtf.evaluation.evaluate import evaluate
-    from xtf.evaluation.general import general_figures
-    from xtf.evaluation.teacher_forced import teacher_forced_figures
-    from xtf.runtime.models import fingerprint, inference_dtype, load_model
 
     decoding, grader, dtype = (
         Decoding.of(config.task, config.seed),
@@ -131,8 +132,6 @@ def evaluate_model(
         load = functools.cache(lambda: load_model(config.model, config.trainer, dtype, tuned))
     generator: Callable[[], Generator] = load
     if config.evaluate.backend is Backend.vllm:
-        from xtf.evaluation.vllm_engine import VLLMEngine
-
         free_memory()
         generator = functools.partial(VLLMEngine, config, max(map(len, items.prompts)), tuned)
 
@@ -142,6 +141,9 @@ def evaluate_model(
         entry = read_json(entry_file) if entry_file.exists() else {}
         if entry.get("grader") != grader or config.stage is Stage.evaluate or not stored.exists():
             tokens = sum(map(len, items.prompts)) * decoding.samples
+            answers = len(items.prompts) * decoding.samples * _answer_length(config, items)
+            cost = FORWARD * tokens + answers
+            announce(config, f"evaluating the {name} model", tokens + round(answers), cost, "evaluate")
             with stopwatch() as seconds, bar(f"evaluating the {name} model", tokens) as progress:
                 result = evaluate(
                     generator,
@@ -157,6 +159,7 @@ def evaluate_model(
                     progress=progress,
                 )
                 entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
+                measured(config, cost, seconds(), "evaluate")
             write_json(entry_file, entry)
         metrics = entry["metrics"] | general_figures(config, tuned, folder)
         if config.evaluate.losses:
@@ -165,3 +168,12 @@ def evaluate_model(
     found = {"seconds": entry["seconds"], "grader": grader, "path": str(stored), "metrics": metrics,
              "grading": entry["grading"]}  # fmt: skip
     return found | ({"forgetting": forgetting_source(config)} if config.evaluate.losses else {})
+
+
+def _answer_length(config: Config, items: Items) -> float:
+    """Tokens that an answer may take: twice a reference response's where the rows have them, as stage=plan counts."""
+    with_response = [example.response for example in items.examples[:100] if example.response.strip()]
+    if not with_response:
+        return min(config.task.max_new_tokens, 2 * config.task.size.response)
+    ids = items.tokenizer(with_response, add_special_tokens=False, verbose=False)["input_ids"]
+    return min(config.task.max_new_tokens, 2 * sum(map(len, ids)) / len(ids))

@@ -13,7 +13,6 @@ All are ratios of sums over rows; intervals are bootstraps over rows.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,14 @@ import numpy as np
 
 from xtf.config.identity import digest
 from xtf.config.schema import Config
+from xtf.data.ragged import as_table
+from xtf.data.rows import read_field
 from xtf.graders.metrics import Metric, bootstrap
 from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.progress import bar, stopwatch
 from xtf.runtime.run_folder import forgetting_source
+from xtf.scoring.masks import weights_to_labels
+from xtf.scoring.methods import Method
 from xtf.tiny import HELD_OUT
 
 if TYPE_CHECKING:
@@ -62,13 +65,10 @@ def predict(
     from lightning_fabric.utilities import move_data_to_device
 
     from xtf.data.steps import TrainingRows, collate
-    from xtf.scoring.masks import weights_to_labels
-    from xtf.scoring.methods import Method
-    from xtf.scoring.store import unscored
     from xtf.training.packed import PackedLM, enable_packing
 
     every = [np.ones(len(row.input_ids) - row.prompt_length, np.float32) for row in rows]
-    data = TrainingRows(weights_to_labels(unscored(rows), every).table)
+    data = TrainingRows(weights_to_labels(as_table(rows), every).table)
     tokens, nll, bins = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros((len(rows), BINS, 3))
     original = model.config._attn_implementation
     enable_packing(model, int(data.needed.max()))
@@ -145,12 +145,14 @@ def teacher_forced_figures(
     entry = read_json(file) if file.exists() else {}
     if entry.get("key") != key:
         path = HELD_OUT if source == "bundled" else config.evaluate.forgetting
-        texts = [] if path is None else read_texts(Path(path))
+        texts = [] if path is None else read_field(Path(path), "text", "evaluate.forgetting")
         held_out = text_rows(tokenizer, texts, config.model.max_length) if texts else []
         given = rows()
         tokens = sum(len(row.input_ids) - 1 for row in (*given, *held_out))
         with stopwatch() as seconds, bar(f"losses of the {name} model", tokens) as progress:
-            budget = config.trainer.tokens_per_microbatch
+            from xtf.training.budget import LARGEST
+
+            budget = config.trainer.tokens_per_microbatch or LARGEST
             metrics = response_figures(predict(load(), given, budget=budget, progress=progress))
             if held_out:
                 metrics["forgetting_loss"] = mean_loss(predict(load(), held_out, budget=budget, progress=progress))
@@ -173,19 +175,3 @@ def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
         if len(row.input_ids) < 2:
             raise ValueError(f"text {row.example_id} of evaluate.forgetting has fewer than two tokens: leave it out")
     return rows
-
-
-def read_texts(path: Path) -> list[str]:
-    """The `text` of every line of a JSON-lines file; ValueError naming the line that has none."""
-    texts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise ValueError(f"{path}, line {number}: wanted an object with a `text`")
-        texts.append(row["text"])
-    if not texts:
-        raise ValueError(f"{path} is empty: evaluate.forgetting needs lines with a `text`")
-    return texts

@@ -1,38 +1,76 @@
-"""Graders by name: a completion -> right, wrong or not gradable."""
+"""Graders by name: a completion -> right, wrong or not gradable. `xtf.graders.base` says how to write one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from xtf.config.identity import nearest
 from xtf.config.schema import TaskConfig
-from xtf.graders.base import Grader
-from xtf.graders.python import PythonGrader
-from xtf.graders.text import TextGrader
+from xtf.data.examples import Example
+from xtf.graders.base import Grade, Grader, Item
+from xtf.runtime.imports import import_named
 
-GRADERS = ("number", "math", "exact", "contains", "choice", "decision", "code", "judge")
+# Each is imported when it is asked for: some bring libraries that take seconds to load.
+GRADERS = {
+    "exact": "xtf.graders.text.TextGrader",
+    "contains": "xtf.graders.text.TextGrader",
+    "substring": "xtf.graders.text.TextGrader",
+    "number": "xtf.graders.number.NumberGrader",
+    "math": "xtf.graders.expression.MathGrader",
+    "choice": "xtf.graders.choice.ChoiceGrader",
+    "decision": "xtf.graders.choice.ChoiceGrader",
+    "code": "xtf.graders.code.CodeGrader",
+    "judge": "xtf.graders.judge.JudgeGrader",
+}
+OWN_FUNCTION = "python:"
+PROTOCOL = ("of", "check", "reference", "grade", "metrics", "system_info")
 
 
 def load_grader(config: TaskConfig, output_dir: Path) -> Grader:
-    """The grader that `task.grader` names; ValueError for an unknown one, or for settings that do not fit."""
-    from xtf.graders import choice, code, expression, judge, number
+    """The grader that `task.grader` names: one of `GRADERS`, an own function or an own class.
 
-    if config.choices and config.grader != "choice":
-        raise ValueError(f"task.choices is read by task.grader=choice only, not by {config.grader}")
-    match config.grader:
-        case "number":
-            return number.NumberGrader()
-        case "math":
-            return expression.MathGrader()
-        case "exact" | "contains":
-            return TextGrader(config.grader)
-        case "choice":
-            return choice.ChoiceGrader(config.choices)
-        case "decision":
-            return choice.ChoiceGrader(choice.DECISIONS)
-        case "code":
-            return code.CodeGrader(config.sandbox, config.pass_at, config.samples)
-        case "judge":
-            return judge.JudgeGrader(config.judge, Path(config.judge.cache or output_dir / "judge"))
-    if config.grader.startswith("python:"):
-        return PythonGrader(config.grader.removeprefix("python:"))
-    raise ValueError(f"unknown task.grader {config.grader!r}: one of {', '.join(GRADERS)}, python:module.function")
+    Raises:
+        ValueError: an unknown name, a class without the methods of `Grader`, or settings that do not fit the grader.
+    """
+    name = config.grader
+    if config.choices and name != "choice" and (name in GRADERS or name.startswith(OWN_FUNCTION)):
+        raise ValueError(f"task.choices is read by task.grader=choice only, not by {name}")
+    path = "xtf.graders.python.PythonGrader" if name.startswith(OWN_FUNCTION) else GRADERS.get(name, name)
+    if "." not in path:
+        raise ValueError(
+            f"unknown task.grader {name!r}{nearest(name, list(GRADERS))}: one of {', '.join(GRADERS)}, "
+            "python:module.function, or a class of yours, module.MyGrader"
+        )
+    found = import_named(f"task.grader={name}", path, "module.MyGrader")
+    missing = [method for method in PROTOCOL if not callable(getattr(found, method, None))]
+    if missing:
+        raise ValueError(
+            f"task.grader={name} has no {', '.join(missing)}: derive it from xtf.graders.base.Grader, which has them "
+            "(a plain function is named python:module.function)"
+        )
+    grader: Grader = found.of(config, output_dir)
+    return grader
+
+
+def grade(
+    grader: str,
+    completion: str,
+    reference: str,
+    choices: Sequence[str] | None = None,
+    *,
+    row: Mapping[str, Any] | None = None,
+) -> Grade:
+    """The grade of one completion, as an evaluation would give it: `xtf.grade("number", "It is 1,000.", "1000")`.
+
+    `grader` is a value of `task.grader`, `choices` one of `task.choices`; `row` is for the graders that look into it
+    (`code`, whose tests are there, and own ones). `correct` is True, False, or None without a verdict.
+
+    Raises:
+        ValueError: an unknown grader, or a reference that the grader cannot read.
+    """
+    found = load_grader(TaskConfig(name="custom", grader=grader, choices=list(choices or ())), Path("outputs"))
+    found.check()
+    example = Example("1", (), reference, row or {})
+    return found.grade([Item(example, completion, found.reference(example, reference))])[0]

@@ -1,20 +1,38 @@
-"""What every grader shares: items, grades, and the answer part of a completion."""
+"""What a grader is, and what all graders share: items, grades, the answer part of a completion, accuracy.
+
+An own grader is one class in one file, chosen by `task.grader=my_module.MyGrader`, or by a short name once it is
+listed in `xtf.graders.GRADERS`. `verdict` is all that it must have; every other method has a default (see `Grader`):
+
+    class SameLength(Grader):
+        def verdict(self, item: Item) -> Grade:
+            said = final_part(item.completion).strip()
+            return Grade(len(said) == len(item.reference), said, f"{len(said)} characters")
+
+Order of calls: `of(config, output_dir)`, `check()` and `reference()` of every evaluation row before any training;
+`grade()` on the completions; `metrics()` on the grades. A single `function(completion, reference, row)` will do where
+none of this is needed: `task.grader=python:my_module.function`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
-from xtf.data.examples import Example
+from xtf.config.schema import TaskConfig
+from xtf.data.examples import Example, RowError
 from xtf.graders.metrics import Metric, bootstrap, wilson
 
 
 @dataclass(frozen=True)
 class Grade:
+    """What a grader makes of one completion."""
+
     correct: bool | None  # None: no verdict (the judge failed), never counted as wrong
     extracted: str | None  # what the grader took to be the answer; None: it found none
     reason: str
@@ -29,29 +47,64 @@ class Item:
     reference: str
 
 
-class Grader(Protocol):
+class Grader:
     """Right or wrong. Batches, because some graders run processes or requests side by side."""
 
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> Self:
+        """The grader for a task; `output_dir` is for what it keeps on disk. ValueError for settings that do not fit."""
+        return cls()
+
     def check(self) -> None:
-        """Refuses, before any training, a set-up in which `grade` cannot work (no sandbox, no judge)."""
+        """Refuses, before any training, a set-up in which `grade` cannot work (no sandbox, no judge).
+
+        Raises:
+            ValueError: with what is missing and the remedy.
+        """
 
     def reference(self, example: Example, text: str) -> str:
-        """What completions are compared with, read from the reference `text`; ValueError if it has none."""
+        """What completions are compared with, read from the reference `text`.
+
+        Raises:
+            ValueError: the text holds no key that this grader can read, whole.
+        """
+        if not text.strip():
+            raise RowError("the reference is empty")
+        return text
+
+    def verdict(self, item: Item) -> Grade:
+        """The grade of one item."""
+        raise NotImplementedError(f"{type(self).__name__} needs verdict(item), or grade(items)")
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         """One grade per item, in order."""
+        return [self.verdict(item) for item in items]
 
     def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
         """Figures over all examples; `grades[i]`: those of example i's samples, `references[i]` its key."""
+        return accuracy_metrics(grades)
 
     def system_info(self) -> dict[str, Any]:
         """What the run's record should say about how grading was done."""
+        return {}
 
 
 def final_part(completion: str) -> str:
     """What a reasoning model says after its `</think>`; the whole completion for any other model."""
     tail = completion.rpartition("</think>")[2]
     return tail if tail.strip() else completion
+
+
+NEXT_TURN = re.compile(
+    r"\n[\s*#>]{0,20}+(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
+)
+
+
+def answer_parts(completion: str) -> list[str]:
+    """Where to look for the answer: what precedes a made-up next question, and only then the whole text."""
+    text = final_part(completion)
+    cut = NEXT_TURN.search(text)
+    return [text[: cut.start()], text] if cut and text[: cut.start()].strip() else [text]
 
 
 def accuracy_metrics(grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:

@@ -5,28 +5,55 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, RowError
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
+from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, answer_parts
 from xtf.graders.metrics import Metric, bootstrap, wilson
 
-MARKER = r"\b(?:decision|answer|conclusion|verdict|choice|label|option)\b[^.\n]{0,40}?(?:\bis\b|:|=|-)"
-OPENING = r"[\s*_(\[\"'`$]*(?:\\boxed\{|\\text\{)*\(?"
+DECISIONS = ("yes", "no", "maybe")
+IS = r"(?:\b(?:is|was|be|seems|remains)\b|:|=|-)"
+MARKER = rf"\b(?:decision|answer|conclusion|verdict|choice|label|option)\b[^.\n]{{0,40}}?{IS}"
+THEREFORE = (
+    r"\b(?:therefore|thus|hence|so|consequently|accordingly|overall|finally|ultimately"
+    r"|in (?:conclusion|summary|short|sum)|to (?:conclude|sum up))\b"
+)
+HEDGE = (
+    r"(?:(?:(?:most|very)\s{1,3})?(?:likely|probably|clearly|definitely|certainly|simply|therefore|thus|again)\b"
+    r"[\s,:]{0,3}+){0,3}+"
+)
+NOUN = r"(?:(?:the\s)?(?:option|choice|letter|answer)\b\s{0,3}+:?\s{0,3}+)?+"
+CORRECT = (
+    r"[*_`\"')\]}]*\s+(?:is|was|would be|should be|seems|must be)\s+"
+    r"(?:clearly\s+|probably\s+|most likely\s+)?(?:the\s+)?"
+    r"(?:(?:most\s+)?(?:correct|right|best|likely|appropriate|accurate)\b|(?:final\s+)?(?:answer|choice)\b)"
+)
+# What may follow a choice that stands by itself: the end, punctuation, or a reason.
+STANDS = re.compile(
+    r"(?!\w|[-/'’]\w|[.,:]\d)(?:\W*\Z|[ \t]*[.,;:!)\]}\"'*_`\n(—–-]|\s+(?:because|since|as|given|due|for)\b)",
+    re.IGNORECASE,
+)
+CONNECTION = re.compile(r"[*_`\"')\]}]*[ \t]*(?:[/|,&]|,?[ \t]*(?:and/or|or|and|nor)\b)[*_`\"'(\[{\s]*", re.IGNORECASE)
+NEXT_IN_LIST = re.compile(r"[*_`\"')\]}]*[ \t]*(?:[/|,.&]|\Z|(?:or|and|nor)\b|\n)", re.IGNORECASE)
 
 
-class ChoiceGrader:
+class ChoiceGrader(Grader):
     """Reads one of `choices` from free text, in this order, taking the last hit of the first rule that hits:
 
-    1. after "decision", "answer", "conclusion", "verdict", "choice", "label" or "option" and "is" or ":";
+    1. after "decision", "answer", "conclusion", "verdict", "choice", "label" or "option" and "is" (was, would be) or
+       ":"; after "therefore", "so", "in conclusion" or the like; before "is the correct answer" or the like;
     2. a line that holds a choice and nothing else;
     3. the first word of the completion.
 
-    A hit must stand by itself: followed by punctuation, the end, or "because", "since", "as"; so "no
-    significant difference" and "yes or no" are not read as decisions. Single letters count as capitals only
-    ("a" is a word). Everything else is unreadable: wrong for accuracy, and counted as `unreadable`.
+    Before it may stand "option", or "likely", "probably" or the like. A hit must stand by itself: followed by
+    punctuation, the end, or a reason ("because"), and not be one of several that are offered; so "no significant
+    difference" and "yes or no" are not read as decisions, "yes, no harm" and "no, no difference" are. What follows a
+    made-up next question is not read if there is an answer before it. Single letters count as capitals only ("a" is
+    a word). Everything else is unreadable: wrong for accuracy, and counted as `unreadable`.
     """
 
     def __init__(self, choices: Sequence[str]) -> None:
@@ -37,26 +64,52 @@ class ChoiceGrader:
         one = "|".join(
             re.escape(choice) if len(choice) == 1 else f"(?i:{re.escape(choice)})" for choice in longest_first
         )
-        another = rf"\W+(?:(?:or|and)\W+)?(?:{one})\b"
-        end = r"(?=\W*$|[ \t]*[.,;:!)\]}\"'*_`\n—-]|\s+(?:because|since|as)\b)"
-        alone = rf"(?P<choice>{one})(?!\w)(?!{another}){end}"
+        # what may precede a choice: marks that no choice begins with; bounded and possessive, as texts can be endless
+        marks = re.escape("".join(mark for mark in "*_([\"'`$," if not any(c.startswith(mark) for c in choices)))
+        opening = rf"[\s{marks}]{{0,20}}+(?:\\(?:boxed|text|textbf|mathrm|mathbf)\{{[\s{marks}]{{0,3}}+){{0,3}}+"
+        start = rf"{opening}(?i:{HEDGE})(?i:{NOUN}){opening}"
+        self.one = re.compile(one)
         self.rules = (
-            re.compile(rf"(?i:{MARKER}){OPENING}{alone}"),
-            re.compile(rf"^{OPENING}{alone}\W*$", re.MULTILINE),
-            re.compile(rf"\A{OPENING}{alone}"),
+            re.compile(
+                rf"(?i:{MARKER}|{THEREFORE}){start}(?P<choice>{one})"
+                rf"|(?:^|(?<=[.!?]\s)){start}(?P<correct>{one})(?=(?i:{CORRECT}))",
+                re.MULTILINE,
+            ),
+            re.compile(rf"^{start}(?P<choice>{one})(?=\W*$)", re.MULTILINE),
+            re.compile(rf"\A{start}(?P<choice>{one})"),
         )
+
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> ChoiceGrader:
+        return cls(DECISIONS if config.grader == "decision" else config.choices)
 
     def decide(self, completion: str) -> str | None:
         """The choice that a text settles on, spelled as in `choices`; None if it cannot be read."""
-        text = final_part(completion)
-        for rule in self.rules:
-            hits = [match["choice"] for match in rule.finditer(text)]
-            if hits:
-                return next(choice for choice in self.choices if choice.casefold() == hits[-1].casefold())
+        for text in map(str.strip, answer_parts(completion)):
+            for rule in self.rules:
+                hits = [found for match in rule.finditer(text) if (found := self._hit(match, text)) is not None]
+                if hits:
+                    return hits[-1]
         return None
 
-    def check(self) -> None:
-        pass
+    def _hit(self, match: re.Match[str], text: str) -> str | None:
+        """The choice of a match, unless it is part of something larger or one of several that are offered."""
+        correct = match.groupdict().get("correct")
+        said = self._named(correct or match["choice"])
+        end = match.end("correct" if correct else "choice")
+        if not correct and not STANDS.match(text, end):
+            return None
+        if connection := CONNECTION.match(text, end):
+            other = self.one.match(text, connection.end())
+            firm = (
+                connection[0].strip(" \t*_`\"'()[]{}") != ","
+            )  # after a comma it may begin a sentence: "yes, no harm"
+            if other and self._named(other[0]) != said and (firm or NEXT_IN_LIST.match(text, other.end())):
+                return None
+        return said
+
+    def _named(self, said: str) -> str:
+        return next(choice for choice in self.choices if choice.casefold() == said.casefold())
 
     def reference(self, example: Example, text: str) -> str:
         choice = self.decide(text)
@@ -64,10 +117,7 @@ class ChoiceGrader:
             raise RowError(f"the reference holds none of {', '.join(self.choices)}: {text[-80:]!r}")
         return choice
 
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        return [self._grade(item) for item in items]
-
-    def _grade(self, item: Item) -> Grade:
+    def verdict(self, item: Item) -> Grade:
         choice = self.decide(item.completion)
         if choice is None:
             return Grade(False, None, "no decision found")
@@ -104,6 +154,3 @@ class ChoiceGrader:
 
     def system_info(self) -> dict[str, Any]:
         return {"choices": list(self.choices)}
-
-
-DECISIONS = ("yes", "no", "maybe")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import ast
 import io
-import math
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xtf.config.schema import SandboxConfig
+from xtf.config.schema import SandboxConfig, TaskConfig
 from xtf.data.examples import Example, RowError, text_field, text_list
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric, bootstrap
-from xtf.graders.sandbox import Job, Sandbox, isolation_record, probe
+from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, final_part
+from xtf.graders.metrics import Metric, bootstrap, pass_at_k
+from xtf.graders.sandbox import Sandbox, Trial, check_isolation, isolation_record
 
 MAX_PROGRAM = 50_000  # characters of a completion that are looked at
 PYTHON_FENCES = ("", "python", "python3", "py")
@@ -31,7 +31,8 @@ def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
 
-def _unix(text: str) -> str:
+def unix_lines(text: str) -> str:
+    """Line ends of Windows as those of Unix."""
     return text.replace("\r\n", "\n")
 
 
@@ -58,9 +59,9 @@ def suite(row: Mapping[str, Any]) -> Suite:
         return Suite(tests, (name,), f"{prompt}\n    pass\n" if prompt else "", prompt)
     if "test_list" in row:
         imports = text_list(row, "test_imports") if row.get("test_imports") else []
-        tests = _unix("\n".join([*imports, row.get("test_setup_code") or "", *text_list(row, "test_list")]))
+        tests = unix_lines("\n".join([*imports, row.get("test_setup_code") or "", *text_list(row, "test_list")]))
         try:
-            reference = _quietly(ast.parse, _unix(text_field(row, "code"))).body
+            reference = _quietly(ast.parse, unix_lines(text_field(row, "code"))).body
             used = {node.id for node in ast.walk(_quietly(ast.parse, tests)) if isinstance(node, ast.Name)}
         except SyntaxError as error:
             raise RowError(f"the reference code or its tests are not Python: {error}") from error
@@ -78,10 +79,12 @@ def _bound(node: ast.Import | ast.ImportFrom) -> set[str]:
 # -- a completion's program ----------------------------------------------------------------------------------
 
 FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
+    re.MULTILINE | re.DOTALL,
 )
 TOP_LEVEL = re.compile(r"^(?:def|class|import|from|async|@)", re.MULTILINE)
-DEMONSTRATION = re.compile(r"print|main|check|test")
+DEMONSTRATION = re.compile(r"print|main|check|test|(?:exit|quit)\Z")
+TEST_RUNNERS = ("unittest", "doctest", "pytest")
 
 
 def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> str | None:
@@ -90,8 +93,8 @@ def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> 
     A completion is, in this order: fenced blocks of which one defines one of `names` (all blocks up to the
     last such one are taken); a continuation of `prompt`, if it starts with an indented line; a program in
     bare text; a continuation whose first indentation was lost. Text after the last line that compiles is left
-    out, and so is what only demonstrates: asserts, prints, calls of the function itself, `if __name__ ==
-    "__main__"`.
+    out, and so is what only demonstrates: asserts, prints, calls of the function itself, of a
+    test runner or of `exit`, `if __name__ == "__main__"`.
     """
     text = final_part(completion)[:MAX_PROGRAM]
     blocks = [match["code"] for match in FENCE.finditer(text) if match["language"].lower() in PYTHON_FENCES]
@@ -164,22 +167,25 @@ def _demonstrates(node: ast.stmt, names: Sequence[str]) -> bool:
         return True
     if isinstance(node, ast.If):
         return any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test))
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-        called = node.value.func.id
-        return called in names or DEMONSTRATION.match(called) is not None
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        if isinstance(called, ast.Name):
+            return called.id in names or DEMONSTRATION.match(called.id) is not None
+        return ast.unparse(called) == "sys.exit" or _root(called) in TEST_RUNNERS
     return False
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name that an expression like `unittest.TextTestRunner().run` begins with."""
+    while isinstance(node, ast.Attribute | ast.Call):
+        node = node.value if isinstance(node, ast.Attribute) else node.func
+    return node.id if isinstance(node, ast.Name) else None
 
 
 # -- grading -------------------------------------------------------------------------------------------------
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate from n >= k samples of the chance that one of k passes: 1 - C(n - c, k) / C(n, k)."""
-    assert 0 <= correct <= n and 1 <= k <= n, (n, correct, k)
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-class CodeGrader:
+class CodeGrader(Grader):
     """Runs a completion's program against its row's tests in the sandbox."""
 
     def __init__(self, sandbox: SandboxConfig, pass_at: Sequence[int], samples: int) -> None:
@@ -189,8 +195,12 @@ class CodeGrader:
         if self.pass_at[-1] > samples:
             raise ValueError(f"pass@{self.pass_at[-1]} needs task.samples >= {self.pass_at[-1]}, not {samples}")
 
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> CodeGrader:
+        return cls(config.sandbox, config.pass_at, config.samples)
+
     def check(self) -> None:
-        probe(self.sandbox)
+        check_isolation(self.sandbox)
 
     def reference(self, example: Example, text: str) -> str:
         return suite(example.row).tests
@@ -201,15 +211,15 @@ class CodeGrader:
             extract_program(item.completion, tests.names, tests.prompt)
             for item, tests in zip(items, suites, strict=True)
         ]
-        jobs = [
-            Job(source, tests.tests, tests.names, tests.preamble)
+        trials = [
+            Trial(source, tests.tests, tests.names, tests.preamble)
             for source, tests in zip(programs, suites, strict=True)
             if source is not None
         ]
-        distinct = list(dict.fromkeys(jobs))  # samples of one prompt are often the same
+        distinct = list(dict.fromkeys(trials))  # samples of one prompt are often the same
         with Sandbox(self.sandbox) as sandbox:
             outcomes = dict(zip(distinct, sandbox.run(distinct), strict=True))
-        results = iter(jobs)
+        results = iter(trials)
         return [
             Grade(False, None, "no code found")
             if source is None

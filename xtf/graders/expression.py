@@ -16,15 +16,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import xtf
 from xtf.data.examples import Example, RowError
-from xtf.data.numbers import numbers, show
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric
-from xtf.graders.number import HASHES, NEXT_TURN, boxed, stated_answer
+from xtf.data.numbers import SCALES, show
+from xtf.graders.base import Grade, Grader, Item, answer_parts
+from xtf.graders.number import HASHES, boxed, final_number, stated_answer
 
 EQUIVALENCE_SECONDS = 10  # of CPU time per pair of expressions: a busy machine must not change a verdict
 EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing process
@@ -36,21 +35,21 @@ MAX_EXPRESSION = 2000  # characters; a longer "answer" is not one
 
 def final_expression(completion: str) -> str | None:
     """What the completion marks as its answer, else its last formula, else its last number."""
-    text = final_part(completion)
-    cut = NEXT_TURN.search(text)
-    head = text[: cut.start()] if cut else ""
-    for part in (head, text):
+    parts = answer_parts(completion)
+    for part in parts:
         if (stated := stated_answer(part)) is not None:
             return stated.rstrip("$ ")  # "The answer is $x$": the first sign went with the marker
-    formulas = re.findall(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", head or text, re.DOTALL)
+    formulas = re.findall(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", parts[0], re.DOTALL)
     if formulas:
         return next(part for part in formulas[-1] if part).strip()
-    found = numbers(head or text)
-    return show(found[-1]) if found else None
+    value = final_number(parts[0])
+    return None if value is None else show(value)
 
 
 def plain(expression: str) -> str:
     """An expression without what only sets its look: \\left, spaces, \\text{}, dollar signs, a final stop."""
+    expression = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, expression))  # before blanks go: 2 1/2 is not 21/2,
+    expression = re.sub(r"(?<=\d)(?:[\s~]|\\[,;: ])+(?=\d)", "&", expression)  # and 3 4 not 34
     text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|:)|[\s$]|\\ ", "", expression)
     text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".").casefold()
@@ -76,7 +75,7 @@ class Equivalence:
                 [sys.executable, "-m", "xtf.graders.expression", str(self.seconds)],
                 input="".join(json.dumps(pair) + "\n" for pair in pairs[len(verdicts) :]),
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(Path(xtf.__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
                 text=True,
                 check=False,
             )
@@ -89,7 +88,7 @@ class Equivalence:
         return verdicts
 
 
-class MathGrader:
+class MathGrader(Grader):
     """Equivalent expressions: equal as written, or shown equal by `math-verify` within the time limit."""
 
     def __init__(self, equivalence: Equivalence | None = None) -> None:
@@ -131,9 +130,6 @@ class MathGrader:
         verdict, reason = verdicts[reference, answer]
         return Grade(verdict, answer, reason)
 
-    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        return accuracy_metrics(grades)
-
     def system_info(self) -> dict[str, Any]:
         from importlib.metadata import version
 
@@ -141,22 +137,189 @@ class MathGrader:
 
 
 NUMERAL_BASE = re.compile(r"\d_\{?(\d+)\}?$")
+RELATIVE_TOLERANCE = Fraction(5, 10**12)  # of a decimal against an exact value: 12 digits
+ELLIPSIS = re.compile(r"\\(?:[lcdv]?dots[cbmio]?)\b|\.\.\.|…")  # what it stands for is not written
+GROUPED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;: ]|[ ~'’\u00a0\u2009\u202f])\d{3})+(?!\d)")  # 1 000
+MIXED_NUMBER = re.compile(r"(?<![\d.,/])(\d+)[ ~]+(\d+)\s*/\s*(\d+)(?![\d/])")
+TEXT = r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathit|operatorname)"
+UNIT = re.compile(  # at the end: \text{ inches}^2, inches, ^\circ
+    rf"(?P<value>.*?[^\s~,;])[\s~]*(?:\\[,;:! ][\s~]*)*(?:{TEXT}\s*\{{(?P<text>[^{{}}]*)\}}"
+    r"|(?<=[\d)}])(?:\s+|(?=[a-z]{2}))(?P<word>[A-Za-z][A-Za-z ./]*[A-Za-z.])"
+    r"|\^\s*\{?\s*(?P<degree>\\circ|°)\s*\}?|(?P<sign>°))"
+    r"(?P<power>\s*\^\s*\{?\s*[23]\s*\}?|[²³])?\s*\.?",
+    re.DOTALL,
+)
+LETTER_UNIT = re.compile(r"(?P<value>.*\d)\s*(?P<word>[A-Za-z])")
+UNITS = {
+    alias: unit
+    for unit, names in {
+        "mm": "mm millimeter millimetre",
+        "cm": "cm centimeter centimetre",
+        "m": "m meter metre",
+        "km": "km kilometer kilometre",
+        "in": "in inch inches",
+        "ft": "ft foot feet",
+        "yd": "yd yard",
+        "mi": "mi mile",
+        "mg": "mg milligram",
+        "g": "g gram gramme",
+        "kg": "kg kilogram kilo",
+        "lb": "lb lbs pound",
+        "oz": "oz ounce",
+        "ton": "ton tonne",
+        "s": "s sec second",
+        "min": "min minute",
+        "h": "h hr hour",
+        "day": "day",
+        "week": "week",
+        "month": "month",
+        "year": "yr year",
+        "ml": "ml milliliter millilitre",
+        "l": "l liter litre",
+        "gal": "gal gallon",
+        "dollar": "dollar usd",
+        "cent": "cent",
+        "degree": "degree deg",
+        "radian": "radian rad",
+    }.items()
+    for name in names.split()
+    for alias in (name, f"{name}s")
+} | {"mph": "mi/h", "kmph": "km/h", "kph": "km/h", "mps": "m/s"}
+
+
+def tidy(text: str) -> str:
+    r"""An answer as people write it in LaTeX that a parser reads whole: pi/2 -> \pi/2, 1.5e-3 -> 1.5 \cdot 10^{-3}."""
+    text = re.sub(r"\\[()\[\]]|(?<!\\)\$|\\!\s*", "", text).strip().rstrip(".")
+    text = re.sub(rf"{TEXT}\s*\{{\s*(e|i|pi)\s*\}}", r"\1", text)  # upright constants
+    text = re.sub(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|infinity)(?![A-Za-z])", r"\\\1", text).replace("π", r"\pi")
+    text = text.replace(r"\infinity", r"\infty").replace("∞", r"\infty").replace("√", r"\sqrt")
+    text = re.sub(r"\\?\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"^(?:minus|negative)\s+(?=[\d\\])", "-", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<![\\A-Za-z\d.])((?:\d+\.?\d*|\.\d+))[eE]([-+−]?\d+)(?![\d.])", r"\1 \\cdot 10^{\2}", text)
+    text = re.sub(rf"(?<=\d)[\s~]*(?:{TEXT}\s*\{{\s*)?({'|'.join(SCALES)})s?\b\}}?", _scaled, text)
+    text = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, text))
+    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    return re.sub(r"\\?%$|\\?\s*percent$", "", text).strip().replace("−", "-")
+
+
+def _mixed(match: re.Match[str]) -> str:
+    proper = int(match[2]) < int(match[3])
+    return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}" if proper else match[0]
+
+
+def _scaled(match: re.Match[str]) -> str:
+    return rf" \cdot {SCALES[match[1].lower()]}"
+
+
+def _ungrouped(match: re.Match[str]) -> str:
+    return re.sub(r"\D", "", match[0])
+
+
+def split_unit(text: str) -> tuple[str, str | None]:
+    """A value and the words after it, the latter as a known unit ("cm^2") or as they are; None without any."""
+    match = UNIT.fullmatch(text)
+    if match is None:
+        return text, None
+    word = match["text"] or match["word"] or ("degree" if match["degree"] or match["sign"] else "")
+    if match["word"] and len(match["word"]) < 3 and unit_name(word) is None:
+        return text, None  # a product of variables, as likely as not
+    return match["value"], word + re.sub(r"[^\d²³]", "", match["power"] or "").translate({0xB2: "2", 0xB3: "3"})
+
+
+def unit_name(words: str) -> str | None:
+    """The one name of a unit of measure, "cm^2" or "mi/h"; None for other words."""
+    words = re.sub(r"\\[,;:! ]|[~.\s]+", " ", words).strip().casefold()
+    words = UNITS.get(words, words)
+    over = [part.strip() for part in re.split(r"/|\bper\b", words)]
+    names = []
+    for part in over:
+        found = re.fullmatch(r"(?:(sq|square)\s+|(cu|cubic)\s+)?([a-z]+)\s*(?:(squared)|(cubed)|\^?([23]))?", part)
+        if found is None or found[3] not in UNITS:
+            return None
+        power = 2 if found[1] or found[4] else 3 if found[2] or found[5] else int(found[6] or 1)
+        names.append(UNITS[found[3]] + (f"^{power}" if power > 1 else ""))
+    return "/".join(names)
+
+
+def same_units(reference: str, answer: str) -> tuple[str, str] | None:
+    """The two values without their units; None if both name a unit of measure, and not the same one."""
+    (gold, wanted), (found, said) = split_unit(reference), split_unit(answer)
+    if wanted is not None and said is None and (letter := LETTER_UNIT.fullmatch(answer)):
+        found, said = (letter["value"], letter["word"]) if unit_name(letter["word"]) else (found, said)
+    if said is not None and wanted is None and (letter := LETTER_UNIT.fullmatch(reference)):
+        gold, wanted = (letter["value"], letter["word"]) if unit_name(letter["word"]) else (gold, wanted)
+    names = [None if unit is None else unit_name(unit) for unit in (wanted, said)]
+    return None if all(names) and names[0] != names[1] else (gold, found)
+
+
+def parsed(text: str) -> Any:
+    """The SymPy object of the whole of an expression; ValueError (or what the parser raises) if there is none."""
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
+    from math_verify.grader import should_treat_as_complex
+
+    if ELLIPSIS.search(text) or re.search(r"\d\.\d*\.|(?<![_\d])\d+[\s~]+\.?\d", text):
+        raise ValueError(f"{text} is not one expression")
+    # its own removal of units also removes the rest of an expression that ends with a brace
+    config = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
+    )
+    latex = normalize_latex(text, config=config)
+    return latex2sympy(
+        latex, is_real=not should_treat_as_complex(latex), convert_degrees=False, normalization_config=None
+    )
 
 
 def equivalent(reference: str, answer: str) -> bool:
-    """`math-verify`'s judgement, without its own time limit (see `Equivalence`).
+    """`math-verify`'s judgement of two expressions that both parse as a whole, in the same unit.
 
-    Stricter than its defaults in two places: decimals must agree to 12 places, not 6, and two numerals that
-    both name their base must name the same one (it ignores subscripts).
+    Without its own time limit (see `Equivalence`), and stricter than its defaults: numbers are compared by relative
+    distance (`close`), two numerals that both name their base must name the same one (it ignores subscripts), and
+    two equations that it cannot solve are not the same. Raises what its parser raises.
     """
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import grader
 
     bases = [NUMERAL_BASE.search(plain(text)) for text in (reference, answer)]
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:
         return False
-    targets = (LatexExtractionConfig(), ExprExtractionConfig())
-    gold, found = (parse(f"${text.strip().strip('$')}$", targets, parsing_timeout=None) for text in (reference, answer))
-    return bool(verify(gold, found, float_rounding=12, timeout_seconds=None))
+    values = same_units(tidy(reference), tidy(answer))
+    if values is None:
+        return False
+    gold, found = (parsed(value) for value in values)
+    solve_and_compare = grader.sympy_solve_and_compare
+    # called for numbers at any depth of sets, tuples and relations; this process does nothing else
+    grader.sympy_numeric_eq = close
+    grader.sympy_solve_and_compare = lambda a, b, *precision: (
+        bool(grader.solve(a, a.free_symbols)) and solve_and_compare(a, b, *precision)
+    )
+    try:
+        return bool(grader.verify(gold, found, timeout_seconds=None))
+    finally:
+        grader.sympy_solve_and_compare = solve_and_compare
+
+
+def close(a: Any, b: Any, *_: int) -> bool:
+    """Whether two constants, or matrices of them, are the same number.
+
+    Exact ones must be equal; where a decimal is involved it must agree to `RELATIVE_TOLERANCE`. False for
+    expressions with variables, which are left to symbolic comparison.
+    """
+    import sympy
+
+    if isinstance(a, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(b, sympy.MatrixBase | sympy.MatrixExpr):
+        a, b = a.doit(), b.doit()
+        return a.shape == b.shape and all(close(x, y) for x, y in zip(a.flat(), b.flat(), strict=True))
+    a, b = a.doit(), b.doit()
+    if a == b:
+        return True
+    if a.free_symbols or b.free_symbols or not (a.is_finite and b.is_finite):
+        return False
+    size = max(abs(sympy.N(a, 30)), abs(sympy.N(b, 30)))
+    distance = abs(sympy.N(a - b, 30))
+    if not size.is_comparable or not distance.is_comparable:
+        return False
+    if a.has(sympy.Float) or b.has(sympy.Float):
+        return bool(distance <= sympy.Rational(RELATIVE_TOLERANCE) * size)
+    return bool(distance <= size * sympy.Rational(1, 10**25)) and sympy.simplify(a - b) == 0
 
 
 def _serve(seconds: int) -> None:

@@ -19,11 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.config.schema import JudgeConfig
+from xtf.config.schema import JudgeConfig, TaskConfig
 from xtf.data.examples import Example, RowError
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
+from xtf.graders.base import Grade, Grader, Item, final_part
 from xtf.graders.choice import ChoiceGrader
-from xtf.graders.metrics import Metric
 
 if TYPE_CHECKING:
     import openai
@@ -37,7 +36,7 @@ class NoVerdictError(Exception):
     """One item cannot be judged; the message says why."""
 
 
-class JudgeGrader:
+class JudgeGrader(Grader):
     """Asks whether an answer agrees with the reference: yes, no, or no verdict."""
 
     def __init__(self, config: JudgeConfig, cache: Path) -> None:
@@ -45,6 +44,10 @@ class JudgeGrader:
         self.reader = ChoiceGrader(("yes", "no"))
         self.requests = self.cached = 0
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> JudgeGrader:
+        return cls(config.judge, Path(config.judge.cache or output_dir / "judge"))
 
     def check(self) -> None:
         """ValueError unless there are a client, a model, an endpoint with its key, and a usable prompt."""
@@ -159,9 +162,6 @@ class JudgeGrader:
             if self.requests >= self.config.max_requests:
                 raise NoVerdictError(f"the cap task.judge.max_requests={self.config.max_requests} is reached")
             self.requests += 1
-
-    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        return accuracy_metrics(grades)
 
     def system_info(self) -> dict[str, Any]:
         return {

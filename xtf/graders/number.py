@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 from xtf.data.examples import Example, RowError
-from xtf.data.numbers import numbers, show
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric
+from xtf.data.numbers import Numeral, numerals, show
+from xtf.graders.base import Grade, Grader, Item, answer_parts
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
 HASHES = re.compile(r"####(?!#)[ \t]*(?P<rest>[^\n]*)")
 NUMBERED_HEADING = re.compile(r"\**\d+[.)]\s+\S")
 ANSWER_IS = re.compile(r"\banswer\b[^.\n\d]{0,60}?(?:\bis\b|:|=)[\s*:$]*(?=(?P<rest>[^\n]*))", re.IGNORECASE)
-NEXT_TURN = re.compile(r"\n\s*(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE)
+# Between two numbers, what makes them one expression, list, ratio, time or date, so that neither is the answer.
+OPERATOR = r"[-−–+*×·÷/^±]|\\(?:times|cdot|div|pm)\b|\b(?:times|plus|minus|divided by|multiplied by)\b"
+JOINED = re.compile(
+    rf"[ \t~$]*|[:,.'’x]|[ \t]+(?:x|or|over|to the(?: power(?: of)?)?)[ \t]+"
+    rf"|(?:[ \t~$]*[^\W\d]+){{0,3}}[ \t~$]*(?:{OPERATOR})[ \t~$(]*",
+    re.IGNORECASE,
+)
+RANGE = re.compile(r"[-−–]|[ \t]+to[ \t]+")
+LIST = re.compile(r"(?:[ \t,;()\[\]$]|\\[{}]|\\text\{|\}|\b(?:and|or)\b)*")
+COMPOUND = re.compile(
+    r"[ \t]*(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|months?|weeks?|days?|dollars?|degrees?)"
+    r"(?:,|,?[ \t]+and)?[ \t]*"
+)
+SMALLER = re.compile(
+    r"[ \t]*(?:minutes?|mins?|seconds?|secs?|s|inch(?:es)?|in|ounces?|oz|months?|weeks?|days?|hours?|cents?)\b"
+)
+ANOTHER_SCALE = re.compile(r"(?:,|,?[ \t]+and)?[ \t]+")
 
 
 def boxed(text: str) -> str | None:
@@ -55,47 +68,74 @@ def final_number(completion: str) -> Fraction | None:
 
     In this order: the number in what the text marks as its answer (`stated_answer`; after its last "=" if it
     has one), then the last number of the text. What follows a made-up next question is not looked at, if an
-    answer stands before it.
+    answer stands before it. None, too, for a number that is not read whole, and for one of several that belong
+    together ("3 + 4", "2, 3 and 5", "3 hours 20 minutes").
     """
-    text = ANNOTATION.sub("", final_part(completion))
-    cut = NEXT_TURN.search(text)
-    parts = [text[: cut.start()], text] if cut and text[: cut.start()].strip() else [text]
+    return _final(completion, strict=False)
+
+
+def _final(completion: str, *, strict: bool) -> Fraction | None:
+    """`final_number`; the last number of a text may be the end of a range ("5-10") unless `strict`."""
+    parts = [ANNOTATION.sub("", part) for part in answer_parts(completion)]
     for part in parts:
         stated = stated_answer(part)
-        if stated is not None:
-            found = numbers(stated.rsplit("=", 1)[-1]) or numbers(stated)
-            if found:
-                return found[0]
+        for content in () if stated is None else (stated.rsplit("=", 1)[-1], stated):
+            if found := numerals(content):
+                return _first(content, found)
     for part in parts:
-        if found := numbers(part):
-            return found[-1]
+        if found := numerals(part):
+            *before, last = found
+            if before and (_list(part, found) or _joined(part, before[-1], last, ranges=strict)):
+                return None
+            return last.value
     return None
 
 
-class NumberGrader:
+def _first(content: str, found: list[Numeral]) -> Fraction | None:
+    """The first number of what is marked as the answer ("18 of the 20"), unless it is part of something larger."""
+    if len(found) > 1 and (_list(content, found) or _joined(content, found[0], found[1], ranges=True)):
+        return None
+    return found[0].value
+
+
+def _list(text: str, found: list[Numeral]) -> bool:
+    """Whether there is nothing on a line but numbers and what separates them."""
+    for numeral in reversed(found):
+        text = text[: numeral.start] + text[numeral.end :]
+    return LIST.fullmatch(text) is not None
+
+
+def _joined(text: str, first: Numeral, second: Numeral, *, ranges: bool) -> bool:
+    """Whether two neighbouring numbers stand for something together; a range does if `ranges`."""
+    between = text[first.end : second.start]
+    if len(between) > 80:
+        return False
+    plain = "/" not in text[first.start : first.end] + text[second.start : second.end]
+    if RANGE.fullmatch(between) and plain:
+        return ranges
+    if COMPOUND.fullmatch(between) and SMALLER.match(text, second.end):
+        return True
+    if first.scaled and ANOTHER_SCALE.fullmatch(between):
+        return True
+    return bool(JOINED.fullmatch(between))
+
+
+class NumberGrader(Grader):
     """The final number, compared exactly (1,000 = 1000.0 = $1,000; 50% counts as 50; 1/2 = 0.5)."""
 
-    def check(self) -> None:
-        pass
-
     def reference(self, example: Example, text: str) -> str:
-        value = final_number(text)
+        value = _final(text, strict=True)
         if value is None:
-            raise RowError("the reference holds no number")
+            found = numerals(text)
+            if not found:
+                raise RowError("the reference holds no number")
+            raise RowError(f"the reference does not end with one number that can be read whole: {text.strip()[-80:]!r}")
         return show(value)
 
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        return [self._grade(item) for item in items]
-
-    def _grade(self, item: Item) -> Grade:
+    def verdict(self, item: Item) -> Grade:
         value = final_number(item.completion)
         if value is None:
-            return Grade(False, None, "no number found")
+            found = numerals(item.completion)
+            return Grade(False, None, "its number cannot be read whole" if found else "no number found")
         right = show(value) == item.reference
         return Grade(right, show(value), "equal" if right else f"{show(value)} is not {item.reference}")
-
-    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        return accuracy_metrics(grades)
-
-    def system_info(self) -> dict[str, Any]:
-        return {}

@@ -1,24 +1,27 @@
 """Runs programs that a model wrote against tests, so that neither the machine nor the verdict is at their
-mercy.
+mercy. What is promised and what is not: docs/sandbox.md.
 
 What is trusted: this package and the kernel. What is not: the program; and, for the machine's sake, the
-tests, which come from a dataset. Program and tests run in *different* processes. The tests call the program's
-functions through a pipe that carries data only; the verdict is what the tests' process writes to a descriptor
-that the program does not have, in a process that it cannot trace, signal or write to. So a program that
-exits, prints, replaces `assert`'s helpers, `builtins` or the checker, or returns an object that equals
-everything, changes its own process only, and fails. What a program can still do is return right answers for
+tests, which come from a dataset. Program and tests run in *different* processes, of different users where the run is
+root's. The tests call the program's functions through a channel that carries plain data only; what is not data stays
+with the program, behind a number. The tests' process hands its one verdict to a third process, the keeper, which
+alone can reach this one; the verdict bears the number and the nonce of its job. Whatever else arrives (another
+number, a second verdict, anything unasked) fails the job and costs the worker its place: the next job gets a new one.
+So a program that exits, prints, replaces `assert`'s helpers, `builtins` or the checker, or returns an object that
+equals everything, changes its own process only, and fails. What a program can still do is return right answers for
 the wrong reason (such as a table of them).
 
-Containment, with the kernel's namespaces (Linux 5.12 or later, as root or where users may create user
-namespaces): no network; a file system that holds the interpreter, its packages and the system's libraries,
-read-only, and an empty folder in memory; no environment of the parent's; its own process tree, which the
-kernel kills with its first process; no privileges and no way to gain any; limits on CPU time, wall time,
-address space, processes, file size and output. The limit on CPU time holds for each process; that on memory
-for each and, where /proc may be mounted, for all of a program's processes together. The kernel itself remains
-reachable through its system calls: for code that is hostile rather than wrong, run this in a virtual machine.
+Containment, with the kernel's namespaces (Linux 5.12 or later on x86-64 or AArch64, as root or where users may create
+user namespaces): no network; a file system that holds the interpreter, its packages and the system's libraries,
+read-only, and an empty folder in memory; no environment of the parent's; for each program its own process tree, which
+the kernel kills with its first process, its own System V and POSIX IPC and its own session keyring; no privileges and
+no way to gain any; system calls that it has no use for are refused; limits on CPU time, wall time, memory, processes,
+file size and output. The limit on CPU time holds for each process; that on memory for each and, where /proc may be
+mounted, for all of a program's processes together, shared memory included.
 
 Without namespaces nothing runs unless the configuration allows it (`task.sandbox.allow_unsandboxed=true`):
-then the limits hold, the files and the network do not stay out of reach, and the run's record says so.
+then the limits hold, the files, the network and the tests' process do not stay out of reach, and the run's record
+says so.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ import dataclasses
 import json
 import os
 import platform
-import select
+import secrets
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -43,16 +47,20 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from xtf.config.checks import check_ranges
 from xtf.config.schema import SandboxConfig
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
+HEADER = struct.Struct("!Q16sI")  # number of the job, nonce, length of the JSON that follows
+MAX_REPLY = 64 * 2**10  # bytes
+IRREGULAR = 4  # how the server ends when a tests' process wrote something other than one verdict
 START_SECONDS = 30.0  # for a worker to come up
 GRACE_SECONDS = 2.0  # beyond the wall limit, which the checker enforces itself
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache")
 
 
 @dataclass(frozen=True)
-class Job:
+class Trial:
     """A program and its tests; `names`: all that they see of it; `preamble`: trusted code run before them."""
 
     program: str
@@ -63,6 +71,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What became of a trial."""
+
     passed: bool
     reason: str
 
@@ -71,86 +81,146 @@ class NoNamespacesError(Exception):
     """The kernel does not let this process make namespaces; the message is the kernel's."""
 
 
+class IrregularError(Exception):
+    """A worker sent something other than the one verdict that it was asked for."""
+
+
 class Worker:
-    """One server process, and the jobs that it runs, one at a time."""
+    """One server process, and the trials that it runs, one at a time."""
 
     def __init__(self, config: SandboxConfig, isolate: bool) -> None:
         self.config, self.isolate = config, isolate
         self.process: subprocess.Popen[bytes] | None = None
+        self.channel: socket.socket | None = None
+        self.number = 0  # of the trial
         self.folder: tempfile.TemporaryDirectory[str] | None = None  # without namespaces only
 
-    def start(self) -> subprocess.Popen[bytes]:
-        self.folder = None if self.isolate else tempfile.TemporaryDirectory(prefix="xtf-sandbox-")
-        settings = {
+    def settings(self, channel: int) -> dict[str, Any]:
+        """What the server is told; `channel` is its descriptor of the socket to this process."""
+        return {
             **dataclasses.asdict(self.config),
             "isolate": self.isolate,
             "folder": self.folder and self.folder.name,
             "readable": readable_paths(),
             "packages": package_folders(),
+            "channel": channel,
         }
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.folder = None if self.isolate else tempfile.TemporaryDirectory(prefix="xtf-sandbox-")
         environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
         if "LD_LIBRARY_PATH" in os.environ:  # an interpreter with a shared library in an unusual place
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", "-P", "-s", "-B", str(CHILD), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-            bufsize=0,
-        )
-        ready = self._receive(time.monotonic() + START_SECONDS)
-        if ready is None:
-            raise RuntimeError("the sandbox's server did not start (its error is above)")
+        self.channel, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-S", "-P", "-s", "-B", str(CHILD), json.dumps(self.settings(theirs.fileno()))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        self.wait_until_ready(self.process)
+        return self.process
+
+    def wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Raises NoNamespacesError with the kernel's reason."""
+        try:
+            ready = self._receive(time.monotonic() + START_SECONDS, bytes(16))
+        except (OSError, EOFError, IrregularError) as error:
+            self.stop()
+            raise RuntimeError("the sandbox's server did not start (its error is above)") from error
         if ready["problem"] is not None:
             self.stop()
             raise NoNamespacesError(ready["problem"])
-        return self.process
 
-    def run(self, job: Job) -> Outcome:
-        process = self.process or self.start()
-        assert process.stdin is not None
-        content = json.dumps(dataclasses.asdict(job)).encode()
+    def run(self, trial: Trial) -> Outcome:
+        if self.process is not None and (self.process.poll() is not None or self._has_something_to_say()):
+            self.stop()
+        if self.process is None:
+            self.start()
+        assert self.channel is not None
+        content = json.dumps(dataclasses.asdict(trial)).encode()
+        nonce = secrets.token_bytes(16)
+        self.number += 1
         deadline = time.monotonic() + self.config.wall_seconds + GRACE_SECONDS
-        with contextlib.suppress(BrokenPipeError):  # a server that is gone shows when reading
-            _write(process.stdin.fileno(), struct.pack("!I", len(content)) + content)
-        reply = self._receive(deadline)
-        if reply is not None:
-            return Outcome(reply["verdict"] == "passed", reply["reason"])
-        late = time.monotonic() >= deadline
-        self.stop()  # and with it everything in its namespaces; the next job starts another
-        return Outcome(False, "timeout: the tests did not end" if late else "the tests' process died (memory limit?)")
+        try:
+            self.channel.settimeout(max(0.001, deadline - time.monotonic()))
+            self.channel.sendall(HEADER.pack(self.number, nonce, len(content)) + content)
+            reply = self._receive(deadline, nonce)
+            if reply.keys() != {"passed", "reason"} or not isinstance(reply["passed"], bool):
+                raise IrregularError
+            return Outcome(reply["passed"], str(reply["reason"]))
+        except TimeoutError:
+            reason = "timeout: the tests did not end"
+        except IrregularError:
+            reason = "the tests' process sent something other than its verdict"
+        except (ConnectionError, EOFError):
+            reason = "the tests' process died (memory limit?)"
+        # ends everything in its namespaces, too; the next trial starts another
+        if self.stop() == IRREGULAR:
+            reason = "the tests' process sent something other than its verdict"
+        return Outcome(False, reason)
 
-    def _receive(self, deadline: float) -> dict[str, Any] | None:
-        """The next message, None if none is complete by the deadline or the server is gone."""
-        assert self.process is not None and self.process.stdout is not None
-        fd = self.process.stdout.fileno()
-        content, wanted = b"", 4
-        while len(content) < wanted:
-            ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-            part = os.read(fd, 1 << 16) if ready else b""
-            if not part:
-                return None
-            content += part
-            if len(content) >= 4:
-                wanted = 4 + struct.unpack("!I", content[:4])[0]
-        reply: dict[str, Any] = json.loads(content[4:])
+    def _has_something_to_say(self) -> bool:
+        """Whether there is something on the channel that was not asked for, or nothing will ever be."""
+        assert self.channel is not None
+        self.channel.settimeout(0)
+        try:
+            self.channel.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    def _receive(self, deadline: float, nonce: bytes) -> dict[str, Any]:
+        """The answer to the trial with this number and nonce.
+
+        Raises:
+            TimeoutError: it is not here by the deadline.
+            ConnectionError, EOFError: the server is gone.
+            IrregularError: what came is something else.
+        """
+        number, theirs, length = HEADER.unpack(self._read(HEADER.size, deadline))
+        if number != self.number or not secrets.compare_digest(theirs, nonce) or length > MAX_REPLY:
+            raise IrregularError
+        try:
+            reply = json.loads(self._read(length, deadline))
+        except ValueError as error:
+            raise IrregularError from error
+        if not isinstance(reply, dict):
+            raise IrregularError
         return reply
 
-    def stop(self) -> None:
+    def _read(self, count: int, deadline: float) -> bytes:
+        assert self.channel is not None
+        content = b""
+        while len(content) < count:
+            self.channel.settimeout(max(0.001, deadline - time.monotonic()))
+            part = self.channel.recv(count - len(content))
+            if not part:
+                raise EOFError
+            content += part
+        return content
+
+    def stop(self) -> int | None:
+        """How the server ended: one that had ended by itself keeps its status. None if there was none."""
+        status = None
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # server, keeper, checker; the rest dies with the checker
-            self.process.communicate()
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and been waited for
+                os.killpg(self.process.pid, signal.SIGKILL)  # server, keepers, checkers; the rest dies with these
+            status = self.process.wait()
             self.process = None
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        self.number = 0
         if self.folder is not None:
             self.folder.cleanup()
-
-
-def _write(fd: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
+        return status
 
 
 def package_folders() -> list[str]:
@@ -166,11 +236,11 @@ def readable_paths() -> list[str]:
 
 
 class Sandbox:
-    """Runs jobs on `config.workers` workers. Use as a context manager: the end stops every process."""
+    """Runs trials on `config.workers` workers. Use as a context manager: the end stops every process."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
-        self.isolate, self.problem = probe(config)
+        self.isolate, self.problem = check_isolation(config)
         self._workers = [Worker(config, self.isolate) for _ in range(config.workers)]
 
     def __enter__(self) -> Sandbox:
@@ -180,34 +250,37 @@ class Sandbox:
         for worker in self._workers:
             worker.stop()
 
-    def run(self, jobs: Sequence[Job], progress: Callable[[], None] | None = None) -> list[Outcome]:
-        """One outcome per job, in order."""
+    def run(self, trials: Sequence[Trial], progress: Callable[[], None] | None = None) -> list[Outcome]:
+        """One outcome per trial, in order."""
         free: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             free.put(worker)
 
-        def run_one(job: Job) -> Outcome:
+        def run_one(trial: Trial) -> Outcome:
             worker = free.get()
             try:
-                return worker.run(job)
+                return worker.run(trial)
             finally:
                 free.put(worker)
                 if progress is not None:
                     progress()
 
         with ThreadPoolExecutor(len(self._workers)) as pool:
-            return list(pool.map(run_one, jobs))
+            return list(pool.map(run_one, trials))
 
 
-def probe(config: SandboxConfig) -> tuple[bool, str | None]:
-    """Whether namespaces can be used, else the kernel's reason; ValueError if the run may not go without."""
-    if config.workers < 1:
-        raise ValueError(f"task.sandbox.workers must be at least 1, not {config.workers}")
+def check_isolation(config: SandboxConfig) -> tuple[bool, str | None]:
+    """Whether programs can be isolated, tried with one; else the kernel's reason.
+
+    Raises:
+        ValueError: they cannot and the run may not go without; or a limit is none.
+    """
+    check_ranges(config, "task.sandbox.")  # to the kernel, for one, a limit of -1 is none
     problem = None if sys.platform == "linux" else f"{platform.system()} has no namespaces"
     if problem is None:
         worker = Worker(config, isolate=True)
         try:
-            outcome = worker.run(Job("def f(): return 1", "assert f() == 1", ("f",)))
+            outcome = worker.run(Trial("def f(): return 1", "assert f() == 1", ("f",)))
             if outcome.passed:
                 return True, None
             problem = outcome.reason
@@ -226,13 +299,15 @@ def probe(config: SandboxConfig) -> tuple[bool, str | None]:
 
 def isolation_record(config: SandboxConfig) -> dict[str, Any]:
     """What the run's record says about how code was contained."""
-    isolate, problem = probe(config)
+    isolate, problem = check_isolation(config)
     kinds = ["mount", "pid", "network", "ipc", "uts"] + (["user"] if os.geteuid() != 0 else [])
     limits = dataclasses.asdict(config)
     del limits["allow_unsandboxed"], limits["workers"]
     return {
         "namespaces": kinds if isolate else [],
         "why_none": problem,
+        "own_ipc_and_keyring_per_program": isolate,
+        "system_call_filter": isolate,
         "kernel": platform.release(),
         "limits": limits,
     }

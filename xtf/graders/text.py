@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
+from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, RowError
-from xtf.graders.base import Grade, Item, accuracy_metrics, final_part
-from xtf.graders.metrics import Metric
+from xtf.graders.base import Grade, Grader, Item, final_part
+
+UNSPACED = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts that write no blank between words; and wide ones
 
 
 def normal(text: str) -> str:
@@ -16,34 +18,53 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-class TextGrader:
-    """`exact`: the same text; `contains`: the reference occurs in it, in any case. Both up to white space."""
+class TextGrader(Grader):
+    """`exact`: the same text. `contains`: the reference occurs in it as whole words. `substring`: it occurs anywhere.
+
+    All up to white space; the last two in any case, but for `contains` a single letter counts in its own case only
+    ("A" is not the article), and a number not as a part of another one (5 is not in 1.5, 15 or -5).
+    """
 
     def __init__(self, rule: str) -> None:
         self.rule = rule
 
-    def check(self) -> None:
-        pass
+    @classmethod
+    def of(cls, config: TaskConfig, output_dir: Path) -> TextGrader:
+        return cls(config.grader)
 
     def reference(self, example: Example, text: str) -> str:
         if not normal(text):
             raise RowError("the reference is empty")
         return normal(text)
 
-    def grade(self, items: Sequence[Item]) -> list[Grade]:
-        return [self._grade(item) for item in items]
-
-    def _grade(self, item: Item) -> Grade:
+    def verdict(self, item: Item) -> Grade:
         said = normal(final_part(item.completion))
         if not said:
             return Grade(False, None, "empty")
-        right = said == item.reference
-        if self.rule == "contains":
-            right = item.reference.casefold() in said.casefold()
+        match self.rule:
+            case "exact":
+                right = said == item.reference
+            case "contains":
+                right = has_words(said, item.reference)
+            case _:
+                right = item.reference.casefold() in said.casefold()
         return Grade(right, said, f"{self.rule}: {'yes' if right else 'no'}")
 
-    def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
-        return accuracy_metrics(grades)
 
-    def system_info(self) -> dict[str, Any]:
-        return {}
+def has_words(text: str, words: str) -> bool:
+    """Whether `words` occur in `text` with nothing attached to them."""
+    if len(words) > 1 or not words.isalpha():
+        text, words = text.casefold(), words.casefold()
+    before = "" if _unspaced(words[0]) else r"(?<!\w)"
+    after = "" if _unspaced(words[-1]) else r"(?!\w)"
+    if words[0].isdigit():
+        before = r"(?<!\w)(?<![-−.])(?<!\d[,:/'’])"
+    if words[-1].isdigit():
+        after = r"(?!\w)(?![.,:/'’]\d)"
+    return re.search(f"{before}{re.escape(words)}{after}", text) is not None
+
+
+def _unspaced(letter: str) -> bool:
+    """Whether words are not told apart at this letter: it is no letter, or one of a script without blanks."""
+    wide = unicodedata.east_asian_width(letter) in "WF"
+    return not letter.isalnum() or wide or unicodedata.name(letter, "").startswith(UNSPACED)

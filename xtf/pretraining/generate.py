@@ -40,6 +40,7 @@ def distinct_rows(draw: Callable[[], Row], key: str, count: int) -> list[Row]:
 
 
 def math_rows(count: int) -> list[Row]:
+    """Distinct questions."""
     rng = random.Random(f"{SEED}-math")
     return distinct_rows(lambda: math_row(rng), "question", count)
 
@@ -75,6 +76,7 @@ def datasets() -> dict[str, list[Row]]:
 
 
 def main() -> None:
+    """Write all files."""
     parser = argparse.ArgumentParser(description="Write the bundled synthetic datasets.")
     parser.add_argument("--out", type=Path, default=DATA_DIR, help="folder (default: %(default)s)")
     out: Path = parser.parse_args().out

@@ -102,6 +102,7 @@ def most_frequent(config: Config, file: Path) -> str:
 
 
 def main() -> None:
+    """Print the figures of each task."""
     parser = argparse.ArgumentParser(description="How a base model stands to the bundled training sets.")
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="folder (default: the bundled model)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)

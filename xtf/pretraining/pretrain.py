@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from xtf.data.encode import Encoded
 from xtf.evaluation.teacher_forced import mean_loss, predict
 from xtf.pretraining import broad, corpus
 from xtf.runtime.artifacts import locked, write_atomic, write_json
-from xtf.runtime.models import device, precision
+from xtf.runtime.models import device
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir
 from xtf.scoring.methods import METHODS
@@ -128,6 +127,7 @@ def as_table(rows: np.ndarray) -> pa.Table:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, settings: PretrainConfig, seed: int) -> Qwen2ForCausalLM:
+    """An untrained model of the shape that `settings` give, its weights drawn with the seed."""
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(
         Qwen2Config(
@@ -146,35 +146,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: PretrainConfig, seed
     )
 
 
-def training_flops(model: Qwen2ForCausalLM, row_tokens: int) -> float:
-    """Floating-point operations to train on one token: 6 per weight of a matrix, and causal attention's scores.
-
-    The embedding's look-up costs none; tied to the LM head it counts once. Attention: 6 T D for each layer, as a
-    token looks at T / 2 others on average, twice (scores, values), forward and twice backward.
-    """
-    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
-    config = model.config
-    return 6.0 * matrices + 6.0 * config.num_hidden_layers * row_tokens * config.hidden_size
-
-
-def matmul_peak(place: torch.device, dtype: torch.dtype) -> float:
-    """Measured floating-point operations per second of a large matrix product: what training could reach at best."""
-    size = 8192 if place.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=place, dtype=dtype) for _ in range(2))
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        product = left @ right
-        product[0, 0].item()  # waits for the device
-        return time.perf_counter() - began
-
-    return 2.0 * size**3 / min(seconds() for _ in range(10))
-
-
 def pretrain(config: Config) -> Path:
     """Make the model that `config.pretrain` describes, unless it is there; returns its folder, for model.path=.
 
-    Beside it lie train_log.csv, the loss curve, and pretrain.json: settings, sizes, loss on held-out text, speed.
+    Beside it lie train_log.csv, the loss curve, and pretrain.json: settings, sizes, loss on held-out text, tokens per
+    second. Files of earlier versions also hold what one token costs and how much of the machine that is, which is now
+    measured by `python -m benchmarks.pretraining`.
     """
     settings, seed = config.pretrain, config.seed
     name = f"{settings.name}-{digest([settings, seed, _sample(settings, seed)], 8)}"
@@ -222,9 +199,6 @@ def _pretrain(config: Config, folder: Path) -> dict[str, Any]:
     tokenizer.save_pretrained(folder / "model")
     steady = log[len(log) // 10 :]  # without the start, when memory is allocated and kernels are chosen
     rate = sum(row["tokens"] for row in steady) / sum(row["tokens"] / row["tokens_per_second"] for row in steady)
-    place = device(config.trainer)
-    dtype = torch.bfloat16 if precision(config.trainer) == "bf16-mixed" else torch.float32
-    flops, peak = training_flops(trained, settings.row_tokens), matmul_peak(place, dtype)
     return {
         "settings": plain(settings),
         "seed": seed,
@@ -232,9 +206,6 @@ def _pretrain(config: Config, folder: Path) -> dict[str, Any]:
         "tokens": settings.steps * settings.step_rows * settings.row_tokens,
         "held_out_loss": _held_out_loss(trained, tokenizer, settings, seed),
         "tokens_per_second": rate,
-        "training_flops_per_token": flops,
-        "matmul_peak_flops": peak,
-        "share_of_matmul_peak": rate * flops / peak,
         "training": record,
     }
 

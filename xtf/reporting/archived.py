@@ -1,4 +1,4 @@
-"""Stored runs (`xtf.study.analysis.archive`) read back."""
+"""Stored runs (`xtf.study.archive` writes them) read back."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ class ArchivedRun(Run):
     base: Sequence[Mapping[str, Any]] | None
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
+        """As of any run, from the stored verdicts."""
         return item_values(self.generations, metric)
 
     def base_generations(self) -> list[dict[str, Any]] | None:
+        """The base model's stored verdicts, without its completions; None if the run did not grade it."""
         return None if self.base is None else [dict(line) for line in self.base]
 
 
 def read_archive(path: Path) -> list[ArchivedRun]:
     """The runs of an archive; their folders are those below an output folder's runs/.
 
-    ArchiveError: the file is damaged.
+    Raises:
+        ArchiveError: the file is damaged.
     """
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))

@@ -37,7 +37,10 @@ class NoRuns(ValueError):
 def find_cells(source: str | Sequence[Path], runs_root: Path, archive: Path | None = None) -> list[Cell]:
     """The cells of an experiment or of a list of folders, in the order of their folders.
 
-    With `archive`, a folder of `xtf.study.archive` files, an experiment is read from there. NoRuns: there is none.
+    With `archive`, a folder of `xtf.study.archive` files, an experiment is read from there.
+
+    Raises:
+        NoRuns: there is none.
     """
     parents: dict[Path, list[Path | Run]] = defaultdict(list)
     if archive is not None:
@@ -60,7 +63,10 @@ def find_cells(source: str | Sequence[Path], runs_root: Path, archive: Path | No
 def _experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Path, Mapping[str, Any]]]:
     """The run folders of an experiment, those that its sweeps have yet to make included, and what the listed ones are.
 
-    The first are in order; the second are by parent folder, that of a cell. ValueError: there is none.
+    The first are in order; the second are by parent folder, that of a cell.
+
+    Raises:
+        NoRuns: there is none.
     """
     file = OutputDir(runs_root.parent).jobs_file(name)
     jobs = {runs_root.parent / folder: job for folder, job in (read_json(file) if file.exists() else {}).items()}
@@ -93,9 +99,5 @@ def _cell(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any] |
     else:  # the folder says it: <task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<overrides>]
         folder = RunFolder(parent / "seed0")
         setting, case = folder.setting, list(folder.case)
-    return Cell(
-        tuple(case),
-        {key: str(value) for key, value in setting.items()},
-        {run.seed: run for run in runs},
-        unfinished,
-    )
+    texts = {key: str(value) for key, value in setting.items()}
+    return Cell(tuple(case), texts, {run.seed: run for run in runs}, unfinished)

@@ -1,11 +1,10 @@
 """Looking at a mask: which tokens train, what dropped the others, and what other thresholds would do.
 
-`preview` writes one HTML file that needs no network: text, scores and thresholds travel in it, compressed,
-and so does the charting library (plotly.js, as the plotly package ships it). `preview_text` is for the
-terminal.
+`preview` writes one HTML file that needs no network: text, scores and thresholds travel in it, compressed, and so does
+the charting library (plotly.js, as the plotly package ships it). `preview_text` is for the terminal.
 
-Nothing from a dataset can run as script: texts reach the page inside base64, are put on it as text nodes
-only, and the page's content security policy admits no script but the two that are written here.
+Nothing from a dataset can run as script: texts reach the page inside base64, are put on it as text nodes only, and the
+page's content security policy admits no script but the two that are written here.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +27,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Attribute, Config, ThresholdConfig
-from xtf.data.tokens import Pieces, ResponseTokens, decoded, response_tokens
-from xtf.reporting.figures import COLOURS, SCORES
+from xtf.config.schema import PRESETS, Config, ThresholdConfig
+from xtf.data.ragged import Responses
+from xtf.data.tokens import Pieces, decoded
 from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import Manifest, RunFolder
-from xtf.scoring.sensitivity import Sweep, sweep
-from xtf.scoring.thresholds import PRESETS, SOURCE, Scores
+from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
+from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.sensitivity import NEVER, Sweep, sweep
 
 if TYPE_CHECKING:
     import datasets
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 MOST_EXAMPLES = 2000
 MOST_BYTES = 25_000_000  # of the file
 MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES allow
-NAMES = {"ri": "Reasoning importance", "kn": "Knowledge novelty", "tr": "Task relevance"}
-MARKS = {"ri": "R", "kn": "K", "tr": "T"}
 
 
 def preview(
@@ -60,12 +58,13 @@ def preview(
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.
 
-    `threshold` must be the one that the table was masked with: the sliders start there. `command` is what the
-    page puts before the settings that reproduce the sliders. A table with more than `examples` rows, or one
-    that would make the file larger than 25 MB, is sampled at random (fixed seed), and the page says so;
-    thresholds are fitted to the whole table all the same.
+    `threshold` must be the one that the table was masked with: the sliders start there. `command` is what the page puts
+    before the settings that reproduce the sliders. A table with more than `examples` rows, or one that would make the
+    file larger than 25 MB, is sampled at random (fixed seed), and the page says so; thresholds are fitted to the whole
+    table all the same.
 
-    ValueError: a table without labels or rows, a `threshold` that does not give the table's drops.
+    Raises:
+        ValueError: a table without labels or rows, a `threshold` that does not give the table's drops.
     """
     table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
     if table.num_rows == 0 or examples < 1:
@@ -73,7 +72,7 @@ def preview(
     if isinstance(threshold, str) and threshold not in PRESETS:
         raise ValueError(f"there is no threshold {threshold!r}; choose from {', '.join(PRESETS)}")
     config = PRESETS[threshold] if isinstance(threshold, str) else threshold
-    tokens = len(response_tokens(table).ids)
+    tokens = MaskedTokens.from_mask(table).tokens
     examples = min(examples, max(1, table.num_rows * MOST_TOKENS // max(1, tokens)))
     while True:
         page = _page(table, tokenizer, config, examples, command, title)
@@ -121,8 +120,9 @@ def _page(
 ) -> bytes:
     rows = _sample(table.num_rows, examples)
     shown = table.take(rows)
-    tokens = response_tokens(shown)
-    sweeps = _sweeps(response_tokens(table), tokens, config)
+    tokens = MaskedTokens.from_mask(shown)
+    judged = tokens.judged(config)
+    sweeps = _sweeps(MaskedTokens.from_mask(table), tokens, config)
     live = _is_union(tokens)
     if live:
         _check_threshold(tokens, sweeps)
@@ -131,7 +131,10 @@ def _page(
         "total": table.num_rows,
         "live": live,
         "command": command,
-        "attributes": [_describe(name, found, tokens, config) for name, found in sweeps.items()],
+        "attributes": [_describe(ATTRIBUTES[name], found, tokens, config) for name, found in sweeps.items()],
+        "bits": {name: 1 << place for place, name in enumerate(ATTRIBUTES)},
+        "paper": PAPER,
+        "colours": {"other": OTHER, "several": SEVERAL},
         "strings": strings,
         "rows": rows.tolist(),
         "ids": shown["example_id"].to_pylist(),
@@ -143,6 +146,7 @@ def _page(
         "piece": pieces,
         "id": tokens.ids.astype(np.uint32),
         "kept": tokens.kept.astype(np.uint8),
+        "judged": judged.astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }
@@ -160,27 +164,31 @@ def _sample(rows: int, wanted: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(rows, wanted, replace=False))
 
 
-def _sweeps(dataset: ResponseTokens, shown: ResponseTokens, config: ThresholdConfig) -> dict[str, Sweep]:
-    """A slider for every attribute that was scored, whether or not it was in use."""
+def _sweeps(dataset: MaskedTokens, shown: MaskedTokens, config: ThresholdConfig) -> dict[str, Sweep]:
+    """A slider for every attribute that was scored, whether or not it was in use; none drops an end that is kept."""
     found = {}
-    for attribute in Attribute:
-        column = SOURCE[attribute]
+    for name, attribute in ATTRIBUTES.items():
+        column = attribute.source
         if column in dataset.scores:
-            parts = [Scores(np.diff(part.offsets), {column: part.scores[column]}) for part in (dataset, shown)]
-            found[attribute.value] = sweep(attribute, config, *parts)
+            parts = [part.select(part.judged(config)) for part in (dataset, shown)]
+            blocks = (Responses(part.lengths, {column: part.scores[column]}) for part in parts)
+            only = sweep(attribute, config, *blocks)
+            first = np.full(shown.tokens, NEVER, dtype=np.uint8)
+            first[shown.judged(config)] = only.first
+            found[name] = replace(only, first=first)
     return found
 
 
-def _is_union(tokens: ResponseTokens) -> bool:
+def _is_union(tokens: MaskedTokens) -> bool:
     """Whether the labels are the attributes' union, so that sliders can say what a threshold would do."""
     union = np.logical_or.reduce([np.zeros(len(tokens.ids), dtype=bool), *tokens.dropped.values()])
     return bool((tokens.kept == ~union).all()) and bool(tokens.dropped)
 
 
-def _check_threshold(tokens: ResponseTokens, sweeps: dict[str, Sweep]) -> None:
+def _check_threshold(tokens: MaskedTokens, sweeps: dict[str, Sweep]) -> None:
     for name, stored in tokens.dropped.items():
         if name not in sweeps:
-            raise ValueError(f"the table has drop_{name} but no scores {SOURCE[Attribute(name)]!r} to explain it")
+            raise ValueError(f"the table has drop_{name} but no scores {ATTRIBUTES[name].source!r} to explain it")
         differing = int(np.count_nonzero(sweeps[name].dropped(sweeps[name].chosen) != stored))
         if differing:
             raise ValueError(
@@ -189,24 +197,28 @@ def _check_threshold(tokens: ResponseTokens, sweeps: dict[str, Sweep]) -> None:
             )
 
 
-def _describe(name: str, found: Sweep, tokens: ResponseTokens, config: ThresholdConfig) -> dict[str, Any]:
-    rule = getattr(config, name)
+def _describe(attribute: TokenAttribute, found: Sweep, tokens: MaskedTokens, config: ThresholdConfig) -> dict[str, Any]:
+    rule = rule_of(config, attribute)
     return {
-        "name": name,
-        "title": NAMES[name],
-        "axis": SCORES[name],
-        "colour": COLOURS[name],
+        "name": attribute.name,
+        "label": attribute.label,
+        "title": attribute.title,
+        "explanation": attribute.explanation,
+        "axis": attribute.axis,
+        "reason": attribute.reason,
+        "colour": attribute.colour,
+        "source": attribute.source,
         "setting": found.setting,
         "values": found.values,
         "chosen": found.chosen,
-        "active": name in tokens.dropped,
+        "active": attribute.name in tokens.dropped,
         "cuts": found.cuts,
         "cap": rule.cap,
         "rule": rule.rule.value,
     }
 
 
-def _strings(tokens: ResponseTokens, pieces: Pieces) -> tuple[list[str], np.ndarray]:
+def _strings(tokens: MaskedTokens, pieces: Pieces) -> tuple[list[str], np.ndarray]:
     """The distinct pieces of text, and for each response token the place of its own, uint32 (N,)."""
     places: dict[str, int] = {}
     found = np.empty(len(tokens.ids), dtype=np.uint32)
@@ -239,11 +251,19 @@ def _render(meta: dict[str, Any], blob: bytes, title: str) -> bytes:
         title=title,
         policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
         scripts=scripts,
-        colours=COLOURS,
+        attributes=ATTRIBUTES.values(),
+        sets=_sets(),
+        other=(1 << len(ATTRIBUTES), OTHER),
         meta=_packed(json.dumps(meta).encode()),
         arrays=_packed(blob),
     )
     return text.encode()
+
+
+def _sets() -> list[tuple[int, list[TokenAttribute]]]:
+    """Every set of attributes that may drop a token, with its code on the page: bit i is that of row i of the table."""
+    rows = list(ATTRIBUTES.values())
+    return [(code, [row for place, row in enumerate(rows) if code >> place & 1]) for code in range(1, 1 << len(rows))]
 
 
 def _packed(data: bytes) -> str:
@@ -273,21 +293,30 @@ class TextPreview:
         yield Text(f"\n{len(self.examples)} of {self.total} examples", style="dim")
 
     def _legend(self, colour: bool) -> Text:
-        entries = [(f"dropped by {name.upper()}", (name,)) for name in MARKS] + [("dropped by the method", ("other",))]
+        rows = list(ATTRIBUTES.values())
         if colour:
+            entries = [(f"dropped by {row.label}", (row.name,)) for row in rows] + [
+                ("dropped by the method", ("other",))
+            ]
             return Text("  ").join([Text("kept"), *(_coloured(text, names) for text, names in entries)])
-        return Text("kept  [R:dropped by RI]  [K:by KN]  [T:by TR]  [KT:by both]  [-:by the method]")
+        first, *others = rows
+        marks = [f"[{first.mark}:dropped by {first.label}]", *(f"[{row.mark}:by {row.label}]" for row in others)]
+        return Text("  ".join(["kept", *marks, f"[{others[0].mark}{others[1].mark}:by both]", "[-:by the method]"]))
 
 
 def preview_text(
     masked: datasets.Dataset | pa.Table, tokenizer: PreTrainedTokenizerBase, *, examples: int = 5
 ) -> TextPreview:
-    """The first examples of a masked table, for `rich.print`; ValueError for an empty table."""
+    """The first examples of a masked table, for `rich.print`.
+
+    Raises:
+        ValueError: the table is empty, or no example is asked for.
+    """
     table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
     shown = table.slice(0, examples)
-    tokens, pieces = response_tokens(shown), Pieces(tokenizer)
+    tokens, pieces = MaskedTokens.from_mask(shown), Pieces(tokenizer)
     found = []
     for row, (name, prompt) in enumerate(zip(shown["example_id"].to_pylist(), _prompts(shown, tokenizer), strict=True)):
         start, end = tokens.offsets[row], tokens.offsets[row + 1]
@@ -303,7 +332,7 @@ def preview_text(
     return TextPreview(found, table.num_rows)
 
 
-def _dropped_by(tokens: ResponseTokens, place: int) -> tuple[str, ...]:
+def _dropped_by(tokens: MaskedTokens, place: int) -> tuple[str, ...]:
     """The attributes that dropped a token; ("other",) if a method gave it no weight; () if kept."""
     if tokens.kept[place]:
         return ()
@@ -314,8 +343,10 @@ def _coloured(text: str, names: tuple[str, ...]) -> Text:
     """One attribute: white on its hue. Several: the first one's hue, underlined, to tell them from one."""
     if not names:
         return Text(text)
-    return Text(text, style=f"white on {COLOURS[names[0]]}" + (" underline bold" if len(names) > 1 else ""))
+    colour = ATTRIBUTES[names[0]].colour if names[0] in ATTRIBUTES else OTHER
+    return Text(text, style=f"white on {colour}" + (" underline bold" if len(names) > 1 else ""))
 
 
 def _marked(text: str, names: tuple[str, ...]) -> Text:
-    return Text(f"[{''.join(MARKS.get(name, '-') for name in names)}:{text}]" if names else text)
+    marks = "".join(ATTRIBUTES[name].mark if name in ATTRIBUTES else "-" for name in names)
+    return Text(f"[{marks}:{text}]" if names else text)

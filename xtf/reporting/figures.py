@@ -1,8 +1,7 @@
 """The report's figures, drawn with matplotlib and written as PNG and SVG.
 
-One hue per attribute, here and in the explorer, from the palette of Okabe and Ito, which readers with any of
-the common kinds of colour blindness can tell apart. Each figure is a function of plain arrays, so that it can
-be drawn from a run's files without loading a model.
+One hue per attribute, here and in the explorer (`xtf.scoring.attributes`). Each figure is a function of plain arrays,
+so that it can be drawn from a run's files without loading a model.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from xtf.graders.metrics import Metric
+from xtf.scoring.attributes import ATTRIBUTES, OTHER, SEVERAL
 
-COLOURS = {"ri": "#0072B2", "kn": "#D55E00", "tr": "#009E73", "other": "#7A7A7A"}
-NAMES = {"ri": "reasoning importance (RI)", "kn": "knowledge novelty (KN)", "tr": "task relevance (TR)"}
-SCORES = {"ri": "attention received, log", "kn": "1 - p", "tr": "nearness to the task's centre"}
+BLUE, VERMILION = "#0072B2", "#D55E00"
 KEPT = "#BDBDBD"
 HISTOGRAM_BINS = 60
 MARKERS = "os^vDPX*<>hpd"
@@ -47,14 +45,8 @@ def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
     figure, axes = _panels(1, height=0.9 + 0.45 * len(rows))
     (axis,) = axes
     for place, (_, value, low, high) in enumerate(reversed(rows)):
-        axis.errorbar(
-            100 * value,
-            place,
-            xerr=_whiskers(100 * value, 100 * low, 100 * high),
-            fmt="o",
-            color="black",
-            capsize=4,
-        )
+        bars = _whiskers(100 * value, 100 * low, 100 * high)
+        axis.errorbar(100 * value, place, xerr=bars, fmt="o", color="black", capsize=4)
     axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.set_xlabel("% of items, with the 95 % interval")
@@ -89,40 +81,40 @@ def distributions(
 ) -> Figure:
     """Each attribute's scores, kept and dropped by it (figure 3 of the paper), with its thresholds as lines.
 
-    Dropped tokens are stacked on the kept ones, on a log scale. `scores[a]` and `dropped[a]` hold one value
-    per response token; `cuts[a]` has a line for each threshold that holds for all examples (none for RI,
-    whose threshold is each example's own).
+    Dropped tokens are stacked on the kept ones, on a log scale. `scores[a]` and `dropped[a]` hold one value per
+    response token; `cuts[a]` has a line for each threshold that holds for all examples (none for RI, whose threshold is
+    each example's own).
     """
     figure, axes = _panels(len(scores))
     for axis, (attribute, values) in zip(axes, scores.items(), strict=True):
-        drop = dropped[attribute]
+        drop, colour = dropped[attribute], ATTRIBUTES[attribute].colour
         edges = np.histogram_bin_edges(values, HISTOGRAM_BINS)
         every, low = (np.histogram(part, edges)[0] for part in (values, values[drop]))
         axis.stairs(every, edges, fill=True, color=KEPT)
-        axis.stairs(every, edges, baseline=every - low, fill=True, color=COLOURS[attribute])
+        axis.stairs(every, edges, baseline=every - low, fill=True, color=colour)
         for cut in cuts[attribute]:
             axis.axvline(cut, color="black", linestyle="--", linewidth=1)
         axis.set_yscale("log")
         axis.set_ylim(0.7, 2 * max(every))
         axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel(f"{attribute.upper()}: {SCORES[attribute]}")
-        axis.set_title(f"drops {100 * drop.mean():.2f} %", color=COLOURS[attribute], fontsize=10)
+        axis.set_xlabel(f"{ATTRIBUTES[attribute].label}: {ATTRIBUTES[attribute].axis}")
+        axis.set_title(f"drops {100 * drop.mean():.2f} %", color=colour, fontsize=10)
     axes[0].set_ylabel("response tokens")
     return figure
 
 
 def overlap(shares: Mapping[tuple[str, ...], float]) -> Figure:
     """Exclusive shares of response tokens by the set of attributes that dropped them, as an UpSet plot."""
-    attributes = sorted({name for group in shares for name in group}, key=list(NAMES).index)
+    attributes = [name for name in ATTRIBUTES if any(name in group for group in shares)]
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     bars, dots = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for place, (group, share) in enumerate(shares.items()):
-        colour = COLOURS[group[0]] if len(group) == 1 else "#444444"
+        colour = ATTRIBUTES[group[0]].colour if len(group) == 1 else SEVERAL
         bars.bar(place, 100 * share, color=colour, width=0.6)
         bars.annotate(f"{100 * share:.2f}", (place, 100 * share), ha="center", va="bottom", fontsize=8)
         for row, attribute in enumerate(attributes):
-            inside = attribute in group
-            dots.plot(place, -row, "o", markersize=9, color=COLOURS[attribute] if inside else "#E0E0E0")
+            colour = ATTRIBUTES[attribute].colour if attribute in group else "#E0E0E0"
+            dots.plot(place, -row, "o", markersize=9, color=colour)
     bars.set_ylabel("% of response tokens")
     bars.margins(y=0.15)
     dots.set_yticks([-row for row in range(len(attributes))], [name.upper() for name in attributes])
@@ -141,7 +133,7 @@ def sensitivity(curves: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]])
     """
     figure, axes = _panels(len(curves))
     for axis, (attribute, (setting, values, shares, chosen)) in zip(axes, curves.items(), strict=True):
-        axis.plot(values, 100 * shares, color=COLOURS[attribute])
+        axis.plot(values, 100 * shares, color=ATTRIBUTES[attribute].colour)
         axis.axvline(chosen, color="black", linestyle="--", linewidth=1, label=f"in use: {chosen:g}")
         axis.set_xlabel(setting)
         axis.legend(frameon=False, fontsize=7.5)
@@ -157,9 +149,9 @@ def effects(
 ) -> Figure:
     """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
 
-    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its
-    own scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval
-    by panel and label, Student's t, as a thin line behind the first.
+    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its own
+    scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval by panel
+    and label, Student's t, as a thin line behind the first.
     """
     labels = {row[0] for rows in panels.values() for row in rows}
     figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
@@ -169,24 +161,18 @@ def effects(
     places = {label: place for place, label in enumerate(sorted(first, key=first.__getitem__))}
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         for label, (low, high) in ((student or {}).get(title) or {}).items():
-            line = axis.hlines(places[label], 100 * low, 100 * high, color=COLOURS["other"], linewidth=0.8)
+            line = axis.hlines(places[label], 100 * low, 100 * high, color=OTHER, linewidth=0.8)
             line.set_label("Student's t")
         for label, value, low, high in rows:
             bars = _whiskers(100 * value, 100 * low, 100 * high)
             axis.errorbar(100 * value, places[label], xerr=bars, fmt="o", color="black", linewidth=2, markersize=4)
-        axis.axvline(0, color=COLOURS["other"], linestyle="--", linewidth=1, label=control)
+        axis.axvline(0, color=OTHER, linestyle="--", linewidth=1, label=control)
         if untrained and title in untrained:
             place = 100 * untrained[title]
-            axis.axvline(place, color=COLOURS["ri"], linestyle=":", linewidth=1.5, label="untrained")
-        for label in labels - {row[0] for row in rows}:
-            axis.text(
-                0.02,
-                places[label],
-                "not run",
-                transform=axis.get_yaxis_transform(),
-                va="center",
-                fontsize=7.5,
-            )
+            axis.axvline(place, color=BLUE, linestyle=":", linewidth=1.5, label="untrained")
+        for label in sorted(labels - {row[0] for row in rows}, key=places.__getitem__, reverse=True):
+            across = axis.get_yaxis_transform()
+            axis.text(0.02, places[label], "not run", transform=across, va="center", fontsize=7.5)
         axis.set_xlabel(f"points minus {control}")
         axis.set_title(title, fontsize=10)
     axes[0].set_yticks(range(len(places)), list(places))
@@ -224,14 +210,8 @@ def deciles(curves: Mapping[str, Sequence[tuple[int, float, float, float]]], ref
     figure, axes = _panels(len(curves), height=3.3, sharey=True)
     for axis, (title, points) in zip(axes, curves.items(), strict=True):
         places, values, lows, highs = (100 * np.array(part, float) for part in zip(*points, strict=True))
-        axis.errorbar(
-            places / 100,
-            values,
-            yerr=_whiskers(values, lows, highs),
-            fmt="o-",
-            color=COLOURS["kn"],
-            capsize=3,
-        )
+        bars = _whiskers(values, lows, highs)
+        axis.errorbar(places / 100, values, yerr=bars, fmt="o-", color=VERMILION, capsize=3)
         for (name, reference), style in zip(references.items(), ("--", ":", "-."), strict=False):
             axis.axhline(100 * reference, color="black", linestyle=style, linewidth=1, label=name)
         axis.set_xticks(range(1, 11))
@@ -258,6 +238,7 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
     size = (2.2 + 2.8 * columns, 0.4 + lines * (1.1 + 0.34 * len(names)))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    colours = {attribute.label: attribute.colour for attribute in ATTRIBUTES.values()}
     for axis, (case, rows) in zip(axes, panels.items(), strict=False):
         for row, name in enumerate(names):
             for share, metric in rows.get(name, ()):
@@ -268,7 +249,7 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
                     xerr=_whiskers(metric.value, metric.low, metric.high),
                     fmt="o",
                     markersize=4,
-                    color=COLOURS.get(name.lower(), "black"),
+                    color=colours.get(name, "black"),
                     alpha=(place + 1) / len(shares),
                 )
             if name not in rows:
@@ -283,17 +264,9 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
         axis.set_visible(False)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
+    dot: dict[str, Any] = {"marker": "o", "markersize": 5, "color": "black", "linestyle": "none"}
     keys = [
-        Line2D(
-            [],
-            [],
-            marker="o",
-            markersize=5,
-            color="black",
-            linestyle="none",
-            alpha=(place + 1) / len(shares),
-            label=f"{100 * share:g} % planted",
-        )
+        Line2D([], [], alpha=(place + 1) / len(shares), label=f"{100 * share:g} % planted", **dot)
         for place, share in enumerate(shares)
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(shares), frameon=False, fontsize=8)
@@ -301,6 +274,7 @@ def detection(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metric]]]]
 
 
 def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
+    """Training loss by optimizer step."""
     figure, (axis,) = _panels(1)
     axis.plot(steps, losses, color="black", linewidth=1)
     axis.set_xlabel("optimizer step")

@@ -1,8 +1,8 @@
 """What can be said about differences between arms of a study: intervals for many comparisons at once, effects pooled
 over tasks, and how large a study would have to be.
 
-A paired difference D of two arms has a value for every seed s and evaluation item i. Its mean over S seeds and I
-items is the effect; `xtf.reporting.runs` explains what its bootstrap resamples.
+A paired difference D of two arms has a value for every seed s and evaluation item i. Its mean over S seeds and I items
+is the effect; `xtf.reporting.runs` explains what its bootstrap resamples.
 
 Shapes: S seeds, I items, B resamples.
 """
@@ -13,7 +13,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 from scipy import stats
@@ -35,6 +34,7 @@ class Estimate:
     items: int
 
     def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -44,8 +44,11 @@ Values = Mapping[str, float | None]
 def mean(seeds: Sequence[Values]) -> Estimate:
     """The mean over runs that differ in nothing but the seed; `seeds[i]` maps item ids to values.
 
-    Where all items are right, or all wrong, every resample is the same; the interval is then Wilson's for one
-    run's items.
+    Where all items are right, or all wrong, every resample is the same; the interval is then Wilson's for one run's
+    items.
+
+    Raises:
+        ValueError: as `matrix`.
     """
     values_SI = matrix(seeds)
     found, items = _estimate(values_SI), values_SI.shape[1]
@@ -56,7 +59,11 @@ def mean(seeds: Sequence[Values]) -> Estimate:
 
 
 def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
-    """treated - control; entry i of both is the same seed."""
+    """treated - control; entry i of both is the same seed.
+
+    Raises:
+        ValueError: the sides have different numbers of seeds, or as `matrix`.
+    """
     if len(treated) != len(control):
         raise ValueError(
             f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}"
@@ -66,7 +73,11 @@ def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate
 
 
 def matrix(runs: Sequence[Values]) -> np.ndarray:
-    """float64 [runs, items] over items with a verdict in every run; ValueError if the items differ."""
+    """float64 [runs, items] over items with a verdict in every run.
+
+    Raises:
+        ValueError: the runs were graded on different items, or no item has a verdict in every run.
+    """
     for run in runs[1:]:
         if run.keys() != runs[0].keys():
             odd = sorted(run.keys() ^ runs[0].keys())
@@ -83,7 +94,10 @@ def _estimate(values_SI: np.ndarray) -> Estimate:
 
 
 def resampled_means(values_SI: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
-    """Means of `values_SI` over seeds and items drawn anew, [resamples]; the same draws at every call."""
+    """Means of `values_SI` over seeds and items drawn anew, [resamples]; the same draws at every call.
+
+    By hand, as `scipy.stats.bootstrap` draws along one axis, and these draws cross seeds with items.
+    """
     seeds, items = values_SI.shape
     generator = np.random.default_rng(0)
     draws = []
@@ -159,9 +173,9 @@ class Effect:
 def effect(values_SI: np.ndarray) -> Effect:
     """The mean of paired differences [S, I] with its bootstrap over seeds and items.
 
-    Where seeds differ more than items do, few of them make the interval too short: five seeds alone give
-    sqrt(4 / 5) of the width and no t quantile, and hold the truth in 83 % instead of 95 % of studies. Where what is
-    left over weighs most it is too long. `student` has neither fault.
+    Where seeds differ more than items do, few of them make the interval too short: five seeds alone give sqrt(4 / 5) of
+    the width and no t quantile, and hold the truth in 83 % instead of 95 % of studies. Where what is left over weighs
+    most it is too long. `student` has neither fault.
     """
     return replace(crossed_effect(values_SI), draws=resampled_means(values_SI, EFFECT_RESAMPLES))
 
@@ -187,8 +201,8 @@ def _satterthwaite(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The variance of a table's mean and its degrees of freedom, from the mean squares of seeds, items and the rest.
 
-    A part that the rest explains (its mean square is no larger) is left out; not so of two seeds, whose mean square
-    has one degree of freedom and says too little to leave anything out.
+    A part that the rest explains (its mean square is no larger) is left out; not so of two seeds, whose mean square has
+    one degree of freedom and says too little to leave anything out.
     """
     by_seed = np.maximum(by_seed, rest) if seeds == 2 else by_seed
     with_seeds, with_items = np.greater(by_seed, rest) | (seeds == 2), np.greater(by_item, rest)
@@ -209,19 +223,18 @@ def seed_effect(values_S: np.ndarray) -> Effect:
     seeds, value = len(values_S), float(values_S.mean())
     if seeds < 2:
         return Effect(value, seeds, 0, None, Student(value, math.inf, 0))
-    deviation = float(values_S.std(ddof=1)) / math.sqrt(seeds)
-    return Effect(value, seeds, 0, None, Student(value, deviation, seeds - 1))
+    return Effect(value, seeds, 0, None, Student(value, float(stats.sem(values_S)), seeds - 1))
 
 
 # -- many comparisons ----------------------------------------------------------------------------------------
 
 
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, float]]:
-    """Each comparison's Holm-adjusted p, and the alpha of its own interval.
+    """Each comparison's Holm-adjusted p, and the alpha of its own interval (scipy has no such correction).
 
-    The k-th smallest of m p-values is held against alpha / (m - k + 1), as long as those before it passed; what is
-    not reached is held against the alpha at which the first failed. The interval at that alpha leaves out zero
-    exactly where Holm's procedure rejects, so no sign is claimed wrongly in the family with probability 1 - alpha.
+    The k-th smallest of m p-values is held against alpha / (m - k + 1), as long as those before it passed; what is not
+    reached is held against the alpha at which the first failed. The interval at that alpha leaves out zero exactly
+    where Holm's procedure rejects, so no sign is claimed wrongly in the family with probability 1 - alpha.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     found = [(0.0, 0.0)] * len(p_values)
@@ -240,8 +253,8 @@ def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, f
 class Comparison:
     """An effect within a family of comparisons: its interval is at level 1 - `alpha`, by Holm.
 
-    Such intervals decide signs: that any of the family's leaves out zero wrongly has a probability of at most 5 %.
-    They do not all hold their truths at once with 95 %. `student` is the same by Student's t, from its own p-values.
+    Such intervals decide signs: that any of the family's leaves out zero wrongly has a probability of at most 5 %. They
+    do not all hold their truths at once with 95 %. `student` is the same by Student's t, from its own p-values.
     """
 
     effect: Effect
@@ -254,6 +267,7 @@ class Comparison:
 
     @property
     def value(self) -> float:
+        """Of the effect."""
         return self.effect.value
 
     @property
@@ -292,7 +306,9 @@ def random_effects(values: Sequence[float], variances: Sequence[float]) -> Poole
     w = 1 / v and Q = sum w (y - mean)^2. The interval is Knapp and Hartung's (2003), for with few tasks tau is hardly
     known: Student's t with k - 1 degrees of freedom times sqrt(q / sum w), w = 1 / (v + tau^2) and
     q = sum w (y - mean)^2 / (k - 1), which is not taken below 1.
-    ValueError without two tasks, or for a variance that is not positive.
+
+    Raises:
+        ValueError: there are not two tasks, or a variance is not positive.
     """
     effects, variance = np.asarray(values, float), np.asarray(variances, float)
     degrees = len(effects) - 1
@@ -311,7 +327,7 @@ def random_effects(values: Sequence[float], variances: Sequence[float]) -> Poole
 
 def _weighted(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """The weighted mean, and the weighted sum of squares around it."""
-    centre = float((weights * values).sum() / weights.sum())
+    centre = float(np.average(values, weights=weights))
     return centre, float((weights * (values - centre) ** 2).sum())
 
 
@@ -334,7 +350,8 @@ class Components:
 def mean_squares(values_SI: np.ndarray) -> tuple[float, float, float]:
     """Of seeds, items and what is left, in the two-way table of paired differences [S, I].
 
-    ValueError without two seeds and two items.
+    Raises:
+        ValueError: there are not two seeds and two items.
     """
     seeds, items = values_SI.shape
     if seeds < 2 or items < 2:
@@ -346,7 +363,11 @@ def mean_squares(values_SI: np.ndarray) -> tuple[float, float, float]:
 
 
 def components(values_SI: np.ndarray) -> Components:
-    """From paired differences [S, I]; negative estimates count as 0. ValueError without two seeds and two items."""
+    """From paired differences [S, I]; negative estimates count as 0.
+
+    Raises:
+        ValueError: there are not two seeds and two items.
+    """
     seeds, items = values_SI.shape
     by_seed, by_item, rest = mean_squares(values_SI)
     return Components(max(0.0, (by_seed - rest) / items), max(0.0, (by_item - rest) / seeds), rest)
@@ -376,11 +397,13 @@ def items_needed(parts: Components, gain: float, seeds: int, wanted: float = 0.8
     None if a million are too few. The search begins at what the normal approximation asks for, variances known:
     I = (b + e / S) / (v - a / S) with v = (gain / (z_0.975 + z_wanted))^2. With few seeds more items do not always
     help: what is left is the spread between seeds, of which so few say little.
+
+    Raises:
+        ValueError: the gain is not above 0.
     """
     if gain <= 0:
         raise ValueError(f"gain={gain}: only a gain above 0 can be looked for")
-    normal = NormalDist()
-    allowed = (gain / (normal.inv_cdf(1 - ALPHA / 2) + normal.inv_cdf(wanted))) ** 2
+    allowed = (gain / float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(wanted))) ** 2
     room = allowed - parts.seeds / seeds
     least = math.inf if room <= 0 else max(2, math.ceil((parts.items + parts.rest / seeds) / room))
     if least > MOST_ITEMS:
@@ -392,8 +415,12 @@ def items_needed(parts: Components, gain: float, seeds: int, wanted: float = 0.8
 
 @functools.cache
 def smallest_study(parts: Components, gain: float, most_items: int, wanted: float = 0.8) -> tuple[int, int]:
-    """(seeds, items) with that power: the fewest seeds that do with `most_items` items; where items are too few for
-    any number of seeds, the pair with the smallest product. ValueError where `SEEDS` seeds are too few."""
+    """(seeds, items) with that power: the fewest seeds that do with `most_items` items; where items are too few for any
+    number of seeds, the pair with the smallest product.
+
+    Raises:
+        ValueError: the largest number of `SEEDS` is too few.
+    """
     found: list[tuple[int, int]] = []
     for seeds in SEEDS:
         items = items_needed(parts, gain, seeds, wanted)

@@ -7,23 +7,23 @@ scoring), with what the authors report beside them.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from xtf.data.tokens import ResponseTokens, response_tokens
 from xtf.reporting import figures
-from xtf.reporting.pages import data_url, percent, render, seconds
-from xtf.reporting.run_report import curves, cuts_of, exclusive_shares
-from xtf.runtime.artifacts import read_json, write_atomic
+from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
+from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
+from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.masks import MaskedTokens
 
-Lines = list[dict[str, Any]]
+Lines = list[list[Any]]  # a figure each, under `COLUMNS`
+# `value` is a share, seconds or MB; `at` is the threshold's setting, for points of a curve.
+COLUMNS = ("task", "model", "tuning", "run", "quantity", "at", "value", "reported")
 Reported = Sequence[Mapping[str, str]]
 
 
@@ -49,43 +49,33 @@ def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Rep
         folders: the experiment's run folders, those included that are missing.
         reported: the lines of xtf/reporting/reported.csv.
 
-    ValueError: no run has been scored.
+    Raises:
+        ValueError: no run has been scored.
     """
     every = {folder: Manifest(folder) for folder in map(RunFolder, folders)}
     runs = {folder: manifest for folder, manifest in every.items() if "score" in manifest.stages}
     if not runs:
         raise ValueError(f"none of the {len(folders)} runs of {name} has been scored")
     lines: Lines = []
-    written: list[Path] = []
     sections = [_costs(runs, reported, lines)]
     for folder, manifest in runs.items():
         if "mask" in manifest.stages:
-            section, drawn = _mask_section(name, folder, manifest, out_dir, reported, lines)
-            sections.append(section)
-            written += drawn
+            sections.append(_mask_section(name, folder, manifest, out_dir, reported, lines))
     missing = [[str(folder.path), folder.state()] for folder in every if folder not in runs]
     if missing:
-        sections.append({"title": "Missing", "text": [], "columns": ["run", "why"], "rows": missing, "figures": []})
-    written.append(_write_csv(lines, out_dir / f"{name}.csv"))
-    context = {"title": f"{name}: {len(runs)} of {len(folders)} runs", "sections": sections}
-    return written + render("tables", context, out_dir, name)
+        sections.append(Section("Missing", columns=["run", "why"], rows=missing))
+    written = write_csv(out_dir / f"{name}.csv", COLUMNS, lines)
+    return [written, *render_sections(f"{name}: {len(runs)} of {len(folders)} runs", sections, out_dir, name)]
 
 
-def _line(folder: RunFolder, quantity: str, value: float, reported: str, at: float | str = "") -> dict[str, Any]:
-    case = dict(zip(("task", "model", "tuning"), folder.case, strict=True))
-    return case | {
-        "run": "/".join(folder.parts[3:]),
-        "quantity": quantity,
-        "at": at,
-        "value": value,
-        "reported": reported,
-    }
+def _line(folder: RunFolder, quantity: str, value: float, reported: str, at: float | str = "") -> list[Any]:
+    return [*folder.case, "/".join(folder.parts[3:]), quantity, at, value, reported]
 
 
 # -- tables 6 and 7 -----------------------------------------------------------------------------------------
 
 
-def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines) -> dict[str, Any]:
+def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines) -> Section:
     """Time and memory of each run's passes over its training rows."""
     rows, seen = [], set()
     for folder, manifest in runs.items():
@@ -118,28 +108,14 @@ def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines)
             lines.append(_line(folder, f"{kind}: seconds", took, said[1]))
             if peak is not None:
                 lines.append(_line(folder, f"{kind}: peak memory MB", peak, said[0]))
-    return {
-        "title": "Time and memory of scoring (tables 6 and 7)",
-        "text": [
-            "One pass over the training rows for all attributes. Peak memory: on a GPU that of tensors while "
-            "scoring, on the CPU that of the whole process; MB are 1e6 bytes. The authors make three passes, on "
-            "hardware that they do not name, over a number of rows that they do not state."
-        ],
-        "columns": [
-            "task",
-            "model",
-            "pass",
-            "device",
-            "tokens",
-            "time",
-            "tokens/s",
-            "peak MB",
-            "reported: seconds",
-            "reported: peak MB",
-        ],
-        "rows": rows,
-        "figures": [],
-    }
+    text = (
+        "One pass over the training rows for all attributes. Peak memory: on a GPU that of tensors while scoring, on "
+        "the CPU that of the whole process; MB are 1e6 bytes. The authors make three passes, on hardware that they do "
+        "not name, over a number of rows that they do not state."
+    )
+    measured = ["task", "model", "pass", "device", "tokens", "time", "tokens/s", "peak MB"]
+    columns = [*measured, "reported: seconds", "reported: peak MB"]
+    return Section("Time and memory of scoring (tables 6 and 7)", [text], columns, rows)
 
 
 def _published(folder: RunFolder, reported: Reported) -> Reported:
@@ -158,32 +134,25 @@ def _reported(reported: Reported, table: str, task: str, model: str, setting: st
 
 def _mask_section(
     name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, reported: Reported, lines: Lines
-) -> tuple[dict[str, Any], list[Path]]:
+) -> Section:
     """Shares dropped, beside the reported ones, and the three figures."""
-    tokens = response_tokens(pq.read_table(folder.mask))
+    tokens = judged_tokens(folder, pq.read_table(folder.mask))
     stats = manifest.stages["mask"]["stats"]
-    written: list[Path] = []
-    drawn: list[dict[str, str]] = []
+    drawn: list[Picture] = []
     stem = f"{name}-{'-'.join(folder.parts)}"
-    found = curves(folder.path, tokens)
+    found = curves(folder, tokens)
     if tokens.dropped:
         scores = {key: tokens.scores[key] for key in tokens.dropped}
-        cuts = {key: cuts_of(key, stats["thresholds"][key]) for key in scores}
-        pictures = {
+        cuts = {key: cuts_of(stats["thresholds"][key]) for key in scores}
+        parts = {
             "distributions": figures.distributions(scores, tokens.dropped, cuts),
             "overlap": figures.overlap(exclusive_shares(tokens)),
             "sensitivity": figures.sensitivity(found),
         }
-        for title, picture in pictures.items():
-            paths = figures.save(picture, out_dir / "figures", f"{stem}-{title}")
-            written += paths.values()
-            drawn.append(
-                {
-                    "title": f"{' '.join(folder.case)}: {title}",
-                    "data": data_url(paths["svg"]),
-                    "png": paths["png"].relative_to(out_dir).as_posix(),
-                }
-            )
+        drawn = [
+            picture(figure, out_dir, f"{stem}-{part}", f"{' '.join(folder.case)}: {part}")
+            for part, figure in parts.items()
+        ]
     task, model, _ = folder.case
     rows = []
     for quantity, share in dropped_shares(tokens).items():
@@ -194,20 +163,21 @@ def _mask_section(
         lines += [
             _line(folder, setting, share, "", at) for at, share in zip(values.tolist(), shares.tolist(), strict=True)
         ]
-    section = {
-        "title": f"Dropped tokens: {' · '.join(folder.parts)}",
-        "text": [
-            f"{len(tokens.kept):,} response tokens. Score distributions with thresholds (figure 3), overlap "
-            '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
-        ],
-        "columns": ["dropped by", "ours", "reported"],
-        "rows": rows,
-        "figures": drawn,
-    }
-    return section, written
+    text = (
+        f"{len(tokens.kept):,} response tokens{_ends(stats)}. Score distributions with thresholds (figure 3), overlap "
+        '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
+    )
+    title = f"Dropped tokens: {' · '.join(folder.parts)}"
+    return Section(title, [text], ["dropped by", "ours", "reported"], rows, drawn)
 
 
-def dropped_shares(tokens: ResponseTokens) -> dict[str, float]:
+def _ends(stats: Mapping[str, Any]) -> str:
+    """What is said of the appended end tokens, if the mask left any alone."""
+    ends = stats.get("end_tokens", 0)  # records of earlier versions do not say
+    return f", beside {ends:,} appended end tokens that are kept and not counted" if ends else ""
+
+
+def dropped_shares(tokens: MaskedTokens) -> dict[str, float]:
     """Shares of the response tokens in the terms of figure 4: "ri only" (by RI at all), "ri after kn" (by RI and not by
     KN), "ri after both" (by RI alone), and "union" (by any)."""
     names, found = list(tokens.dropped), {}
@@ -217,18 +187,8 @@ def dropped_shares(tokens: ResponseTokens) -> dict[str, float]:
         for other in others:
             found[f"{name} after {other}"] = own & ~tokens.dropped[other]
         if len(others) > 1:
-            rest = tokens.dropped[others[0]] | tokens.dropped[others[1]]
-            found[f"{name} after both"] = own & ~rest
+            rest = np.logical_or.reduce([tokens.dropped[other] for other in others])
+            found[f"{name} after {'both' if len(others) == 2 else 'all'}"] = own & ~rest
     if names:
         found["union"] = ~tokens.kept
     return {name: float(dropped.mean()) for name, dropped in found.items()}
-
-
-def _write_csv(lines: Lines, path: Path) -> Path:
-    """One line per figure: shares, seconds or MB; `at` is the threshold's setting for points of a curve."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
-    return path

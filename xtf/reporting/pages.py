@@ -1,25 +1,34 @@
-"""What every report page is made with: numbers as text, Markdown that stays Markdown, templates to files."""
+"""What every report is made with: numbers as text, pictures, sections of a page, CSV files, templates to files."""
 
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
+from xtf.reporting import figures
 from xtf.reporting.intervals import Estimate
 from xtf.runtime.artifacts import write_atomic
 
+# -- numbers as text -----------------------------------------------------------------------------------------
+
 
 def percent(value: float | None, digits: int = 1) -> str:
+    """A share in per cent: 41.0 %; "-" where there is none."""
     return "-" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def with_interval(metric: Mapping[str, Any]) -> str:
+    """A recorded figure with its interval: 41.0 % [38.2, 43.9], or in nats with three decimals."""
     if metric.get("unit") == "nats":
         return f"{metric['value']:.3f} nats [{metric['low']:.3f}, {metric['high']:.3f}]"
     return f"{percent(metric['value'])} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
@@ -36,11 +45,61 @@ def points(found: Estimate) -> str:
 
 
 def counted(number: int, noun: str) -> str:
+    """1 run, 2 runs."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def seconds(value: float) -> str:
+    """A time in seconds, from two minutes up in minutes."""
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+# -- parts of a page -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of a page: the Markdown shows its PNG file, the HTML, which needs no other file, holds the SVG."""
+
+    title: str
+    png: str  # seen from the page's folder
+    data: str  # the SVG as an address
+    files: tuple[Path, ...]
+
+
+def picture(figure: Figure, out_dir: Path, name: str, title: str) -> Picture:
+    """Draws `figure` to `out_dir`/figures/`name`.png and .svg, for a page in `out_dir`."""
+    paths = figures.save(figure, out_dir / "figures", name)
+    png = paths["png"].relative_to(out_dir).as_posix()
+    return Picture(title, png, _data_url(paths["svg"]), tuple(paths.values()))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: sentences, then a table if it has rows, then pictures."""
+
+    title: str
+    text: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    pictures: Sequence[Picture] = ()
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """A CSV file with a line of column names, made whole or not at all; returns `path`. None is an empty field."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
+    return path
+
+
+def render_sections(title: str, sections: Sequence[Section], out_dir: Path, stem: str) -> list[Path]:
+    """Writes a page of sections, `stem`.html and `stem`.md; returns the paths of its pictures and its own."""
+    drawn = [file for section in sections for shown in section.pictures for file in shown.files]
+    return drawn + render("tables", {"title": title, "sections": sections}, out_dir, stem)
 
 
 def render(template: str, context: Mapping[str, Any], out_dir: Path, stem: str | None = None) -> list[Path]:
@@ -87,6 +146,6 @@ def inline_code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
 
 
-def data_url(svg: Path) -> str:
+def _data_url(svg: Path) -> str:
     """The file itself as an address, so that a page needs no other file."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()

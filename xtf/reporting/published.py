@@ -15,9 +15,9 @@ From the run's files come, under names that stay, the same in all three places:
                                                             shares of response tokens
     time/<stage>                                            seconds
 
-and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations`
-(a table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is
-here mirrors them, and can be published again from them.
+and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations` (a
+table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is here
+mirrors them, and can be published again from them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,13 @@ from rich.console import Console
 from xtf.config.identity import digest
 from xtf.config.schema import Config
 from xtf.reporting.explorer import preview_text
+from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
 from xtf.runtime.artifacts import read_json, write_atomic
 from xtf.runtime.loggers import STEP, start_run, wandb_mode
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.store import read_pass
 
 if TYPE_CHECKING:
@@ -53,7 +56,6 @@ if TYPE_CHECKING:
 BINS = 64
 SHOWN_EXAMPLES = 20
 SHOWN_GENERATIONS = 200
-ATTRIBUTES = ("ri", "kn", "tr")
 CURVES = {  # name -> column of train_log.csv
     "train/loss": "loss",
     "train/kept_tokens": "kept_tokens",
@@ -91,14 +93,7 @@ def mask_scalars(stats: Mapping[str, Any]) -> dict[str, float]:
 
 def write_scalars(run: Run) -> Path:
     """The run's scalars.csv, with the columns name and value."""
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("name", "value"), *scalars(run).items()])
-
-    path = RunFolder(run.folder).scalars
-    write_atomic(path, write)
-    return path
+    return write_csv(RunFolder(run.folder).scalars, ("name", "value"), scalars(run).items())
 
 
 def publish_tensorboard(run: Run) -> None:
@@ -147,7 +142,8 @@ def _told(config: Config, manifest: Manifest) -> dict[str, str]:
 def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Mirrors what a done stage (score, mask, train or evaluate) left in a run's folder to W&B.
 
-    ValueError: stage=evaluate of a run that has not finished.
+    Raises:
+        ValueError: stage=evaluate of a run that has not finished.
     """
     import wandb
 
@@ -205,33 +201,13 @@ def _generations(run: Run) -> wandb.Table:
     import wandb
 
     before = {(line["example_id"], line["sample"]): line for line in run.base_generations() or ()}
-    columns: list[str | int] = [
-        "example_id",
-        "sample",
-        "prompt",
-        "reference",
-        "base",
-        "base_correct",
-        "tuned",
-        "tuned_correct",
-        "reason",
-    ]
+    item = ("example_id", "sample", "prompt", "reference")
+    columns: list[str | int] = [*item, "base", "base_correct", "tuned", "tuned_correct", "reason"]
     rows = []
     for line in read_lines(RunFolder(run.folder).generations)[:SHOWN_GENERATIONS]:
         base: Mapping[str, Any] = before.get((line["example_id"], line["sample"]), {})
-        rows.append(
-            [
-                line["example_id"],
-                line["sample"],
-                line["prompt"],
-                line["reference"],
-                base.get("completion"),
-                base.get("correct"),
-                line["completion"],
-                line["correct"],
-                line["reason"],
-            ]
-        )
+        tuned = (line["completion"], line["correct"], line["reason"])
+        rows.append([*(line[name] for name in item), base.get("completion"), base.get("correct"), *tuned])
     return wandb.Table(columns=columns, data=rows)
 
 
@@ -272,11 +248,6 @@ COLUMNS = (
     *(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "difference", "reported")),
     "mask/kept",
 )
-SHARES = (
-    Panel("response tokens kept", "bar", ("mask/kept",)),
-    Panel("dropped by", "bar", tuple(f"mask/dropped/{name}" for name in (*ATTRIBUTES, "union"))),
-    Panel("overlaps", "bar", tuple(f"mask/overlap/{name}" for name in ("ri_kn", "ri_tr", "kn_tr", "ri_kn_tr"))),
-)
 TRAINING = tuple(
     Panel(title, "line", (key,))
     for title, key in (
@@ -288,37 +259,49 @@ TRAINING = tuple(
         ("validation loss", "validation/loss"),
     )
 )
-SCORES = tuple(Panel(f"{name.upper()} scores", "media", (f"scores/{name}",)) for name in ATTRIBUTES)
-DASHBOARDS = (
-    Dashboard(
-        "XTF: one run",
-        {
-            "Did it help?": QUALITY,
-            "What was dropped": (*SHARES, *SCORES, Panel("examples", "media", ("examples",))),
-            "Completions": (Panel("generations", "media", ("generations",)),),
-            "Training": TRAINING,
-        },
-        columns=COLUMNS,
-    ),
-    Dashboard(
-        "XTF: a sweep",
-        {"Did it help?": QUALITY, "What was dropped": SHARES, "Training": TRAINING},
-        group_by=("model", "task", "tuning", "method", "scorer", "threshold"),
-        columns=COLUMNS,
-    ),
-)
+
+
+def dashboards() -> list[Dashboard]:
+    """The workspaces, for the attributes that there are."""
+    sets = [names for size in range(2, len(ATTRIBUTES) + 1) for names in combinations(ATTRIBUTES, size)]
+    shares = (
+        Panel("response tokens kept", "bar", ("mask/kept",)),
+        Panel("dropped by", "bar", tuple(f"mask/dropped/{name}" for name in (*ATTRIBUTES, "union"))),
+        Panel("overlaps", "bar", tuple(f"mask/overlap/{'_'.join(names)}" for names in sets)),
+    )
+    scores = [Panel(f"{a.label} scores", "media", (f"scores/{name}",)) for name, a in ATTRIBUTES.items()]
+    return [
+        Dashboard(
+            "XTF: one run",
+            {
+                "Did it help?": QUALITY,
+                "What was dropped": (*shares, *scores, Panel("examples", "media", ("examples",))),
+                "Completions": (Panel("generations", "media", ("generations",)),),
+                "Training": TRAINING,
+            },
+            columns=COLUMNS,
+        ),
+        Dashboard(
+            "XTF: a sweep",
+            {"Did it help?": QUALITY, "What was dropped": shares, "Training": TRAINING},
+            group_by=("model", "task", "tuning", "method", "scorer", "threshold"),
+            columns=COLUMNS,
+        ),
+    ]
 
 
 def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     """Creates the W&B workspaces, or unless runs go online (`wandb_mode`) writes what it would create.
 
-    Returns their addresses, or the path of dashboards.json. ValueError: online, but no entity is set, the extra
-    `dashboard` is not installed, or the server does not answer.
+    Returns their addresses, or the path of dashboards.json.
+
+    Raises:
+        ValueError: online, but no entity is set, the extra `dashboard` is not installed, or the server does not answer.
     """
     logger = config.logger
     if wandb_mode(config) != "online":
         path = out_dir / "dashboards.json"
-        text = json.dumps([asdict(board) for board in DASHBOARDS], indent=2) + "\n"
+        text = json.dumps([asdict(board) for board in dashboards()], indent=2) + "\n"
         write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
         return [str(path)]
     if logger.entity is None:
@@ -326,7 +309,7 @@ def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     import wandb
 
     try:
-        boards = [workspace(board, logger.entity, logger.project) for board in DASHBOARDS]
+        boards = [workspace(board, logger.entity, logger.project) for board in dashboards()]
         return [str(board.save().url) for board in boards]
     except ModuleNotFoundError as error:
         raise ValueError("stage=dashboard needs wandb-workspaces: pip install 'xtf[dashboard]'") from error

@@ -11,6 +11,7 @@ from xtf.config.schema import Config
 from xtf.reporting.published import write_scalars
 from xtf.reporting.runs import Run
 from xtf.runtime.artifacts import command, git_commit, versions, write_json
+from xtf.runtime.models import fingerprint
 from xtf.runtime.run_folder import Manifest, RunFolder
 
 SCHEMA = 1  # of metrics.json
@@ -42,6 +43,8 @@ def write_record(config: Config, changed: Mapping[str, Any], folder: RunFolder, 
         "mask": stages["mask"]["stats"],
         "training": stages["train"]["record"],
         "encoding": manifest.content.get("encoding"),
+        "weights": fingerprint(config.model),
+        "regime": manifest.content.get("regime"),
         **({"planting": manifest.content["planting"]} if config.plant.share else {}),
         "data": manifest.data,
         "timing": {name: stages[name]["seconds"] for name in TIMED if name in stages},

@@ -1,8 +1,7 @@
 """Reports: a run's files turned into pages that say whether it helped, and by how sure a margin.
 
-Everything is read back from files (metrics.json, mask.parquet, generations.jsonl, train_log.csv,
-config.yaml), so a report can be made again at any time, on any machine, without the model; torch is never
-imported.
+Everything is read back from files (metrics.json, mask.parquet, generations.jsonl, train_log.csv, config.yaml), so a
+report can be made again at any time, on any machine, without the model; torch is never imported.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
@@ -21,17 +21,20 @@ from rich.table import Table
 from rich.text import Text
 
 from xtf.config.compose import load_config
-from xtf.config.schema import Attribute
-from xtf.data.tokens import ResponseTokens, response_tokens, visible
+from xtf.config.schema import ThresholdConfig
+from xtf.data.ragged import Responses
+from xtf.data.tokens import visible
 from xtf.reporting import figures
+from xtf.reporting.cells import CASE, SETTING
 from xtf.reporting.intervals import Estimate, difference
-from xtf.reporting.pages import counted, data_url, percent, points, render, seconds, with_interval
+from xtf.reporting.pages import Picture, counted, percent, picture, points, render, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
 from xtf.runtime.run_folder import RunFolder
+from xtf.scoring.attributes import ATTRIBUTES
+from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
-from xtf.scoring.thresholds import SOURCE, Scores
 
-ATTRIBUTES = ("ri", "kn", "tr")
 CONTROLS = {
     "normal": "plain fine-tuning on every response token",
     "random": "a random mask as large as XTF's",
@@ -53,7 +56,7 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
         quality.add_row(name, with_interval(base) if base else "-", with_interval(metric), str(metric["n"]))
     stats = metrics["mask"]
     dropped = Table(title="Response tokens dropped", title_justify="left")
-    for name in ("RI", "KN", "TR", "union", "kept", "of tokens"):
+    for name in (*(attribute.label for attribute in ATTRIBUTES.values()), "union", "kept", "of tokens"):
         dropped.add_column(name, justify="right")
     dropped.add_row(
         *(percent(stats["dropped_share"].get(name), 2) for name in (*ATTRIBUTES, "union")),
@@ -69,6 +72,7 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
 
 
 def degenerate(stats: Mapping[str, Any]) -> list[str]:
+    """The attributes that could not tell tokens apart, each with its reason."""
     return [f"{entry['attribute'].upper()}: {entry['reason']}" for entry in stats["degenerate"]]
 
 
@@ -126,11 +130,7 @@ def _reading(found: Estimate, other: str) -> str:
         return f"No item came out differently than with {other}, so the interval says nothing."
     if not found.excludes_zero():
         return f"The interval holds zero: this does not show a difference from {other}."
-    return (
-        f"Better than {other}: the interval leaves out zero."
-        if found.value > 0
-        else (f"Worse than {other}: the interval leaves out zero.")
-    )
+    return f"{'Better' if found.value > 0 else 'Worse'} than {other}: the interval leaves out zero."
 
 
 def _seeds(run: Run) -> list[Run]:
@@ -150,33 +150,26 @@ def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:
 def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     """Writes report.html, report.md and figures/*.png, *.svg for one finished run; returns their paths.
 
-    ValueError if the run has not finished. The report compares with runs of `normal` and `random` that lie
-    beside it in the same tree and share its settings; what is not there is named, with the command that adds
-    it.
+    The report compares with runs of `normal` and `random` that lie beside it in the same tree and share its settings;
+    what is not there is named, with the command that adds it.
+
+    Raises:
+        ValueError: the run has not finished.
     """
     run = load_run(Path(run_dir))
-    masked = pq.read_table(RunFolder(run.folder).mask)
-    tokens = response_tokens(masked)
-    drawn = _figures(run, tokens, Path(out_dir) / "figures")
+    folder = RunFolder(run.folder)
+    tokens = judged_tokens(folder, pq.read_table(folder.mask))
+    drawn = _pictures(run, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
     context = {
         "run": run.record,
-        "title": " · ".join(
-            str(run.record[key]) for key in ("task", "model", "tuning", "method", "scorer", "threshold")
-        )
-        + f" · seed {run.seed}",
+        "title": " · ".join([*(str(run.record[key]) for key in (*CASE, *SETTING)), f"seed {run.seed}"]),
         "verdict": verdict(run),
         "degenerate": degenerate(run.record["mask"]),
         "quality": _quality(run),
+        "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
-        "figures": [
-            {
-                "title": title,
-                "png": paths["png"].relative_to(out_dir).as_posix(),
-                "data": data_url(paths["svg"]),
-            }
-            for title, paths in drawn
-        ],
+        "figures": drawn,
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,
         "generations": paired_generations(run.base_generations(), read_lines(RunFolder(run.folder).generations)),
@@ -185,7 +178,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "config": RunFolder(run.folder).config.read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
-    return [path for _, paths in drawn for path in paths.values()] + render("report", context, Path(out_dir))
+    return [file for each in drawn for file in each.files] + render("report", context, Path(out_dir))
 
 
 def _quality(run: Run) -> list[dict[str, Any]]:
@@ -194,26 +187,19 @@ def _quality(run: Run) -> list[dict[str, Any]]:
 
 
 def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shares = [(f"dropped by {name.upper()}", stats["dropped_share"].get(name)) for name in ATTRIBUTES]
+    shares = [(f"dropped by {a.label}", stats["dropped_share"].get(name)) for name, a in ATTRIBUTES.items()]
     overlaps = [
         (f"dropped by {' and '.join(name.upper().split('_'))}", share) for name, share in stats["overlap"].items()
     ]
-    rows = [
-        *shares,
-        *overlaps,
-        ("dropped in all", stats["dropped_share"].get("union")),
-        ("kept", stats["kept_share"]),
-    ]
+    rows = [*shares, *overlaps, ("dropped in all", stats["dropped_share"].get("union")), ("kept", stats["kept_share"])]
     return [(name, percent(share, 2)) for name, share in rows if share is not None]
 
 
-def exclusive_shares(tokens: ResponseTokens) -> dict[tuple[str, ...], float]:
+def exclusive_shares(tokens: MaskedTokens) -> dict[tuple[str, ...], float]:
     """Share of response tokens dropped by exactly this set of attributes, for every set that occurs."""
     names = list(tokens.dropped)
-    codes = sum(
-        (tokens.dropped[name].astype(np.int64) << bit for bit, name in enumerate(names)),
-        np.zeros(1, np.int64),
-    )
+    bits = (tokens.dropped[name].astype(np.int64) << bit for bit, name in enumerate(names))
+    codes = sum(bits, np.zeros(1, np.int64))
     counts = np.bincount(codes, minlength=1)
     return {
         tuple(name for bit, name in enumerate(names) if code >> bit & 1): count / len(codes)
@@ -222,40 +208,50 @@ def exclusive_shares(tokens: ResponseTokens) -> dict[tuple[str, ...], float]:
     }
 
 
-def _figures(run: Run, tokens: ResponseTokens, folder: Path) -> list[tuple[str, dict[str, Path]]]:
-    drawn = [("Before and after", figures.save(figures.accuracy(_accuracy_rows(run)), folder, "accuracy"))]
-    scored = {name: tokens.scores[name] for name in ATTRIBUTES if name in tokens.scores and name in tokens.dropped}
+def _pictures(run: Run, tokens: MaskedTokens, out_dir: Path) -> list[Picture]:
+    drawn = [picture(figures.accuracy(_accuracy_rows(run)), out_dir, "accuracy", "Before and after")]
+    scored = {name: tokens.scores[name] for name in tokens.dropped if name in tokens.scores}
     if scored:
-        cuts = {name: cuts_of(name, run.record["mask"]["thresholds"][name]) for name in scored}
+        cuts = {name: cuts_of(run.record["mask"]["thresholds"][name]) for name in scored}
         figure = figures.distributions(scored, tokens.dropped, cuts)
-        drawn.append(("Scores and thresholds", figures.save(figure, folder, "distributions")))
-        figure = figures.sensitivity(curves(run.folder, tokens))
-        drawn.append(("Share dropped against the threshold", figures.save(figure, folder, "sensitivity")))
+        drawn.append(picture(figure, out_dir, "distributions", "Scores and thresholds"))
+        figure = figures.sensitivity(curves(RunFolder(run.folder), tokens))
+        drawn.append(picture(figure, out_dir, "sensitivity", "Share dropped against the threshold"))
     shares = exclusive_shares(tokens)
     if shares:
-        drawn.append(("Which attributes dropped the tokens", figures.save(figures.overlap(shares), folder, "overlap")))
+        drawn.append(picture(figures.overlap(shares), out_dir, "overlap", "Which attributes dropped the tokens"))
     steps, losses = read_losses(RunFolder(run.folder).train_log)
-    drawn.append(("Training loss", figures.save(figures.loss_curve(steps, losses), folder, "loss")))
+    drawn.append(picture(figures.loss_curve(steps, losses), out_dir, "loss", "Training loss"))
     return drawn
 
 
-def cuts_of(attribute: str, found: Mapping[str, Any]) -> list[float]:
-    """The thresholds that hold for every example, as scores; RI's fences are each example's own."""
-    if attribute == "kn":
+def cuts_of(found: Mapping[str, Any]) -> list[float]:
+    """An attribute's thresholds that hold for every example, as scores; RI's fences are each example's own."""
+    if "p_above" in found:
         return [1 - found["p_above"]] if found["p_above"] is not None else []
-    return [found[key] for key in ("low", "high", "below") if found.get(key) is not None]
+    return [found[key] for key in ("low", "high", "below", "above") if found.get(key) is not None]
 
 
-def curves(folder: Path, tokens: ResponseTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
-    """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
-    node = OmegaConf.load(RunFolder(folder).config)
+def judged_tokens(folder: RunFolder, masked: pa.Table) -> MaskedTokens:
+    """The response tokens of a run's mask that its thresholds judge: without the appended end where that is kept."""
+    tokens = MaskedTokens.from_mask(masked)
+    return tokens.select(tokens.judged(_threshold(folder))) if tokens.dropped else tokens
+
+
+def _threshold(folder: RunFolder) -> ThresholdConfig:
+    node = OmegaConf.load(folder.config)
     assert isinstance(node, DictConfig)
-    config = load_config(node).threshold
+    return load_config(node).threshold
+
+
+def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
+    """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
+    config = _threshold(folder)
     found_curves = {}
     for name in tokens.dropped:
-        column = SOURCE[Attribute(name)]
-        block = Scores(np.diff(tokens.offsets), {column: tokens.scores[column]})
-        found = sweep(Attribute(name), config, block, block)
+        attribute = ATTRIBUTES[name]
+        block = Responses(tokens.lengths, {attribute.source: tokens.scores[attribute.source]})
+        found = sweep(attribute, config, block, block)
         values = np.array(found.values)
         found_curves[name] = (found.setting, values, found.shares(), values[found.chosen])
     return found_curves
@@ -281,7 +277,7 @@ def read_losses(path: Path) -> tuple[list[float], list[float]]:
     return [float(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
 
 
-def most_dropped(tokens: ResponseTokens, attribute: str, decode: Callable[[int], str]) -> list[dict[str, Any]]:
+def most_dropped(tokens: MaskedTokens, attribute: str, decode: Callable[[int], str]) -> list[dict[str, Any]]:
     """The token ids that an attribute dropped most often: how often, out of how many occurrences."""
     counts = np.bincount(tokens.ids[tokens.dropped[attribute]])
     occurrences = np.bincount(tokens.ids)
@@ -302,10 +298,7 @@ def _decoder(run: Run) -> tuple[Callable[[int], str], str | None]:
     """Token id -> text, from the tokenizer saved with the run; else the bare id, and the reason."""
     file = RunFolder(run.folder).model / "tokenizer.json"
     if not file.is_file():
-        return (
-            str,
-            f"Tokens are shown by their ids: there is no {file.relative_to(run.folder)} beside this run.",
-        )
+        return str, f"Tokens are shown by their ids: there is no {file.relative_to(run.folder)} beside this run."
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
@@ -327,10 +320,7 @@ def paired_generations(base: Sequence[Mapping[str, Any]] | None, tuned: Sequence
         kinds.setdefault(kind, []).append({"kind": kind, "before": old, "after": line})
     turns = max((len(items) for items in kinds.values()), default=0)
     chosen = [items[turn] for turn in range(turns) for items in kinds.values() if turn < len(items)]
-    return {
-        "counts": {kind: len(items) for kind, items in kinds.items()},
-        "items": chosen[:SHOWN_GENERATIONS],
-    }
+    return {"counts": {kind: len(items) for kind, items in kinds.items()}, "items": chosen[:SHOWN_GENERATIONS]}
 
 
 def _word(correct: bool | None) -> str:

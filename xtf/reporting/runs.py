@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
+from xtf.config.compose import override_value
+from xtf.data.rows import read_file
+from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import RunFolder
@@ -30,6 +31,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Of its training."""
         return int(self.record["seed"])
 
     @property
@@ -39,9 +41,11 @@ class Run:
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
+        """The fine-tuned model's value for each item, by example id (`item_values`)."""
         return item_values(read_lines(RunFolder(self.folder).generations), metric)
 
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
+        """The same of the untouched base model; None if the run did not grade it."""
         base = self.base_generations()
         return None if base is None else item_values(base, metric)
 
@@ -58,7 +62,11 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """The run in `folder`; ValueError if it has not finished (metrics.json is written last)."""
+    """The run in `folder`.
+
+    Raises:
+        ValueError: it has not finished (metrics.json is written last).
+    """
     file = RunFolder(folder).metrics
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
@@ -110,32 +118,20 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     return shlex.join(["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())])
 
 
-def override_value(value: Any) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(override_value(item) for item in value) + "]"
-    text = str(value)
-    return text if re.fullmatch(r"[\w./:@+-]*", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; ValueError with file and line for one that is not JSON."""
-    items = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                items.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    return items
+    """The objects of a JSONL file that a run has left.
+
+    Raises:
+        ValueError: it cannot be read; the message names file and row.
+    """
+    return [row for _, row in read_file(path)]
 
 
 def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float | None]:
     """Each item's share of right samples, or its unbiased pass@k; None without a verdict.
 
-    ValueError for a metric that is not a mean over items.
+    Raises:
+        ValueError: the metric is not a mean over items, or an item has fewer than k samples.
     """
     samples: dict[str, list[bool | None]] = defaultdict(list)
     for line in generations:
@@ -153,11 +149,9 @@ def _mean(values: Sequence[bool]) -> float | None:
 
 
 def _pass_at(k: int, values: Sequence[bool]) -> float:
-    """1 - C(n - c, k) / C(n, k), the unbiased estimate from n samples of which c are right."""
-    n, c = len(values), sum(values)
-    if n < k:
-        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {n}")
-    return 1 - comb(n - c, k) / comb(n, k)
+    if len(values) < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {len(values)}")
+    return pass_at_k(len(values), sum(values), k)
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:

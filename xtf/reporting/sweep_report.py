@@ -1,19 +1,15 @@
 """The report of many runs: one table over settings and seeds, with what is missing left visible.
 
-A *cell* is a setting (method, scorer, threshold and other overrides) of one task, model and tuning; its runs
-differ in nothing but the seed. Differences are taken within a task, model and tuning, against plain
-fine-tuning and against the random mask of the same scorer and threshold, over the seeds that both have
-finished.
+A *cell* is a setting (method, scorer, threshold and other overrides) of one task, model and tuning; its runs differ in
+nothing but the seed. Differences are taken within a task, model and tuning, against plain fine-tuning and against the
+random mask of the same scorer and threshold, over the seeds that both have finished.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,9 @@ from xtf.reporting import figures
 from xtf.reporting.cells import CASE, Cell, _experiment_folders, find_cells
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.reporting.mask_report import has_results, mask_report
-from xtf.reporting.pages import counted, data_url, render
+from xtf.reporting.pages import counted, picture, render, write_csv
 from xtf.reporting.reported import _as_published, _published_names, _reported, _reported_table
 from xtf.reporting.runs import base_mean, control_runs, over_base
-from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import RunFolder
 
 CONTROLS = ("normal", "random")
@@ -60,12 +55,16 @@ def sweep_report(
 ) -> list[Path]:
     """Writes <name>.csv, .md, .html and figures for an experiment or a list of folders; returns their paths.
 
-    `source` is an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or
-    folders that are runs or hold some; one that does not exist counts as a run that is missing. Runs that did
-    not finish are listed, not skipped. `reported_csv` holds the numbers that the paper reports (default: the
-    package's own). `archive`: see `find_cells`.
+    Runs that did not finish are listed, not skipped.
 
-    ValueError: no run was found, or none has finished.
+    Args:
+        source: an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or folders that
+            are runs or hold some; one that does not exist counts as a run that is missing.
+        reported_csv: the numbers that the paper reports (default: the package's own).
+        archive: see `find_cells`.
+
+    Raises:
+        ValueError: no run was found, or none has finished.
     """
     name = source if isinstance(source, str) else "sweep"
     if isinstance(source, str) and archive is None:
@@ -77,36 +76,24 @@ def sweep_report(
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
     out_dir = Path(out_dir)
-    written = [_write_csv(rows, out_dir / f"{name}.csv")]
+    written = [write_csv(out_dir / f"{name}.csv", COLUMNS, map(_csv_line, rows))]
     tables = []
     for place, (case, metric) in enumerate(dict.fromkeys((row.case, row.metric) for row in rows)):
         part = [row for row in rows if (row.case, row.metric) == (case, metric)]
         drawn = [(row.label, row.estimate) for row in part if row.estimate]
         figure = figures.accuracy([(label, found.value, found.low, found.high) for label, found in drawn])
-        paths = figures.save(figure, out_dir / "figures", f"{name}-{place}")
-        written += paths.values()
-        tables.append(
-            {
-                "title": f"{' · '.join(case)}: {metric}",
-                "rows": part,
-                "png": paths["png"].relative_to(out_dir).as_posix(),
-                "data": data_url(paths["svg"]),
-            }
-        )
+        title = f"{' · '.join(case)}: {metric}"
+        shown = picture(figure, out_dir, f"{name}-{place}", title)
+        written += shown.files
+        tables.append((title, part, shown))
     figures_of_k = []
     for case in dict.fromkeys(row.case for row in rows):
         bars = _bars([row for row in rows if row.case == case])
         if bars:
             stem = f"{name}-{'-'.join(case)}-pass_at_k"
-            paths = figures.save(figures.pass_at(bars), out_dir / "figures", stem)
-            written += paths.values()
-            figures_of_k.append(
-                {
-                    "title": f"{' · '.join(case)}: pass@k",
-                    "png": paths["png"].relative_to(out_dir).as_posix(),
-                    "data": data_url(paths["svg"]),
-                }
-            )
+            shown = picture(figures.pass_at(bars), out_dir, stem, f"{' · '.join(case)}: pass@k")
+            written += shown.files
+            figures_of_k.append(shown)
     finished = sum(len(cell.runs) for cell in cells)
     context = {
         "title": f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
@@ -271,35 +258,16 @@ def _answers(rows: Sequence[Row]) -> list[str]:
 # -- files --------------------------------------------------------------------------------------------------
 
 
-def _write_csv(rows: Sequence[Row], path: Path) -> Path:
-    """One line per row of the tables; figures as shares, differences likewise."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")]
-    writer.writerow(
-        [
-            *CASE,
-            "setting",
-            "metric",
-            "value",
-            "low",
-            "high",
-            "seeds",
-            "items",
-            *columns,
-            "kept_share",
-            "mark",
-            "reported_percent",
-            "note",
-        ]
-    )
-    for row in rows:
-        found = row.estimate
-        values: list[Any] = [found.value, found.low, found.high, found.seeds, found.items] if found else [""] * 5
-        for name in ("base", *CONTROLS):
-            each = row.differences.get(name)
-            values += [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [""] * 4
-        kept = "" if row.kept is None else row.kept
-        writer.writerow([*row.case, row.label, row.metric, *values, kept, row.mark, row.reported, row.note])
-    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
-    return path
+DIFFERENCES = [f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")]
+NUMBERS = ("value", "low", "high", "seeds", "items")
+COLUMNS = (*CASE, "setting", "metric", *NUMBERS, *DIFFERENCES, "kept_share", "mark", "reported_percent", "note")
+
+
+def _csv_line(row: Row) -> list[Any]:
+    """A row of the tables under `COLUMNS`; figures as shares, differences likewise."""
+    found = row.estimate
+    values: list[Any] = [found.value, found.low, found.high, found.seeds, found.items] if found else [None] * 5
+    for name in ("base", *CONTROLS):
+        each = row.differences.get(name)
+        values += [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [None] * 4
+    return [*row.case, row.label, row.metric, *values, row.kept, row.mark, row.reported, row.note]

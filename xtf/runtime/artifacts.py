@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -111,6 +113,4 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line as typed (the interpreter's path left out), of this process or of its sweep."""
-    import shlex
-
     return os.environ.get("XTF_COMMAND") or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

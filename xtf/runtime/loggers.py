@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from xtf.config.identity import plain
-from xtf.config.schema import Config, ConfigError
+from xtf.config.schema import Config, ConfigError, WandbMode
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import RunFolder
 
@@ -93,7 +93,9 @@ def wandb_mode(config: Config) -> Literal["online", "offline", "disabled"]:
     """`logger.mode`, else $WANDB_MODE, else online where a key is configured, else offline: never a prompt."""
     import wandb
 
-    mode = config.logger.mode or os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-    if mode not in ("online", "offline", "disabled"):
-        raise ConfigError(f"logger.mode={mode} is not known; it is online, offline or disabled")
+    if config.logger.mode is not None:
+        return config.logger.mode.value
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    if mode not in WandbMode.__members__:
+        raise ConfigError(f"WANDB_MODE={mode} is not known; it is {', '.join(WandbMode)}")
     return cast("Literal['online', 'offline', 'disabled']", mode)

@@ -6,9 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.config.schema import AttentionKernel, ModelConfig, TrainerConfig
+from xtf.config.schema import Accelerator, AttentionKernel, ModelConfig, Precision, TrainerConfig
+from xtf.runtime import gguf
 from xtf.runtime.artifacts import sha256
 from xtf.runtime.progress import console
+from xtf.tiny import MODEL_DIR
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +21,15 @@ LARGE_FILE = 64 * 2**20  # bytes; hashing every weight of a 14B model would take
 
 
 def location(model: ModelConfig) -> str:
-    """What `from_pretrained` is given: a folder, or an id on the hub."""
-    if model.path == BUNDLED:
-        from xtf.tiny import MODEL_DIR
+    """What `from_pretrained` is given: a folder, or an id on the hub.
 
+    Raises:
+        ValueError: a GGUF file that cannot be unpacked (`xtf.runtime.gguf.unpacked`).
+    """
+    if model.path == BUNDLED:
         return str(MODEL_DIR)
+    if gguf.is_gguf(model.path):
+        return str(gguf.unpacked(model.path))
     return model.path
 
 
@@ -31,24 +37,22 @@ def device(trainer: TrainerConfig) -> torch.device:
     """The device of scoring and evaluation. ValueError if the trainer asks for a GPU and there is none."""
     import torch
 
-    if trainer.accelerator == "cpu":
+    if trainer.accelerator is Accelerator.cpu:
         return torch.device("cpu")
-    if trainer.accelerator in ("gpu", "cuda"):
-        if not torch.cuda.is_available():
-            raise ValueError(
-                f"trainer={trainer.name} needs a CUDA device and PyTorch {torch.__version__} finds none here; "
-                "use trainer=cpu, or install a CUDA build of PyTorch"
-            )
-        return torch.device("cuda", 0)
-    raise ValueError(f"trainer.accelerator={trainer.accelerator} is not known; it is cpu or gpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer={trainer.name} needs a CUDA device and PyTorch {torch.__version__} finds none here; "
+            "use trainer=cpu, or install a CUDA build of PyTorch"
+        )
+    return torch.device("cuda", 0)
 
 
 def precision(trainer: TrainerConfig) -> str:
     """`trainer.precision` with `auto` decided: bf16-mixed on a GPU that computes in it, else 32-true."""
     import torch
 
-    if trainer.precision != "auto":
-        return trainer.precision
+    if trainer.precision is not Precision.auto:
+        return trainer.precision.value
     return "bf16-mixed" if device(trainer).type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 
@@ -70,10 +74,12 @@ def attention(model: ModelConfig, trainer: TrainerConfig) -> str:
 
 
 def fingerprint(model: ModelConfig) -> dict[str, Any]:
-    """What identifies the weights: id and revision on the hub, or a digest of a local folder.
+    """What identifies the weights: id and revision on the hub, or a digest of a local folder or of a GGUF file.
 
-    Files above `LARGE_FILE` bytes count by name, size and their first and last MiB.
+    In a folder, files above `LARGE_FILE` bytes count by name, size and their first and last MiB.
     """
+    if gguf.is_gguf(model.path):
+        return gguf.fingerprint(model.path)
     folder = Path(location(model))
     if not folder.is_dir():
         return {"path": model.path, "revision": model.revision or "main"}
@@ -92,13 +98,42 @@ def fingerprint(model: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. ValueError if it is neither cached nor reachable."""
+    """The model's tokenizer, or the one that `model.tokenizer` names.
+
+    Raises:
+        ValueError: it is neither cached nor reachable, or the one named has other tokens than the GGUF file.
+    """
     from transformers import AutoTokenizer
 
+    def load(place: str, revision: str | None) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(place, revision=revision)
+
+    if model.tokenizer is not None:
+        try:
+            named = load(model.tokenizer, None)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model.tokenizer={model.tokenizer} cannot be loaded: {reason}") from error
+        if gguf.is_gguf(model.path):
+            _refuse_other_tokens(model, load(location(model), None), named)
+        return named
+    place = location(model)
     try:
-        return AutoTokenizer.from_pretrained(location(model), revision=model.revision)
+        return load(place, model.revision)
     except (OSError, ValueError) as error:
         raise _unreachable(model, "tokenizer", error) from error
+
+
+def _refuse_other_tokens(model: ModelConfig, own: PreTrainedTokenizerBase, named: PreTrainedTokenizerBase) -> None:
+    ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in (own, named))
+    differ = sorted(number for number in ours.keys() | theirs.keys() if ours.get(number) != theirs.get(number))
+    if differ:
+        first = differ[0]
+        raise ValueError(
+            f"model.tokenizer={model.tokenizer} is another tokenizer than that of {model.path}: {len(differ):,} of "
+            f"{len(ours):,} ids stand for other tokens, the first {first}: {theirs.get(first)!r} for "
+            f"{ours.get(first)!r}; unset model.tokenizer to take the file's own"
+        )
 
 
 def load_model(

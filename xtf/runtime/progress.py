@@ -1,4 +1,4 @@
-"""Progress bars with tokens per second and time left; silent when the output is not a terminal."""
+"""Progress with tokens per second and time left: a bar on a terminal, else a line every so often."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 console = Console()
+EVERY = 30.0  # seconds between two lines where the output is no terminal
 
 
 class _TokenRate(ProgressColumn):
@@ -29,7 +30,10 @@ class _TokenRate(ProgressColumn):
 
 @contextlib.contextmanager
 def bar(description: str, tokens: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `tokens`; yields the function that advances it."""
+    """Progress over `tokens`; yields the function that advances it."""
+    if not console.is_terminal:
+        yield Lines(description, tokens)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,9 +42,41 @@ def bar(description: str, tokens: int) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=tokens)
         yield lambda done: progress.advance(task, done)
+
+
+class Lines:
+    """Says every `EVERY` seconds how far the work is; what an earlier attempt did counts as done, not as fast."""
+
+    def __init__(self, description: str, tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.description, self.tokens, self.clock = description, tokens, clock
+        self.done = 0
+        self.start = self.last = clock()
+        self.before = 0  # tokens of an earlier attempt, which a resumed training begins with
+
+    def __call__(self, done: int) -> None:
+        """Told how many tokens more are done."""
+        now = self.clock()
+        if self.done == 0 and now - self.start < 1.0:
+            self.before, self.start, self.last = done, now, now
+        self.done += done
+        if now - self.last < EVERY or self.done == self.before:
+            return
+        self.last = now
+        speed = (self.done - self.before) / (now - self.start)
+        say(
+            f"{self.description}: {self.done / max(1, self.tokens):.0%}, {speed:,.0f} tokens/s, "
+            f"{duration((self.tokens - self.done) / speed)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """About how long, in words: '40 s', '3 min', '2.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def say(message: str) -> None:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import differing_keys, digest, grader_identity, identity, plain
+from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain
 from xtf.config.schema import Config, ConfigError, Stage
 from xtf.runtime.artifacts import command, read_json, sha256, write_json
 from xtf.runtime.models import BUNDLED
+from xtf.runtime.progress import say
 
 PARTS = ("task", "model", "tuning", "method", "setting", "seed")  # of a run folder's path below runs/
 OVERRIDDEN = re.compile(r"-[0-9a-f]{8}$")  # the end of a setting's name that has overrides of its own
@@ -37,26 +38,32 @@ class OutputDir:
 
     @property
     def runs(self) -> Path:
+        """One folder a run."""
         return self.path / "runs"
 
     @property
     def scores(self) -> Path:
+        """Scoring passes."""
         return self.path / "scores"
 
     @property
     def base(self) -> Path:
+        """Completions of untouched models."""
         return self.path / "base"
 
     @property
     def references(self) -> Path:
+        """Reference models."""
         return self.path / "references"
 
     @property
     def pretrained(self) -> Path:
+        """Base models made from nothing."""
         return self.path / "pretrained"
 
     @property
     def reports(self) -> Path:
+        """What people read."""
         return self.path / "reports"
 
     @property
@@ -138,22 +145,27 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def manifest(self) -> Path:
+        """What each stage left; see `Manifest`."""
         return self.path / "manifest.json"
 
     @property
     def mask(self) -> Path:
+        """The training table: token ids, scores, labels."""
         return self.path / "mask.parquet"
 
     @property
     def model(self) -> Path:
+        """The fine-tuned model, or its adapter."""
         return self.path / "model"
 
     @property
     def train_log(self) -> Path:
+        """A line for every optimizer step."""
         return self.path / "train_log.csv"
 
     @property
@@ -163,10 +175,12 @@ class RunFolder:
 
     @property
     def generations(self) -> Path:
+        """Completions of the fine-tuned model with their grades."""
         return self.path / "generations.jsonl"
 
     @property
     def scalars(self) -> Path:
+        """The figures of metrics.json under their documented names."""
         return self.path / "scalars.csv"
 
     @property
@@ -246,6 +260,7 @@ class Manifest:
         return found
 
     def save(self) -> None:
+        """Write manifest.json."""
         write_json(self.folder.manifest, self.content)
 
     def note(self, **entries: Any) -> None:
@@ -262,13 +277,21 @@ class Manifest:
         """Take the folder for `config`: it holds one configuration, and edited group files must not mix with the
         results of the old ones.
 
+        A finished run of an earlier version, which did not know a key, stands as it is; that is said.
+
         Raises:
             ConfigError: the folder holds a run of another configuration.
         """
         now = plain(identity(config))
         before = self.content.setdefault("config", now)
-        if keys := differing_keys(before, config):
-            listing = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:5])
+        keys = differing_keys(before, config)
+        older = {key: value for key, value in before_keys(before).items() if key in keys}
+        if older and len(older) == len(keys) and finished(config, self.folder, Stage.all):
+            did = ", ".join(f"{key}={value}" for key, value in older.items())
+            say(f"{self.folder.path} was made by an earlier version, with {did}: delete it to make it anew")
+        elif keys:
+            was = before_keys(before) | before
+            listing = ", ".join(f"{key}: {was.get(key)} -> {now.get(key)}" for key in keys[:5])
             raise ConfigError(
                 f"{self.folder.path} holds a run of another configuration ({listing}); "
                 "delete that folder or choose another output_dir"
@@ -333,7 +356,8 @@ def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> b
     if not folder.manifest.exists():
         return False
     manifest = Manifest(folder)
-    if differing_keys(manifest.content.get("config", {}), config):
+    recorded = manifest.content.get("config", {})
+    if set(differing_keys(recorded, config)) - before_keys(recorded).keys():
         return False  # the run itself refuses, and says what differs
     if manifest.changed_data(config):
         return False

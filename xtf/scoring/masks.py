@@ -2,6 +2,12 @@
 statistics.
 
 Only this module writes -100. It works on Arrow buffers, one record batch (one score shard) at a time.
+
+The end token of a response is ours: `xtf.data.encode` appends it so that a model learns to stop, the dataset has no
+such token, and the paper and its released code score the dataset's tokens only. A table's column `end_tokens` says
+how many such tokens a response has (none where it was cut off). With `threshold.end=kept` thresholds are fitted
+without them, no attribute drops them and no share counts them; `threshold.end=scored` judges them like the others,
+as earlier versions did: TR, which decides by token id, may then drop the end of every response.
 """
 
 from __future__ import annotations
@@ -16,12 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import Attribute, ThresholdConfig
-from xtf.scoring.thresholds import SOURCE, Scores, fit
+from xtf.config.schema import ThresholdConfig, ThresholdEnd
+from xtf.data.ragged import IGNORED, Responses, Sequences, as_lists
+from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
+from xtf.scoring.thresholds import fit
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # the label that Hugging Face losses skip
 CONSTANT = 1e-5  # spread of an example's scores relative to their size, below which they say nothing
 MOST = 0.99  # share of examples that must be constant for the attribute to be degenerate
 
@@ -29,6 +36,11 @@ MOST = 0.99  # share of examples that must be constant for the attribute to be d
 @dataclass(frozen=True)
 class MaskStats:
     """What a mask keeps and drops. Shares are of response tokens.
+
+    Response tokens are those of the data: `end_tokens`, which are appended to them and which thresholds with `end=kept`
+    leave alone, count neither as response nor as kept tokens, and an example that keeps nothing else is without loss.
+    With `end=scored`, for methods that read no thresholds and in records of earlier versions `end_tokens` is 0 and all
+    tokens of a response count.
 
     `overlap` is keyed by the attributes that agree: "ri_kn" is dropped by both, whatever TR says.
     `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing
@@ -44,8 +56,10 @@ class MaskStats:
     thresholds: dict[str, dict[str, Any]] = field(default_factory=dict)
     degenerate: list[dict[str, str]] = field(default_factory=list)
     examples_without_loss: int = 0
+    end_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for the record."""
         return asdict(self)
 
 
@@ -59,129 +73,165 @@ class Mask:
     stats: MaskStats
 
 
-def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute]) -> Mask:
+def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str]) -> Mask:
     """Drops the response tokens that lack any of `attributes`; without attributes all are kept.
 
-    ValueError: a missing column, a score list that is not as long as its response, a score that is not a
-    finite number, a threshold out of range, a mask that keeps nothing.
+    `scored` may have the column `end_tokens`: the tokens that it names are kept unless `threshold.end` is `scored`.
+
+    Raises:
+        ValueError: an unknown attribute, a missing column, a score list that is not as long as its response, a score
+            that is not a finite number, a threshold out of range, a mask that keeps nothing.
     """
-    attributes = [attribute for attribute in Attribute if attribute in attributes]
-    batches = _batches(scored)
-    blocks = [Scores(batch.responses, {SOURCE[a]: batch.scores(SOURCE[a]) for a in attributes}) for batch in batches]
-    cuts = fit(blocks, threshold, attributes)
+    used = pick(attributes)
+    parts = _parts(scored)
+    judged = [~_left_alone(rows, threshold) for rows in parts]
+    columns = list(dict.fromkeys(attribute.source for attribute in used))
+    blocks = [
+        Responses(rows.responses, {name: _finite(rows, name) for name in columns}).select(which)
+        for rows, which in zip(parts, judged, strict=True)
+    ]
+    if not sum(block.tokens for block in blocks):
+        raise ValueError("the scored table holds no response tokens but appended ends")
+    cuts = fit(blocks, threshold, [attribute.name for attribute in used])
     tally, masked = _Tally(), []
-    for batch, block in zip(batches, blocks, strict=True):
-        drops = {attribute.value: cuts.drop(attribute, block) for attribute in attributes}
-        keep = ~np.logical_or.reduce([np.zeros(batch.tokens, dtype=bool), *drops.values()])
-        tally.add(batch.responses, keep, drops)
-        columns = {f"drop_{name}": batch.lists(dropped) for name, dropped in drops.items()}
-        masked.append(batch.with_columns({**columns, "labels": batch.labels(keep)}))
-    degenerate = _degenerate(blocks, attributes, tally)
+    for rows, which, block in zip(parts, judged, blocks, strict=True):
+        drops = {attribute.name: cuts.drop(attribute, block) for attribute in used}
+        keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
+        tally.add(block, keep, drops, len(which) - block.tokens)
+        lists = {a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used}
+        masked.append(_with_columns(rows, {**lists, "labels": _labels(rows, _spread(keep, which, True))}))
+    degenerate = _degenerate(blocks, used, tally, threshold)
     return Mask(pa.Table.from_batches(masked), tally.stats(cuts.to_dict(), degenerate))
 
 
-def weights_to_labels(scored: pa.Table, weights: Iterable[np.ndarray]) -> Mask:
+def _left_alone(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
+    """The response tokens that no threshold judges, bool (N,)."""
+    ends = rows.ends
+    return ends if threshold.end is ThresholdEnd.kept else np.zeros_like(ends)
+
+
+def _spread(values: np.ndarray, which: np.ndarray, otherwise: bool) -> np.ndarray:
+    """`values` at the tokens that `which`, bool (N,), names, `otherwise` at the others; bool (N,)."""
+    spread = np.full(len(which), otherwise)
+    spread[which] = values
+    return spread
+
+
+def weights_to_labels(
+    scored: pa.Table, weights: Iterable[np.ndarray], threshold: ThresholdConfig | None = None
+) -> Mask:
     """Labels from a static method's weights: one float array per example, in order, each as long as the
     response.
 
-    A token of weight 0 gets -100. Weights other than 0 and 1 are kept in a column `weights`, list<float32>.
+    `threshold` is that of a method which follows a mask's number of drops: the statistics then count what the mask's
+    do. A token of weight 0 gets -100. Weights other than 0 and 1 are kept in a column `weights`, list<float32>.
     ValueError: lengths that do not fit, a weight that is not finite, weights that are all 0.
     """
-    batches = _batches(scored)
+    parts = _parts(scored)
     rows = [np.asarray(row, dtype=np.float32) for row in weights]
-    if [len(row) for row in rows] != np.concatenate([batch.responses for batch in batches]).tolist():
+    if [len(row) for row in rows] != np.concatenate([part.responses for part in parts]).tolist():
         raise ValueError("weights must come as one array per example, each as long as the example's response")
     flat = np.concatenate(rows)
     if not np.isfinite(flat).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(flat))} of {len(flat)} weights are not finite numbers")
     fractional = bool(((flat != 0) & (flat != 1)).any())
-    tally, masked = _Tally(), []
-    for batch, part in zip(batches, np.split(flat, np.cumsum([b.tokens for b in batches])[:-1]), strict=True):
-        tally.add(batch.responses, part != 0, {})
-        columns = {"weights": batch.lists(part)} if fractional else {}
-        masked.append(batch.with_columns({**columns, "labels": batch.labels(part != 0)}))
+    tally, masked, start = _Tally(), [], 0
+    for part in parts:
+        block = Responses(part.responses, {})
+        own = flat[start : start + block.tokens]
+        start += block.tokens
+        which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
+        counted = block.select(which)
+        tally.add(counted, own[which] != 0, {}, block.tokens - counted.tokens)
+        columns = {"weights": as_lists(own, part.responses)} if fractional else {}
+        masked.append(_with_columns(part, {**columns, "labels": _labels(part, own != 0)}))
     return Mask(pa.Table.from_batches(masked), tally.stats({}, []))
 
 
 # --- Arrow buffers ------------------------------------------------------------------------------------------
 
 
-class _Batch:
-    """A record batch of scored examples seen as flat arrays."""
+def _parts(scored: pa.Table) -> list[Sequences]:
+    """The table's record batches. ValueError: they hold no response token."""
+    parts = [Sequences(batch) for batch in scored.to_batches() if batch.num_rows]
+    if not sum(int(part.responses.sum()) for part in parts):
+        raise ValueError("the scored table holds no response tokens")
+    return parts
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self._batch = batch
-        self._ids = self._column("input_ids")
-        self._lengths = _lengths(self._ids)
-        self._prompts = self._column("prompt_length").to_numpy().astype(np.int64)
-        self.responses = self._lengths - self._prompts  # int64 (R,)
-        self._refuse((self._prompts < 0) | (self.responses < 0), "prompt_length is not within input_ids")
-        self.tokens = int(self.responses.sum())
 
-    def _column(self, name: str) -> pa.Array:
-        if name not in self._batch.schema.names:
-            raise ValueError(f"the scored table has no column {name!r}; it has {', '.join(self._batch.schema.names)}")
-        column = self._batch.column(name)
-        if column.null_count:
-            raise ValueError(f"column {name!r} holds {column.null_count} nulls")
-        return column
+def _finite(rows: Sequences, name: str) -> np.ndarray:
+    """A score column (N,), checked for length and finite values."""
+    values = rows.of_responses(name)
+    example = Responses(rows.responses, {}).example
+    broken = np.bincount(example[~np.isfinite(values)], minlength=len(rows.responses)) > 0
+    rows.refuse(broken, f"{name} is not a finite number")
+    return values
 
-    def _refuse(self, rows: np.ndarray, what: str) -> None:
-        if rows.any():
-            ids = self._column("example_id").filter(pa.array(rows)).to_pylist()
-            more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-            raise ValueError(f"{what}: examples {', '.join(map(repr, ids[:10]))}{more}")
 
-    def scores(self, name: str) -> np.ndarray:
-        """A score column as a flat array (N,), checked for length and finite values."""
-        column = self._column(name)
-        self._refuse(_lengths(column) != self.responses, f"{name} is not as long as the response")
-        values = column.flatten().to_numpy(zero_copy_only=False)
-        broken = np.bincount(self.rows[~np.isfinite(values)], minlength=len(self.responses)) > 0
-        self._refuse(broken, f"{name} is not a finite number")
-        return values
+def _labels(rows: Sequences, keep: np.ndarray) -> pa.ListArray:
+    """input_ids where `keep` (N,) says so, -100 on the prompt and on dropped tokens."""
+    labels = np.full(len(rows.ids), IGNORED, dtype=np.int32)
+    kept = np.flatnonzero(rows.in_response)[keep]
+    labels[kept] = rows.ids[kept]
+    return as_lists(labels, rows.lengths)
+
+
+def _with_columns(rows: Sequences, columns: dict[str, pa.Array]) -> pa.RecordBatch:
+    """The batch with these columns; those of an earlier mask are replaced."""
+    stale = {"labels", "weights", *(attribute.drops for attribute in ATTRIBUTES.values())}
+    kept = {name: rows.table.column(name) for name in rows.table.schema.names if name not in stale}
+    return pa.RecordBatch.from_pydict({**kept, **columns})
+
+
+# --- a mask read back ---------------------------------------------------------------------------------------
+
+
+class MaskedTokens(Responses):
+    """The response tokens of a masked table: those of `Responses`, and what the mask says of them.
+
+    ids int64 (N,); kept bool (N,), the token carries loss; scores: the columns that attributes and their thresholds
+    read, float32 (N,), as far as the table has them; dropped: bool (N,) per attribute that may drop.
+    """
+
+    @classmethod
+    def from_mask(cls, masked: pa.Table) -> MaskedTokens:
+        """The columns of mask.parquet. ValueError: a table without labels."""
+        if "labels" not in masked.column_names:
+            raise ValueError(
+                f"a masked table is needed (xtf.mask adds drop_* and labels), not one with {masked.column_names}"
+            )
+        rows = Sequences(masked)
+        in_response = rows.in_response
+        columns = {"ids": rows.ids[in_response].astype(np.int64)}
+        columns["kept"] = rows.of_sequences("labels")[in_response] != IGNORED
+        names = [*ATTRIBUTES, "logp", *(attribute.drops for attribute in ATTRIBUTES.values())]
+        columns |= {name: rows.of_responses(name) for name in names if name in masked.column_names}
+        columns["end"] = rows.ends
+        return cls(rows.responses, columns)
+
+    def judged(self, threshold: ThresholdConfig) -> np.ndarray:
+        """Which tokens the thresholds judge and shares count, bool (N,): all but the end that `threshold` keeps."""
+        return ~self.columns["end"] if threshold.end is ThresholdEnd.kept else np.ones(self.tokens, bool)
 
     @property
-    def rows(self) -> np.ndarray:
-        """The row number of each response token, (N,)."""
-        return np.repeat(np.arange(len(self.responses)), self.responses)
+    def ids(self) -> np.ndarray:
+        """Token ids of the responses."""
+        return self.columns["ids"]
 
-    def lists(self, values: np.ndarray) -> pa.ListArray:
-        """One list per response from a flat array (N,)."""
-        return _as_lists(values, self.responses)
+    @property
+    def kept(self) -> np.ndarray:
+        """Whether each carries loss."""
+        return self.columns["kept"]
 
-    def labels(self, keep: np.ndarray) -> pa.ListArray:
-        """input_ids where `keep` (N,) says so, -100 on the prompt and on dropped tokens."""
-        ids = self._ids.flatten().to_numpy()
-        place = np.arange(len(ids)) - np.repeat(np.cumsum(self._lengths) - self._lengths, self._lengths)
-        in_response = np.flatnonzero(place >= np.repeat(self._prompts, self._lengths))
-        labels = np.full(len(ids), IGNORED, dtype=np.int32)
-        kept = in_response[keep]
-        labels[kept] = ids[kept]
-        return _as_lists(labels, self._lengths)
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """The score columns that the table has, by name."""
+        return {name: self.columns[name] for name in (*ATTRIBUTES, "logp") if name in self.columns}
 
-    def with_columns(self, columns: dict[str, pa.Array]) -> pa.RecordBatch:
-        """The batch with these columns; those of an earlier mask are replaced."""
-        stale = {"labels", "weights", *(f"drop_{attribute.value}" for attribute in Attribute)}
-        kept = {name: self._batch.column(name) for name in self._batch.schema.names if name not in stale}
-        return pa.RecordBatch.from_pydict({**kept, **columns})
-
-
-def _batches(scored: pa.Table) -> list[_Batch]:
-    batches = [_Batch(batch) for batch in scored.to_batches() if batch.num_rows]
-    if not sum(batch.tokens for batch in batches):
-        raise ValueError("the scored table holds no response tokens")
-    return batches
-
-
-def _lengths(column: pa.Array) -> np.ndarray:
-    return column.value_lengths().to_numpy().astype(np.int64)
-
-
-def _as_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    @property
+    def dropped(self) -> dict[str, np.ndarray]:
+        """What each attribute in use drops, by its name."""
+        return {name: self.columns[a.drops] for name, a in ATTRIBUTES.items() if a.drops in self.columns}
 
 
 # --- statistics ---------------------------------------------------------------------------------------------
@@ -195,16 +245,19 @@ class _Tally:
     tokens: int = 0
     kept: int = 0
     without_loss: int = 0
+    ends: int = 0  # left alone, counted nowhere else
     dropped: Counter[str] = field(default_factory=Counter)
     ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
 
-    def add(self, responses: np.ndarray, keep: np.ndarray, drops: dict[str, np.ndarray]) -> None:
-        rows = np.repeat(np.arange(len(responses)), responses)
+    def add(self, block: Responses, keep: np.ndarray, drops: dict[str, np.ndarray], left_alone: int) -> None:
+        """Tokens (N,) that are judged, beside so many that are not."""
+        responses = block.lengths
+        self.ends += left_alone
         self.examples += len(responses)
         self.tokens += len(keep)
         self.kept += int(np.count_nonzero(keep))
-        self.without_loss += int(np.count_nonzero(np.bincount(rows[keep], minlength=len(responses)) == 0))
-        ends = np.cumsum(responses)[responses > 0] - 1
+        self.without_loss += int(np.count_nonzero(block.select(keep).lengths == 0))
+        ends = block.offsets[1:][responses > 0] - 1
         for name, drop in drops.items():
             self.ends_dropped[name] += int(np.count_nonzero(drop[ends]))
         for size in range(1, len(drops) + 1):
@@ -237,23 +290,26 @@ class _Tally:
             thresholds=thresholds,
             degenerate=degenerate,
             examples_without_loss=self.without_loss,
+            end_tokens=self.ends,
         )
 
 
-def _degenerate(blocks: Sequence[Scores], attributes: Sequence[Attribute], tally: _Tally) -> list[dict[str, str]]:
+def _degenerate(
+    blocks: Sequence[Responses], attributes: Sequence[TokenAttribute], tally: _Tally, threshold: ThresholdConfig
+) -> list[dict[str, str]]:
     found = []
     for attribute in attributes:
-        constant = _constant_share(blocks, SOURCE[attribute])
-        share = tally.dropped[attribute.value] / tally.tokens
+        constant = _constant_share(blocks, attribute.source)
+        share = tally.dropped[attribute.name] / tally.tokens
         if constant >= MOST:
             found.append((attribute, f"its scores are (nearly) constant within {constant:.0%} of the responses"))
         if share == 0:
             found.append((attribute, "its rule filters nothing"))
         if share > 0.5:
             found.append((attribute, f"its rule filters {share:.1%} of the response tokens, more than half"))
-        ends = tally.ends_dropped[attribute.value] / tally.examples
+        ends = tally.ends_dropped[attribute.name] / tally.examples
         # KN drops an end that the base model expects anyway; the others drop it whether it does or not.
-        if ends > 0.5 and attribute is not Attribute.kn:
+        if threshold.end is ThresholdEnd.scored and ends > 0.5 and attribute.source != "logp":
             found.append(
                 (
                     attribute,
@@ -261,15 +317,15 @@ def _degenerate(blocks: Sequence[Scores], attributes: Sequence[Attribute], tally
                     "stands: the model is not taught to stop",
                 )
             )
-    return [{"attribute": attribute.value, "reason": reason} for attribute, reason in found]
+    return [{"attribute": attribute.name, "reason": reason} for attribute, reason in found]
 
 
-def _constant_share(blocks: Sequence[Scores], column: str) -> float:
+def _constant_share(blocks: Sequence[Responses], column: str) -> float:
     """The share of responses of two tokens and more whose scores all agree to a relative `CONSTANT`."""
     constant = judged = 0
     for block in blocks:
         values, lengths = block.columns[column], block.lengths
-        starts = (np.cumsum(lengths) - lengths)[lengths > 0]
+        starts = block.offsets[:-1][lengths > 0]
         low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
         several = lengths[lengths > 0] > 1
         size = np.maximum(np.abs(low), np.abs(high))

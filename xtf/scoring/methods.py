@@ -12,7 +12,7 @@ under the base model; arrays are flat over all response tokens of the table, in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -20,52 +20,17 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import Attribute, Config, ConfigError, SourceConfig, ThresholdConfig
+from xtf.config.checks import check_ranges
+from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd, within
+from xtf.data.augment import augment
+from xtf.data.ragged import IGNORED, Responses
+from xtf.scoring.masks import build_mask, weights_to_labels
 
 if TYPE_CHECKING:
     import torch
 
     from xtf.data.examples import Example
     from xtf.scoring.masks import Mask
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Score columns of a table, flat over its response tokens; example i owns `offsets[i]:offsets[i + 1]`."""
-
-    offsets: np.ndarray  # [examples + 1] int64
-    columns: Mapping[str, np.ndarray]  # each [tokens]
-
-    @classmethod
-    def from_table(cls, table: pa.Table, names: Iterable[str]) -> Scores:
-        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label
-        is -100."""
-        ids, prompts = table["input_ids"].combine_chunks(), table["prompt_length"].to_numpy()
-        lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
-        columns = {}
-        for name in sorted(names):
-            if name not in table.column_names:
-                raise ValueError(f"the method needs the score column {name!r}; the table has {table.column_names}")
-            values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            if name == "labels":
-                position = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                name, values = "dropped", values[position >= np.repeat(prompts, lengths)] == -100
-            columns[name] = values
-        return cls(np.concatenate([[0], np.cumsum(lengths - prompts)]).astype(np.int64), columns)
-
-    @property
-    def tokens(self) -> int:
-        return int(self.offsets[-1])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Response tokens of each example, [examples]."""
-        return np.diff(self.offsets)
-
-    @property
-    def example(self) -> np.ndarray:
-        """Number of the example that each token belongs to, [tokens]."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
 
 @dataclass(frozen=True)
@@ -84,7 +49,7 @@ class OnlineTokens:
     prompt_attention: torch.Tensor | None = None  # [N] share of the predicting token's attention on the prompt
 
 
-@dataclass(frozen=True)
+@dataclass
 class Method:
     """normal: w = 1, plain supervised fine-tuning."""
 
@@ -98,7 +63,10 @@ class Method:
     prompt_attention: ClassVar[bool] = False
     epochs_factor: ClassVar[int] = 1
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def __post_init__(self) -> None:
+        check_ranges(self, "method.")
+
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         """w_t of every response token, float32 [tokens]; 0 drops the token's loss."""
         return np.ones(scores.tokens, np.float32)
 
@@ -130,41 +98,41 @@ class Method:
         """The table that `mask` is given, where the method reads one of its own instead of encoded examples."""
         return None
 
-    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         """The training table: labels, and weights other than 0 and 1, from the columns that the method `needs`."""
-        from xtf.scoring.masks import build_mask, weights_to_labels
-
         mask = build_mask(scored, threshold, attributes if self.masked else ())
-        scores = Scores.from_table(mask.table, self.needs | ({"labels"} if self.masked else set()))
-        return weights_to_labels(scored, np.split(self.weights(scores, seed), scores.offsets[1:-1]))
+        names = set(self.needs) | ({"labels"} if self.masked else set())
+        if self.masked and threshold.end is ThresholdEnd.kept:
+            names.add("end")
+        scores = Responses.from_table(mask.table, names)
+        weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
+        return weights_to_labels(scored, weights, threshold if self.masked else None)
 
     def parts(self, rows: int) -> list[np.ndarray] | None:
         """Rows of the parts that are trained one after the other, each cleaned (`clean`) by the model as the parts
         before left it; None: all rows at once."""
         return None
 
-    def clean(self, scores: Scores) -> np.ndarray:
+    def clean(self, scores: Responses) -> np.ndarray:
         """w_t of the response tokens of a part behind the first, given `logp` and the trained model's `ref_logp`."""
         raise NotImplementedError(f"{self.name} does not train in parts")
 
 
-@dataclass(frozen=True)
+@dataclass
 class XTF(Method):
     """Drop a token that lacks any of the three attributes (arXiv 2602.14536)."""
 
     name: str = "xtf"
     masked: ClassVar[bool] = True
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (~scores.columns["dropped"]).astype(np.float32)
 
-    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
-        from xtf.scoring.masks import build_mask
-
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         return build_mask(scored, threshold, attributes)  # with the statistics of each attribute
 
 
-@dataclass(frozen=True)
+@dataclass
 class DoubleEpochs(Method):
     """w = 1 for twice the epochs: what more of the same training would give (arXiv 2602.14536)."""
 
@@ -172,7 +140,7 @@ class DoubleEpochs(Method):
     epochs_factor: ClassVar[int] = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Given(Method):
     """The data's own `labels` or `weights` column (see `given_mask`)."""
 
@@ -200,70 +168,77 @@ class Given(Method):
             f"method=given trains a token table as it is: task.train.path must be .parquet or .jsonl, not {path.name!r}"
         )
 
-    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[Attribute], seed: int) -> Mask:
+    def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         return given_mask(scored)
 
 
 # -- controls ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Matched(Method):
-    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones."""
+    """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones.
+
+    The appended end of a response, which the mask keeps unless threshold.end=scored, is kept here too.
+    """
 
     match: str = "xtf"  # the method whose mask gives the number: the one that masks by scorer and threshold
     masked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.match != "xtf":
-            raise ValueError(f"method.match={self.match}: only the mask of xtf can be matched")
+            raise ConfigError(f"method.match={self.match}: only the mask of xtf can be matched")
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
-        rank = rank_within(scores, self.order(scores, seed))
+        order = self.order(scores, seed)
+        if "end" in scores.columns:  # what the mask leaves alone comes last: the mask drops no more than the others
+            order = np.where(scores.columns["end"], np.inf, order)
+        rank = scores.rank(order)
         return (rank >= dropped[scores.example]).astype(np.float32)
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         """[tokens]; the lowest values of each example are dropped."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass
 class Random(Matched):
     """Control: drop tokens uniformly at random."""
 
     name: str = "random"
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return np.random.default_rng([seed, RANDOM_STREAM]).random(scores.tokens)
 
 
 RANDOM_STREAM = 2**31  # keeps the random mask apart from the training order, whose streams are epochs
 
 
-@dataclass(frozen=True)
+@dataclass
 class LowLoss(Matched):
     """Control: drop the tokens with the lowest loss under the base model."""
 
     name: str = "low_loss"
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return -scores.columns["logp"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class HighLoss(Matched):
     """Control: drop the tokens with the highest loss under the base model."""
 
     name: str = "high_loss"
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def order(self, scores: Scores, seed: int) -> np.ndarray:
+    def order(self, scores: Responses, seed: int) -> np.ndarray:
         return scores.columns["logp"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decile(Method):
     """Probe: train on one tenth of all response tokens by base probability, or on all but it.
 
@@ -271,22 +246,18 @@ class Decile(Method):
     """
 
     name: str = "decile"
-    decile: int = 1
+    decile: int = within(1, 1, 10)
     invert: bool = False  # train on the other nine
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.decile <= 10:
-            raise ValueError(f"method.decile={self.decile} is out of range: it must be from 1 to 10")
-
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         first, last = ((self.decile - offset) * scores.tokens // 10 for offset in (1, 0))
         weights = np.full(scores.tokens, float(self.invert), np.float32)
         weights[np.argsort(scores.columns["logp"], kind="stable")[first:last]] = not self.invert
         return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class Oracle(Method):
     """Control: drop exactly the noise that `plant` planted, the most that any filter of labels could find.
 
@@ -296,22 +267,14 @@ class Oracle(Method):
     name: str = "oracle"
     needs: ClassVar[frozenset[str]] = frozenset({"planted"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (scores.columns["planted"] == 0).astype(np.float32)
-
-
-def rank_within(scores: Scores, values: np.ndarray) -> np.ndarray:
-    """Rank of each token's value within its example, int64 [tokens]: 0 is the lowest; ties go by position."""
-    order = np.lexsort((values, scores.example))
-    rank = np.empty(scores.tokens, np.int64)
-    rank[order] = np.arange(scores.tokens) - np.repeat(scores.offsets[:-1], scores.lengths)
-    return rank
 
 
 # -- data: which examples ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class DataFiltering(Method):
     """Keep the examples whose prompt helps least: highest IFD = ppl(O | I) / ppl(O) below 1 (arXiv
     2308.12032).
@@ -320,13 +283,10 @@ class DataFiltering(Method):
     """
 
     name: str = "data_filtering"
-    keep: float = 0.5  # share of the examples
+    keep: float = within(0.5, 0, 1, excluding=(0,))  # share of the examples
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "logp_unconditional"})
 
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
-
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         examples = len(scores.lengths)
         conditional, alone = (
             np.bincount(scores.example, scores.columns[name], examples) / np.maximum(scores.lengths, 1)
@@ -338,7 +298,7 @@ class DataFiltering(Method):
         return np.isin(scores.example, best).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass
 class DataAugmentation(Method):
     """w = 1 on the examples and on paraphrases of their prompts with the same response (arXiv 2302.13007).
 
@@ -347,32 +307,26 @@ class DataAugmentation(Method):
 
     name: str = "data_augmentation"
     path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
-    factor: int = 2  # examples afterwards per example before, at most
+    factor: int = within(2, 1)  # examples afterwards per example before, at most
 
     @property
     def changes_rows(self) -> bool:
         return True
 
     def examples(self, examples: Sequence[Example]) -> list[Example]:
-        from xtf.data.augment import augment
-
         return augment(examples, self.factor, Path(self.path) if self.path else None)
 
 
 # -- excess loss over a reference model ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Referenced(Method):
     """A method that compares the loss with a reference model's (`ref_logp`), an artifact of its own."""
 
-    keep: float = 0.6  # share of the tokens
+    keep: float = within(0.6, 0, 1, excluding=(0,))  # share of the tokens
     reference: str | None = None  # a model's folder or id; None: the base model, fine-tuned on a warm-up subset
-    warmup: float = 0.2  # share of the training examples in that subset
-
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
-        _check_share(self, "warmup")
+    warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples in that subset
 
     def warmup_rows(self, rows: int) -> np.ndarray:
         """Rows that the reference model is trained on, ascending; the same for every seed of a run."""
@@ -383,7 +337,7 @@ class Referenced(Method):
 WARMUP_SEED = 2502_01968
 
 
-@dataclass(frozen=True)
+@dataclass
 class SLM(Referenced):
     """Online: keep the tokens with the largest excess loss l - l_ref of a micro-batch (Rho-1, arXiv
     2404.07965)."""
@@ -401,18 +355,18 @@ class SLM(Referenced):
         return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenCleaning(Referenced):
     """Keep the tokens with the largest l_base - l_ref of the whole set (arXiv 2502.01968)."""
 
     name: str = "token_cleaning"
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return top_share(excess_loss(scores), self.keep)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SelfEvolving(Method):
     """Token cleaning whose reference model evolves (arXiv 2502.01968).
 
@@ -421,16 +375,10 @@ class SelfEvolving(Method):
     """
 
     name: str = "token_cleaning_evolving"
-    keep: float = 0.6  # share of each subset's tokens
-    warmup: float = 0.2  # share of the training examples that are trained whole, first
-    subsets: int = 5
+    keep: float = within(0.6, 0, 1, excluding=(0,))  # share of each subset's tokens
+    warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples that are trained whole, first
+    subsets: int = within(5, 1)
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
-
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
-        _check_share(self, "warmup")
-        if self.subsets < 1:
-            raise ValueError(f"method.subsets={self.subsets} is out of range: it must be at least 1")
 
     def parts(self, rows: int) -> list[np.ndarray] | None:
         """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run."""
@@ -439,12 +387,12 @@ class SelfEvolving(Method):
         parts = (order[:first], *np.array_split(order[first:], self.subsets))
         return [np.sort(part) for part in parts if len(part)]
 
-    def clean(self, scores: Scores) -> np.ndarray:
+    def clean(self, scores: Responses) -> np.ndarray:
         """w_t of a subset's response tokens, given `logp` and the evolving model's `ref_logp`."""
         return top_share(excess_loss(scores), self.keep)
 
 
-def excess_loss(scores: Scores) -> np.ndarray:
+def excess_loss(scores: Responses) -> np.ndarray:
     """l_base - l_ref of every token: how much the reference model's training taught it."""
     excess: np.ndarray = scores.columns["ref_logp"] - scores.columns["logp"]
     return excess
@@ -457,7 +405,7 @@ def top_share(values: np.ndarray, share: float) -> np.ndarray:
     return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class Forgetting(Referenced):
     """Learn the tokens with the largest l_base - l_ref, unlearn the rest (arXiv 2508.04329).
 
@@ -466,12 +414,12 @@ class Forgetting(Referenced):
     """
 
     name: str = "forgetting"
-    keep: float = 0.7
-    strength: float = 0.25
+    keep: float = within(0.7, 0, 1, excluding=(0,))
+    strength: float = within(0.25, 0)
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
 
-    def weights(self, scores: Scores, seed: int) -> np.ndarray:
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
         top = top_share(excess_loss(scores), self.keep)
         rest = scores.tokens - top.sum()
         return np.where(top > 0, 1.0, -top.sum() / max(rest, 1)).astype(np.float32)
@@ -484,7 +432,7 @@ class Forgetting(Referenced):
 # -- online: from the model in training ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class SSToken(Method):
     """Keep the tokens of each example that training has moved and that look at the prompt (arXiv 2510.18250).
 
@@ -493,15 +441,12 @@ class SSToken(Method):
     """
 
     name: str = "sstoken"
-    gamma: float = 0.5
-    keep: float = 0.6  # share of the example's tokens
+    gamma: float = within(0.5, 0, 1)
+    keep: float = within(0.6, 0, 1, excluding=(0,))  # share of the example's tokens
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
     online: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
     prompt_attention: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_share(self, "keep")
 
     def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
         assert tokens.prompt_attention is not None
@@ -519,7 +464,7 @@ class SSToken(Method):
         return weights
 
 
-@dataclass(frozen=True)
+@dataclass
 class DFT(Method):
     """Dynamic fine-tuning: w = p_t (arXiv 2508.05629)."""
 
@@ -530,12 +475,12 @@ class DFT(Method):
         return tokens.logp.exp()
 
 
-@dataclass(frozen=True)
+@dataclass
 class EAFT(Method):
     """Entropy-adaptive fine-tuning: w = (H / 3)^alpha, H of the 20 most likely tokens (arXiv 2601.02151)."""
 
     name: str = "eaft"
-    alpha: float = 1.0
+    alpha: float = within(1.0, 0)
     online: ClassVar[bool] = True
     entropy_top: ClassVar[int] = 20
 
@@ -544,17 +489,13 @@ class EAFT(Method):
         return (tokens.entropy / 3).clamp(min=0) ** self.alpha
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProFit(Method):
     """Keep p_t > tau (arXiv 2601.09195)."""
 
     name: str = "profit"
-    tau: float = 0.1
+    tau: float = within(0.1, 0, 1, excluding=(1,))
     online: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tau < 1:
-            raise ValueError(f"method.tau={self.tau} is out of range: it must be at least 0 and below 1")
 
     def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
         return (tokens.logp > (math.log(self.tau) if self.tau else -math.inf)).to(tokens.logp.dtype)
@@ -592,22 +533,24 @@ METHODS: dict[str, type[Method]] = {
 def given_mask(table: pa.Table) -> Mask:
     """A user's own token table as it is: `input_ids`, and `labels` (-100 without loss) or response `weights`.
 
-    `example_id` defaults to the row number, `prompt_length` to the place of the first label. ValueError if
-    there is neither labels nor weights, or a label within the prompt.
-    """
-    from xtf.scoring.masks import weights_to_labels
+    `example_id` defaults to the row number, `prompt_length` to the place of the first label.
 
+    Raises:
+        ValueError: neither labels nor weights; a label within the prompt, or another than the token that it stands at;
+            padding or positions of the data's own; labels that are all -100.
+    """
     columns = {name: table[name] for name in table.column_names}
     columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
+    _check_given(columns)
     if "labels" in columns:
         labels = columns["labels"].to_pylist()
-        first = [next((at for at, label in enumerate(row) if label != -100), len(row)) for row in labels]
+        first = [next((at for at, label in enumerate(row) if label != IGNORED), len(row)) for row in labels]
         columns.setdefault("prompt_length", pa.array(first, pa.int32()))
         prompts = columns["prompt_length"].to_pylist()
         for name, at, prompt in zip(columns["example_id"].to_pylist(), first, prompts, strict=True):
             if at < prompt:
                 raise ValueError(f"example {name}: the label at {at} lies within the prompt of {prompt} tokens")
-        kept = [[label != -100 for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
+        kept = [[label != IGNORED for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
     elif "weights" in columns and "prompt_length" in columns:
         kept = [[True] * len(row) for row in columns["weights"].to_pylist()]
     else:
@@ -621,7 +564,35 @@ def given_mask(table: pa.Table) -> Mask:
     )
 
 
-def _check_share(method: Method, name: str) -> None:
-    value = getattr(method, name)
-    if not 0 < value <= 1:
-        raise ValueError(f"method.{name}={value} is out of range: it must be above 0 and at most 1")
+def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
+    """Refuse what a table says that training would not heed."""
+    rows = zip(
+        columns["example_id"].to_pylist(),
+        columns["input_ids"].to_pylist(),
+        *(
+            columns[name].to_pylist() if name in columns else [None] * len(columns["input_ids"])
+            for name in ("labels", "attention_mask", "position_ids")
+        ),
+        strict=True,
+    )
+    trained = "labels" not in columns
+    for name, ids, labels, mask, positions in rows:
+        if mask is not None and not all(mask):
+            raise ValueError(
+                f"example {name}: attention_mask is 0 at {mask.index(0)}; padding is not read: leave the pads out"
+            )
+        if positions is not None and positions != list(range(len(ids))):
+            raise ValueError(f"example {name}: position_ids do not count from 0; leave them out, one document a row")
+        if labels is None:
+            continue
+        if len(labels) != len(ids):
+            raise ValueError(f"example {name}: {len(labels)} labels for {len(ids)} input_ids")
+        for at, (label, token) in enumerate(zip(labels, ids, strict=True)):
+            if label not in (IGNORED, token):
+                raise ValueError(
+                    f"example {name}: the label at {at} is {label}, the token there is {token}; labels are input_ids "
+                    "at their own place (not shifted), or -100"
+                )
+        trained = trained or any(label != IGNORED for label in labels)
+    if not trained:
+        raise ValueError("every label is -100: there is nothing to train on")

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xtf.config.schema import Config
+from xtf.data.ragged import as_table, with_ends
+from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
-from xtf.scoring.store import Load, read_pass, scoring_pass, unscored
-from xtf.scoring.thresholds import SOURCE
+from xtf.scoring.attributes import sources
+from xtf.scoring.store import Load, read_pass, scoring_pass
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,7 +51,7 @@ class Scorer(NamedTuple):
 def passes_of(config: Config) -> dict[Pass, set[str]]:
     """The score columns that a run reads, by the pass that brings them."""
     wanted: dict[Pass, set[str]] = {}
-    own = {SOURCE[attribute] for attribute in config.scorer.attributes} if config.method.masked else set()
+    own = sources(config.scorer.attributes) if config.method.masked else set()
     for name in sorted(own | config.method.needs):
         source = COLUMNS.get(name, (Pass.base, name))
         if source is not None:
@@ -73,7 +75,7 @@ def score(
     found = {}
     for kind, columns in passes_of(config).items():
         encoded = alone(rows(), tokenizer()) if kind is Pass.unconditional else rows()
-        also: Iterable[str] = [SOURCE[one] for one in config.scorer.compute] if kind is Pass.base else ()
+        also: Iterable[str] = sources(config.scorer.compute) if kind is Pass.base else ()
         scorer = scorer_of(kind)
         found[kind] = scoring_pass(
             OutputDir(Path(config.output_dir)).scores,
@@ -97,8 +99,9 @@ def alone(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> list[E
 
 
 def training_table(rows: Callable[[], Sequence[Encoded]], passes: Mapping[Pass, Path]) -> pa.Table:
-    """The training rows with every score column that the passes bring."""
-    table = read_pass(passes[Pass.base]) if Pass.base in passes else unscored(rows())
+    """The training rows with every score column that the passes bring, and `end_tokens`, which no pass stores."""
+    table = read_pass(passes[Pass.base]) if Pass.base in passes else as_table(rows())
+    table = with_ends(table, (row.end_tokens for row in rows()))
     for name, source in COLUMNS.items():
         if source is not None and source[0] in passes:
             table = table.append_column(name, read_pass(passes[source[0]])[source[1]])
@@ -108,8 +111,6 @@ def training_table(rows: Callable[[], Sequence[Encoded]], passes: Mapping[Pass, 
 def write_mask(config: Config, table: pa.Table, path: Path) -> dict[str, Any]:
     """Write the method's mask of a training table to `path`; returns its statistics. No model is loaded."""
     import pyarrow.parquet as pq
-
-    from xtf.runtime.artifacts import write_atomic
 
     mask = config.method.mask(table, config.threshold, config.scorer.attributes, config.seed)
     write_atomic(path, functools.partial(pq.write_table, mask.table))

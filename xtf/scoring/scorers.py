@@ -10,8 +10,9 @@ All three come from one forward pass of the base model over length-sorted batche
 Batches are padded on the *right*. With causal attention no token sees what stands right of it, so no padding
 mask is needed, positions start at 0 in every row, and memory stays linear in length.
 
-Shapes: B rows of a batch, T padded length, H query heads, K key heads, D head width, E model width,
-V vocabulary, N response tokens, R rows.
+Shapes, as suffixes of every tensor's name: B rows of a batch, T padded length, H query heads, K key heads, G query
+heads of a key head (H = K G), D head width, C queries of a chunk, S keys that they see, E model width, V vocabulary,
+N response tokens, U token ids. NumPy arrays are flat, (N,) or (R,) for R rows, or (V,), and say so.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -30,7 +30,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from xtf.config.schema import Attribute, RIVariant, Scale, ScorerConfig, TRVariant
+from xtf.config.schema import RIVariant, Scale, ScorerConfig, TRVariant
+from xtf.data.ragged import Row, Sequences, as_lists, as_table, places
+from xtf.scoring.attributes import ATTRIBUTES, Brought, brought, computed
 
 ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
 TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attention that rounds to 0
@@ -40,28 +42,12 @@ LOGITS_ON_CPU, WEIGHTS_ON_CPU, ON_GPU = 7 * 2**20, 2**20, 2**26
 ROWS_AT_ONCE = 10_000  # whose tokens are counted at once
 
 
-class Row(Protocol):
-    """What a row must have; `xtf.data.encode.Encoded` does."""
-
-    @property
-    def example_id(self) -> str: ...
-    @property
-    def input_ids(self) -> Sequence[int]: ...
-    @property
-    def prompt_length(self) -> int: ...
-
-
 # --- what a scorer asks for ---------------------------------------------------------------------------------
-
-
-def computed(scorer: ScorerConfig) -> set[Attribute]:
-    """The attributes to score: those that may drop a token, and those asked for beside them."""
-    return {*scorer.attributes, *scorer.compute}
 
 
 def needs_forward(scorer: ScorerConfig) -> bool:
     """Whether scoring rows runs the model: for RI and KN yes, for TR alone no."""
-    return bool(computed(scorer) & {Attribute.ri, Attribute.kn})
+    return bool(brought(computed(scorer)) & {Brought.attention, Brought.logp})
 
 
 def scored_layer(scorer: ScorerConfig, layers: int) -> int:
@@ -79,58 +65,17 @@ def scored_layer(scorer: ScorerConfig, layers: int) -> int:
 # --- rows as flat arrays ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Flat:
-    """Rows end to end. ids int32 (all tokens), lengths and prompts int64 (R,)."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    prompts: np.ndarray
-
-    @property
-    def responses(self) -> np.ndarray:
-        return self.lengths - self.prompts
-
-    @property
-    def response_ids(self) -> np.ndarray:
-        """The ids of all response tokens, (N,)."""
-        return self.ids[_ragged_arange(self.lengths) >= np.repeat(self.prompts, self.lengths)]
-
-
-def _flatten(rows: Sequence[Row]) -> _Flat:
+def _sequences(rows: Sequence[Row]) -> Sequences:
+    """Rows end to end. ValueError: no rows, or one without prompt or response."""
     if not rows:
         raise ValueError("there are no rows to score")
-    lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
-    prompts = np.array([row.prompt_length for row in rows], dtype=np.int64)
-    bad = (prompts < 1) | (prompts >= lengths)
-    if bad.any():
+    flat = Sequences(as_table(rows))
+    if (bad := (flat.prompts < 1) | (flat.responses < 1)).any():
         raise ValueError(
             "a row needs a prompt token, which predicts the first response token, and a response token; "
-            f"these have none: {_names(rows, bad)}"
+            f"these have none: {flat.named(bad)}"
         )
-    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), np.int32, int(lengths.sum()))
-    return _Flat(ids, lengths, prompts)
-
-
-def _ragged_arange(lengths: np.ndarray) -> np.ndarray:
-    """0 .. n-1 for each n, end to end: [2, 3] -> [0, 1, 0, 1, 2]."""
-    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
-def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start .. start+n-1 for each row, end to end."""
-    return np.repeat(starts, lengths) + _ragged_arange(lengths)
-
-
-def _names(rows: Sequence[Row], which: np.ndarray) -> str:
-    ids = [row.example_id for row, named in zip(rows, which, strict=True) if named]
-    return ", ".join(map(repr, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
-
-
-def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return flat
 
 
 def batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
@@ -177,42 +122,38 @@ def score_rows(
     ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
     scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
     """
-    flat, wanted = _flatten(rows), computed(scorer)
-    want_ri, want_logp = Attribute.ri in wanted, logp or Attribute.kn in wanted
+    flat, wanted = _sequences(rows), computed(scorer)
+    needs = brought(wanted)
+    want_ri, want_logp = Brought.attention in needs, logp or Brought.logp in needs
     scores: dict[str, np.ndarray] = {}
     if want_ri or want_logp:
         with _scoring_attention(model):
             scores = _forward_scores(
                 model, flat, scorer if want_ri else None, want_logp, tokens_per_batch, pad_id, progress
             )
-    if Attribute.kn in wanted:
-        scores["kn"] = -np.expm1(scores["logp"])
-    if Attribute.tr in wanted:
+    if Brought.embeddings in needs:
         if tr is None:
             raise ValueError("scoring TR needs the table that xtf.scoring.scorers.tr_table builds from all rows")
         scores["tr"] = tr.lookup(flat.response_ids)
+    scores |= {attribute.name: attribute.derive(flat, scores) for attribute in wanted if attribute.derive is not None}
     for name, values in scores.items():
         broken = np.add.reduceat(~np.isfinite(values), np.cumsum(flat.responses) - flat.responses, dtype=int) > 0
         if broken.any():
             raise ValueError(
-                f"{name} is not a finite number in {_names(rows, broken)}; check the model's weights and "
+                f"{name} is not a finite number in {flat.named(broken)}; check the model's weights and "
                 "precision (float16 overflows where bfloat16 does not)"
             )
-    columns: dict[str, pa.Array] = {
-        "example_id": pa.array([row.example_id for row in rows], pa.string()),
-        "input_ids": _lists(flat.ids, flat.lengths),
-        "prompt_length": pa.array(flat.prompts.astype(np.int32)),
-    }
-    for name in ("ri", "kn", "tr", "logp"):
+    table = flat.table
+    for name in (*ATTRIBUTES, "logp"):
         if name in scores:
-            columns[name] = _lists(scores[name], flat.responses)
-    return pa.table(columns)
+            table = table.append_column(name, as_lists(scores[name], flat.responses))
+    return table
 
 
 @torch.inference_mode()
 def _forward_scores(
     model: PreTrainedModel,
-    flat: _Flat,
+    flat: Sequences,
     ri: ScorerConfig | None,
     want_logp: bool,
     tokens_per_batch: int,
@@ -223,17 +164,17 @@ def _forward_scores(
     layer = None if ri is None else scored_layer(ri, model.config.get_text_config().num_hidden_layers)
     if want_logp:
         _check_head(model, torch.from_numpy(flat.ids[None, : min(16, flat.lengths[0])].astype(np.int64)))
-    starts, response_starts = (np.cumsum(n) - n for n in (flat.lengths, flat.responses))
+    starts, response_starts = flat.offsets[:-1], np.cumsum(flat.responses) - flat.responses
     found: dict[str, list[torch.Tensor]] = {}
-    places = []
+    found_at = []
     for batch in batches(flat.lengths, tokens_per_batch):
         lengths, prompts, responses = flat.lengths[batch], flat.prompts[batch], flat.responses[batch]
         T = int(lengths[0])
         padded = np.full(len(batch) * T, pad_id, dtype=np.int64)
         row_starts = np.arange(len(batch)) * T
-        padded[_places(row_starts, lengths)] = flat.ids[_places(starts[batch], lengths)]
+        padded[places(row_starts, lengths)] = flat.ids[places(starts[batch], lengths)]
         ids_BT = torch.from_numpy(padded.reshape(len(batch), T)).to(model.device)
-        at_N = torch.from_numpy(_places(row_starts + prompts, responses)).to(model.device)  # in B * T
+        at_N = torch.from_numpy(places(row_starts + prompts, responses)).to(model.device)  # in B * T
         probe = None if ri is None else _Probe(ri, layer, lengths, prompts, last=not want_logp)
         hidden_BTE = _hidden(model, ids_BT, probe)
         if probe is not None and probe.scores_BT is not None:
@@ -241,11 +182,11 @@ def _forward_scores(
         if want_logp:
             hidden_NE = hidden_BTE.flatten(0, 1)[at_N.to(hidden_BTE.device) - 1]
             found.setdefault("logp", []).append(_log_p(model, hidden_NE, ids_BT.flatten()[at_N]))
-        places.append(_places(response_starts[batch], responses))
+        found_at.append(places(response_starts[batch], responses))
         if progress is not None:
             progress(int(lengths.sum()))
     # Copies to the host wait until here, so that a GPU never idles between two batches.
-    back = np.argsort(np.concatenate(places))
+    back = np.argsort(np.concatenate(found_at))
     return {name: torch.cat([part.cpu() for part in parts]).numpy()[back] for name, parts in found.items()}
 
 
@@ -278,8 +219,8 @@ def _log_p(model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Ten
     chunk = max(1, elements // model.config.get_text_config().vocab_size)
     return torch.cat(
         [
-            -F.cross_entropy(head(hidden).float(), targets, reduction="none")
-            for hidden, targets in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True)
+            -F.cross_entropy(head(part_NE).float(), part_N, reduction="none")
+            for part_NE, part_N in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True)
         ]
     )
 
@@ -295,9 +236,10 @@ def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
     if model in _head_checked:
         return
     ids_1T = ids_1T.to(model.device)
-    own = model(input_ids=ids_1T, use_cache=False).logits.float()
-    gap = ((model.get_output_embeddings()(_hidden(model, ids_1T)).float() - own).norm() / own.norm()).item()
-    if gap > (1e-4 if own.dtype == model.dtype else 1e-2):
+    own_1TV = model(input_ids=ids_1T, use_cache=False).logits.float()
+    head_1TV = model.get_output_embeddings()(_hidden(model, ids_1T)).float()
+    gap = ((head_1TV - own_1TV).norm() / own_1TV.norm()).item()
+    if gap > (1e-4 if own_1TV.dtype == model.dtype else 1e-2):
         raise ValueError(
             f"{type(model).__name__} changes its logits after the LM head (by {gap:.2g} of their size), which is "
             "not supported; use a scorer without KN, such as ri_tr"
@@ -330,24 +272,25 @@ class _Probe:
         device = query_BHTD.device
         length_B1 = self.lengths_B.to(device)[:, None]
         position_T = torch.arange(T, device=device)
-        query = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))  # (B, K, H / K, T, D)
+        query_BKGTD = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))
         total_BT = torch.zeros(B, T, device=device)
         chunk = max(1, (WEIGHTS_ON_CPU if device.type == "cpu" else ON_GPU) // (B * H * T))
         for start in range(self.first_query, T, chunk):
             end = min(start + chunk, T)
             first = _first_seen(start, window)
-            weights = query[:, :, :, start:end].flatten(2, 3) @ key_BKTD[:, :, first:end].transpose(2, 3)
-            weights = weights.float().view(B, H, end - start, end - first)
-            weights.masked_fill_(~_seen(position_T[start:end], position_T[first:end], window), -torch.inf)
-            weights = weights.softmax(-1)
+            query_BKXD = query_BKGTD[:, :, :, start:end].flatten(2, 3)  # X: G C
+            weights_BHCS = (query_BKXD @ key_BKTD[:, :, first:end].transpose(2, 3)).float()
+            weights_BHCS = weights_BHCS.view(B, H, end - start, end - first)
+            weights_BHCS.masked_fill_(~_seen(position_T[start:end], position_T[first:end], window), -torch.inf)
+            weights_BHCS = weights_BHCS.softmax(-1)
             if self.variant is RIVariant.released:
-                total_BT[:, start:end] = weights.sum(-1).mean(1)
+                total_BT[:, start:end] = weights_BHCS.sum(-1).mean(1)
             else:  # queries in the padding see the text too and must not count
-                share = (position_T[start:end] < length_B1).float() / H
-                share = share[:, None].expand(B, H, end - start).reshape(B, 1, -1)
-                total_BT[:, first:end] += (share @ weights.flatten(1, 2))[:, 0]
-        count = length_B1 - position_T if self.variant is RIVariant.received else length_B1
-        scores_BT = total_BT / count.clamp(min=1)
+                share_BC = (position_T[start:end] < length_B1).float() / H
+                share_B1Y = share_BC[:, None].expand(B, H, end - start).reshape(B, 1, -1)  # Y: H C
+                total_BT[:, first:end] += (share_B1Y @ weights_BHCS.flatten(1, 2))[:, 0]
+        count_BT = length_B1 - position_T if self.variant is RIVariant.received else length_B1
+        scores_BT = total_BT / count_BT.clamp(min=1)
         self.scores_BT = scores_BT.clamp(min=TINY).log() if self.scale is Scale.log else scores_BT
 
 
@@ -356,10 +299,10 @@ def _first_seen(query: int, window: int | None) -> int:
     return 0 if window is None else max(0, query - window + 1)
 
 
-def _seen(query_T: torch.Tensor, key_T: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Which keys each query sees, from their positions; bool (queries, keys)."""
-    behind = query_T[:, None] - key_T
-    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+def _seen(query_C: torch.Tensor, key_S: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Which keys each query sees, from their positions; bool (C, S)."""
+    behind_CS = query_C[:, None] - key_S
+    return behind_CS >= 0 if window is None else (behind_CS >= 0) & (behind_CS < window)
 
 
 def _causal_mask(
@@ -403,13 +346,15 @@ def _attend(
         if xtf_probe.last:
             raise _ScoredLayerDone
     if window is None:
-        output, _ = sdpa_attention_forward(module, query_BHTD, key_BKTD, value_BKTD, None, scaling=scaling, **kwargs)
-        return output, None
+        output_BTHD, _ = sdpa_attention_forward(
+            module, query_BHTD, key_BKTD, value_BKTD, None, scaling=scaling, **kwargs
+        )
+        return output_BTHD, None
     position_T = torch.arange(T, device=query_BHTD.device)
-    parts = []
+    parts_BHCD = []
     for start in range(0, T, window):  # a block of queries sees itself and the block before it
         end, first = min(start + window, T), _first_seen(start, window)
-        parts.append(
+        parts_BHCD.append(
             F.scaled_dot_product_attention(
                 query_BHTD[:, :, start:end],
                 key_BKTD[:, :, first:end],
@@ -419,7 +364,7 @@ def _attend(
                 enable_gqa=True,
             )
         )
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts_BHCD, 2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -457,7 +402,7 @@ def count_tokens(rows: Sequence[Row]) -> TokenCounts:
     """Counts over `rows`, for ids up to the largest there is."""
     counts = np.zeros((2, 0), dtype=np.int64)
     for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
-        flat = _flatten(rows[start : start + ROWS_AT_ONCE])
+        flat = _sequences(rows[start : start + ROWS_AT_ONCE])
         size = max(counts.shape[1], int(flat.ids.max()) + 1)
         counts = np.pad(counts, ((0, 0), (0, size - counts.shape[1])))
         counts[0] += np.bincount(flat.ids, minlength=size)
@@ -537,16 +482,16 @@ def tr_table(
 
 def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Cosine distances of the embedding rows of `used` to the mean row under `counts` (V,); float64."""
-    weight = model.get_input_embeddings().get_parameter("weight")
+    weight_VE = model.get_input_embeddings().get_parameter("weight")
 
     def blocks(ids: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         for block in np.array_split(ids, -(-len(ids) // 4096)):  # the whole matrix in float64 may be gigabytes
-            yield block, weight[torch.from_numpy(block).to(weight.device)].to("cpu", torch.float64)
+            yield block, weight_VE[torch.from_numpy(block).to(weight_VE.device)].to("cpu", torch.float64)
 
-    centre_E = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for block, rows in blocks(np.flatnonzero(counts)):
-        centre_E += torch.from_numpy(counts[block] / counts.sum()) @ rows
-    return np.concatenate([1.0 - F.cosine_similarity(rows, centre_E[None]).numpy() for _, rows in blocks(used)])
+    centre_E = torch.zeros(weight_VE.shape[1], dtype=torch.float64)
+    for block, rows_UE in blocks(np.flatnonzero(counts)):
+        centre_E += torch.from_numpy(counts[block] / counts.sum()) @ rows_UE
+    return np.concatenate([1.0 - F.cosine_similarity(rows_UE, centre_E[None]).numpy() for _, rows_UE in blocks(used)])
 
 
 def _released_distances(
@@ -558,18 +503,19 @@ def _released_distances(
 ) -> np.ndarray:
     """Cosine distances of one-token hidden states to the mean hidden state of the domain words; float64."""
 
-    def hidden(ids_BT: Any) -> torch.Tensor:
-        ids = torch.as_tensor(ids_BT, dtype=torch.int64, device=model.device)
-        return _hidden(model, ids).to("cpu", torch.float64)
+    def hidden(ids: Any) -> torch.Tensor:
+        """Last hidden states (B, T, E) of rows of ids, float64."""
+        ids_BT = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
+        return _hidden(model, ids_BT).to("cpu", torch.float64)
 
     if not domain_words:
         raise ValueError("scorer.tr.variant=released needs task.domain_words, and there are none")
-    words = []
+    words_E = []
     for word in domain_words:
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if not ids:
             raise ValueError(f"task.domain_words: the tokenizer makes no token of {word!r}")
-        words.append(hidden([ids])[0].mean(0))
-    centre_E = torch.stack(words).mean(0)
+        words_E.append(hidden([ids])[0].mean(0))
+    centre_E = torch.stack(words_E).mean(0)
     blocks = np.array_split(used, -(-len(used) // tokens_per_batch))
     return np.concatenate([1.0 - F.cosine_similarity(hidden(block[:, None])[:, 0], centre_E[None]) for block in blocks])

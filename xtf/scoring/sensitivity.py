@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from xtf.config.schema import Attribute, ThresholdConfig
-from xtf.scoring.thresholds import SOURCE, Scores, fit
+from xtf.config.schema import KNRule, RIRule, ThresholdConfig
+from xtf.data.ragged import Responses
+from xtf.scoring.attributes import TokenAttribute, rule_of, with_rule
+from xtf.scoring.thresholds import fit
 
 NEVER = 255  # "first position that drops this token" of a token that none drops
 
@@ -44,52 +46,52 @@ class Sweep:
         return np.cumsum(counts)[: len(self.values)] / len(self.first)
 
 
-def sweep(attribute: Attribute, config: ThresholdConfig, dataset: Scores, shown: Scores) -> Sweep:
+def sweep(attribute: TokenAttribute, config: ThresholdConfig, dataset: Responses, shown: Responses) -> Sweep:
     """Fits every setting of the attribute's slider to `dataset` and applies it to `shown`, a part of it."""
     name, values = settings(attribute, config)
-    rule = getattr(config, attribute.value)
+    rule = rule_of(config, attribute)
     dataset, _ = _ordered(dataset, attribute)
     shown, order = _ordered(shown, attribute)
     first = np.full(len(order), NEVER, dtype=np.uint8)
     cuts = []
     for place, value in enumerate(values):
-        moved = replace(config, **{attribute.value: replace(rule, **{name: value})})
-        fitted = fit([dataset], moved, [attribute])
+        moved = with_rule(config, attribute, replace(rule, **{name: value}))
+        fitted = fit([dataset], moved, [attribute.name])
         dropped = fitted.drop(attribute, shown)
-        assert dropped[first != NEVER].all(), f"{attribute.value}: {name}={value} keeps what an earlier setting drops"
+        assert dropped[first != NEVER].all(), f"{attribute.name}: {name}={value} keeps what an earlier setting drops"
         first[dropped & (first == NEVER)] = place
-        cuts.append(fitted.to_dict()[attribute.value])
+        cuts.append(fitted.to_dict()[attribute.name])
     in_place = np.empty_like(first)
     in_place[order] = first
     chosen = values.index(getattr(rule, name))
-    return Sweep(f"threshold.{attribute.value}.{name}", tuple(values), chosen, tuple(cuts), in_place)
+    return Sweep(f"threshold.{attribute.name}.{name}", tuple(values), chosen, tuple(cuts), in_place)
 
 
-def _ordered(block: Scores, attribute: Attribute) -> tuple[Scores, np.ndarray]:
+def _ordered(block: Responses, attribute: TokenAttribute) -> tuple[Responses, np.ndarray]:
     """The block with each example's tokens by score, ties in order, and where each came from.
 
     Every threshold sorts the scores of an example; sorting what is sorted costs next to nothing.
     """
-    values = block.columns[SOURCE[attribute]]
-    order = np.lexsort((values, np.repeat(np.arange(len(block.lengths)), block.lengths)))
-    return Scores(block.lengths, {SOURCE[attribute]: values[order]}), order
+    values = block.columns[attribute.source]
+    order = block.order(values)
+    return Responses(block.lengths, {attribute.source: values[order]}), order
 
 
-def settings(attribute: Attribute, config: ThresholdConfig) -> tuple[str, list[float]]:
+def settings(attribute: TokenAttribute, config: ThresholdConfig) -> tuple[str, list[float]]:
     """The setting that an attribute's rule turns on, and the values to try, the one in use among them."""
-    rule = getattr(config, attribute.value)
-    name, values, descending = _range(attribute, rule)
+    rule = rule_of(config, attribute)
+    name, values, descending = _range(rule)
     values = sorted({*values, getattr(rule, name)}, reverse=descending)
     assert len(values) < NEVER
     return name, values
 
 
-def _range(attribute: Attribute, rule: Any) -> tuple[str, Sequence[float], bool]:
+def _range(rule: Any) -> tuple[str, Sequence[float], bool]:
     if rule.rule.value == "quantile":
         return "q", [q for q in _steps(0.0, 0.6, 0.01) if 0 <= q + rule.shift <= 1], False
-    if attribute is Attribute.ri and not rule.shift:
+    if rule.rule is RIRule.iqr and not rule.shift:
         return "c", _steps(0.0, 3.0, 0.1), True
-    if attribute is Attribute.kn:
+    if rule.rule is KNRule.cutoff:
         return "pcp", [*_steps(0.5, 0.8, 0.01), *_steps(0.8, 0.995, 0.005), 0.999, 0.9999], True
     # TR's clusters have no knob of one direction. Nor has RI's c beside a shift, which ranks tokens by their distance
     # from the fence of their example: another c gives another order.

@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Attribute, Config, ScorerConfig, TRVariant
+from xtf.config.schema import Config, ScorerConfig, TRVariant
 from xtf.runtime.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
+from xtf.runtime.models import inference_dtype
+from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
-from xtf.scoring.thresholds import SOURCE
+from xtf.runtime.shapes import FORWARD
+from xtf.scoring.attributes import ATTRIBUTES, Brought, brought
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,12 +38,6 @@ if TYPE_CHECKING:
 
 # Gives the model, on the device `place` if that is named. Where the trainer has several devices it is pickled.
 Load: TypeAlias = "Callable[..., PreTrainedModel]"
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills positions which nothing attends to."""
-    pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def scoring_pass(
@@ -61,8 +58,6 @@ def scoring_pass(
         load: gives the model; not called when the scores are there.
         also: columns to compute in the same pass, for later runs.
     """
-    from xtf.runtime.models import inference_dtype
-
     scorer = plain(config.scorer)
     identity = {
         "model": dict(model),
@@ -115,10 +110,12 @@ def _write_shards(
     manifest["shards"] = {name: entry for name, entry in shards.items() if name not in broken}
     missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
     if missing:
-        attributes = tuple(attribute for attribute in Attribute if SOURCE[attribute] in columns)
-        counts = count_tokens(rows) if Attribute.tr in attributes else None
-        scorer = ShardScorer(folder, attributes, counts, config, load, tokenizer)
+        attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in columns]
+        counts = count_tokens(rows) if Brought.embeddings in brought(attributes) else None
+        scorer = ShardScorer(folder, tuple(attribute.name for attribute in attributes), counts, config, load, tokenizer)
         tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
+        before = manifest["seconds"]
+        announce(config, "scoring", tokens, FORWARD * tokens)
         with bar("scoring", tokens) as progress:
             for name, seconds, peak in _score(scorer, rows, missing, progress):
                 manifest["seconds"] += seconds
@@ -126,6 +123,7 @@ def _write_shards(
                 manifest["device"] = config.trainer.accelerator
                 manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(parts[name])}
                 write_json(manifest_file, manifest)
+        measured(config, FORWARD * tokens, manifest["seconds"] - before)
     manifest["shards"] = {name: manifest["shards"][name] for name in parts}
     manifest["complete"] = True
     manifest["tokens"] = sum(len(row.input_ids) for row in rows)
@@ -137,7 +135,7 @@ class ShardScorer:
     """Scores shards of one pass and writes them. Each process has one, and loads the model when it needs it."""
 
     folder: Path
-    attributes: tuple[Attribute, ...]
+    attributes: tuple[str, ...]
     counts: TokenCounts | None  # of the whole pass, for TR
     config: Config
     load: Load
@@ -146,14 +144,17 @@ class ShardScorer:
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
+        """The model, loaded on first use."""
         return self.load() if self.place is None else self.load(place=self.place)
 
     @functools.cached_property
     def scorer(self) -> ScorerConfig:
+        """The scorer's settings for the attributes of this pass."""
         return dataclasses.replace(self.config.scorer, attributes=list(self.attributes), compute=[])
 
     @functools.cached_property
     def tr_table(self) -> TRTable | None:
+        """TR of every token id, from the counts of the whole pass; None without TR."""
         from xtf.scoring.scorers import tr_table
 
         if self.counts is None:
@@ -173,6 +174,7 @@ class ShardScorer:
         """Write the shard `name`; returns the seconds, without those of loading the model, and the peak MB."""
         import pyarrow.parquet as pq
 
+        from xtf.data.encode import pad_id
         from xtf.scoring.scorers import score_rows
 
         model = self.model
@@ -264,19 +266,6 @@ def read_pass(folder: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     return pa.concat_tables(pq.read_table(folder / name) for name in read_json(folder / "manifest.json")["shards"])
-
-
-def unscored(rows: Sequence[Encoded]) -> pa.Table:
-    """The columns of a scored table without any score, for methods that need none."""
-    import pyarrow as pa
-
-    return pa.table(
-        {
-            "example_id": pa.array([row.example_id for row in rows], pa.string()),
-            "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
-            "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-        }
-    )
 
 
 def _matches(file: Path, entry: Mapping[str, Any]) -> bool:

@@ -2,10 +2,13 @@
 
 Every rule turns a token's score into a *margin*: how far it lies on the wrong side of its threshold. A token
 is dropped if its margin is above the *level*, which is 0. Shifts and quantiles move the level, and caps take
-the largest margins first, so all rules share that part. Scores are flat arrays of N response tokens with the
-response `lengths` beside them.
+the largest margins first, so all rules share that part. Scores are the columns of `Responses`: flat arrays of N
+response tokens with the response lengths beside them. Which column a rule reads, and which direction of it is noise,
+stands in `xtf.scoring.attributes`.
 
-The rules are equations 5 to 7 of arXiv 2602.14536.
+The rules are equations 5 to 7 of arXiv 2602.14536. There they judge the dataset's tokens only; the end token that we
+append to a response is none of them, so `xtf.scoring.masks` leaves it out of what is fitted and dropped here unless
+`threshold.end=scored`. That holds for `released` too: the authors' code appends no end token.
 """
 
 from __future__ import annotations
@@ -17,75 +20,28 @@ from typing import Any
 
 import numpy as np
 
-from xtf.config.schema import Attribute, KNRule, KNThreshold, RIRule, RIThreshold, ThresholdConfig, TRRule, TRThreshold
-
-PRESETS = {
-    "paper": ThresholdConfig(name="paper"),
-    "released": ThresholdConfig(
-        name="released",
-        ri=RIThreshold(c=1.5, cap=0.05),
-        kn=KNThreshold(cap=0.1),
-        tr=TRThreshold(cluster=1, cap=0.05),
-    ),
-    "quantile": ThresholdConfig(
-        name="quantile",
-        ri=RIThreshold(rule=RIRule.quantile),
-        kn=KNThreshold(rule=KNRule.quantile),
-        tr=TRThreshold(rule=TRRule.quantile),
-    ),
-}
-
-SOURCE = {Attribute.ri: "ri", Attribute.kn: "logp", Attribute.tr: "tr"}  # the column that a rule reads
-
-
-def check(config: ThresholdConfig) -> None:
-    """ValueError for a setting that is out of range, with its key and its value."""
-    for attribute in Attribute:
-        rule = getattr(config, attribute.value)
-        key = f"threshold.{attribute.value}"
-        _require(0 <= rule.q <= 1, f"{key}.q", rule.q, "a share from 0 to 1")
-        _require(
-            rule.cap is None or 0 < rule.cap <= 1,
-            f"{key}.cap",
-            rule.cap,
-            "a share above 0, at most 1, or null",
-        )
-        _require(-1 < rule.shift < 1, f"{key}.shift", rule.shift, "a share between -1 and 1")
-        if rule.rule.value == "quantile":
-            _require(0 <= rule.q + rule.shift <= 1, f"{key}.q + shift", rule.q + rule.shift, "a share from 0 to 1")
-    _require(0 <= config.ri.c < math.inf, "threshold.ri.c", config.ri.c, "a number of at least 0")
-    _require(0 < config.kn.pcp < 1, "threshold.kn.pcp", config.kn.pcp, "a probability between 0 and 1")
-    tr = config.tr
-    _require(2 <= tr.classes <= 16, "threshold.tr.classes", tr.classes, "from 2 to 16")
-    _require(1 <= tr.cluster <= tr.classes, "threshold.tr.cluster", tr.cluster, f"from 1 to classes ({tr.classes})")
-    _require(tr.classes <= tr.bins <= 4096, "threshold.tr.bins", tr.bins, f"from classes ({tr.classes}) to 4096")
-
-
-def _require(holds: bool, key: str, value: Any, valid: str) -> None:
-    if not holds:
-        raise ValueError(f"{key}={value} is out of range: it must be {valid}")
-
+from xtf.config.checks import check_threshold
+from xtf.config.schema import KNRule, RIRule, ThresholdConfig, TRRule, TRThreshold
+from xtf.data.ragged import Responses
+from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
 
 # --- the rules ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A block of examples: response lengths, int64 (R,), and flat columns (N,) named `ri`, `logp`, `tr`."""
-
-    lengths: np.ndarray
-    columns: dict[str, np.ndarray]
-
-
 def quantiles(scores: np.ndarray, lengths: np.ndarray, q: float) -> np.ndarray:
-    """The q-quantile of each example's scores, linearly interpolated as `np.quantile` does; float64 (R,)."""
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    ordered = scores[np.lexsort((scores, rows))].astype(np.float64)
+    """The q-quantile of each example's scores, linearly interpolated as `np.quantile` does; float64 (R,).
+
+    What stands for an example without scores means nothing.
+    """
+    if not len(scores):
+        return np.full(len(lengths), np.nan)
+    ordered = scores[Responses(lengths, {}).order(scores)].astype(np.float64)
     starts = np.cumsum(lengths) - lengths
     place = q * (lengths - 1)
     below = np.floor(place).astype(np.int64)
     above = np.minimum(below + 1, lengths - 1)
-    low, high = ordered[starts + below], ordered[starts + above]
+    last = len(ordered) - 1
+    low, high = ordered[np.minimum(starts + below, last)], ordered[np.minimum(starts + above, last)]
     return low + (high - low) * (place - below)
 
 
@@ -163,37 +119,37 @@ class Cuts:
     """Thresholds fitted to a dataset: with `drop`, all that is needed to mask any part of it."""
 
     config: ThresholdConfig
-    levels: dict[Attribute, float]
+    levels: dict[str, float]  # by attribute
     band: Band | None  # of TR; None unless its rule is multi_otsu
 
-    def margins(self, attribute: Attribute, block: Scores) -> np.ndarray:
+    def margins(self, attribute: TokenAttribute, block: Responses) -> np.ndarray:
         """How far each score is on the wrong side of its threshold, float64 (N,); -inf: never dropped."""
-        rule = getattr(self.config, attribute.value)
-        scores = block.columns[SOURCE[attribute]].astype(np.float64)
-        if attribute is Attribute.kn:  # p > pcp in log space; high p is low novelty
-            return scores - math.log(rule.pcp) if rule.rule is KNRule.cutoff else scores
+        rule = rule_of(self.config, attribute)
+        scores = block.columns[attribute.source].astype(np.float64)
+        if rule.rule is KNRule.cutoff:  # p > pcp in log space; high p is low novelty
+            return scores - math.log(rule.pcp)
         if rule.rule is RIRule.iqr:
             return np.repeat(iqr_fences(scores, block.lengths, rule.c), block.lengths) - scores
         if rule.rule is TRRule.multi_otsu:
             assert self.band is not None
             return np.where(scores >= self.band.low, self.band.high - scores, -np.inf)
-        return -scores
+        return attribute.noise * scores
 
-    def drop(self, attribute: Attribute, block: Scores) -> np.ndarray:
+    def drop(self, attribute: TokenAttribute, block: Responses) -> np.ndarray:
         """Which response tokens the attribute drops; bool (N,)."""
         margins = self.margins(attribute, block)
-        dropped = margins > self.levels[attribute]
-        cap = getattr(self.config, attribute.value).cap
-        return dropped if cap is None else _capped(dropped, margins, block.lengths, cap)
+        dropped = margins > self.levels[attribute.name]
+        cap = rule_of(self.config, attribute).cap
+        return dropped if cap is None else _capped(block, dropped, margins, cap)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The thresholds in numbers, in the units of the scores; None: there is none that drops some."""
-        return {attribute.value: self._describe(attribute) for attribute in self.levels}
+        return {name: self._describe(ATTRIBUTES[name]) for name in self.levels}
 
-    def _describe(self, attribute: Attribute) -> dict[str, Any]:
-        rule, level = getattr(self.config, attribute.value), self.levels[attribute]
+    def _describe(self, attribute: TokenAttribute) -> dict[str, Any]:
+        rule, level = rule_of(self.config, attribute), self.levels[attribute.name]
         found: dict[str, Any] = {"rule": rule.rule.value, "shift": rule.shift, "cap": rule.cap}
-        if attribute is Attribute.kn:
+        if attribute.source == "logp":
             found["p_above"] = _finite(math.exp(level) * (rule.pcp if rule.rule is KNRule.cutoff else 1.0))
         elif rule.rule is RIRule.iqr:
             found |= {"c": rule.c, "below_fence_by": _finite(level)}
@@ -206,7 +162,7 @@ class Cuts:
                 "high": _finite(self.band.high - level),
             }
         else:
-            found["below"] = _finite(-level)
+            found["below" if attribute.noise < 0 else "above"] = _finite(attribute.noise * level)
         return found
 
 
@@ -214,37 +170,38 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def fit(blocks: Sequence[Scores], config: ThresholdConfig, attributes: Sequence[Attribute]) -> Cuts:
-    """Fits the thresholds of `attributes` to a dataset given in blocks.
+def fit(blocks: Sequence[Responses], config: ThresholdConfig, attributes: Sequence[str]) -> Cuts:
+    """Fits the thresholds of `attributes` to a dataset given in blocks, whose columns are those that they read.
 
     The rules of the paper need no more than one histogram. A quantile or a shift ranks the margins of all
     tokens: it moves the level to where the number dropped is nearest to the share asked for. Tokens with
     equal margins fall on the same side, so the share is met up to ties (for TR: up to the tokens of one
     vocabulary entry); of two equally near levels the one that drops less is taken. Caps come after that.
     """
-    check(config)
-    band = None
-    if Attribute.tr in attributes and config.tr.rule is TRRule.multi_otsu:
-        band = otsu_band(sum_histograms(blocks, config.tr.bins), config.tr)
-    cuts = Cuts(config, dict.fromkeys(attributes, 0.0), band)
-    for attribute in attributes:
-        rule = getattr(config, attribute.value)
+    check_threshold(config)
+    rows, band = pick(attributes), None
+    for attribute in rows:
+        if rule_of(config, attribute).rule is TRRule.multi_otsu:
+            band = otsu_band(sum_histograms(blocks, attribute.source, config.tr.bins), config.tr)
+    cuts = Cuts(config, {attribute.name: 0.0 for attribute in rows}, band)
+    for attribute in rows:
+        rule = rule_of(config, attribute)
         if rule.rule.value != "quantile" and rule.shift == 0:
             continue
         margins = np.concatenate([cuts.margins(attribute, block) for block in blocks])
         share = rule.q if rule.rule.value == "quantile" else np.count_nonzero(margins > 0) / len(margins)
-        cuts.levels[attribute] = level_for(margins, round((share + rule.shift) * len(margins)))
+        cuts.levels[attribute.name] = level_for(margins, round((share + rule.shift) * len(margins)))
     return cuts
 
 
-def sum_histograms(blocks: Sequence[Scores], bins: int) -> np.ndarray:
+def sum_histograms(blocks: Sequence[Responses], column: str, bins: int) -> np.ndarray:
     """The dataset's TR histogram; ValueError for a TR outside [0, 1]."""
     total = np.zeros(bins, dtype=np.int64)
     for block in blocks:
-        tr = block.columns["tr"]
+        tr = block.columns[column]
         outside = (tr < 0) | (tr > 1)
         if outside.any():
-            raise ValueError(f"tr must lie in [0, 1]; found {tr[outside][0]}")
+            raise ValueError(f"{column} must lie in [0, 1]; found {tr[outside][0]}")
         total += histogram(tr, bins)
     return total
 
@@ -265,14 +222,11 @@ def level_for(margins: np.ndarray, count: int) -> float:
     return float(ranked[below - 1]) if below > 0 else -math.inf
 
 
-def _capped(dropped: np.ndarray, margins: np.ndarray, lengths: np.ndarray, cap: float) -> np.ndarray:
+def _capped(block: Responses, dropped: np.ndarray, margins: np.ndarray, cap: float) -> np.ndarray:
     """Leaves at most floor(cap * n) drops to a response of n tokens: largest margins, then earlier tokens."""
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    candidates = np.flatnonzero(dropped)
-    ordered = candidates[np.lexsort((candidates, -margins[candidates], rows[candidates]))]
-    per_row = np.bincount(rows[candidates], minlength=len(lengths))
-    rank = np.arange(len(ordered)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
-    allowed = np.floor(cap * lengths + 1e-9).astype(np.int64)  # 0.29 * 100 is 28.999...
-    kept = np.zeros_like(dropped)
-    kept[ordered[rank < allowed[rows[ordered]]]] = True
-    return kept
+    candidates = block.select(dropped)
+    allowed = np.floor(cap * block.lengths + 1e-9).astype(np.int64)  # 0.29 * 100 is 28.999...
+    most = candidates.rank(-margins[dropped]) < allowed[candidates.example]
+    left = np.zeros_like(dropped)
+    left[np.flatnonzero(dropped)[most]] = True
+    return left

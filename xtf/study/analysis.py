@@ -3,26 +3,24 @@
     python -m xtf.study                                      # outputs/ -> outputs/reports/study
     python -m xtf.study --source experiments/results --to reports/study     # the same from the stored runs
 
-An *arm* is a method at a share of planted noise, on one task; its runs differ in the seed alone. Every comparison
-is a weighted sum of arms, taken seed by seed and item by item over the seeds that all of them have finished, with
-the bootstrap of `xtf.reporting.intervals`; the comparisons of one question have Holm's intervals. What has not been run is named.
+An *arm* is a method at a share of planted noise, on one task; its runs differ in the seed alone. Every comparison is a
+*contrast*, a weighted sum of arms, taken seed by seed and item by item over the seeds that all of them have finished,
+with the bootstrap of `xtf.reporting.intervals`; the comparisons of one question have Holm's intervals. What has not
+been run is named.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import io
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from xtf.reporting import figures
 from xtf.reporting.cells import Cell, NoRuns, find_cells
@@ -39,9 +37,8 @@ from xtf.reporting.intervals import (
     random_effects,
     seed_effect,
 )
-from xtf.reporting.pages import data_url, percent, render, seconds
+from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
 from xtf.reporting.runs import TEACHER_FORCED, Run
-from xtf.runtime.artifacts import write_atomic
 
 STUDY = ("study_methods", "study_attributes", "study_deciles", "study_oracle")
 SHARE, DECILE, INVERT = "plant.share", "method.decile", "method.invert"
@@ -51,6 +48,8 @@ NOISY = 0.3  # the share of planted noise that the hypotheses name
 
 
 class Arm(NamedTuple):
+    """A method on a task, at a share of planted noise."""
+
     task: str
     share: float  # planted noise
     name: str
@@ -92,11 +91,16 @@ def arm_of(run: Run, common: Collection[str]) -> Arm:
 
 
 def decile_name(number: int, left_out: bool) -> str:
+    """The arm that trains on one decile of base probability alone, or on all but it."""
     return f"all but decile {number}" if left_out else f"decile {number}"
 
 
 class Study:
-    """The finished runs by arm and seed, and effects between arms. ValueError: two runs have the same arm and seed."""
+    """The finished runs by arm and seed, and effects between arms.
+
+    Raises:
+        ValueError: two runs have the same arm and seed.
+    """
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.runs: dict[Arm, dict[int, Run]] = {}
@@ -124,6 +128,7 @@ class Study:
         return sorted(arms, key=lambda task: (-arms[task], task))
 
     def shares(self, task: str) -> list[float]:
+        """The shares of planted noise that a task's arms have, ascending."""
         return sorted({arm.share for arm in self.runs if arm.task == task})
 
     def names(self, task: str, share: float) -> list[str]:
@@ -142,10 +147,12 @@ class Study:
 
     @functools.cache  # noqa: B019 - a study lives as long as the process
     def verdicts(self, arm: Arm, seed: int) -> Values:
+        """The run's headline metric by item."""
         run = self.runs[arm][seed]
         return run.verdicts(run.headline)
 
     def shared_seeds(self, arms: Sequence[Arm]) -> list[int]:
+        """Seeds that all of the arms have finished, ascending."""
         return sorted(set.intersection(*(set(self.runs.get(arm, ())) for arm in arms)))
 
     @functools.cache  # noqa: B019
@@ -173,8 +180,8 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One comparison: what is compared, and the figure's unit (points of accuracy, or nats)."""
+class Contrast:
+    """A weighted sum of arms, in words and as found; its unit is points of accuracy, or nats."""
 
     label: str
     found: Comparison
@@ -188,7 +195,7 @@ class Answer:
     name: str
     claim: str
     reading: str
-    lines: Sequence[Line] = ()
+    contrasts: Sequence[Contrast] = ()
     missing: Sequence[str] = field(default_factory=list)
 
 
@@ -200,10 +207,10 @@ def _answer(name: str, claim: str, wanted: Wanted, read: Callable[[list[int]], s
     missing = [label for label, found in wanted if found is None]
     there = [(label, found) for label, found in wanted if found is not None]
     compared = family([found for _, found in there])
-    lines = [Line(label, found, unit) for (label, _), found in zip(there, compared, strict=True)]
-    unread = "not all run" if lines else "not run"
-    reading = unread if missing else read([line.found.sign for line in lines])
-    return Answer(name, claim, reading, lines, missing)
+    contrasts = [Contrast(label, found, unit) for (label, _), found in zip(there, compared, strict=True)]
+    unread = "not all run" if contrasts else "not run"
+    reading = unread if missing else read([contrast.found.sign for contrast in contrasts])
+    return Answer(name, claim, reading, contrasts, missing)
 
 
 def _by_sign(sign: int) -> str:
@@ -296,6 +303,7 @@ class ArmRow:
 
 
 def arm_row(study: Study, arm: Arm) -> ArmRow:
+    """The means of an arm's finished runs; seconds are medians."""
     runs = list(study.runs[arm].values())
 
     def average(values: Sequence[float]) -> float:
@@ -373,6 +381,7 @@ def shown(value: float, low: float, high: float, unit: str = "points") -> str:
 
 
 def interval_text(low: float, high: float, unit: str = "points") -> str:
+    """[-0.4, +6.9], in percentage points or in nats."""
     return f"[{_number(low, unit)}, {_number(high, unit)}]"
 
 
@@ -398,7 +407,8 @@ def _figure_text(found: Effect | None, share: bool) -> str:
 def load(source: Path) -> tuple[Study, list[str]]:
     """The study from an output folder (it has runs/) or a folder of archives, and which sweeps have no run there.
 
-    ValueError: none has.
+    Raises:
+        ValueError: none has.
     """
     archive = None if (source / "runs").is_dir() else source
     cells: list[Cell] = []
@@ -415,112 +425,38 @@ def load(source: Path) -> tuple[Study, list[str]]:
 
 
 def study_report(source: Path, out_dir: Path) -> list[Path]:
-    """Writes study.md, study.html, comparisons.csv, arms.csv and figures; returns their paths.
+    """Writes study.md, study.html, comparisons.csv, arms.csv, tasks.csv (of several tasks) and figures; their paths.
 
-    ValueError: there is no finished run of the study in `source` (see `load`).
+    Raises:
+        ValueError: there is no finished run of the study in `source` (see `load`).
     """
     study, missing = load(source)
-    written: list[Path] = []
-    sections: list[dict[str, Any]] = []
-    comparisons: list[list[Any]] = []
     rows = {arm: arm_row(study, arm) for arm in study.runs}
-
-    def drawn(figure: Figure, name: str, title: str) -> dict[str, str]:
-        paths = figures.save(figure, out_dir / "figures", name)
-        written.extend(paths.values())
-        return {
-            "title": title,
-            "png": paths["png"].relative_to(out_dir).as_posix(),
-            "data": data_url(paths["svg"]),
-        }
-
-    clean: dict[str, list[tuple[Arm, Comparison]]] = {}
-    for task in study.tasks:
-        answers = hypotheses(study, task)
-        sections.append(_hypotheses_section(task, answers))
-        comparisons += [
-            _csv_line(answer.name, task, "", line.label, "", line.found, line.unit)
-            for answer in answers
-            for line in answer.lines
-        ]
-        base = study.base(task)
-        by_share = {share: against_controls(study, task, share) for share in study.shares(task)}
-        if found := by_share.get(0.0, {}).get("normal"):
-            clean[task] = found
-        section = _effects_section(task, by_share)
-        panels = {
-            f"noise {share:.0%}": [(arm.name, one.value, one.low, one.high) for arm, one in found["normal"]]
-            for share, found in by_share.items()
-            if found["normal"]
-        }
-        if panels:
-            normals = {share: rows.get(Arm(task, share, "normal")) for share in by_share}
-            untrained = {
-                f"noise {share:.0%}": base["headline"] - normal.accuracy.value
-                for share, normal in normals.items()
-                if normal is not None and base
-            }
-            student = {
-                f"noise {share:.0%}": {arm.name: one.student for arm, one in found["normal"]}
-                for share, found in by_share.items()
-            }
-            figure = figures.effects(panels, "normal", untrained, student)
-            section["figures"] = [drawn(figure, f"{task}-effects", "Each method minus normal")]
-        sections.append(section)
-        comparisons += [
-            _csv_line("all", task, share, arm.name, control, one, "points")
-            for share, found in by_share.items()
-            for control, pairs in found.items()
-            for arm, one in pairs
-        ]
-        here = [row for arm, row in rows.items() if arm.task == task and "decile" not in arm.name]
-        section = _tokens_section(task, here)
-        dots = {
-            f"noise {share:.0%}": [
-                (row.arm.name, row.kept_tokens, row.accuracy) for row in here if row.arm.share == share
-            ]
-            for share in study.shares(task)
-        }
-        points = {title: [(n, x, e.value, e.low, e.high) for n, x, e in part] for title, part in dots.items() if part}
-        if points:
-            title = "Accuracy against supervised tokens"
-            section["figures"] = [drawn(figures.against_tokens(points), f"{task}-tokens", title)]
-        sections += [section, _losses_section(task, here, base), _cost_section(task, here)]
-        curves = _decile_curves(study, task, rows)
-        if curves:
-            normal = rows.get(Arm(task, 0.0, "normal"))
-            references = {} if normal is None else {"all tokens": normal.accuracy.value}
-            references |= {"untrained": base["headline"]} if base else {}
-            figure = figures.deciles(curves, references)
-            sections.append(
-                {
-                    "title": f"{task}: deciles of base probability",
-                    "text": [DECILES_TEXT],
-                    "columns": [],
-                    "rows": [],
-                    "figures": [drawn(figure, f"{task}-deciles", "Accuracy by decile of base probability")],
-                }
-            )
+    answers = {task: hypotheses(study, task) for task in study.tasks}
+    versus = {task: {s: against_controls(study, task, s) for s in study.shares(task)} for task in study.tasks}
     pooled = over_tasks(study)
-    section = _tasks_section(pooled)
-    if len(clean) > 1:
-        panels = {
-            task: [(arm.name, one.value, one.low, one.high) for arm, one in found] for task, found in clean.items()
-        }
-        student = {task: {arm.name: one.student for arm, one in found} for task, found in clean.items()}
-        figure = figures.effects(panels, "normal", student=student)
-        section["figures"] = [drawn(figure, "tasks-effects", "Each method minus normal, no noise planted")]
-    sections.append(section)
+    sections: list[Section] = []
+    for task in study.tasks:
+        here = [row for arm, row in rows.items() if arm.task == task and "decile" not in arm.name]
+        sections += [
+            _hypotheses_section(task, answers[task]),
+            _effects_section(study, task, versus[task], rows, out_dir),
+            _tokens_section(study, task, here, out_dir),
+            _losses_section(task, here, study.base(task)),
+            _cost_section(task, here),
+            *_deciles_sections(study, task, rows, out_dir),
+        ]
+    sections.append(_tasks_section(pooled, versus, out_dir))
     lacking = missing + [f"not finished: {folder}" for folder in study.unfinished]
     if lacking:
-        sections.append({"title": "What is missing", "text": lacking, "columns": [], "rows": [], "figures": []})
-    written.append(_write_csv(out_dir / "comparisons.csv", COMPARISON_COLUMNS, comparisons))
+        sections.append(Section("What is missing", lacking))
+    compared = [line for task in study.tasks for line in _csv_lines(task, answers[task], versus[task])]
+    written = [write_csv(out_dir / "comparisons.csv", COMPARISON_COLUMNS, compared)]
     if pooled:
-        written.append(_write_csv(out_dir / "tasks.csv", POOLED_COLUMNS, map(_pooled_line, pooled)))
-    written.append(_write_csv(out_dir / "arms.csv", ARM_COLUMNS, [_arm_line(row) for row in rows.values()]))
+        written.append(write_csv(out_dir / "tasks.csv", POOLED_COLUMNS, map(_pooled_line, pooled)))
+    written.append(write_csv(out_dir / "arms.csv", ARM_COLUMNS, map(_arm_line, rows.values())))
     count = sum(len(runs) for runs in study.runs.values())
-    context = {"title": f"The study: {count} finished runs", "sections": sections}
-    return written + render("tables", context, out_dir, "study")
+    return written + render_sections(f"The study: {count} finished runs", sections, out_dir, "study")
 
 
 DECILES_TEXT = (
@@ -542,252 +478,225 @@ ORACLE_TEXT = (
 )
 
 
-def _hypotheses_section(task: str, answers: Sequence[Answer]) -> dict[str, Any]:
+Versus = Mapping[float, Mapping[str, Sequence[tuple[Arm, Comparison]]]]  # by share of noise and control
+
+
+def _hypotheses_section(task: str, answers: Sequence[Answer]) -> Section:
     rows = []
     for answer in answers:
-        rows += [
-            [
-                answer.name,
-                answer.claim,
-                line.label,
-                shown(line.found.value, line.found.low, line.found.high, line.unit),
-                _p_text(line.found.p),
-                interval_text(*line.found.student, line.unit),
-                _p_text(line.found.student_p),
-                f"{line.found.effect.seeds}",
-                answer.reading,
-            ]
-            for line in answer.lines
-        ]
+        for one in answer.contrasts:
+            found, claim = one.found, [answer.name, answer.claim, one.label]
+            bootstrap = [shown(found.value, found.low, found.high, one.unit), _p_text(found.p)]
+            student = [interval_text(*found.student, one.unit), _p_text(found.student_p)]
+            rows.append([*claim, *bootstrap, *student, f"{found.effect.seeds}", answer.reading])
         if answer.missing:
             without = "not run: " + "; ".join(answer.missing)
             rows.append([answer.name, answer.claim, without, "-", "-", "-", "-", "0", answer.reading])
-    return {
-        "title": f"{task}: the hypotheses",
-        "text": [
-            HOLM_TEXT,
-            "Readings go by the bootstrap, as planned, and are those of a whole hypothesis. Forgetting is in nats, by "
-            "Student's t over the seeds alone.",
-            STUDENT_TEXT,
-        ],
-        "columns": [
-            "",
-            "hypothesis",
-            "comparison",
-            "effect",
-            "p (Holm)",
-            "Student's t",
-            "its p (Holm)",
-            "seeds",
-            "reading",
-        ],
-        "rows": rows,
-        "figures": [],
-    }
+    planned = (
+        "Readings go by the bootstrap, as planned, and are those of a whole hypothesis. Forgetting is in nats, by "
+        "Student's t over the seeds alone."
+    )
+    columns = ["", "hypothesis", "comparison", "effect", "p (Holm)", "Student's t", "its p (Holm)", "seeds", "reading"]
+    return Section(f"{task}: the hypotheses", [HOLM_TEXT, planned, STUDENT_TEXT], columns, rows)
 
 
-def _effects_section(
-    task: str, by_share: Mapping[float, Mapping[str, Sequence[tuple[Arm, Comparison]]]]
-) -> dict[str, Any]:
-    rows = []
-    for share, found in by_share.items():
+def _effects_section(study: Study, task: str, versus: Versus, rows: Mapping[Arm, ArmRow], out_dir: Path) -> Section:
+    lines = []
+    for share, found in versus.items():
         columns = {control: dict(pairs) for control, pairs in found.items()}
         for arm in dict.fromkeys(arm for pairs in columns.values() for arm in pairs):
             cells = [columns[control].get(arm) for control in CONTROLS]
-            texts = [
-                text
-                for one in cells
-                for text in (
-                    ("", "") if one is None else (shown(one.value, one.low, one.high), interval_text(*one.student))
-                )
-            ]
+            texts = [text for one in cells for text in _effect_texts(one)]
             seeds = "/".join(str(n) for n in dict.fromkeys(one.effect.seeds for one in cells if one is not None))
-            rows.append([f"{share:.0%}", arm.name, *texts, seeds])
-    text = [HOLM_TEXT + " Here a question is one control at one share of noise."]
-    return {
-        "title": f"{task}: every method against normal and random",
-        "text": text + [STUDENT_TEXT] + [ORACLE_TEXT] * any(row[1] == "oracle" for row in rows),
-        "columns": ["noise", "method", "minus normal", "Student's t", "minus random", "Student's t", "seeds"],
-        "rows": rows,
-        "figures": [],
+            lines.append([f"{share:.0%}", arm.name, *texts, seeds])
+    text = [HOLM_TEXT + " Here a question is one control at one share of noise.", STUDENT_TEXT]
+    return Section(
+        f"{task}: every method against normal and random",
+        text + [ORACLE_TEXT] * any(line[1] == "oracle" for line in lines),
+        ["noise", "method", "minus normal", "Student's t", "minus random", "Student's t", "seeds"],
+        lines,
+        _effects_pictures(task, versus, rows, study.base(task), out_dir),
+    )
+
+
+def _effect_texts(one: Comparison | None) -> tuple[str, str]:
+    return ("", "") if one is None else (shown(one.value, one.low, one.high), interval_text(*one.student))
+
+
+def _effects_pictures(
+    task: str, versus: Versus, rows: Mapping[Arm, ArmRow], base: Mapping[str, float], out_dir: Path
+) -> list[Picture]:
+    """Each method minus normal, a panel for each share of noise at which there is one."""
+    against = {share: found["normal"] for share, found in versus.items() if found["normal"]}
+    if not against:
+        return []
+    normals = {share: rows.get(Arm(task, share, "normal")) for share in versus}
+    untrained = {
+        f"noise {share:.0%}": base["headline"] - normal.accuracy.value
+        for share, normal in normals.items()
+        if normal is not None and base
     }
+    panels = {f"noise {share:.0%}": found for share, found in against.items()}
+    return [_minus_normal(panels, out_dir, f"{task}-effects", "Each method minus normal", untrained)]
 
 
-def _tokens_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
-    return {
-        "title": f"{task}: equal steps, unequal supervised tokens",
-        "text": [
-            "All methods take the same optimizer steps over the same rows; the tokens that carry loss differ. "
-            "`random` drops as many tokens as `xtf`, example by example. Unreadable: answers in which none was found."
-        ],
-        "columns": ["noise", "method", "accuracy", "unreadable", "supervised tokens", "steps", "seeds"],
-        "rows": [
-            [
-                f"{row.arm.share:.0%}",
-                row.arm.name,
-                f"{percent(row.accuracy.value)} [{100 * row.accuracy.low:.1f}, {100 * row.accuracy.high:.1f}]",
-                percent(row.unreadable),
-                f"{row.kept_tokens:,.0f}",
-                f"{row.steps:,.0f}",
-                str(row.accuracy.seeds),
-            ]
-            for row in rows
-        ],
-        "figures": [],
+def _minus_normal(
+    panels: Mapping[str, Sequence[tuple[Arm, Comparison]]],
+    out_dir: Path,
+    name: str,
+    title: str,
+    untrained: Mapping[str, float] | None = None,
+) -> Picture:
+    values = {
+        panel: [(arm.name, one.value, one.low, one.high) for arm, one in found] for panel, found in panels.items()
     }
+    student = {panel: {arm.name: one.student for arm, one in found} for panel, found in panels.items()}
+    return picture(figures.effects(values, "normal", untrained, student), out_dir, name, title)
 
 
-def _losses_section(task: str, rows: Sequence[ArmRow], base: Mapping[str, float]) -> dict[str, Any]:
+def _tokens_section(study: Study, task: str, rows: Sequence[ArmRow], out_dir: Path) -> Section:
+    lines = [
+        [
+            *_arm_texts(row),
+            f"{percent(row.accuracy.value)} [{100 * row.accuracy.low:.1f}, {100 * row.accuracy.high:.1f}]",
+            percent(row.unreadable),
+            f"{row.kept_tokens:,.0f}",
+            f"{row.steps:,.0f}",
+            str(row.accuracy.seeds),
+        ]
+        for row in rows
+    ]
+    panels = {}
+    for share in study.shares(task):
+        dots = [(row.arm.name, row.kept_tokens, row.accuracy) for row in rows if row.arm.share == share]
+        if dots:
+            panels[f"noise {share:.0%}"] = [(name, x, found.value, found.low, found.high) for name, x, found in dots]
+    text = (
+        "All methods take the same optimizer steps over the same rows; the tokens that carry loss differ. "
+        "`random` drops as many tokens as `xtf`, example by example. Unreadable: answers in which none was found."
+    )
+    columns = ["noise", "method", "accuracy", "unreadable", "supervised tokens", "steps", "seeds"]
+    title = "Accuracy against supervised tokens"
+    drawn = [picture(figures.against_tokens(panels), out_dir, f"{task}-tokens", title)] if panels else []
+    return Section(f"{task}: equal steps, unequal supervised tokens", [text], columns, lines, drawn)
+
+
+def _arm_texts(row: ArmRow) -> tuple[str, str]:
+    return f"{row.arm.share:.0%}", row.arm.name
+
+
+def _losses_section(task: str, rows: Sequence[ArmRow], base: Mapping[str, float]) -> Section:
     def text(name: str) -> str:
         return percent(base[name]) if not name.endswith("loss") else f"{base[name]:.3f}"
 
+    def figure(row: ArmRow, name: str) -> str:
+        return _figure_text(row.figures[name], share=not name.endswith("loss"))
+
     untrained = ["", "untrained", *(text(name) if name in base else "-" for name in TEACHER_FORCED)]
-    return {
-        "title": f"{task}: loss, calibration, forgetting",
-        "text": [
-            "Loss in nats per token on the clean evaluation responses, and on held-out text of the pre-training mix "
-            "(forgetting); calibration error of next-token predictions. Means with Student's interval over seeds."
-        ],
-        "columns": ["noise", "method", "loss", "token accuracy", "calibration error", "forgetting loss"],
-        "rows": [untrained] * bool(base)
-        + [
-            [
-                f"{row.arm.share:.0%}",
-                row.arm.name,
-                *(_figure_text(row.figures[name], share=not name.endswith("loss")) for name in TEACHER_FORCED),
-            ]
-            for row in rows
-        ],
-        "figures": [],
-    }
+    lines = [[*_arm_texts(row), *(figure(row, name) for name in TEACHER_FORCED)] for row in rows]
+    explained = (
+        "Loss in nats per token on the clean evaluation responses, and on held-out text of the pre-training mix "
+        "(forgetting); calibration error of next-token predictions. Means with Student's interval over seeds."
+    )
+    return Section(
+        f"{task}: loss, calibration, forgetting",
+        [explained],
+        ["noise", "method", "loss", "token accuracy", "calibration error", "forgetting loss"],
+        [untrained] * bool(base) + lines,
+    )
 
 
-def _cost_section(task: str, rows: Sequence[ArmRow]) -> dict[str, Any]:
-    return {
-        "title": f"{task}: cost of choosing tokens",
-        "text": [
-            "Median seconds over seeds. Scoring is done once for all runs that share the scores, and includes training "
-            "the reference model where a method has one; times of a busy machine are rough."
-        ],
-        "columns": ["noise", "method", "scoring", "training", "scoring / training"],
-        "rows": [
-            [
-                f"{row.arm.share:.0%}",
-                row.arm.name,
-                seconds(row.scoring_seconds),
-                seconds(row.training_seconds),
-                percent(row.scoring_seconds / row.training_seconds),
-            ]
-            for row in rows
-        ],
-        "figures": [],
-    }
+def _cost_section(task: str, rows: Sequence[ArmRow]) -> Section:
+    text = (
+        "Median seconds over seeds. Scoring is done once for all runs that share the scores, and includes training "
+        "the reference model where a method has one; times of a busy machine are rough."
+    )
+    lines = []
+    for row in rows:
+        scoring, training = row.scoring_seconds, row.training_seconds
+        lines.append([*_arm_texts(row), seconds(scoring), seconds(training), percent(scoring / training)])
+    columns = ["noise", "method", "scoring", "training", "scoring / training"]
+    return Section(f"{task}: cost of choosing tokens", [text], columns, lines)
 
 
-def _decile_curves(
-    study: Study, task: str, rows: Mapping[Arm, ArmRow]
-) -> dict[str, list[tuple[int, float, float, float]]]:
+def _deciles_sections(study: Study, task: str, rows: Mapping[Arm, ArmRow], out_dir: Path) -> list[Section]:
+    """The section on deciles of base probability; none where no decile was run."""
     curves = {}
     for title, left_out in (("one decile alone", False), ("all but one", True)):
         arms = {number: Arm(task, 0.0, decile_name(number, left_out)) for number in DECILES}
-        points = [
-            (number, rows[arm].accuracy.value, rows[arm].accuracy.low, rows[arm].accuracy.high)
-            for number, arm in arms.items()
-            if arm in study.runs
-        ]
-        if points:
-            curves[title] = points
-    return curves
+        found = {number: rows[arm].accuracy for number, arm in arms.items() if arm in study.runs}
+        if found:
+            curves[title] = [(number, one.value, one.low, one.high) for number, one in found.items()]
+    if not curves:
+        return []
+    normal, base = rows.get(Arm(task, 0.0, "normal")), study.base(task)
+    references = {} if normal is None else {"all tokens": normal.accuracy.value}
+    references |= {"untrained": base["headline"]} if base else {}
+    figure, title = figures.deciles(curves, references), "Accuracy by decile of base probability"
+    drawn = picture(figure, out_dir, f"{task}-deciles", title)
+    return [Section(f"{task}: deciles of base probability", [DECILES_TEXT], pictures=[drawn])]
 
 
-def _tasks_section(rows: Sequence[PooledRow]) -> dict[str, Any]:
+def _tasks_section(rows: Sequence[PooledRow], versus: Mapping[str, Versus], out_dir: Path) -> Section:
     text = (
         "Random-effects means of the differences in points, each task weighing by what is known of it (DerSimonian and "
         "Laird); tau is their standard deviation between tasks. The 95 % intervals are Knapp and Hartung's, which for "
         "two or three tasks are wide: that is how little so few say about the next one."
     )
     spreadless = sorted({f"{row.arm} - {row.control}, noise {row.share:.0%}" for row in rows if row.pooled is None})
-    return {
-        "title": "Over tasks",
-        "text": [text if rows else "One task was run, so there is nothing to pool."]
+    lines = []
+    for row in rows:
+        mean_text, tau = "-", "-"
+        if row.pooled is not None:
+            mean_text = shown(row.pooled.value, row.pooled.low, row.pooled.high)
+            tau = f"{100 * row.pooled.tau:.1f}"
+        lines.append([f"{row.share:.0%}", row.arm, row.control, mean_text, tau, ", ".join(row.tasks)])
+    clean = {task: found for task, by_share in versus.items() if (found := by_share.get(0.0, {}).get("normal"))}
+    title = "Each method minus normal, no noise planted"
+    return Section(
+        "Over tasks",
+        [text if rows else "One task was run, so there is nothing to pool."]
         + [f"Not pooled, for every item came out alike in a task: {'; '.join(spreadless)}."] * bool(spreadless),
-        "columns": ["noise", "method", "minus", "pooled", "tau", "tasks"] if rows else [],
-        "rows": [
-            [
-                f"{row.share:.0%}",
-                row.arm,
-                row.control,
-                "-" if row.pooled is None else shown(row.pooled.value, row.pooled.low, row.pooled.high),
-                "-" if row.pooled is None else f"{100 * row.pooled.tau:.1f}",
-                ", ".join(row.tasks),
-            ]
-            for row in rows
-        ],
-        "figures": [],
-    }
+        ["noise", "method", "minus", "pooled", "tau", "tasks"] if rows else [],
+        lines,
+        [_minus_normal(clean, out_dir, "tasks-effects", title)] if len(clean) > 1 else [],
+    )
 
 
+# -- the tables as CSV files ---------------------------------------------------------------------------------
+
+_STUDENT = ("student_low", "student_high", "student_p_holm", "standard_error")
 COMPARISON_COLUMNS = (
-    "question",
-    "task",
-    "share",
-    "arm",
-    "control",
-    "unit",
-    "value",
-    "low",
-    "high",
-    "level",
-    "p_holm",
-    "student_low",
-    "student_high",
-    "student_p_holm",
-    "standard_error",
-    "seeds",
-    "items",
+    *("question", "task", "share", "arm", "control", "unit", "value", "low", "high", "level", "p_holm"),
+    *(*_STUDENT, "seeds", "items"),
 )
 ARM_COLUMNS = (
-    "task",
-    "share",
-    "arm",
-    "accuracy",
-    "low",
-    "high",
-    "seeds",
-    "items",
-    "unreadable",
-    "supervised_tokens",
-    "steps",
-    *TEACHER_FORCED,
-    "scoring_seconds",
-    "training_seconds",
+    *("task", "share", "arm", "accuracy", "low", "high", "seeds", "items", "unreadable", "supervised_tokens", "steps"),
+    *(*TEACHER_FORCED, "scoring_seconds", "training_seconds"),
 )
+POOLED_COLUMNS = ("share", "arm", "control", "tasks", "value", "low", "high", "tau")
 
 
-def _csv_line(
-    question: str, task: str, share: float | str, arm: str, control: str, found: Comparison, unit: str
-) -> list[Any]:
-    return [
-        question,
-        task,
-        share,
-        arm,
-        control,
-        "share" if unit == "points" else unit,
-        found.value,
-        found.low,
-        found.high,
-        1 - found.alpha,
-        found.p,
-        *found.student,
-        found.student_p,
-        found.effect.student.deviation,
-        found.effect.seeds,
-        found.effect.items,
+def _csv_lines(task: str, answers: Sequence[Answer], versus: Versus) -> list[list[Any]]:
+    """The comparisons of a task under `COMPARISON_COLUMNS`: those of the hypotheses, then all."""
+    lines = [
+        [answer.name, task, "", one.label, "", *_numbers(one.found, one.unit)]
+        for answer in answers
+        for one in answer.contrasts
+    ]
+    return lines + [
+        ["all", task, share, arm.name, control, *_numbers(one, "points")]
+        for share, found in versus.items()
+        for control, pairs in found.items()
+        for arm, one in pairs
     ]
 
 
-POOLED_COLUMNS = ("share", "arm", "control", "tasks", "value", "low", "high", "tau")
+def _numbers(found: Comparison, unit: str) -> list[Any]:
+    """A comparison in the columns from `unit` on."""
+    effect, bootstrap = found.effect, [found.value, found.low, found.high, 1 - found.alpha, found.p]
+    student = [*found.student, found.student_p, effect.student.deviation]
+    return ["share" if unit == "points" else unit, *bootstrap, *student, effect.seeds, effect.items]
 
 
 def _pooled_line(row: PooledRow) -> list[Any]:
@@ -798,33 +707,14 @@ def _pooled_line(row: PooledRow) -> list[Any]:
 
 def _arm_line(row: ArmRow) -> list[Any]:
     found = row.accuracy
+    accuracy = [found.value, found.low, found.high, found.seeds, found.items]
     losses = [None if one is None else one.value for one in row.figures.values()]
-    return [
-        *row.arm[:2],
-        row.arm.name,
-        found.value,
-        found.low,
-        found.high,
-        found.seeds,
-        found.items,
-        row.unreadable,
-        row.kept_tokens,
-        row.steps,
-        *losses,
-        row.scoring_seconds,
-        row.training_seconds,
-    ]
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *rows])
-    write_atomic(path, functools.partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
-    return path
+    counts = [row.unreadable, row.kept_tokens, row.steps]
+    return [*row.arm, *accuracy, *counts, *losses, row.scoring_seconds, row.training_seconds]
 
 
 def main() -> None:
+    """The command line, `python -m xtf.study`."""
     parser = argparse.ArgumentParser(description="The analysis of experiments/study.md.")
     parser.add_argument(
         "--source",

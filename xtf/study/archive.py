@@ -4,9 +4,9 @@
     python run.py stage=report experiments=study_methods archive=experiments/results
 
 One gzipped JSON file per experiment: `items`, lists of the example ids of evaluation sets; `generations`, verdicts of
-one model each as a text, one character per sample (1 right, 0 wrong, - no verdict), `samples` per item in the order
-of `items`; `runs`, each with its `record`, its `folder` below runs/, and the places of its own and the base
-model's generations. Equal generations are stored once.
+one model each as a text, one character per sample (1 right, 0 wrong, - no verdict), `samples` per item in the order of
+`items`; `runs`, each with its `record`, its `folder` below runs/, and the places of its own and the base model's
+generations. Equal generations are stored once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.reporting.archived import LETTERS, SUFFIX, ArchivedRun, read_archive
+from xtf.reporting.cells import find_cells
 from xtf.reporting.runs import read_lines
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import RunFolder
@@ -35,8 +36,6 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
     Raises:
         ValueError: the experiment has no finished run under `runs_root`, or the archive has runs that would be lost.
     """
-    from xtf.reporting.cells import find_cells
-
     path = target / f"{experiment}{SUFFIX}"
     runs = [run for cell in find_cells(experiment, runs_root) for run in cell.runs.values()]
     if not runs:
@@ -113,6 +112,7 @@ def _place(known: list[Any], value: Any) -> int:
 
 
 def main() -> None:
+    """The command line, `python -m xtf.study.archive`."""
     parser = argparse.ArgumentParser(description="Store the finished runs of experiments, without their models.")
     parser.add_argument("experiments", nargs="+", help="names, such as study_methods")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="default: %(default)s")

@@ -1,11 +1,11 @@
 """Who finds planted noise: every attribute, every union of them, and other methods' scores, against the truth.
 
-A *detector* has a score (higher: more like noise), a rule that drops tokens, or both. It is asked to tell the
-noise of one kind from clean tokens; tokens of other kinds and those that straddle planted and clean text
+A *detector* has a score (higher: more like noise), a rule that drops tokens, or both. It is asked to tell the noise of
+one kind from clean tokens; tokens of other kinds and those that straddle planted and clean text
 (`xtf.data.planting.response_kinds`) are left out. Threshold-free: AUROC and average precision of the score. At its
-threshold: precision, recall, F1, and the gain, which is what it finds beyond dropping as many tokens of each
-response blindly (`rule_measures`). Intervals are 95 % percentile bootstraps over examples, for tokens of one response
-stand and fall together; several plantings into the same examples are pooled, an example is drawn with all.
+threshold: precision, recall, F1, and the gain, which is what it finds beyond dropping as many tokens of each response
+blindly (`rule_measures`). Intervals are 95 % percentile bootstraps over examples, for tokens of one response stand and
+fall together; several plantings into the same examples are pooled, an example is drawn with all.
 
 Everything is computed from stored masks and scores; no model is loaded. The report's CSV file holds every finding, and
 the report can be made again from it alone (`archive=FOLDER`), but for the list of tokens.
@@ -14,11 +14,9 @@ the report can be made again from it alone (`archive=FOLDER`), but for the list 
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,20 +26,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.compose import load_config
+from xtf.config.compose import load_config, override_value
 from xtf.config.identity import digest, identity, plain
-from xtf.config.schema import Attribute, Config, PlantKind, ThresholdConfig
+from xtf.config.schema import Config, PlantKind, ThresholdConfig, ThresholdEnd
 from xtf.data.planting import CODES
+from xtf.data.ragged import Responses
+from xtf.data.tokens import Pieces
 from xtf.graders.metrics import Metric
 from xtf.reporting import figures
 from xtf.reporting.cells import experiment_folders
-from xtf.reporting.pages import counted, data_url, render
-from xtf.reporting.runs import override_value
-from xtf.runtime.artifacts import write_atomic
+from xtf.reporting.pages import counted, picture, render, write_csv
+from xtf.runtime.models import load_tokenizer
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import build_mask
-from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, Scores, TokenCleaning, excess_loss
-from xtf.scoring.thresholds import SOURCE
+from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, TokenCleaning, excess_loss
 
 RESAMPLES = 1000
 INTERVAL = "bootstrap over examples"
@@ -107,7 +106,10 @@ def score_measures(score: np.ndarray, noise: np.ndarray, group: np.ndarray, draw
 
     The resamples count tokens in bins that part the noise into `BINS` equal portions and the clean tokens too, so that
     a rare sort is told apart as finely as a common one; with no more than `BINS` tokens of either they are exact. The
-    interval is moved by what the bins cost the estimate. ValueError if there is no noise or no clean token.
+    interval is moved by what the bins cost the estimate.
+
+    Raises:
+        ValueError: there is no noise, or no clean token.
     """
     if not noise.any() or noise.all():
         raise ValueError(f"{int(noise.sum())} of {len(noise)} tokens are noise: both sorts are needed")
@@ -195,25 +197,24 @@ class Detector:
 def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[str, Detector]:
     """Every detector that the score columns of a table allow, by name.
 
-    `RI`, `KN`, `TR` and their unions drop by `threshold`. `low loss`, `high loss` and `random` drop as many
-    tokens of each example as the union of the attributes. A low p is what DFT gives little weight and ProFit
-    drops, so the score of both is that of `high loss (low p)`; DFT has no threshold.
+    `RI`, `KN`, `TR` and their unions drop by `threshold`. `low loss`, `high loss` and `random` drop as many tokens of
+    each example as the union of the attributes. A low p is what DFT gives little weight and ProFit drops, so the score
+    of both is that of `high loss (low p)`; DFT has no threshold.
     """
-    attributes = [attribute for attribute in Attribute if SOURCE[attribute] in table.column_names]
-    mask = build_mask(table, threshold, attributes)
-    columns = {SOURCE[attribute] for attribute in attributes}
-    columns |= {f"drop_{attribute.value}" for attribute in attributes} | {"labels"}
-    scores = Scores.from_table(mask.table, columns | ({"ref_logp"} & set(table.column_names)))
-    drops = {a.value.upper(): scores.columns[f"drop_{a.value}"].astype(bool) for a in attributes}
-    found = {
-        a.value.upper(): Detector(_noise_score(a, scores.columns[SOURCE[a]]), drops[a.value.upper()])
-        for a in attributes
-    }
+    attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in table.column_names]
+    mask = build_mask(table, threshold, [attribute.name for attribute in attributes])
+    columns = {name for attribute in attributes for name in (attribute.source, attribute.drops)} | {"labels"}
+    if threshold.end is ThresholdEnd.kept:
+        columns.add("end")
+    scores = Responses.from_table(mask.table, columns | ({"ref_logp"} & set(table.column_names)))
+    drops = {a.label: scores.columns[a.drops].astype(bool) for a in attributes}
+    # Little attention, a high probability and distance from the centre speak for noise.
+    found = {a.label: Detector(a.noise * scores.columns[a.source], drops[a.label]) for a in attributes}
     for size in range(2, len(drops) + 1):
         for names in combinations(drops, size):
             found[" or ".join(names)] = Detector(None, np.logical_or.reduce([drops[name] for name in names]))
     found["random"] = _as_detector(Random(), scores, seed)
-    if Attribute.kn in attributes:
+    if "logp" in scores.columns:
         logp = scores.columns["logp"]
         found["low loss"] = _as_detector(LowLoss(), scores, seed)
         found["high loss (low p)"] = _as_detector(HighLoss(), scores, seed)
@@ -224,12 +225,7 @@ def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[st
     return found
 
 
-def _noise_score(attribute: Attribute, stored: np.ndarray) -> np.ndarray:
-    """Little attention, a high probability (KN is stored as log p) and distance from the centre speak for noise."""
-    return stored if attribute is Attribute.kn else -stored
-
-
-def _as_detector(method: Random | LowLoss | HighLoss, scores: Scores, seed: int) -> Detector:
+def _as_detector(method: Random | LowLoss | HighLoss, scores: Responses, seed: int) -> Detector:
     return Detector(-method.order(scores, seed), method.weights(scores, seed) == 0)
 
 
@@ -237,36 +233,38 @@ def _as_detector(method: Random | LowLoss | HighLoss, scores: Scores, seed: int)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Masks that differ in nothing but the planting's seed: the tokens of all, one after the other.
+class PlantedTokens:
+    """The response tokens of masks that differ in nothing but the planting's seed, one mask after the other.
 
-    planted: int8 [N], `CODES`; group: int64 [N], which example; text: int64 [N], which response, of which an example
-    has one per mask; tokens: int32 [N], their ids.
+    codes: int8 [N], `CODES`; group: int64 [N], which example; text: int64 [N], which response, of which an example has
+    one per mask; ids: int32 [N], their token ids.
     """
 
     case: str
     share: float
     reached: float
-    planted: np.ndarray
+    codes: np.ndarray
     group: np.ndarray
     text: np.ndarray
-    tokens: np.ndarray
+    ids: np.ndarray
     detectors: Mapping[str, Detector]
     config: Config
 
     @property
     def kinds(self) -> list[str]:
-        present = [kind.value for kind in PlantKind if (self.planted == CODES[kind]).any()]
+        """The kinds of noise that were planted, all together first; empty without noise."""
+        present = [kind.value for kind in PlantKind if (self.codes == CODES[kind]).any()]
         return [ANY, *present] if present else []
 
     def of_kind(self, kind: str) -> np.ndarray:
-        found: np.ndarray = self.planted > 0 if kind == ANY else self.planted == CODES[PlantKind(kind)]
+        """Whether each token is noise of that kind, bool [N]."""
+        found: np.ndarray = self.codes > 0 if kind == ANY else self.codes == CODES[PlantKind(kind)]
         return found
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One detector on one kind of noise in one cell; measures that are undefined are missing."""
+    """One detector on one kind of noise in one case and share; measures that are undefined are missing."""
 
     case: str
     share: float
@@ -279,11 +277,11 @@ class Finding:
     measures: Mapping[str, Metric]
 
 
-def read_cells(folders: Sequence[Path]) -> list[Cell]:
-    """Cells of finished masks, ordered by case and share.
+def read_planted(folders: Sequence[Path]) -> list[PlantedTokens]:
+    """The tokens of finished masks, ordered by case and share.
 
-    Masks of one cell agree in everything that determines a run's result, the rows before planting included, but in
-    plant.seed; those of one case in all but plant.share as well.
+    Masks that are read together agree in everything that determines a run's result, the rows before planting included,
+    but in plant.seed; those of one case in all but plant.share as well.
     """
     parts: dict[tuple[str, float], list[tuple[Config, pa.Table]]] = defaultdict(list)
     settings: dict[str, _Setting] = {}
@@ -296,8 +294,8 @@ def read_cells(folders: Sequence[Path]) -> list[Cell]:
         settings.setdefault(digest(keys), _Setting(config, data["source"], data["rows"], keys))
         parts[digest(keys), config.plant.share].append((config, pq.read_table(RunFolder(folder).mask)))
     cases = dict(zip(settings, _cases(list(settings.values())), strict=True))
-    cells = [_cell(cases[setting], share, runs) for (setting, share), runs in parts.items()]
-    return sorted(cells, key=lambda cell: (cell.case, cell.share))
+    found = [_planted(cases[setting], share, runs) for (setting, share), runs in parts.items()]
+    return sorted(found, key=lambda planted: (planted.case, planted.share))
 
 
 @dataclass(frozen=True)
@@ -357,9 +355,9 @@ def _sources(settings: Sequence[_Setting]) -> list[str]:
     return [setting.source if depth == 1 else names[setting.keys["rows"]] for setting in settings]
 
 
-def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> Cell:
+def _planted(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> PlantedTokens:
     ids = {name: number for number, name in enumerate(runs[0][1]["example_id"].to_pylist())}
-    planted, groups, tokens, found = [], [], [], defaultdict[str, list[Detector]](list)
+    codes, groups, tokens, found = [], [], [], defaultdict[str, list[Detector]](list)
     sizes: list[int] = []  # of each response
     for config, table in runs:
         prompts, rows = table["prompt_length"].to_pylist(), table["input_ids"].to_pylist()
@@ -370,13 +368,12 @@ def _cell(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> C
         sizes += lengths
         tokens.append(np.concatenate(responses))
         truth = table["planted"] if "planted" in table.column_names else None
-        planted.append(
-            np.zeros(sum(lengths), np.int8) if truth is None else truth.combine_chunks().flatten().to_numpy()
-        )
+        clean = np.zeros(sum(lengths), np.int8)
+        codes.append(clean if truth is None else truth.combine_chunks().flatten().to_numpy())
         for name, detector in detectors(table, config.threshold, config.plant.seed).items():
             found[name].append(detector)
-    whole = np.concatenate(planted)
-    return Cell(
+    whole = np.concatenate(codes)
+    return PlantedTokens(
         case,
         share,
         float((whole > 0).mean()),
@@ -395,23 +392,22 @@ def _joined(parts: Sequence[Detector]) -> Detector:
     return Detector(np.concatenate(scores) if scores else None, np.concatenate(drops) if drops else None)
 
 
-def findings(cell: Cell) -> list[Finding]:
+def findings(planted: PlantedTokens) -> list[Finding]:
     """Every detector on every kind; without noise only what it drops of the clean tokens."""
-    draws_RG = draws_of(int(cell.group.max()) + 1)
-    clean, found = cell.planted == 0, []
-    for kind in cell.kinds or [ANY]:
-        noise = cell.of_kind(kind)
+    draws_RG = draws_of(int(planted.group.max()) + 1)
+    clean, found = planted.codes == 0, []
+    for kind in planted.kinds or [ANY]:
+        noise = planted.of_kind(kind)
         part = noise | clean
-        for name, detector in cell.detectors.items():
+        group, text = planted.group[part], planted.text[part]
+        for name, detector in planted.detectors.items():
             measures: dict[str, Metric] = {}
             if detector.score is not None and noise.any():
-                measures |= score_measures(detector.score[part], noise[part], cell.group[part], draws_RG)
+                measures |= score_measures(detector.score[part], noise[part], group, draws_RG)
             if detector.dropped is not None:
-                measures |= rule_measures(
-                    detector.dropped[part], noise[part], cell.group[part], draws_RG, cell.text[part]
-                )
-            counts = int(noise.sum()), int(clean.sum()), len(noise), cell.reached
-            found.append(Finding(cell.case, cell.share, kind, name, *counts, measures))
+                measures |= rule_measures(detector.dropped[part], noise[part], group, draws_RG, text)
+            counts = int(noise.sum()), int(clean.sum()), len(noise), planted.reached
+            found.append(Finding(planted.case, planted.share, kind, name, *counts, measures))
     return found
 
 
@@ -426,15 +422,15 @@ class Dropped:
     clean: Sequence[tuple[int, int, int]]
 
 
-def dropped_instead(cell: Cell, name: str) -> Dropped:
+def dropped_instead(planted: PlantedTokens, name: str) -> Dropped:
     """The confusion table of one detector that has a rule."""
-    dropped = cell.detectors[name].dropped
+    dropped = planted.detectors[name].dropped
     assert dropped is not None, name
-    total, clean = int(dropped.sum()), cell.planted == 0
-    sorts = {kind: cell.of_kind(kind) for kind in cell.kinds if kind != ANY}
-    sorts |= {"straddling": cell.planted < 0, "clean": clean}
-    counts = np.bincount(cell.tokens[dropped & clean])
-    every = np.bincount(cell.tokens[clean], minlength=len(counts))
+    total, clean = int(dropped.sum()), planted.codes == 0
+    sorts = {kind: planted.of_kind(kind) for kind in planted.kinds if kind != ANY}
+    sorts |= {"straddling": planted.codes < 0, "clean": clean}
+    counts = np.bincount(planted.ids[dropped & clean])
+    every = np.bincount(planted.ids[clean], minlength=len(counts))
     most = [int(token) for token in np.argsort(-counts, kind="stable")[:SHOWN] if counts[token]]
     return Dropped(
         name,
@@ -458,7 +454,7 @@ def unseen(rows: Sequence[Finding]) -> list[str]:
         here = [row for row in rows if row.case == case and row.share == share]
         for kind in dict.fromkeys(row.kind for row in here if row.kind != ANY and row.noise_tokens):
             one = {row.detector: row.measures for row in here if row.kind == kind}
-            names = [attribute.value.upper() for attribute in Attribute if attribute.value.upper() in one]
+            names = [attribute.label for attribute in ATTRIBUTES.values() if attribute.label in one]
             seen = [name for name in names if one[name]["auroc"].low > 0.5 or _gains(one[name])]
             inverted = [name for name in names if one[name]["auroc"].high < 0.5]
             said.append(
@@ -497,13 +493,13 @@ def detection_report(experiment: str, runs_root: Path, out_dir: Path, archive: P
     done = [folder for folder in folders if RunFolder(folder).mask.is_file()]
     if not done:
         raise ValueError(f"none of the {len(folders)} runs of experiment {experiment!r} has a mask yet")
-    cells = read_cells(done)
+    settings = read_planted(done)
     return _write_report(
         experiment,
-        [finding for cell in cells for finding in findings(cell)],
+        [finding for planted in settings for finding in findings(planted)],
         out_dir,
-        source=f"{counted(len(done), 'mask')}, {counted(len(cells), 'setting')}",
-        instead=_instead(cells),
+        source=f"{counted(len(done), 'mask')}, {counted(len(settings), 'setting')}",
+        instead=_instead(settings),
         unfinished=[str(folder) for folder in folders if folder not in done],
     )
 
@@ -517,13 +513,12 @@ def _write_report(
     instead: Sequence[Mapping[str, Any]] = (),
     unfinished: Sequence[str] = (),
 ) -> list[Path]:
-    written = [_write_csv(rows, out_dir / f"{experiment}.csv")]
+    written = [write_csv(out_dir / f"{experiment}.csv", COLUMNS, map(_csv_line, rows))]
     pictures = []
     for kind in dict.fromkeys(row.kind for row in rows if row.noise_tokens):
         figure = figures.detection(_curves(rows, kind))
-        paths = figures.save(figure, out_dir / "figures", f"{experiment}-{kind.replace(' ', '_')}")
-        written += paths.values()
-        pictures.append((kind, paths["png"].relative_to(out_dir).as_posix(), data_url(paths["svg"])))
+        pictures.append(picture(figure, out_dir, f"{experiment}-{kind.replace(' ', '_')}", kind))
+        written += pictures[-1].files
     context = {
         "title": f"{experiment}: {source}",
         "unseen": unseen(rows),
@@ -535,31 +530,30 @@ def _write_report(
     return written + render("detection", context, out_dir, experiment)
 
 
-def _instead(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _instead(settings: Sequence[PlantedTokens]) -> list[dict[str, Any]]:
     """What the attributes dropped at the largest share of each case, tokens in words."""
-    from xtf.data.tokens import Pieces
-    from xtf.runtime.models import load_tokenizer
-
     found = []
-    for cell in _largest(cells):
-        pieces = Pieces(load_tokenizer(cell.config.model))
-        names = [name for name in ("RI", "KN", "TR", "RI or KN or TR") if name in cell.detectors]
-        for each in (dropped_instead(cell, name) for name in names):
+    for planted in _largest(settings):
+        pieces = Pieces(load_tokenizer(planted.config.model))
+        labels = [attribute.label for attribute in ATTRIBUTES.values() if attribute.label in planted.detectors]
+        names = [*labels, " or ".join(labels)] if len(labels) > 1 else labels
+        for each in (dropped_instead(planted, name) for name in names):
             tokens = [(repr(pieces.alone(token)), drops, every) for token, drops, every in each.clean]
-            found.append({"case": cell.case, "share": cell.share, "dropped": each, "tokens": tokens})
+            found.append({"case": planted.case, "share": planted.share, "dropped": each, "tokens": tokens})
     return found
 
 
-def _largest(cells: Sequence[Cell]) -> list[Cell]:
-    """Of each case the cell with the largest share."""
-    return list({cell.case: cell for cell in sorted(cells, key=lambda cell: (cell.case, cell.share))}.values())
+def _largest(settings: Sequence[PlantedTokens]) -> list[PlantedTokens]:
+    """Of each case the tokens with the largest share of noise."""
+    ordered = sorted(settings, key=lambda planted: (planted.case, planted.share))
+    return list({planted.case: planted for planted in ordered}.values())
 
 
 def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tuple[float, Metric]]]]:
     """AUROC by case, detector and share, for the figure.
 
-    What another method adds stands in its rows' own case; it joins the case without it unless several would.
-    `low loss` is KN's score again and `random` is chance.
+    What another method adds stands in its rows' own case; it joins the case without it unless several would. `low loss`
+    is KN's score again and `random` is chance.
     """
     found: dict[str, dict[str, list[tuple[float, Metric]]]] = defaultdict(lambda: defaultdict(list))
     cases = {row.case for row in rows}
@@ -606,40 +600,30 @@ def _tables(rows: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 _SHOWN = (*MEASURES, "clean_dropped")
-_COLUMNS = (
-    "case",
-    "share",
-    "kind",
-    "detector",
-    "noise_tokens",
-    "clean_tokens",
-    "response_tokens",
-    "reached",
-    "examples",
+COLUMNS = (
+    *("case", "share", "kind", "detector", "noise_tokens", "clean_tokens", "response_tokens", "reached", "examples"),
+    *(f"{name}{part}" for name in _SHOWN for part in ("", "_low", "_high")),
 )
 
 
-def _write_csv(rows: Sequence[Finding], path: Path) -> Path:
-    """One line per finding; each measure with its interval in five digits, empty where it is undefined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"{name}{part}" for name in _SHOWN for part in ("", "_low", "_high"))])
-    for row in rows:
-        found = [row.measures.get(name) for name in _SHOWN]
-        numbers = [
-            f"{number:.5g}" if each else ""
-            for each in found
-            for number in ((each.value, each.low, each.high) if each else [0.0] * 3)
-        ]
-        examples = next((each.n for each in found if each), "")
-        counts = (row.noise_tokens, row.clean_tokens, row.response_tokens, row.reached)
-        writer.writerow([row.case, row.share, row.kind, row.detector, *counts, examples, *numbers])
-    write_atomic(path, partial(Path.write_text, data=text.getvalue(), encoding="utf-8"))
-    return path
+def _csv_line(row: Finding) -> list[Any]:
+    """A finding under `COLUMNS`; each measure with its interval in five digits, empty where it is undefined."""
+    found = [row.measures.get(name) for name in _SHOWN]
+    numbers = [
+        None if each is None else f"{number:.5g}"
+        for each in found
+        for number in ((0.0,) * 3 if each is None else (each.value, each.low, each.high))
+    ]
+    counts = (row.noise_tokens, row.clean_tokens, row.response_tokens, row.reached)
+    return [row.case, row.share, row.kind, row.detector, *counts, next((one.n for one in found if one), None), *numbers]
 
 
 def read_findings(path: Path) -> list[Finding]:
-    """The lines of a report's CSV file. ValueError: there is no such file."""
+    """The lines of a report's CSV file.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     if not path.is_file():
         raise ValueError(f"there is no {path.name} in {path.parent}")
     with path.open(newline="", encoding="utf-8") as file:

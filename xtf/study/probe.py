@@ -17,6 +17,9 @@ from rich.table import Table
 
 from xtf.config.identity import digest
 from xtf.config.schema import Config, ConfigError, SourceConfig, Stage
+from xtf.data.ragged import Responses
+from xtf.data.rows import load_rows
+from xtf.pipeline import Pipeline
 from xtf.reporting import figures
 from xtf.reporting.intervals import (
     Comparison,
@@ -28,12 +31,13 @@ from xtf.reporting.intervals import (
     mean,
     smallest_study,
 )
-from xtf.reporting.pages import data_url, percent, render, seconds
+from xtf.reporting.pages import Section, percent, picture, render_sections, seconds
 from xtf.reporting.runs import Run, base_mean, load_run
 from xtf.runtime.artifacts import locked
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
-from xtf.scoring.methods import METHODS, ProFit, Scores
+from xtf.scoring.attributes import ATTRIBUTES
+from xtf.scoring.methods import METHODS, ProFit
 
 PILOT = ("normal", "xtf", "random")
 MASKS = ("xtf", "random", "low_loss", "high_loss", "token_cleaning")
@@ -53,8 +57,6 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
         ConfigError: settings that a probe does not use.
         ValueError: what the user can mend, as in `xtf.pipeline.run`.
     """
-    from xtf.data.rows import load_rows
-
     if config.method.name != "xtf" or config.stage is not Stage.all:
         raise ConfigError(
             f"probe=true runs its methods and stages by itself: leave out method={config.method.name} and "
@@ -74,29 +76,21 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
     stem = "-".join(["probe", config.task.name, config.model.name, config.tuning.name.value, digest(named, 8)])
     found = compare(runs)
     panel = {"the pilot, with 95 % intervals (Holm)": [(label, c.value, c.low, c.high) for label, c in found.items()]}
-    paths = figures.save(figures.effects(panel), output / "figures", stem)
-    pilot = _pilot_section(runs, found)
-    pilot["figures"] = [
-        {
-            "title": "Differences between the pilot's methods",
-            "png": paths["png"].relative_to(output).as_posix(),
-            "data": data_url(paths["svg"]),
-        }
-    ]
+    drawn = picture(figures.effects(panel), output, stem, "Differences between the pilot's methods")
     sections = [
         _shares_section(dropped, stats),
         _agreement_section(dropped),
-        pilot,
+        dataclasses.replace(_pilot_section(runs, found), pictures=[drawn]),
         _power_section(runs, config.pilot.gain, at_hand),
     ]
-    written = render(
-        "tables", {"title": f"Probe of {config.task.name} with {config.model.name}", "sections": sections}, output, stem
-    )
+    title = f"Probe of {config.task.name} with {config.model.name}"
+    written = render_sections(title, sections, output, stem)
     for section in sections:
         _print(section)
     for path in written:
-        say(f"report: {path}")
-    return [*written, *paths.values()]
+        if path not in drawn.files:
+            say(f"report: {path}")
+    return written
 
 
 def pilot_settings(config: Config, changed: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
@@ -135,8 +129,6 @@ def pilot_jobs(config: Config, changed: Mapping[str, Any]) -> list[tuple[Config,
 
 def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFolder:
     """The run folder that holds the method's mask.parquet, made unless it is there."""
-    from xtf.pipeline import Pipeline
-
     config = dataclasses.replace(config, method=METHODS[method](), stage=Stage.mask)
     folder = RunFolder.of(config, named)
     with locked(folder.path, say):
@@ -147,8 +139,6 @@ def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFo
 
 def _run(config: Config, named: Mapping[str, Any], method: str, seed: int) -> Run:
     """The finished run of a method and seed, made unless it is there."""
-    from xtf.pipeline import Pipeline
-
     config = dataclasses.replace(config, method=METHODS[method](), seed=seed)
     folder = RunFolder.of(config, named)
     with locked(folder.path, say):
@@ -169,13 +159,13 @@ def dropped_tokens(masks: Mapping[str, Path]) -> dict[str, np.ndarray]:
     """
     found = {}
     xtf = pq.read_table(masks["xtf"])
-    columns = [name for name in ("drop_ri", "drop_kn", "drop_tr") if name in xtf.column_names]
-    flat = Scores.from_table(xtf, columns).columns
-    for name in columns:
-        found[name.removeprefix("drop_")] = flat[name]
+    used = [attribute for attribute in ATTRIBUTES.values() if attribute.drops in xtf.column_names]
+    flat = Responses.from_table(xtf, [attribute.drops for attribute in used]).columns
+    for attribute in used:
+        found[attribute.name] = flat[attribute.drops]
     for name, path in masks.items():
-        found[name] = Scores.from_table(pq.read_table(path), ["labels"]).columns["dropped"]
-    logp = Scores.from_table(pq.read_table(masks["low_loss"]), ["logp"]).columns["logp"]
+        found[name] = Responses.from_table(pq.read_table(path), ["labels"]).columns["dropped"]
+    logp = Responses.from_table(pq.read_table(masks["low_loss"]), ["logp"]).columns["logp"]
     found[PROFIT] = np.exp(logp) <= ProFit().tau
     return found
 
@@ -193,23 +183,18 @@ def kappa(first: np.ndarray, second: np.ndarray) -> float | None:
     return float((observed - chance) / (1 - chance)) if chance < 1 else None
 
 
-def _shares_section(dropped: Mapping[str, np.ndarray], stats: Mapping[str, Any]) -> dict[str, Any]:
+def _shares_section(dropped: Mapping[str, np.ndarray], stats: Mapping[str, Any]) -> Section:
     text = [
         f"Of {stats['response_tokens']:,} response tokens of {stats['examples']:,} examples. `random`, `low_loss` and "
         "`high_loss` drop as many as `xtf`, example by example; `profit` decides anew in each step, this is its first."
     ]
     text += [f"Degenerate attribute {one['attribute'].upper()}: {one['reason']}." for one in stats["degenerate"]]
-    return {
-        "title": "What each method would drop",
-        "text": text,
-        "columns": ["by", "dropped"],
-        "rows": [[name, percent(float(values.mean()), 2)] for name, values in dropped.items()],
-        "figures": [],
-    }
+    rows = [[name, percent(float(values.mean()), 2)] for name, values in dropped.items()]
+    return Section("What each method would drop", text, ["by", "dropped"], rows)
 
 
-def _agreement_section(dropped: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    def cell(row: str, column: str) -> str:
+def _agreement_section(dropped: Mapping[str, np.ndarray]) -> Section:
+    def entry(row: str, column: str) -> str:
         if row == column:
             return ""
         places = list(dropped)
@@ -217,17 +202,12 @@ def _agreement_section(dropped: Mapping[str, np.ndarray]) -> dict[str, Any]:
         value = function(dropped[row], dropped[column])
         return "-" if value is None else f"{value:.2f}"
 
-    return {
-        "title": "Do they drop the same tokens?",
-        "text": [
-            "Below the diagonal: of the tokens dropped by either, the share dropped by both (Jaccard). Above it: "
-            "Cohen's kappa, 0 where they agree as chance would, 1 where they are the same, below 0 where they avoid "
-            "each other."
-        ],
-        "columns": ["", *dropped],
-        "rows": [[row, *(cell(row, column) for column in dropped)] for row in dropped],
-        "figures": [],
-    }
+    text = (
+        "Below the diagonal: of the tokens dropped by either, the share dropped by both (Jaccard). Above it: Cohen's "
+        "kappa, 0 where they agree as chance would, 1 where they are the same, below 0 where they avoid each other."
+    )
+    rows = [[row, *(entry(row, column) for column in dropped)] for row in dropped]
+    return Section("Do they drop the same tokens?", [text], ["", *dropped], rows)
 
 
 # -- the pilot -----------------------------------------------------------------------------------------------
@@ -247,7 +227,7 @@ def compare(runs: Mapping[str, Sequence[Run]]) -> dict[str, Comparison]:
     return {f"xtf - {control}": one for control, one in zip(controls, found, strict=True)}
 
 
-def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Comparison]) -> dict[str, Any]:
+def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Comparison]) -> Section:
     metric = runs["normal"][0].headline
     base = base_mean(runs["normal"], metric)
     arms = {} if base is None else {"base model": base}
@@ -269,18 +249,12 @@ def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Compar
         f"{name}: " + {1: "better", -1: "worse", 0: "the interval holds zero, so the pilot does not decide"}[each.sign]
         for name, each in found.items()
     ]
-    return {
-        "title": "The pilot",
-        "text": [
-            f"{metric} over {one.effect.seeds} seeds and {one.effect.items} items with 95 % intervals: for each method "
-            "by bootstrap over both, which is rather too short with so few seeds; for the two differences by Student's "
-            "t with Holm's correction, which is not.",
-            "; ".join(verdict) + ".",
-        ],
-        "columns": ["", metric, "tokens kept", "training"],
-        "rows": rows,
-        "figures": [],
-    }
+    text = (
+        f"{metric} over {one.effect.seeds} seeds and {one.effect.items} items with 95 % intervals: for each method by "
+        "bootstrap over both, which is rather too short with so few seeds; for the two differences by Student's t with "
+        "Holm's correction, which is not."
+    )
+    return Section("The pilot", [text, "; ".join(verdict) + "."], ["", metric, "tokens kept", "training"], rows)
 
 
 def needed(parts: Components, gain: float, at_hand: int) -> str:
@@ -296,30 +270,21 @@ def needed(parts: Components, gain: float, at_hand: int) -> str:
     return f"To tell a gain of {points} you need about {study[0]} seeds and {study[1]:,} evaluation items{more}."
 
 
-def _power_section(runs: Mapping[str, Sequence[Run]], gain: float, at_hand: int) -> dict[str, Any]:
+def _power_section(runs: Mapping[str, Sequence[Run]], gain: float, at_hand: int) -> Section:
     parts = {control: components(paired(runs, "xtf", control)) for control in ("normal", "random")}
     gains = sorted({*GAINS, gain})
-    return {
-        "title": "How large a study would have to be",
-        "text": [
-            needed(parts["normal"], gain, at_hand),
-            f"For a power of {POWER:.0%} with the pilot's own test (Student's t, two-sided at 5 %), simulated with the "
-            "variances of the pilot's paired differences: a between seeds, b between items, e of the rest, so that S "
-            "seeds and I items leave a / S + b / I + e / (S I). Estimates from a few seeds are rough.",
-        ],
-        "columns": ["xtf against", "a", "b", "e", *(f"{100 * one:g} points" for one in gains)],
-        "rows": [
-            [
-                control,
-                f"{part.seeds:.5f}",
-                f"{part.items:.4f}",
-                f"{part.rest:.4f}",
-                *(_short(part, one, at_hand) for one in gains),
-            ]
-            for control, part in parts.items()
-        ],
-        "figures": [],
-    }
+    explained = (
+        f"For a power of {POWER:.0%} with the pilot's own test (Student's t, two-sided at 5 %), simulated with the "
+        "variances of the pilot's paired differences: a between seeds, b between items, e of the rest, so that S seeds "
+        "and I items leave a / S + b / I + e / (S I). Estimates from a few seeds are rough."
+    )
+    rows = []
+    for control, part in parts.items():
+        variances = [f"{part.seeds:.5f}", f"{part.items:.4f}", f"{part.rest:.4f}"]
+        rows.append([control, *variances, *(_short(part, one, at_hand) for one in gains)])
+    columns = ["xtf against", "a", "b", "e", *(f"{100 * one:g} points" for one in gains)]
+    text = [needed(parts["normal"], gain, at_hand), explained]
+    return Section("How large a study would have to be", text, columns, rows)
 
 
 def _short(parts: Components, gain: float, at_hand: int) -> str:
@@ -331,12 +296,12 @@ def _short(parts: Components, gain: float, at_hand: int) -> str:
         return "more than 100 seeds"
 
 
-def _print(section: Mapping[str, Any]) -> None:
-    table = Table(title=section["title"], title_justify="left")
-    for place, name in enumerate(section["columns"]):
+def _print(section: Section) -> None:
+    table = Table(title=section.title, title_justify="left")
+    for place, name in enumerate(section.columns):
         table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
-    for row in section["rows"]:
+    for row in section.rows:
         table.add_row(*row)
     console.print(table)
-    for sentence in section["text"]:
+    for sentence in section.text:
         console.print(sentence, highlight=False)

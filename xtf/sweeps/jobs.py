@@ -12,18 +12,17 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xtf.config.checks import resolve
-from xtf.config.compose import to_config
+from xtf.config.compose import build, compose, explain, typed
 from xtf.config.identity import overrides, plain
-from xtf.config.schema import Config, ConfigError
+from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
 from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, RunFolder, finished
-
-_GROUP_KEYS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger")
 
 
 class JobsFailedError(Exception):
@@ -41,10 +40,12 @@ class Planned:
 
     @property
     def folder(self) -> RunFolder:
+        """Where the run lies."""
         return RunFolder.of(self.config, self.changed)
 
     @property
     def name(self) -> str:
+        """The path below runs/."""
         return self.folder.name
 
 
@@ -64,15 +65,17 @@ def compose_jobs(batch: Sequence[Sequence[str]]) -> list[Planned]:
         ConfigError: naming the first job that could not run, or two jobs that would write the same folder.
     """
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    compose = _Composer(batch)
+    composer = _Composer(batch)
     jobs, folders = [], dict[RunFolder, Planned]()
     for arguments in batch:
         try:
-            job = compose.job(arguments)
-        except (ValueError, HydraException) as error:
+            job = composer.job(arguments)
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            why = error if isinstance(error, ConfigError) else explain(error)
             line = " ".join(arguments)
-            raise ConfigError(f"nothing was started, for one of {len(batch)} jobs is wrong: {line}: {error}") from error
+            raise ConfigError(f"nothing was started, for one of {len(batch)} jobs is wrong: {line}: {why}") from error
         jobs.append(job)
         if not job.is_case:
             continue
@@ -102,12 +105,12 @@ class _Composer:
         self.choices: dict[str, list[str]] = {}
         for text in dict.fromkeys(text for arguments in batch for text in arguments):
             key = self.parse(text).key_or_group
-            if key in _GROUP_KEYS:
+            if key in GROUPS:
                 self.choices.setdefault(key, []).append(text)
 
     def job(self, arguments: Sequence[str]) -> Planned:
         experiment = tuple(text for text in arguments if self.parse(text).key_or_group == "experiments")
-        lines: dict[str, list[str]] = {key: [] for key in ("", *_GROUP_KEYS)}
+        lines: dict[str, list[str]] = {key: [] for key in ("", *GROUPS)}
         for text in arguments:
             key = re.split(r"[./]", self.parse(text).key_or_group)[0]
             if key not in ("hydra", "experiments"):
@@ -133,7 +136,7 @@ class _Composer:
         together = [texts[min(row, len(texts) - 1)] for texts in self.choices.values()]
         composed = self.compose(*experiment, *together)
         chosen = composed.hydra.runtime.choices
-        default = self.compose(*(f"{group}={chosen[group]}" for group in _GROUP_KEYS))
+        default = self.compose(*(f"{group}={chosen[group]}" for group in GROUPS))
         values = [self.parse(line) for line in lines if line not in choice]
         if any(value.is_add() or value.is_force_add() or value.is_delete() for value in values):
             composed = self.compose(*experiment, *together, *lines)
@@ -142,9 +145,9 @@ class _Composer:
             for value in values:
                 OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
         ours = [str(name) for name in composed if name != "hydra"]
-        inside = [name for name in ours if (name == key if key else name not in _GROUP_KEYS)]
-        composed, default = (OmegaConf.masked_copy(node, ours) for node in (composed, default))
-        config = to_config(composed)
+        inside = [name for name in ours if (name == key if key else name not in GROUPS)]
+        composed, default = (typed(OmegaConf.masked_copy(node, ours)) for node in (composed, default))
+        config = build(composed)
         different = {
             name: value for name, value in overrides(composed, default).items() if name.split(".")[0] in inside
         }
@@ -152,9 +155,27 @@ class _Composer:
 
     @staticmethod
     def _compose(*arguments: str) -> Any:
-        import hydra
+        return compose(arguments, hydra_node=True)
 
-        return hydra.compose("config", overrides=list(arguments), return_hydra_config=True)
+
+def share_scoring(jobs: Sequence[Planned]) -> list[Planned]:
+    """The jobs of a sweep over scorers or methods, each asking for the attributes of all, so that one pass serves them.
+
+    Not where the command line sets `scorer.compute`.
+    """
+    kinds = {(job.config.scorer.name, job.config.method.name) for job in jobs}
+    if len(kinds) < 2 or any("scorer.compute=" in text for job in jobs for text in job.overrides):
+        return list(jobs)
+    union = sorted({attribute for job in jobs for attribute in job.config.scorer.attributes})
+    text = f"scorer.compute=[{','.join(union)}]"
+    return [
+        replace(
+            job,
+            overrides=(*job.overrides, text),
+            config=replace(job.config, scorer=replace(job.config.scorer, compute=union)),
+        )
+        for job in jobs
+    ]
 
 
 # --- what is there already -------------------------------------------------------------------------------------------
@@ -166,8 +187,7 @@ def unfinished(jobs: Sequence[Planned]) -> list[Planned]:
 
 
 def say_what_runs(jobs: Sequence[Planned]) -> None:
-    from xtf.runtime.progress import say
-
+    """One line: how many jobs are finished, left to run, skipped."""
     skipped, left = sum(not job.is_case for job in jobs), len(unfinished(jobs))
     done = len(jobs) - skipped - left
     line = f"{len(jobs)} jobs: {done} finished, {left} to run"
@@ -179,8 +199,6 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
 
     Several sweeps may share the work on an experiment; delete the file to forget jobs that will never be run.
     """
-    from xtf.runtime.progress import say
-
     listed: dict[Path, dict[str, Any]] = {}
     for job in jobs:
         config = job.config
@@ -235,7 +253,7 @@ def claim_device(config: Config) -> None:
     """
     from filelock import FileLock, Timeout
 
-    if config.trainer.accelerator != "gpu" or _Device.lock is not None:
+    if config.trainer.accelerator is Accelerator.cpu or _Device.lock is not None:
         return
     if config.trainer.devices > 1:
         raise ConfigError(

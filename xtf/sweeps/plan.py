@@ -8,8 +8,8 @@ flash). Fragmentation and kernels' work space stand in `RESERVE`. Time follows f
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import os
 import statistics
 from collections import defaultdict
@@ -19,89 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Config, ConfigError, ModelConfig, ModelShape, TRVariant, Tuning
+from xtf.config.schema import Config, ConfigError, ModelShape, TRVariant, Tuning
+from xtf.data.rows import load_rows
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, finished
+from xtf.runtime.shapes import FORWARD, adapter_parameters, model_file, parameters, shape_of, tokens_per_second, widths
 from xtf.scoring.passes import Pass, passes_of
 from xtf.sweeps.jobs import Planned
+from xtf.tasks import load_task
 
 GIB = 2**30
 LOGITS = 2**26  # elements of the largest block of logits, in training as in scoring on a GPU
 RESERVE = 1.0  # GiB that the GPU's context and the allocator take beside the tensors
 GPU_MEMORY = 80.0  # GiB, where plan.device_memory_gb is not given
 SAMPLE = 200  # local rows whose tokens are counted for an average
-FORWARD = 1 / 3  # of the cost of a trained token: a forward pass without the backward pass, which costs two
-
-
-# --- models ----------------------------------------------------------------------------------------------------------
-
-
-def shape_of(model: ModelConfig) -> ModelShape:
-    """The model's shape from its config.json in a folder or in the hub's cache, else as `model.shape` states it.
-
-    ConfigError: neither is there.
-    """
-    file = _file(model, "config.json")
-    if file is not None:
-        return read_shape(json.loads(file.read_text(encoding="utf-8")))
-    if not model.shape.layers:
-        raise ConfigError(
-            f"stage=plan needs the shape of model={model.name}: {model.path} has no config.json on this machine; "
-            "fetch it (hf download) or state model.shape (xtf/config/schema.py, ModelShape)"
-        )
-    return model.shape
-
-
-def _file(model: ModelConfig, name: str) -> Path | None:
-    """A file of the model's folder or of the hub's cache; None if it is not on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from xtf.runtime.models import location
-
-    folder = Path(location(model))
-    if folder.is_dir():
-        return folder / name if (folder / name).exists() else None
-    found = try_to_load_from_cache(model.path, name, revision=model.revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def read_shape(config: dict[str, Any]) -> ModelShape:
-    """The shape that a transformers config.json describes."""
-    family = config["model_type"]
-    return ModelShape(
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        head_dim=config.get("head_dim") or 0,
-        vocabulary=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", False),
-        bias=config.get("attention_bias", family == "qwen2"),
-        qk_norm=family == "qwen3",
-    )
-
-
-def _widths(shape: ModelShape) -> tuple[int, int]:
-    """Width of the queries, and of the keys or the values."""
-    head = shape.head_dim or shape.hidden // shape.heads
-    return shape.heads * head, shape.kv_heads * head
-
-
-def parameters(shape: ModelShape) -> int:
-    """Number of weights of the model."""
-    query, key = _widths(shape)
-    hidden = shape.hidden
-    attention = 2 * hidden * query + 2 * hidden * key + (query + 2 * key) * shape.bias
-    norms = 2 * hidden + 2 * (query // shape.heads) * shape.qk_norm
-    layer = attention + 3 * hidden * shape.intermediate + norms
-    return shape.vocabulary * hidden * (1 if shape.tied else 2) + shape.layers * layer + hidden
-
-
-def adapter_parameters(shape: ModelShape, rank: int) -> int:
-    """Weights of a LoRA adapter on PEFT's default targets for these architectures, the query and value projections."""
-    query, key = _widths(shape)
-    return shape.layers * rank * (2 * shape.hidden + query + key)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -117,6 +49,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
+        """The most that any stage takes."""
         return max(self.scoring, self.training, self.evaluation)
 
 
@@ -134,13 +67,14 @@ def memory(shape: ModelShape, config: Config) -> Memory:
     trainer, tuning = config.trainer, config.tuning
     gpu = trainer.accelerator != "cpu"
     width = 2 if gpu and trainer.precision in ("auto", "bf16-mixed") else 4
-    count, (query, key), longest = parameters(shape), _widths(shape), config.model.max_length
+    count, (query, key), longest = parameters(shape), widths(shape), config.model.max_length
     inference = 4 * shape.hidden + query + 2 * key + 3 * shape.intermediate
     logits = 4 * LOGITS
 
     layer = 4 * shape.hidden + 3 * query + 3 * key + 4 * shape.intermediate
     held = shape.layers * shape.hidden + layer if tuning.gradient_checkpointing else shape.layers * layer
-    activations = max(trainer.tokens_per_microbatch, longest) * (held + 6 * shape.hidden) * width
+    # Where the micro-batch is chosen from the free memory, what the longest row needs decides whether it fits.
+    activations = max(trainer.tokens_per_microbatch or 1, longest) * (held + 6 * shape.hidden) * width
     if tuning.name is Tuning.full:
         states = 16 * count
         if trainer.strategy == "ddp":
@@ -189,6 +123,7 @@ class Tokens:
 
     @property
     def train(self) -> float:
+        """Tokens of all training rows, once."""
         return self.train_rows * (self.prompt + self.response)
 
 
@@ -243,14 +178,9 @@ def _sampled(config: Config) -> tuple[float, float] | None:
 
     None where the rows or a tokenizer.json are not on this machine.
     """
-    import dataclasses
-
     from tokenizers import Tokenizer
 
-    from xtf.data.rows import load_rows
-    from xtf.tasks import load_task
-
-    file, task = _file(config.model, "tokenizer.json"), config.task
+    file, task = model_file(config.model, "tokenizer.json"), config.task
     if file is None or task.train.path is None:
         return None
     key = digest([str(file), task])
@@ -304,8 +234,8 @@ def reference_key(config: Config) -> str | None:
 
 
 @dataclass
-class Line:
-    """The jobs of one task, model and tuning."""
+class CasePlan:
+    """What the jobs of one case (task, model and tuning) take."""
 
     case: tuple[str, str, str]
     jobs: int = 0
@@ -318,7 +248,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    lines: Sequence[Line]
+    """What all jobs take; passes and reference models count once for all jobs that share them."""
+
+    cases: Sequence[CasePlan]
     passes: int
     references: int
     too_large: Sequence[str]  # in words, what does not fit
@@ -327,9 +259,10 @@ class Plan:
 def make_plan(jobs: Sequence[Planned]) -> Plan:
     """Adds up what the jobs that are to do would take; what several of them share counts once.
 
-    ConfigError: the shape of a model is not known.
+    Raises:
+        ConfigError: the shape of a model is not known.
     """
-    lines: dict[tuple[str, str, str], Line] = {}
+    cases: dict[tuple[str, str, str], CasePlan] = {}
     seen: dict[str, set[Any]] = defaultdict(set)
     refused: dict[str, None] = {}
     for job in jobs:
@@ -337,30 +270,27 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
             continue
         config = job.config
         case = (config.task.name, config.model.name, config.tuning.name.value)
-        line = lines.setdefault(case, Line(case))
-        line.jobs += 1
+        plan = cases.setdefault(case, CasePlan(case))
+        plan.jobs += 1
         passes, reference = shared_passes(config), reference_key(config)
         seen["all passes"] |= set(passes.values())
         seen["references"] |= {reference} - {None}
         if finished(job.config, job.folder):
-            line.done += 1
+            plan.done += 1
             continue
         shape, tokens = shape_of(config.model), tokens_of(job)
-        line.source = tokens.source
+        plan.source = tokens.source
         found = memory(shape, config)
-        if found.peak > line.memory.peak:
-            line.memory = found
+        if found.peak > plan.memory.peak:
+            plan.memory = found
         refused |= dict.fromkeys(_too_large(config, found))
         trained = _trained(config, tokens)
         work = trained
         for kind, key in passes.items():
             if key not in seen["passes"]:
                 seen["passes"].add(key)
-                work += (
-                    FORWARD
-                    * tokens.train_rows
-                    * (tokens.response if kind is Pass.unconditional else tokens.prompt + tokens.response)
-                )
+                read = tokens.response if kind is Pass.unconditional else tokens.prompt + tokens.response
+                work += FORWARD * tokens.train_rows * read
         if reference is not None and reference not in seen["trained references"]:
             seen["trained references"].add(reference)
             share = len(config.method.warmup_rows(tokens.train_rows)) / tokens.train_rows
@@ -372,9 +302,9 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
             untouched = config.evaluate.base and base not in seen["base"]
             seen["base"] |= {base} if untouched else set()
             work += each * (2 if untouched else 1)
-        line.tokens += trained
-        line.hours += work * parameters(shape) / 1e9 / config.plan.tokens_per_second / 3600
-    return Plan(list(lines.values()), len(seen["all passes"]), len(seen["references"]), list(refused))
+        plan.tokens += trained
+        plan.hours += work / tokens_per_second(config, parameters(shape)) / 3600
+    return Plan(list(cases.values()), len(seen["all passes"]), len(seen["references"]), list(refused))
 
 
 def _trained(config: Config, tokens: Tokens) -> float:
@@ -389,9 +319,8 @@ def _trained(config: Config, tokens: Tokens) -> float:
 
 def _too_large(config: Config, found: Memory) -> list[str]:
     have, trainer = device_memory(config), config.trainer
-    stages = (
-        ["scoring"] if config.stage.value in ("score", "mask", "preview") else ["scoring", "training", "evaluation"]
-    )
+    scored_only = config.stage.value in ("score", "mask", "preview")
+    stages = ["scoring"] if scored_only else ["scoring", "training", "evaluation"]
     said = []
     for stage in stages:
         need = getattr(found, stage)
@@ -416,36 +345,38 @@ def _short(value: float) -> str:
 
 
 def show_plan(jobs: Sequence[Planned]) -> None:
-    """Print the plan as a table. ConfigError, in words, if something cannot fit on its device."""
-    from rich.table import Table
+    """Print the plan as a table.
 
-    from xtf.runtime.progress import console, say
+    Raises:
+        ConfigError: something cannot fit on its device.
+    """
+    from rich.table import Table
 
     found = make_plan(jobs)
     table = Table()
     table.add_column("task/model/tuning", no_wrap=True)
     for name in ("done", "tokens", "GiB", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
-    for line in found.lines:
-        need = line.memory
-        mark = {"stated": "~", "sampled": "≈"}.get(line.source, "")
+    for plan in found.cases:
+        need = plan.memory
+        mark = {"stated": "~", "sampled": "≈"}.get(plan.source, "")
         table.add_row(
-            "/".join(line.case),
-            f"{line.done}/{line.jobs}",
-            f"{mark}{_short(line.tokens / 1e6)} M",
+            "/".join(plan.case),
+            f"{plan.done}/{plan.jobs}",
+            f"{mark}{_short(plan.tokens / 1e6)} M",
             f"{_short(need.scoring)} {_short(need.training)} {_short(need.evaluation)}",
-            _short(line.hours),
+            _short(plan.hours),
         )
     console.print(table)
-    total, done = sum(line.jobs for line in found.lines), sum(line.done for line in found.lines)
+    total, done = sum(plan.jobs for plan in found.cases), sum(plan.done for plan in found.cases)
     config = next(job.config for job in jobs if job.is_case)
     say(
         f"{total} jobs: {done} done, {total - done} to do; scoring passes that they share: {found.passes}, "
         f"reference models: {found.references}"
     )
     say(
-        f"{sum(line.hours for line in found.lines):.1f} device hours are left, if a device trains "
-        f"{config.plan.tokens_per_second:,.0f} tokens/s of a model of 1e9 parameters (plan.tokens_per_second)"
+        f"{sum(plan.hours for plan in found.cases):.1f} device hours are left, if a device trains "
+        f"{tokens_per_second(config, 1e9):,.0f} tokens/s of a model of 1e9 parameters (plan.tokens_per_second)"
     )
     say(
         "tokens: of training left to do (~ by the averages stated in task.size, ≈ by a sample of the local rows, else "

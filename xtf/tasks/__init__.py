@@ -1,24 +1,31 @@
 """Tasks by name: a dataset's rows -> examples, and completions -> grades.
 
 A task is a *reader* (a dataset's row -> a conversation that ends with the answer to learn) and a *grader* (a
-completion -> right, wrong or not gradable). Readers live here, one file per dataset; graders are chosen by name
-(`task.grader`), so that own data can use any of them.
+completion -> right, wrong or not gradable). Readers live here, one file per dataset, found by the task's name: a new
+task is `xtf/tasks/<name>.py` with a function `read(row) -> Reading` and `conf/task/<name>.yaml`. Graders are chosen
+by name (`task.grader`), so that own data can use any of them.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtf.config.identity import nearest
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, Message, Reading, RowError, render, split_turns
-from xtf.data.rows import Rows, _first, row_id
-from xtf.graders import load_grader
+from xtf.data.rows import Rows, first_few, plain_rows, row_id
+from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
 from xtf.graders.metrics import Metric
+from xtf.runtime.imports import import_named
+
+Reader = Callable[[Mapping[str, Any]], Reading]
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,30 @@ class Task:
     """Rows -> examples, and completions -> grades and metrics."""
 
     config: TaskConfig
-    read: Callable[[Mapping[str, Any]], Reading]
+    read: Reader
     grader: Grader
 
-    def check(self) -> None:
-        """Refuses a set-up in which grading cannot work; call it before training."""
+    def check(self, examples: Sequence[Example] = ()) -> None:
+        """Refuses a set-up in which grading cannot work; call it before training, with the evaluation's `examples`.
+
+        A grader of the user's own is tried on the first of them, with its response as the completion.
+
+        Raises:
+            ValueError: what is missing, or what the user's grader did.
+        """
         self.grader.check()
+        if not examples or self.config.grader in GRADERS:
+            return
+        example = examples[0]
+        try:
+            grades = self.grade([(example, example.response or self.reference(example))])
+        except Exception as error:  # somebody else's code can raise anything
+            raise ValueError(f"task.grader={self.config.grader} cannot grade the first row: {error}") from error
+        if len(grades) != 1 or not isinstance(grades[0], Grade) or not isinstance(grades[0].correct, bool | None):
+            raise ValueError(
+                f"task.grader={self.config.grader} must return one Grade for each item, whose `correct` is True, False "
+                f"or None, not {grades!r}"
+            )
 
     def examples(self, rows: Rows, *, training: bool = True) -> list[Example]:
         """Every row as one example (several with `turns=all`), in order.
@@ -55,11 +80,12 @@ class Task:
             listing = "\n".join(bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else []))
             raise ValueError(
                 f"{rows.source}: {len(bad)} of {len(rows)} rows cannot be used:\n{listing}\n"
-                "Mend them, or leave them out by id (task.train.exclude_ids, task.eval.exclude_ids)."
+                "Mend them, or leave them out"
+                + (" by id (task.train.exclude_ids, task.eval.exclude_ids)." if rows.sha256 else ".")
             )
         doubled = [key for key, count in Counter(example.example_id for example in examples).items() if count > 1]
         if doubled:
-            raise ValueError(f"{rows.source}: {len(doubled)} ids occur more than once: {_first(doubled)}")
+            raise ValueError(f"{rows.source}: {len(doubled)} ids occur more than once: {first_few(doubled)}")
         return examples
 
     def _examples_of(self, row: Mapping[str, Any], number: int, training: bool) -> list[Example]:
@@ -102,21 +128,91 @@ class Task:
         return self.grader.metrics([self.reference(example) for example in examples], grades)
 
     def system_info(self) -> dict[str, Any]:
+        """What the run's record says about how grading was done."""
         return {"grader": self.config.grader, **self.grader.system_info()}
 
 
 def load_task(config: TaskConfig, output_dir: str = "outputs") -> Task:
-    """The reader for the task's name (own names read own data) and the grader that the config asks for.
+    """The reader and the grader that the config asks for.
 
     `output_dir` is where a judge's verdicts are kept, unless the config says otherwise.
-    """
-    from xtf.tasks import code, custom, finance, math, medical
 
-    readers = {
-        "math": math.read,
-        "math500": math.read,
-        "code": code.read,
-        "medical": medical.read,
-        "finance": finance.read,
-    }
-    return Task(config, readers.get(config.name, custom.read), load_grader(config, Path(output_dir)))
+    Raises:
+        ValueError: an unknown reader or grader, or settings that do not fit them.
+    """
+    return Task(config, load_reader(config), load_grader(config, Path(output_dir)))
+
+
+def as_examples(items: Any) -> list[Example]:
+    """Own data in memory as training examples: the forms that the command line reads from files (`xtf.tasks.custom`).
+
+    Args:
+        items: rows (mappings) or examples, a `datasets.Dataset` or a pandas DataFrame. A row's id is the first of its
+            fields `xtf.data.rows.ID_FIELDS`, else its number from 1.
+
+    Raises:
+        ValueError: a DatasetDict or something else that is no rows; naming the rows that cannot be used.
+    """
+    if isinstance(items, Mapping):
+        raise ValueError(f"one set of rows is needed, not several ({', '.join(map(str, items))}): give one of them")
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise ValueError(f"rows are needed (mappings, a Dataset or a DataFrame), not {type(items).__name__}")
+    given: list[Any]
+    if hasattr(items, "with_format"):  # a datasets.Dataset
+        given = plain_rows(items.with_format("arrow")[:])
+    elif hasattr(items, "iterrows"):  # a pandas DataFrame
+        import pyarrow as pa
+
+        given = plain_rows(pa.Table.from_pandas(items, preserve_index=False))
+    else:
+        given = list(items)
+    if others := [place for place, item in enumerate(given, 1) if not isinstance(item, Mapping | Example)]:
+        raise ValueError(f"row {others[0]} is a {type(given[others[0] - 1]).__name__}, not a mapping of fields")
+    numbered = [(place, dict(item)) for place, item in enumerate(given, 1) if not isinstance(item, Example)]
+    task = load_task(TaskConfig(name="custom", grader="exact"))
+    rows = Rows([row for _, row in numbered], [place for place, _ in numbered], "the examples given", "")
+    read = iter(task.examples(rows))
+    return [item if isinstance(item, Example) else next(read) for item in given]
+
+
+def load_reader(config: TaskConfig) -> Reader:
+    """`read` of the file in `xtf/tasks/` that `task.reader` or else the task's name names, or an own function.
+
+    A task with a name of its own and no reader of its own is read as own data, by `custom`.
+
+    Raises:
+        ValueError: an unknown `task.reader`, or one beside `task.prompt`, which reads rows too.
+    """
+    if config.reader is not None and config.prompt is not None:
+        raise ValueError(
+            f"task.reader={config.reader} and task.prompt both say how a row is read: unset one (task.reader=null)"
+        )
+    if config.reader is not None and "." in config.reader:
+        key = f"task.reader={config.reader}"
+        return _own_reader(config.reader, import_named(key, config.reader, "a file of xtf/tasks or module.function"))
+    known = [module.name for module in pkgutil.iter_modules(__path__)]
+    if config.reader is not None and config.reader not in known:
+        raise ValueError(
+            f"unknown task.reader {config.reader!r}{nearest(config.reader, known)}: one of {', '.join(known)}, or a "
+            "function of yours, module.function"
+        )
+    name = config.reader or (config.name if config.name in known else "custom")
+    reader: Reader = importlib.import_module(f"{__name__}.{name}").read
+    return reader
+
+
+def _own_reader(path: str, function: Callable[..., Any]) -> Reader:
+    """`function`, with what goes wrong in it told as what is wrong with the row."""
+
+    def read(row: Mapping[str, Any]) -> Reading:
+        try:
+            reading = function(row)
+        except RowError:
+            raise
+        except Exception as error:  # somebody else's code can raise anything; the row's number is what helps
+            raise RowError(f"{path}: {error!r}") from error
+        if not isinstance(reading, Reading):
+            raise TypeError(f"{path} must return an xtf.data.examples.Reading, not {type(reading).__name__}")
+        return reading
+
+    return read

@@ -18,17 +18,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from xtf.data.examples import Reading, RowError, chat, text_field, text_list, turns
-from xtf.graders.code import _unix
+from xtf.graders.code import unix_lines
 
 
 def read(row: Mapping[str, Any]) -> Reading:
+    """HumanEval's and MBPP's rows, and conversations (CodeExercise)."""
     if "canonical_solution" in row or "entry_point" in row:
         prompt = "Complete the following Python function.\n\n" + text_field(row, "prompt")
         return Reading(turns(prompt, text_field(row, "canonical_solution")))
     if "test_list" in row:
         tests = "\n".join(text_list(row, "test_list"))
         prompt = f"{text_field(row, 'text', 'prompt')}\nYour code should pass these tests:\n{tests}"
-        return Reading(turns(_unix(prompt), _unix(text_field(row, "code"))))
+        return Reading(turns(unix_lines(prompt), unix_lines(text_field(row, "code"))))
     if (conversation := chat(row)) is not None:
         return Reading(conversation)
     raise RowError(

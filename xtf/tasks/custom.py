@@ -1,8 +1,7 @@
-"""Own data: rows with a prompt and a response in usual columns, or any columns through templates; and the
-graders.
+"""Own data: rows with a prompt and a response in usual columns. Every task without a file of its own is read so.
 
     {"question": "...", "answer": "..."}
-    {"prompt": "...", "response": "..."} (or completion)
+    {"prompt": "...", "response": "..."} (or completion; each may be a list of turns)
     {"instruction": "...", "input": "...", "output": "..."}
     {"messages": [{"role": "user", "content": "..."}, ...]}
 
@@ -11,21 +10,36 @@ Other columns: `task.prompt="{title}: {body}" task.response="{label}"`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xtf.data.examples import Reading, RowError, chat, instruction_turns, text_field, turns
+from xtf.data.examples import Message, Reading, RowError, chat, conversation, instruction_turns, text_field
 
 
 def read(row: Mapping[str, Any]) -> Reading:
-    if (conversation := chat(row)) is not None:
-        return Reading(conversation)
+    """A row in any of the forms above."""
+    if (found := chat(row)) is not None:
+        return Reading(found)
     if "instruction" in row:
         return Reading(instruction_turns(row))
     for prompt, responses in (("prompt", ("response", "completion")), ("question", ("answer",))):
-        if prompt in row:
-            return Reading(turns(text_field(row, prompt), text_field(row, *responses)))
+        if row.get(prompt) is not None:
+            return Reading(_asked(row, prompt) + _answered(row, responses))
     raise RowError(
         f"no known columns in ({', '.join(map(str, row))}): name yours with "
         "task.prompt='{your_column}' and task.response='{your_column}'"
     )
+
+
+def _asked(row: Mapping[str, Any], name: str) -> list[Message]:
+    """A prompt: a text, or a list of turns as TRL has it."""
+    if isinstance(row[name], list | tuple):
+        return conversation(row[name], name)
+    return [{"role": "user", "content": text_field(row, name)}]
+
+
+def _answered(row: Mapping[str, Any], names: Sequence[str]) -> list[Message]:
+    name = next((name for name in names if row.get(name) is not None), names[0])
+    if isinstance(row.get(name), list | tuple):
+        return conversation(row[name], name)
+    return [{"role": "assistant", "content": text_field(row, *names)}]

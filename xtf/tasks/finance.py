@@ -15,6 +15,7 @@ from xtf.data.examples import Reading, RowError, chat, instruction_turns, text_f
 
 
 def read(row: Mapping[str, Any]) -> Reading:
+    """FiQA's rows, question and answer, and conversations."""
     if "instruction" in row:
         return Reading(instruction_turns(row))
     if "question" in row:

@@ -1,13 +1,10 @@
-"""Mathematics: GSM8K (a number) and MATH, MATH-500, NuminaMath (an expression).
+"""Mathematics: GSM8K, graded by the final number; and rows of MATH's shape, whose answer is an expression.
 
     {"question": "Janet's ducks lay 16 eggs per day. ...", "answer": "... 9 * 2 = $<<9*2=18>>18\\n#### 18"}
     {"problem": "Convert the point $(0,3)$ ...", "solution": "... $\\boxed{(3, \\frac{\\pi}{2})}.$"}
 
-Sources: https://github.com/openai/grade-school-math, https://huggingface.co/datasets/HuggingFaceH4/MATH-500,
+Sources: https://github.com/openai/grade-school-math (hub: openai/gsm8k),
 https://huggingface.co/datasets/AI-MO/NuminaMath-CoT.
-
-Run as a program (`python -m xtf.tasks.math`) this module is the process in which expressions are compared:
-SymPy can run for ever on a hostile expression, and only killing a process stops it at a fixed time.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from xtf.graders.choice import DECISIONS
 
 
 def read(row: Mapping[str, Any]) -> Reading:
+    """PubMedQA's rows as published, rewritten ones, and conversations."""
     if "final_decision" in row:
         question = text_field(row, "question", "QUESTION")
         decision = text_field(row, "final_decision").strip().lower()

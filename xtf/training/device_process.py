@@ -11,8 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from xtf.config.compose import load_config
 from xtf.config.schema import Config, Tuning
 from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.loggers import training_loggers
+from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
+from xtf.runtime.pace import announce, measured
+from xtf.runtime.progress import stopwatch
 from xtf.runtime.run_folder import RunFolder
 
 
@@ -23,8 +28,12 @@ def train(config: Config, folder: RunFolder) -> dict[str, Any]:
         ValueError: what the user can mend, or that the processes failed (their error stands above).
     """
     devices = config.trainer.devices
+    announce_training(config, folder)
     if devices == 1:
-        return train_here(config, folder)
+        with stopwatch() as seconds:
+            trained = train_here(config, folder)
+        measured(config, trained["tokens"], seconds())
+        return trained
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     module = ["-m", "xtf.training.device_process", str(folder.path)]
     done = subprocess.run([sys.executable, *launch, *module], check=False)
@@ -34,13 +43,26 @@ def train(config: Config, folder: RunFolder) -> dict[str, Any]:
     return record
 
 
+def announce_training(config: Config, folder: RunFolder) -> None:
+    """Say how many tokens are ahead, prompts included, and about how long they take."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    tuning = config.tuning
+    lengths = pc.list_value_length(pq.read_table(folder.mask, columns=["input_ids"])["input_ids"])
+    rows = len(lengths) * (tuning.epochs or 1) * config.method.epochs_factor
+    if tuning.max_steps is not None:
+        rows = min(rows, tuning.max_steps * (tuning.batch_size or 1))
+    tokens = round(pc.mean(lengths).as_py() * rows)
+    announce(config, "training", tokens, tokens)
+
+
 def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     """The same in this process, which is one of several under ddp and fsdp."""
     import pyarrow.parquet as pq
     import torch
 
-    from xtf.runtime.loggers import training_loggers
-    from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
+    from xtf.data.encode import pad_id
     from xtf.training.fit import fit
 
     # Full tuning keeps float32 master weights; LoRA's frozen base does not change, so it needs no more than inference.
@@ -49,16 +71,14 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     # With several devices every process loads into main memory, and the strategy moves it to the process's own.
     place = "cpu" if config.trainer.devices > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     table = pq.read_table(folder.mask)
     with training_loggers(config, folder) as loggers:
-        return fit(model, table, config, folder.path, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
+        return fit(model, table, config, folder.path, pad_id=pad_id(tokenizer), loggers=loggers, tokenizer=tokenizer)
 
 
 def main(folder: RunFolder) -> None:
+    """What torch's launcher starts on each device."""
     from omegaconf import DictConfig, OmegaConf
-
-    from xtf.config.compose import load_config
 
     node = OmegaConf.load(folder.config)
     assert isinstance(node, DictConfig)

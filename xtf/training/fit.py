@@ -8,7 +8,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ from transformers.utils import logging as transformers_logging
 
 from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
 from xtf.data.encode import Encoded
+from xtf.data.ragged import Responses
 from xtf.data.steps import Step, StepLoader, TrainingRows
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
+from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console
 from xtf.scoring.masks import weights_to_labels
-from xtf.scoring.methods import Method, Scores
+from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
+from xtf.training.budget import LARGEST, microbatch
 from xtf.training.module import TokenFilteredLM
 from xtf.training.packed import PACKED, enable_packing
 
@@ -93,6 +96,9 @@ def fit(
     assert tuning.batch_size is not None and tuning.epochs is not None
     extra = sorted(method.needs) if method.online else ()
     training, validation = _split(table, tuning, config.seed, extra)
+    for rows in (training, validation):
+        if rows is not None:
+            _check_ids(rows, model)
     longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
     original = model.config._attn_implementation
     attention = enable_packing(model, longest, config.trainer.compile)
@@ -104,20 +110,24 @@ def fit(
     progress = Progress(run_dir, config.trainer.checkpoint_every)
     with _quiet():
         trainer = _trainer(config, run_dir, loggers, progress)
+    trainable = _trainable(model, tuning, config.seed)
+    budget = microbatch(trainable, config, longest, run_dir)
+    if budget.tokens < LARGEST and model.device.type == "cpu":
+        return_freed_memory()
     loader = StepLoader(
         training,
         batch_size=tuning.batch_size,
         epochs=tuning.epochs * method.epochs_factor,
         max_steps=tuning.max_steps,
         seed=config.seed,
-        budget=config.trainer.tokens_per_microbatch,
+        budget=budget.tokens,
         rank=trainer.global_rank,
         devices=trainer.world_size,
         fill_with=pad_id if config.trainer.compile else None,
         shuffle=shuffle,
     )
     module = TokenFilteredLM(
-        _trainable(model, tuning, config.seed),
+        trainable,
         method,
         tuning,
         loader,
@@ -134,7 +144,7 @@ def fit(
         state = torch.load(run_dir / BEST, map_location=module.device, weights_only=True)["state_dict"]
         module.load_state_dict(state, strict=False)
     model.set_attn_implementation(original)
-    record = _record(config, module, loader, attention, read_log(run_dir / LOG))
+    record = _record(config, module, loader, attention, read_log(run_dir / LOG)) | {"microbatch": asdict(budget)}
     state = trainer.strategy.lightning_module_state_dict()  # whole on the first device only, under fsdp
     if trainer.is_global_zero:
         weights = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
@@ -192,7 +202,7 @@ def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int
     rows = [Encoded(*row) for row in zip(*columns, strict=True)]
     scored = score_rows(model, rows, ScorerConfig(name="none"), logp=True, tokens_per_batch=budget, pad_id=pad_id)
     both = scored.rename_columns({"logp": "ref_logp"}).append_column("logp", part["logp"])
-    scores = Scores.from_table(both, ("logp", "ref_logp"))
+    scores = Responses.from_table(both, ("logp", "ref_logp"))
     return weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1])).table
 
 
@@ -216,6 +226,21 @@ def _split(
     if not training.kept.any():
         raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
     return training, TrainingRows(table.take(np.sort(order[:held_out])), extra) if held_out else None
+
+
+def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:
+    """Raises:
+    ValueError: a token id that the model has no embedding for.
+    """
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    outside = (rows.input_ids < 0) | (rows.input_ids >= vocabulary)
+    if outside.any():
+        at = int(np.argmax(outside))
+        example = rows.example_ids[int(np.searchsorted(rows.offsets, at, "right")) - 1]
+        raise ValueError(
+            f"example {example}: token id {rows.input_ids[at]} lies outside the model's vocabulary of {vocabulary}; "
+            "the data was made with another tokenizer"
+        )
 
 
 def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTrainedModel | PeftModel:

@@ -1,7 +1,4 @@
-"""The LightningModule: the only place that sees gradients. `training_step` applies the mask.
-
-Shapes: T tokens of a packed row, N of them predict a token with loss, D hidden size, V vocabulary.
-"""
+"""The LightningModule: the only place that sees gradients. `training_step` applies the mask."""
 
 from __future__ import annotations
 
@@ -170,7 +167,8 @@ class TokenFilteredLM(pl.LightningModule):
                 f"are as they were before the step. Examples: {', '.join(ids)}. "
                 "A lower tuning.learning_rate may help; if the first step fails, look at these examples"
             )
-        clip = min(1.0, self.tuning.max_grad_norm / norm) if norm > 0 else 1.0
+        most = self.tuning.max_grad_norm  # 0: no clipping
+        clip = min(1.0, most / norm) if most and norm else 1.0
         torch._foreach_mul_(gradients, scale * clip)
         schedule, peak, warmup = self.tuning.schedule, self.tuning.learning_rate, self.tuning.warmup_ratio
         assert schedule is not None and peak is not None and warmup is not None, "the tuning is resolved"

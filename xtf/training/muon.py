@@ -38,6 +38,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        """Update every parameter that has a gradient; returns what `closure` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,6 +1,7 @@
 """A causal language model on packed rows: attention within documents, and the loss.
 
-Shapes: T tokens of a packed row, N of them predict a token with loss, D hidden size, V vocabulary.
+Shapes: T tokens of a packed row, L of one of its documents, N of the row's tokens predict a token with loss, n of them
+are a chunk; H query heads, K key heads, S head width, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,46 +31,52 @@ LOGITS_AT_ONCE = 2**26  # elements of the largest [tokens, vocabulary] block; 25
 
 
 @dataclass
-class PromptProbe:
+class PromptAttention:
     """Asks one layer for the share of each token's attention that goes to the prompt of its document."""
 
     layer: int
     prompt_lengths: Sequence[int]
     shares: dict[int, Tensor] = field(default_factory=dict)  # document -> [length], mean over heads
 
-    def look(self, document: int, module: nn.Module, query: Tensor, key: Tensor, scaling: float | None) -> None:
+    def look(
+        self, document: int, module: nn.Module, query_1HLS: Tensor, key_1KLS: Tensor, scaling: float | None
+    ) -> None:
+        """Note the share for one document, from the layer's queries and keys."""
         with torch.no_grad():
-            key = repeat_kv(key, query.shape[1] // key.shape[1])
-            scores = query.float() @ key.float().transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
-            length = scores.shape[-1]
-            later = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-            attention = scores.masked_fill(later, -torch.inf).softmax(-1)
-            self.shares[document] = attention[0, :, :, : self.prompt_lengths[document]].sum(-1).mean(0)
+            key_1HLS = repeat_kv(key_1KLS, query_1HLS.shape[1] // key_1KLS.shape[1])
+            scores_1HLL = (
+                query_1HLS.float() @ key_1HLS.float().transpose(2, 3) * (scaling or query_1HLS.shape[-1] ** -0.5)
+            )
+            length = scores_1HLL.shape[-1]
+            later_LL = torch.ones(length, length, dtype=torch.bool, device=scores_1HLL.device).triu(1)
+            attention_1HLL = scores_1HLL.masked_fill(later_LL, -torch.inf).softmax(-1)
+            self.shares[document] = attention_1HLL[0, :, :, : self.prompt_lengths[document]].sum(-1).mean(0)
 
 
 def packed_sdpa(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query_1HTS: Tensor,
+    key_1KTS: Tensor,
+    value_1KTS: Tensor,
     attention_mask: Tensor | None,
     *,
     document_lengths: Sequence[int],
-    probe: PromptProbe | None = None,
+    prompt_attention: PromptAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each document of a packed row to itself, [1, heads, T, size] -> [1, T, heads,
-    size].
+    """Causal attention of each document of a packed row to itself, [1, H, T, S] -> [1, T, H, S].
 
     One call of PyTorch's kernel per document: the work grows with the sum of the squared lengths, where a
     masked call over the row grows with the square of the sum.
     """
     assert attention_mask is None, "documents are told apart by their lengths, not by a mask"
     outputs = []
-    documents = zip(*(part.split(list(document_lengths), dim=2) for part in (query, key, value)), strict=True)
+    documents = zip(
+        *(part.split(list(document_lengths), dim=2) for part in (query_1HTS, key_1KTS, value_1KTS)), strict=True
+    )
     for index, (q, k, v) in enumerate(documents):
-        if probe is not None and module.layer_idx == probe.layer:
-            probe.look(index, module, q, k, kwargs.get("scaling"))
+        if prompt_attention is not None and module.layer_idx == prompt_attention.layer:
+            prompt_attention.look(index, module, q, k, kwargs.get("scaling"))
         outputs.append(sdpa_attention_forward(module, q, k, v, None, is_causal=True, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
@@ -92,22 +99,22 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any,
         chunk_loss: Callable[[Tensor, slice], Tensor],
         size: int,
-        hidden: Tensor,
+        hidden_ND: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
-        hidden_grad = torch.empty_like(hidden)
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_ND = torch.empty_like(hidden_ND)
         grads: list[Tensor | None] = [None] * len(parameters)
-        for part in _chunks(len(hidden), size):
+        for part in _chunks(len(hidden_ND), size):
             with torch.enable_grad():
-                leaf = hidden[part].detach().requires_grad_()
-                loss = chunk_loss(leaf, part)
-            found = torch.autograd.grad(loss, (leaf, *parameters))
-            hidden_grad[part] = found[0]
+                leaf_nD = hidden_ND[part].detach().requires_grad_()
+                loss = chunk_loss(leaf_nD, part)
+            found = torch.autograd.grad(loss, (leaf_nD, *parameters))
+            grad_ND[part] = found[0]
             grads = [new if old is None else old.add_(new) for old, new in zip(grads, found[1:], strict=True)]
             total += loss.detach()
         ctx.grads = (
-            hidden_grad,
+            grad_ND,
             *(torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)),
         )
         return total
@@ -138,83 +145,88 @@ class PackedLM(nn.Module):
 
     def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of w l over the micro-batch's targets; beside it, without gradient, l [N] and w [N]."""
-        probe = None
+        prompt_attention = None
         if self.method.prompt_attention and self.training:
-            probe = PromptProbe(self.config.num_hidden_layers - 1, micro.prompt_lengths)
-        hidden = self.hidden(micro, probe)
+            prompt_attention = PromptAttention(self.config.num_hidden_layers - 1, micro.prompt_lengths)
+        hidden_ND = self.hidden(micro, prompt_attention)
         if not (self.method.online and self.training):
-            return self._loss(hidden, micro.targets, micro.weights)
+            return self._loss(hidden_ND, micro.targets, micro.weights)
         if self.method.pointwise:
-            return self._loss(hidden, micro.targets, micro.weights, micro)
+            return self._loss(hidden_ND, micro.targets, micro.weights, micro)
         # The rule ranks tokens against each other: all losses first, then the gradient of the chosen ones.
         with torch.no_grad():
-            losses = self._loss(hidden, micro.targets, micro.weights)[1]
-        weights = micro.weights * self.method.online_weights(self._seen(micro, slice(None), losses, None, probe))
-        chosen = weights.nonzero()[:, 0]
-        total = self._loss(hidden[chosen], micro.targets[chosen], weights[chosen])[0]
-        return total, losses, weights
+            losses_N = self._loss(hidden_ND, micro.targets, micro.weights)[1]
+        weights_N = micro.weights * self.method.online_weights(
+            self._seen(micro, slice(None), losses_N, None, prompt_attention)
+        )
+        chosen_N = weights_N.nonzero()[:, 0]
+        total = self._loss(hidden_ND[chosen_N], micro.targets[chosen_N], weights_N[chosen_N])[0]
+        return total, losses_N, weights_N
 
     def _loss(
-        self, hidden: Tensor, targets: Tensor, weights: Tensor, pointwise: MicroBatch | None = None
+        self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, pointwise: MicroBatch | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of w l, l and w; with `pointwise`, w is multiplied by the online rule, token by token."""
-        losses = torch.zeros_like(weights)
-        weights = weights.clone()
+        losses_N = torch.zeros_like(weights_N)
+        weights_N = weights_N.clone()
 
-        def chunk_loss(part: Tensor, where: slice) -> Tensor:
-            logits = self.logits(part).float()
-            token_losses = F.cross_entropy(logits, targets[where], reduction="none")
-            losses[where] = token_losses.detach()
+        def chunk_loss(hidden_nD: Tensor, where: slice) -> Tensor:
+            logits_nV = self.logits(hidden_nD).float()
+            losses_n = F.cross_entropy(logits_nV, targets_N[where], reduction="none")
+            losses_N[where] = losses_n.detach()
             if pointwise is not None:
-                seen = self._seen(pointwise, where, losses[where], logits.detach(), None)
-                weights[where] *= self.method.online_weights(seen)
-            return (weights[where] * token_losses).sum()
+                seen = self._seen(pointwise, where, losses_N[where], logits_nV.detach(), None)
+                weights_N[where] *= self.method.online_weights(seen)
+            return (weights_N[where] * losses_n).sum()
 
         if torch.is_grad_enabled():
             head = [parameter for parameter in self._parts[2].parameters() if parameter.requires_grad]
-            total = _ChunkedLoss.apply(chunk_loss, self.chunk, hidden, *head)
+            total = _ChunkedLoss.apply(chunk_loss, self.chunk, hidden_ND, *head)
         else:
-            parts = [chunk_loss(hidden[where], where) for where in _chunks(len(hidden), self.chunk)]
+            parts = [chunk_loss(hidden_ND[where], where) for where in _chunks(len(hidden_ND), self.chunk)]
             total = torch.stack(parts).sum()
-        return total, losses, weights
+        return total, losses_N, weights_N
 
     def _seen(
         self,
         micro: MicroBatch,
         where: slice,
-        losses: Tensor,
-        logits: Tensor | None,
-        probe: PromptProbe | None,
+        losses_N: Tensor,
+        logits_nV: Tensor | None,
+        prompt_attention: PromptAttention | None,
     ) -> OnlineTokens:
-        entropy = attention = None
-        if self.method.entropy_top and logits is not None:
-            top = logits.topk(self.method.entropy_top, dim=-1).values.log_softmax(-1)
-            entropy = -(top.exp() * top).sum(-1)
-        if probe is not None:
-            attention = torch.cat([probe.shares[i] for i in range(len(probe.shares))])[micro.predictors]
+        entropy_n = attention_N = None
+        if self.method.entropy_top and logits_nV is not None:
+            top_nk = logits_nV.topk(self.method.entropy_top, dim=-1).values.log_softmax(-1)
+            entropy_n = -(top_nk.exp() * top_nk).sum(-1)
+        if prompt_attention is not None:
+            shares = prompt_attention.shares
+            attention_N = torch.cat([shares[document] for document in range(len(shares))])[micro.predictors]
         stored = {name: column[where] for name, column in micro.columns.items()}
-        return OnlineTokens(-losses, micro.weights[where], stored, micro.rows[where], self.progress, entropy, attention)
+        return OnlineTokens(
+            -losses_N, micro.weights[where], stored, micro.rows[where], self.progress, entropy_n, attention_N
+        )
 
-    def hidden(self, micro: MicroBatch, probe: PromptProbe | None = None) -> Tensor:
+    def hidden(self, micro: MicroBatch, prompt_attention: PromptAttention | None = None) -> Tensor:
         """Last hidden states of the tokens that predict a target, [N, D]."""
         base, decoder, _ = self._parts
         packed: dict[str, Any] = {}
         if base.config._attn_implementation == PACKED:
-            packed = {"document_lengths": micro.document_lengths, "probe": probe}
+            packed = {"document_lengths": micro.document_lengths, "prompt_attention": prompt_attention}
         output = decoder(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, **packed)
-        hidden: Tensor = output.last_hidden_state[0, micro.predictors]
-        return hidden
+        hidden_ND: Tensor = output.last_hidden_state[0, micro.predictors]
+        return hidden_ND
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden_nD: Tensor) -> Tensor:
         """LM head with the scaling and soft-capping that the architecture puts behind it, [n, D] -> [n, V]."""
-        logits: Tensor = self._parts[2](hidden)
+        logits_nV: Tensor = self._parts[2](hidden_nD)
         if scale := getattr(self.config, "logit_scale", None):
-            logits = logits * scale
+            logits_nV = logits_nV * scale
         if scaling := getattr(self.config, "logits_scaling", None):
-            logits = logits / scaling
+            logits_nV = logits_nV / scaling
         if cap := getattr(self.config, "final_logit_softcapping", None):
-            logits = cap * torch.tanh(logits / cap)
-        return logits
+            logits_nV = cap * torch.tanh(logits_nV / cap)
+        return logits_nV
 
     @property
     def base(self) -> PreTrainedModel:
@@ -228,8 +240,8 @@ class PackedLM(nn.Module):
 
 
 def enable_packing(model: PreTrainedModel, longest: int, compiled: bool = False) -> str:
-    """Let `model` read packed rows; returns the name of its attention implementation, now `PACKED` where it
-    was sdpa.
+    """Let `model` read packed rows; returns the name of its attention implementation, now `PACKED` where it was
+    sdpa.
 
     ValueError if packing changes the loss of two documents: recurrent or convolutional layers carry state
     from one document to the next, and a scaling behind the head may be unknown to `PackedLM.logits`.

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import digest, plain, to_yaml
 from xtf.config.schema import Config
+from xtf.data.ragged import as_table
 from xtf.runtime.artifacts import locked, read_json, write_atomic, write_json
+from xtf.runtime.models import fingerprint, inference_dtype, load_model
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder
 from xtf.scoring.methods import METHODS
+from xtf.scoring.passes import write_mask
+from xtf.training.device_process import train
 
 if TYPE_CHECKING:
     from xtf.data.encode import Encoded
@@ -38,18 +42,13 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
     """
     import pyarrow as pa
 
-    from xtf.runtime.models import fingerprint, inference_dtype, load_model
-    from xtf.scoring.passes import write_mask
-    from xtf.scoring.store import unscored
-    from xtf.training.device_process import train
-
     method, dtype = config.method, inference_dtype(config.trainer)
     if method.reference is not None:
         other = dataclasses.replace(config.model, path=method.reference, revision=None)
         return Reference(fingerprint(other), functools.partial(load_model, other, config.trainer, dtype))
     chosen = method.warmup_rows(len(rows))
     warmup = dataclasses.replace(config, method=METHODS["normal"](), seed=0)
-    table = unscored(rows).take(pa.array(chosen))
+    table = as_table(rows).take(pa.array(chosen))
     what = {
         "base": fingerprint(config.model),
         "tuning": plain(config.tuning),

@@ -1,8 +1,6 @@
 "use strict";
 // The explorer's page. Texts of the dataset are only ever put on the page as text nodes.
 
-const BITS = { ri: 1, kn: 2, tr: 4 };
-const OTHER = 8; // no loss, for a reason that is none of the three attributes
 const BINS = 60;
 const TYPES = { uint8: Uint8Array, uint32: Uint32Array, float32: Float32Array };
 const $ = (id) => document.getElementById(id);
@@ -28,12 +26,14 @@ const number = (value) => (value === 0 || Math.abs(value) >= 0.001 ? value.toFix
 const count = (value) => value.toLocaleString("en");
 
 let meta, data;
-let state; // uint8 per response token: the bits of what drops it
+let BITS, OTHER; // the bit of each attribute, by name, and that of a token without loss for a reason that is none of them
+let state; // uint16 per response token: the bits of what drops it
 let active, place; // by attribute name: in use?, position of its slider
 let order = []; // examples that pass the filters, in the order shown
 let wantedPieces = null; // places in meta.strings that the token filter asks for
 let cards = [];
 let droppedShare; // float64 per example
+let judged; // how many tokens the thresholds judge: not the end that encoding appended to a response, where it is kept
 
 const attributes = () => meta.attributes.filter((attribute) => active[attribute.name]);
 const words = (code) =>
@@ -55,12 +55,12 @@ function decide() {
 }
 
 function tally() {
-  const codes = new Array(16).fill(0);
+  const codes = new Array(2 * OTHER).fill(0);
   droppedShare.fill(0);
   for (let e = 0; e < meta.rows.length; e++) {
     let dropped = 0;
     for (let i = data.offsets[e]; i < data.offsets[e + 1]; i++) {
-      codes[state[i]]++;
+      if (data.judged[i]) codes[state[i]]++;
       if (state[i]) dropped++;
     }
     droppedShare[e] = dropped / Math.max(1, data.offsets[e + 1] - data.offsets[e]);
@@ -77,9 +77,9 @@ function quantile(sorted, q) {
 
 function threshold(attribute, example) {
   const cut = attribute.cuts[place[attribute.name]];
-  if (attribute.name === "kn") return { text: cut.p_above === null ? "none" : `p above ${number(cut.p_above)}` };
+  if ("p_above" in cut) return { text: cut.p_above === null ? "none" : `p above ${number(cut.p_above)}` };
   if (attribute.rule === "iqr") {
-    const scores = data.score_ri.slice(data.offsets[example], data.offsets[example + 1]).sort();
+    const scores = data[`score_${attribute.source}`].slice(data.offsets[example], data.offsets[example + 1]).sort();
     const q1 = quantile(scores, 0.25), q3 = quantile(scores, 0.75);
     const fence = q1 - cut.c * (q3 - q1) - cut.below_fence_by;
     return { text: `below ${number(fence)}, this example's fence` };
@@ -88,7 +88,8 @@ function threshold(attribute, example) {
     if (cut.low === null || cut.high === null) return { text: "none: too few clusters" };
     return { text: `from ${number(cut.low)} to ${number(cut.high)}` };
   }
-  return { text: cut.below === null ? "none" : `below ${number(cut.below)}` };
+  const [side, at] = "below" in cut ? ["below", cut.below] : ["above", cut.above];
+  return { text: at === null ? "none" : `${side} ${number(at)}` };
 }
 
 
@@ -98,10 +99,12 @@ function reasons(i, example) {
   const code = state[i];
   if (code & OTHER) return ["dropped: the method gives it no weight"];
   const said = [];
-  if (code & BITS.ri) said.push(`dropped: the text that follows attends to it too little (${number(data.score_ri[i])})`);
-  if (code & BITS.kn) said.push(`dropped: the base model already gives it ${chance(Math.exp(data.score_logp[i]))}`);
-  if (code & BITS.tr) said.push(`dropped: its task relevance (${number(data.score_tr[i])}) is in the cluster of noise`);
-  if (!code) said.push(meta.live ? "kept: no attribute in use drops it, so it trains" : "kept: it trains");
+  for (const { name, reason } of meta.attributes.filter((a) => code & BITS[a.name])) {
+    const p = data.score_logp ? chance(Math.exp(data.score_logp[i])) : "";
+    said.push(`dropped: ${reason.replace("{score}", number(data[`score_${name}`][i])).replace("{p}", p)}`);
+  }
+  if (meta.live && !data.judged[i]) said.push("kept: it ends the response and is not the data's, so no threshold judges it");
+  else if (!code) said.push(meta.live ? "kept: no attribute in use drops it, so it trains" : "kept: it trains");
   return said;
 }
 
@@ -271,10 +274,10 @@ const layout = (more) => ({ margin: { l: 42, r: 6, t: 6, b: 34 }, font: { size: 
 
 function drawOverlap(codes) {
   const shown = codes.map((n, code) => [code, n]).filter(([code, n]) => code && n);
-  const colour = (code) => (code & OTHER ? "#7A7A7A" : meta.attributes.find((a) => BITS[a.name] === code)?.colour ?? "#444444");
+  const colour = (code) => (code & OTHER ? meta.colours.other : meta.attributes.find((a) => BITS[a.name] === code)?.colour ?? meta.colours.several);
   Plotly.react("overlap", [{
-    type: "bar", x: shown.map(([code]) => words(code).replaceAll(" + ", "<br>+ ")), y: shown.map(([, n]) => (100 * n) / state.length),
-    text: shown.map(([, n]) => ((100 * n) / state.length).toFixed(2)), textposition: "outside", cliponaxis: false,
+    type: "bar", x: shown.map(([code]) => words(code).replaceAll(" + ", "<br>+ ")), y: shown.map(([, n]) => (100 * n) / judged),
+    text: shown.map(([, n]) => ((100 * n) / judged).toFixed(2)), textposition: "outside", cliponaxis: false,
     marker: { color: shown.map(([code]) => colour(code)) }, hoverinfo: "none",
   }], layout({ yaxis: { title: { text: "% of tokens" }, rangemode: "tozero" }, xaxis: { type: "category" }, margin: { l: 42, r: 6, t: 16, b: 50 } }), SMALL);
 }
@@ -294,10 +297,10 @@ function drawHistogram(attribute) {
   const { name } = attribute, { bin, centres } = bins[name];
   const kept = new Array(BINS).fill(0), dropped = new Array(BINS).fill(0);
   const first = data[`first_${name}`], limit = place[name];
-  for (let i = 0; i < state.length; i++) (first[i] <= limit ? dropped : kept)[bin[i]]++;
+  for (let i = 0; i < state.length; i++) if (data.judged[i]) (first[i] <= limit ? dropped : kept)[bin[i]]++;
   const highest = Math.max(...kept.map((n, k) => n + dropped[k]));
   const cut = attribute.cuts[limit];
-  const lines = (name === "kn" ? [cut.p_above === null ? null : 1 - cut.p_above] : [cut.low, cut.high, cut.below]).filter((x) => typeof x === "number");
+  const lines = (cut.p_above == null ? [cut.low, cut.high, cut.below, cut.above] : [1 - cut.p_above]).filter((x) => typeof x === "number");
   Plotly.react(`plot-${name}`, [
     { type: "bar", x: centres, y: kept, marker: { color: "#BDBDBD" }, hoverinfo: "none" },
     { type: "bar", x: centres, y: dropped, marker: { color: attribute.colour }, hoverinfo: "none" },
@@ -305,12 +308,13 @@ function drawHistogram(attribute) {
     yaxis: { type: "log", title: { text: "tokens" }, nticks: 4, range: [Math.log10(0.7), Math.log10(2 * highest)] }, xaxis: { title: { text: attribute.axis } },
     shapes: lines.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1 } })),
   }), SMALL);
-  $(`share-${name}`).textContent = percent(dropped.reduce((a, b) => a + b, 0) / state.length);
+  $(`share-${name}`).textContent = percent(dropped.reduce((a, b) => a + b, 0) / judged);
 }
 
 const scorerName = () => {
-  const names = attributes().map((a) => a.name);
-  return names.length === 3 ? "xtf" : names.join("_") || "none";
+  const names = attributes().map((a) => a.name), own = names.filter((name) => !meta.paper.includes(name));
+  if (own.length) return `xtf scorer.attributes=[${names.join(",")}]`; // no file in conf/scorer has it
+  return names.length === meta.paper.length ? "xtf" : names.join("_") || "none";
 };
 
 function drawCommand() {
@@ -340,12 +344,12 @@ function drawTokens() {
 
 function drawTotals(codes) {
   const kept = codes[0];
-  $("kept").textContent = `kept ${percent(kept / state.length)}: ${count(kept)} of ${count(state.length)} response tokens`;
+  $("kept").textContent = `kept ${percent(kept / judged)}: ${count(kept)} of ${count(judged)} response tokens`;
   $("kept").dataset.kept = kept;
   $("kept").dataset.codes = JSON.stringify(codes);
-  const present = codes.map((n, code) => [code, n]).filter(([code, n]) => n || [1, 2, 4].includes(code) && meta.attributes.some((a) => BITS[a.name] === code));
+  const present = codes.map((n, code) => [code, n]).filter(([code, n]) => n || meta.attributes.some((a) => BITS[a.name] === code));
   $("legend").replaceChildren(...present.map(([code, n]) => element("li", {},
-    element("span", { className: `t s${code}` }, code ? "token" : "token"), ` ${words(code)} ${percent(n / state.length)}`)));
+    element("span", { className: `t s${code}` }, code ? "token" : "token"), ` ${words(code)} ${percent(n / judged)}`)));
 }
 
 let pending = false, stale = new Set(), plotting; // stale: attributes whose histogram is to be drawn again
@@ -395,7 +399,7 @@ function makeSlider(attribute) {
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", `${attribute.title}: histogram of the scores, dropped tokens in colour`);
   $("sliders").append(element("section", {},
-    element("h2", {}, element("label", {}, box, `${attribute.title} (${name.toUpperCase()})`)),
+    element("h2", {}, element("label", { title: attribute.explanation }, box, `${attribute.title} (${attribute.label})`)),
     element("div", { className: "setting" }, value, element("output", { id: `share-${name}`, title: "share dropped by this attribute" })),
     slider, plot));
   show();
@@ -476,14 +480,19 @@ function listen() {
 async function open() {
   const [text, buffer] = await Promise.all([unpack("meta"), unpack("arrays")]);
   meta = JSON.parse(new TextDecoder().decode(text));
+  BITS = meta.bits;
+  OTHER = 1 << Object.keys(BITS).length;
   data = Object.fromEntries(meta.columns.map(({ name, type, start, length }) => [name, new TYPES[type](buffer, start, length)]));
   if (data.score_logp) data.score_kn = data.score_logp.map((x) => -Math.expm1(x));
-  state = new Uint8Array(data.piece.length);
+  state = new Uint16Array(data.piece.length);
   droppedShare = new Float64Array(meta.rows.length);
+  judged = data.judged.reduce((sum, one) => sum + one, 0);
   active = Object.fromEntries(meta.attributes.map((a) => [a.name, a.active]));
   place = Object.fromEntries(meta.attributes.map((a) => [a.name, a.chosen]));
   const sampled = meta.rows.length < meta.total ? `a random sample of ${count(meta.rows.length)} of ${count(meta.total)} examples; thresholds are fitted to all of them` : `all ${count(meta.total)} examples`;
-  $("about").textContent = `Response tokens in colour train nothing; the coloured underline says which attribute dropped them. Shown: ${sampled}.`;
+  const ends = state.length - judged;
+  const apart = ends ? ` The ${count(ends)} end tokens that encoding appended are kept and not counted.` : "";
+  $("about").textContent = `Response tokens in colour train nothing; the coloured underline says which attribute dropped them. Shown: ${sampled}.${apart}`;
   $("reproduce").hidden = !meta.live;
   const choices = [["all", "any tokens"], ["kept", "kept tokens"], ["dropped", "dropped tokens"]];
   if (meta.live) choices.push(...meta.attributes.map((a) => [a.name, `tokens dropped by ${a.name.toUpperCase()}`]), ["several", "tokens dropped by several"]);

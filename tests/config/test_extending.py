@@ -1,0 +1,142 @@
+"""Choices from outside the repository: a folder of YAML files and a package beside it, found through Hydra's path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from xtf.config.compose import load_config, register, to_config, typed
+from xtf.config.identity import identity, overrides, plain
+from xtf.config.schema import ConfigError
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    "my_package/__init__.py": "",
+    "my_package/parts.py": '''
+from dataclasses import dataclass
+
+import numpy as np
+
+from xtf.scoring.methods import Method
+
+
+@dataclass
+class EveryOther(Method):
+    """Drops every second token."""
+
+    name: str = "mine"
+    first: int = 0
+
+    def weights(self, scores, seed):
+        return ((np.arange(scores.tokens) + self.first) % 2).astype(np.float32)
+
+
+def grade(completion, reference, row):
+    return reference in completion
+
+
+class NoMethod:
+    pass
+''',
+    "my_package/conf/__init__.py": "",
+    "my_package/conf/method/mine.yaml": "_target_: my_package.parts.EveryOther\nname: mine\nfirst: 0\n",
+    "my_package/conf/model/mine.yaml": "defaults: [tiny]\nname: mine\n",
+    "my_package/conf/task/mine.yaml": (
+        "defaults: [/schema/task@_here_]\nname: mine\ngrader: python:my_package.parts.grade\nmax_new_tokens: 4\n"
+    ),
+}
+
+
+@pytest.fixture
+def package(tmp_path):
+    for name, text in FILES.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def compose(package, monkeypatch):
+    monkeypatch.setenv("XTF_ROOT", str(ROOT))
+    monkeypatch.syspath_prepend(str(package))
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, name)
+    register()
+    path = f"hydra.searchpath=[file://{ROOT},pkg://my_package.conf]"
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield lambda *arguments: hydra.compose("config", overrides=[path, *arguments])
+
+
+def test_a_method_from_outside_is_typed_recorded_with_its_class_and_read_back(compose):
+    node = compose("method=mine", "method.first=1")
+    config = to_config(node)
+    assert (type(config.method).__name__, config.method.first) == ("EveryOther", 1)
+    assert overrides(typed(node), typed(compose("method=mine"))) == {"method.first": 1}
+    record = plain(config)
+    assert record["method"] == {"_target_": "my_package.parts.EveryOther", "name": "mine", "first": 1}
+    assert load_config(OmegaConf.create(OmegaConf.to_yaml(record))) == config
+    assert identity(config)["method._target_"] == "my_package.parts.EveryOther"
+    assert "method._target_" not in identity(to_config(compose()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_target_": "my_package.parts.Nothing"}, "method._target_=my_package.parts.Nothing: .*on PYTHONPATH"),
+        ({"_target_": "my_package.parts.NoMethod"}, "must derive from xtf.scoring.methods.Method"),
+        ({"name": "slm"}, "method.name=slm is the name of a built-in method"),
+        ({"first": "x"}, "method.first=x is not valid: it must be a whole number"),
+        ({"frist": 1}, "there is no key 'method.frist'; did you mean 'method.first'"),
+        ({"_target_": None, "name": "slmm"}, "method=slmm is not built in; did you mean 'slm'"),
+    ],
+)
+def test_a_file_of_a_method_that_cannot_work_is_refused(compose, package, change, message):
+    values = {"_target_": "my_package.parts.EveryOther", "name": "mine", "first": 0} | change
+    file = package / "my_package/conf/method/mine.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in values.items() if v is not None})))
+    with pytest.raises(ConfigError, match=message):
+        to_config(compose("method=mine"))
+
+
+def run(package, *arguments, status=0):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=package,
+        env=os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_run_with_method_model_task_and_grader_from_outside(package):
+    data = ROOT / "xtf/tiny/data"
+    given = [
+        "model=mine",
+        "task=mine",
+        "method=mine",
+        f"task.train.path={data / 'math_train.jsonl'}",
+        f"task.eval.path={data / 'math_eval.jsonl'}",
+        "task.train.limit=8",
+        "task.eval.limit=2",
+        "tuning.max_steps=1",
+        "evaluate.base=false",
+    ]
+    run(package, "--config-dir", "my_package/conf", *given)
+    folder = package / "outputs/runs/mine/mine/full/mine"
+    (record,) = folder.glob("*/seed0/metrics.json")
+    # A sweep, its path given the other way; its first job is the run above.
+    out = run(package, "-m", "hydra.searchpath=[pkg://my_package.conf]", *given, "seed=0,1", "stage=mask")
+    assert "2 jobs: 1 finished, 1 to run" in out
+    assert (record.parents[1] / "seed1/mask.parquet").is_file()
+    error = run(package, "--config-dir", "my_package/conf", "task=mien", status=2)
+    assert "task=mien: there is no such choice; did you mean 'mine'? (choices: code, custom" in error

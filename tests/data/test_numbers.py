@@ -1,0 +1,127 @@
+"""Numbers in a text."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from xtf.data.numbers import numbers, numerals, show
+
+
+def test_numbers_are_exact_and_division_by_zero_is_no_number() -> None:
+    assert numbers("0.1 2/3 1/0 10,00 1,000,0") == [
+        Fraction(1, 10),
+        Fraction(2, 3),
+        Fraction(10),
+        Fraction(0),
+        Fraction(1000),
+        Fraction(0),
+    ]
+
+
+def test_shown_numbers_are_short_and_exact() -> None:
+    assert [show(Fraction(text)) for text in ("18", "-1/2", "0.125", "1/3", "-1000000", "0.00012345678901234567")] == [
+        "18",
+        "-0.5",
+        "0.125",
+        "1/3",
+        "-1000000",
+        "0.00012345678901234567",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,234,567.89", "1234567.89"),
+        ("12 345", "12345"),
+        ("12\u00a0345", "12345"),
+        ("12\u202f345", "12345"),
+        ("12'345", "12345"),
+        ("12’345", "12345"),
+        (r"12\,345", "12345"),
+        ("12{,}345", "12345"),
+        ("3 1/4", "3.25"),
+        ("3 and 1/4", "3.25"),
+        (r"3\frac{1}{4}", "3.25"),
+        (r"3 \dfrac14", "3.25"),
+        ("3¼", "3.25"),
+        ("3 ¼", "3.25"),
+        ("3 and a half", "3.5"),
+        ("7 and two thirds", "23/3"),
+        ("¾", "0.75"),
+        ("10^4", "10000"),
+        ("10^{-2}", "0.01"),
+        ("10⁻²", "0.01"),
+        ("2**5", "32"),
+        ("-2^2", "-4"),
+        ("2.5e4", "25000"),
+        ("2.5E−4", "0.00025"),
+        ("1e3.", "1000"),
+        ("4 × 10^3", "4000"),
+        (r"4 \cdot 10^{-3}", "0.004"),
+        ("4*10**3", "4000"),
+        ("4 x 10³", "4000"),
+        ("2.5 million", "2500000"),
+        ("2.5-million", "2500000"),
+        (r"2.5 \text{ billion}", "2500000000"),
+        ("3 hundred thousand", "300000"),
+        ("1 and a half million", "1500000"),
+        ("$7k", "7000"),
+        ("€2bn", "2000000000"),
+        ("minus 8", "-8"),
+        ("negative 8", "-8"),
+        ("It is minus 8", "-8"),
+        ("it fell to - 8", "-8"),
+        ("−8", "-8"),
+        ("$-8", "-8"),
+        ("-$8", "-8"),
+        ("1/2,000", "0.0005"),
+        ("90^\\circ", "90"),
+        ("the 5^{th}", "5"),
+        ("18 to the nearest unit", "18"),
+    ],
+)
+def test_a_number_is_read_whole_in_every_way_to_write_it(text: str, value: str) -> None:
+    assert [show(number) for number in numbers(text)] == [value]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3 5/4",  # neither 4.25 nor 3
+        "1/0",
+        "10^{n}",
+        "10^999999999",
+        "9^9^9",
+        "(-2)^2",
+        r"3\sqrt{2}",
+        r"3\pi",
+        "3√2",
+        r"\frac{\sqrt{3}}{2}",
+        "3 squared",
+        "3 hundredths",
+        "2 thirds",
+        "7k",
+        r"0.\overline{3}",
+        "10 to the power of six",
+    ],
+)
+def test_what_is_not_read_whole_has_no_value(text: str) -> None:
+    assert numerals(text) and numbers(text) == []
+
+
+def test_exponents_of_names_and_items_of_a_list_are_no_numbers_of_their_own() -> None:
+    assert numbers("25 cm^2 and x_1 and m^{3}") == [25]
+    assert numbers("This is left:\n- 5 apples\n- 6 pears") == [5, 6]
+
+
+def test_a_minus_between_two_numbers_takes_away() -> None:
+    assert numbers("12 - 5 = 7") == [12, 5, 7]
+    assert numbers("10-5 and 5–10") == [10, 5, 5, 10]
+    assert [numeral.value for numeral in numerals("12 apples minus 5")] == [12, None]
+
+
+def test_a_million_digits_and_letters_are_read_in_no_time() -> None:
+    assert numbers("1," * 50_000 + "a" * 100_000 + " 7")[-1] == 7

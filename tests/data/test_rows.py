@@ -1,0 +1,217 @@
+"""One reader of rows, for files, side files and rows in memory: what it reads, and what it refuses by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from xtf.config.schema import SourceConfig, TaskConfig, Turns
+from xtf.data.augment import augment
+from xtf.data.rows import load_rows, read_field, read_file
+from xtf.tasks import Task, as_examples, load_task
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def task(**settings: Any) -> Task:
+    return load_task(TaskConfig(name="custom", grader="exact", **settings))
+
+
+def read(path: Path, **settings: Any) -> list[Any]:
+    return task(**settings).examples(load_rows(SourceConfig(path=str(path))))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_marks_and_blanks_that_editors_leave_change_nothing(tmp_path: Path) -> None:
+    rows = [{"question": "One\u2028two?", "answer": "2"}, {"question": "Next\x85line?", "answer": "3"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    plain = written(tmp_path, "plain.jsonl", "\n".join(lines) + "\n")
+    edited = written(tmp_path, "edited.jsonl", "\ufeff" + "\r\n\r\n".join(lines) + "\r\n \r\n")
+    assert [row for _, row in read_file(plain)] == [row for _, row in read_file(edited)] == rows
+    assert [number for number, _ in read_file(edited)] == [1, 3]  # as an editor counts lines
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            "question,answer\nWhat?,Yes.\n".encode("utf-16"),
+            r"a\.csv: cannot be read: it is UTF-16: save it as",
+        ),
+        ("a.jsonl", b'{"q": "ok"}\n{"q": "na\xefve"}\n', r"line 2 is not UTF-8 \(byte 0xef; it may be Windows-1252\)"),
+        ("a.csv", "question;answer\nWhat?;Yes.\n", r"its one column is 'question;answer': is it separated by ';'\?"),
+        ("a.csv", "question\tanswer\nWhat?\tYes.\n", r"is it separated by '\\t'\?"),
+        ("a.csv", "answer,answer\n1,2\n", "the header names 'answer' twice"),
+        ("a.csv", "question,answer\n1,2,3\n", r"row 1: more values than the header has names \(question, answer\)"),
+        ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "row 2: the key 'q' occurs twice"),
+        ("a.jsonl", '{"q": {"r": 1, "r": 2}}\n', "row 1: the key 'r' occurs twice"),
+        ("a.jsonl", '{"q": NaN}\n', "row 1: NaN is no number"),
+        ("a.json", '[{"q": -Infinity}]', "-Infinity is no number"),
+        ("a.jsonl", '{"q": "x \\ud83d"}\n', r"row 1: \\ud83d is half of a character"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", "\n \n", "the file is empty"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_refused_with_the_remedy(tmp_path, name, content, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_file(written(tmp_path, name, content))
+
+
+def test_a_gap_in_a_data_frame_is_null_and_its_neighbours_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = {"n": [1.0, math.nan, 3.0], "x": [0.5, math.nan, 2.0], "whole": [1.0, 2.0, 3.0]}
+    pq.write_table(pa.table(columns), path)
+    assert [row for _, row in read_file(path)] == [
+        {"n": 1, "x": 0.5, "whole": 1.0},
+        {"n": None, "x": None, "whole": 2.0},
+        {"n": 3, "x": 2.0, "whole": 3.0},
+    ]
+    assert isinstance(read_file(path)[0][1]["n"], int)
+
+
+# -- side files -------------------------------------------------------------------------------------------------------
+
+
+def test_side_files_are_read_as_the_main_file_is(tmp_path: Path) -> None:
+    texts = written(tmp_path, "texts.jsonl", '\ufeff{"text": "a\u2028b"}\r\n\r\n{"text": "c"}\r\n')
+    assert read_field(texts, "text", "evaluate.forgetting") == ["a\u2028b", "c"]
+    with pytest.raises(ValueError, match=r"texts\.jsonl, row 1: evaluate\.forgetting needs a text 'body'"):
+        read_field(texts, "body", "evaluate.forgetting")
+    examples = as_examples([{"id": "x", "prompt": "2+2?", "response": "4"}])
+    more = written(tmp_path, "more.jsonl", '{"example_id": "x", "prompt": "Two\u2028and two?"}\n\n')
+    assert augment(examples, 2, more)[1].messages[-1]["content"] == "Two\u2028and two?"
+    wrong = written(tmp_path, "wrong.csv", "example_id,prompt\nx,Hi\ny,Hi\n")
+    with pytest.raises(ValueError, match=r"wrong\.csv, row 2: wanted the `example_id` of a training example"):
+        augment(examples, 2, wrong)
+    ids = written(tmp_path, "ids.json", '\ufeff["1"]'.encode())
+    rows = written(tmp_path, "rows.jsonl", '{"id": 1, "a": "b"}\n{"id": 2, "a": "c"}\n')
+    assert len(load_rows(SourceConfig(path=str(rows), ids=str(ids)))) == 1
+
+
+# -- templates --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [({"text": "yes"}, "dict, not text"), (b"yes", "bytes, not text"), ([{"a": 1}], "list, not text"), (None, "null"),
+     (math.inf, "inf")],
+)  # fmt: skip
+def test_what_is_no_text_does_not_become_text_through_a_template(value: Any, message: str) -> None:
+    found = load_task(TaskConfig(name="custom", grader="exact", prompt="{q}", response="{a}"))
+    from xtf.data.rows import Rows
+
+    with pytest.raises(ValueError, match=rf"row 1: .*a field of the template is {message}"):
+        found.examples(Rows([{"q": "Is it?", "a": value}], [1], "rows", ""))
+
+
+# -- conversations ----------------------------------------------------------------------------------------------------
+
+PART = {"type": "text"}
+ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "response": "Hello"},
+        {"prompt": "Hi", "completion": "Hello"},
+        {"prompt": [ASKED], "completion": [ANSWERED]},
+        {"prompt": [ASKED], "response": "Hello"},
+        {"question": "Hi", "answer": "Hello"},
+        {"instruction": "Hi", "input": "", "output": "Hello"},
+        {"messages": [ASKED, ANSWERED]},
+        {"messages": None, "prompt": "Hi", "response": "Hello"},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                ANSWERED,
+            ]
+        },
+        {"messages": [ASKED, ANSWERED | {"weight": 1, "train": True, "tool_calls": None}], "tools": []},
+    ],
+)
+def test_the_library_and_the_command_line_read_the_same_forms(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = written(tmp_path, "rows.jsonl", json.dumps(row))
+    for (example,) in (as_examples([row]), read(path)):
+        assert (example.messages, example.response) == (({"role": "user", "content": "Hi"},), "Hello")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [ASKED, ANSWERED | {"reasoning_content": "hm"}]}, "turn 2 has 'reasoning_content'"),
+        ({"messages": [ASKED, ANSWERED | {"content": None, "tool_calls": [{}]}, ANSWERED]}, "tool calls are not"),
+        ({"messages": [ASKED, {"role": "tool", "content": "sunny"}, ANSWERED]}, "turn 2 has the role 'tool'"),
+        ({"messages": [ASKED, ANSWERED], "tools": [{"name": "x"}]}, "field 'tools': tool definitions are not read"),
+        ({"messages": [ASKED, ANSWERED | {"weight": 0.5}]}, "weight=0.5; 0 and 1 are read here"),
+        ({"messages": [ASKED, ANSWERED | {"loss": False}]}, "the last turn, which is the response, is marked not"),
+        ({"messages": [ASKED, ANSWERED | {"loss": False, "train": True}]}, "marks that disagree"),
+        ({"messages": [ASKED | {"train": True}, ANSWERED]}, "turn 1 has train=True; only assistants' turns"),
+        ({"messages": [ASKED | {"content": [{"type": "image"}]}, ANSWERED]}, "part of type 'image'"),
+        ({"messages": [ASKED, ANSWERED | {"content": [PART | {"text": "a", "train": False}]}]},
+         "marks a part with 'train'"),
+        ({"prompt": "Hi", "response": None}, "field 'response' is missing"),
+        ({"messages": None}, "no known columns"),
+    ],
+)  # fmt: skip
+def test_what_would_be_lost_is_refused_by_name_in_both(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = written(tmp_path, "rows.jsonl", json.dumps(row))
+    for reader in (lambda: as_examples([row]), lambda: read(path)):
+        with pytest.raises(ValueError, match=f"row 1: .*({message})"):
+            reader()
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"train": 0}, {"loss_scale": 0.0}])
+def test_a_turn_that_is_marked_is_context_and_no_response(tmp_path: Path, mark: dict[str, Any]) -> None:
+    row = {"messages": [ASKED, {"role": "assistant", "content": "BAD"} | mark, ASKED, ANSWERED]}
+    (example,) = read(written(tmp_path, "rows.jsonl", json.dumps(row)), turns=Turns.all)
+    assert example.response == "Hello"
+    assert [turn["content"] for turn in example.messages] == ["Hi", "BAD", "Hi"]
+    assert all(set(turn) == {"role", "content"} for turn in example.messages)
+
+
+# -- rows in memory ---------------------------------------------------------------------------------------------------
+
+
+def test_sets_in_memory_that_are_no_rows_are_refused_in_a_sentence() -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "Hi", "response": "Hello"}])
+    with pytest.raises(ValueError, match=r"not several \(train, test\): give one of them"):
+        as_examples(datasets.DatasetDict({"train": rows, "test": rows}))
+    with pytest.raises(ValueError, match=r"rows are needed .* not str"):
+        as_examples("rows.jsonl")
+    with pytest.raises(ValueError, match="row 2 is a str, not a mapping"):
+        as_examples([{"prompt": "Hi", "response": "Hello"}, "Hi"])
+
+
+def test_a_data_frame_is_read_row_by_row() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"prompt": ["Hi", "Hi"], "response": ["Hello", None]})
+    with pytest.raises(ValueError, match="1 of 2 rows cannot be used:\n  row 2: field 'response' is missing"):
+        as_examples(frame)
+    assert [example.example_id for example in as_examples(frame[:1])] == ["1"]
+
+
+def test_examples_pass_through_beside_rows() -> None:
+    (made,) = as_examples([{"id": "made", "prompt": "a", "response": "b"}])
+    assert as_examples([made, {"prompt": "Hi", "response": "Hello"}])[0] is made
+
+
+def test_a_hugging_face_set_is_read_row_by_row() -> None:
+    rows = [{"messages": [ASKED, ANSWERED]}, {"messages": [ASKED, ANSWERED | {"weight": 1.0}]}]
+    first, second = as_examples(datasets.Dataset.from_list(rows))
+    assert first.messages == second.messages == (ASKED,)

@@ -1,0 +1,164 @@
+"""Final numbers: hand-worked texts, and every reference of GSM8K."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+import xtf
+from xtf.config.schema import SourceConfig, TaskConfig
+from xtf.data.numbers import show
+from xtf.data.rows import load_rows
+from xtf.graders.base import Grade
+from xtf.graders.number import boxed, final_number
+from xtf.tasks import load_task
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets are not at {SHARED}")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("It is 4 * 2 = <<4*2=8>>8.\n#### 8", "8"),
+        ("#### 1,234,567", "1234567"),
+        ("#### -12", "-12"),
+        ("#### $-12.50", "-12.5"),
+        ("#### -$12.50", "-12.5"),
+        ("####   $ 18 dollars", "18"),
+        ("#### 18. I checked it 3 times.", "18"),
+        ("#### 18\n\nI hope this helps, all 5 of you.", "18"),
+        ("#### 50%", "50"),
+        ("#### 3/4", "0.75"),
+        ("#### .5", "0.5"),
+        ("#### 5.0", "5"),
+        ("#### 12 - 5 = 7", "7"),
+        ("#### 1. Read the task\nSome words 4\n#### 2. Add\nThe answer is 9.", "9"),
+        (r"So \boxed{42}.", "42"),
+        (r"\boxed{1{,}000}", "1000"),
+        (r"\boxed{1\,000}", "1000"),
+        (r"\boxed{\$1,000}", "1000"),
+        (r"\boxed{-\frac{1}{3}}", "-1/3"),
+        (r"\boxed{x = 18 \text{ of } 20}", "18"),
+        (r"first \boxed{1}, then \boxed{2} and 3", "2"),
+        (r"\boxed{5} is right, 7 is not", "5"),
+        ("The answer is 18.", "18"),
+        ("The answer is: **18** apples out of 20.", "18"),
+        ("The final answer to the question is therefore $3.50. Bye 9", "3.5"),
+        ("Answer:\n18", "18"),
+        ("The answer is 5. No, wait, the answer is 6. I have 10 fingers.", "6"),
+        ("She has 3 + 4 = 7 apples", "7"),
+        ("It was 10-5", "5"),
+        ("a range of 5–10", "10"),
+        ("down to −3 degrees", "-3"),
+        ("He has 1,000 and 2,500.75 left", "2500.75"),
+        ("The answer is 7.\n\nQuestion: Tom has 3 cats and 9 dogs?\n#### 12", "7"),
+        ("7 in all\nQ: and 3 more?", "7"),
+        ("<think>maybe 3, or #### 4</think>It is 5.", "5"),
+        ("<think>maybe 3</think>", "3"),
+        ("9" * 5000, None),
+        ("12 and then " + "9" * 5000, "12"),
+        ("The answer is 2 1/2 hours.", "2.5"),
+        (r"The answer is $2\frac{1}{2}$.", "2.5"),
+        (r"The answer is $3 \times 10^5$.", "300000"),
+        ("The answer is 1 000.", "1000"),
+        ("The answer is minus 3.", "-3"),
+        ("The answer is 1.2 million dollars.", "1200000"),
+        ("#### 10^6", "1000000"),
+        ("It was 1.5e-3", "0.0015"),
+        ("The answer is **18** (eighteen).", "18"),
+        ("The answer is 18, because 20 - 2 = 18.", "18"),
+        ("In 2019, 5 were left", "5"),
+        ("The answer is 3 + 4.", None),
+        ("She has 12 - 5", None),
+        ("5 apples + 3 apples", None),
+        ("It is 10 to the power of 6", None),
+        ("The answer is 3 hours 20 minutes.", None),
+        ("The answer is 5 feet, 6 inches.", None),
+        ("The answer is 3 million 200 thousand.", None),
+        (r"\boxed{(3, 4)}", None),
+        ("The answer is 2, 3 and 5.", None),
+        ("The answer is 5 or 6.", None),
+        ("The answer is 5 to 6.", None),
+        ("The answer is 12,34.", None),
+        ("The answer is 1.234.567", None),
+        ("The answer is 3:30.", None),
+        ("It was on 12/25/2020", None),
+        ("It is 2-1/2", None),
+        (r"\boxed{\frac{\sqrt{2}}{2}}", None),
+        ("The answer is 10^{n}. I have 10 fingers.", None),
+        ("eighteen", None),
+        ("", None),
+        ("#### ", None),
+    ],
+)
+def test_the_final_number_of_a_text(text: str, number: str | None) -> None:
+    value = final_number(text)
+    assert (None if value is None else show(value)) == number
+
+
+def test_a_number_is_compared_by_value_and_the_grade_says_what_was_read() -> None:
+    assert xtf.grade("number", "about $1000.00 in all", "#### 1,000") == Grade(True, "1000", "equal")
+    assert xtf.grade("number", "#### -3", "#### 3") == Grade(False, "-3", "-3 is not 3")
+    assert xtf.grade("number", "", "#### 100") == Grade(False, None, "no number found")
+    assert xtf.grade("number", "3 + 4", "#### 7") == Grade(False, None, "its number cannot be read whole")
+
+
+@pytest.mark.parametrize(
+    ("reference", "value"),
+    [
+        ("2 1/2", "2.5"),
+        ("1.5e-3", "0.0015"),
+        ("1.2 million", "1200000"),
+        ("10^6", "1000000"),
+        ("1 000", "1000"),
+        ("1'000", "1000"),
+        ("minus 3", "-3"),
+        ("2½", "2.5"),
+    ],
+)
+def test_a_key_is_read_whole(reference: str, value: str) -> None:
+    assert xtf.grade("number", value, reference).correct is True
+    part = re.findall(r"\d+", reference)[-1]
+    assert xtf.grade("number", part, reference).correct is False
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["2 5/2", "10^n", "3 + 4", "5-10", "5 to 10", "1.234.567", "12,34", "3:30", "2, 3, 5", "3 hours 20 minutes", "7k"],
+)
+def test_a_key_that_is_not_read_whole_is_refused(reference: str) -> None:
+    with pytest.raises(ValueError, match="does not end with one number that can be read whole"):
+        xtf.grade("number", "5", reference)
+    with pytest.raises(ValueError, match="the reference holds no number"):
+        xtf.grade("number", "5", "five")
+
+
+@needs_data
+def test_all_gsm8k_references_grade_as_right_and_changed_by_one_as_wrong() -> None:
+    number = load_task(TaskConfig(name="math", grader="number"))
+    rows = load_rows(SourceConfig(path=str(SHARED / "gsm8k" / "test.jsonl")))
+    examples = number.examples(rows, training=False)
+    assert len(examples) == 1319
+    keys = [Fraction(number.reference(example)) for example in examples]
+    assert keys == [Fraction(e.response.rsplit("#### ", 1)[1].replace(",", "")) for e in examples]
+    right = number.grade([(example, example.response) for example in examples])
+    assert all(result.correct for result in right)
+    for change in (1, -1):
+        changed = [
+            (example, f"{example.response.rsplit('####', 1)[0]}#### {key + change}")
+            for example, key in zip(examples, keys, strict=True)
+        ]
+        assert not any(result.correct for result in number.grade(changed))
+    bare = [(example, f"{key.numerator:,}") for example, key in zip(examples, keys, strict=True)]
+    assert all(result.correct for result in number.grade(bare))
+
+
+def test_boxed_content_has_its_braces_balanced() -> None:
+    assert boxed(r"\boxed{\frac{1}{2}} and \boxed{\{1, 2\}}") == r"\{1, 2\}"
+    assert boxed(r"\fbox{x}") == "x"
+    assert boxed(r"\boxed{\frac{1}{2}") is None
+    assert boxed("none") is None

@@ -1,0 +1,55 @@
+"""Progress where the output is no terminal, and what stages are said to take."""
+
+from __future__ import annotations
+
+import pytest
+
+from xtf.config.schema import Config, ModelConfig, ModelShape, PlanConfig, TrainerConfig
+from xtf.runtime import pace
+from xtf.runtime.progress import Lines, duration
+
+
+def test_a_line_every_half_minute_with_rate_and_time_left(capsys):
+    now = 0.0
+    lines = Lines("training", 1000, clock=lambda: now)
+    for now in (10.0, 20.0, 31.0, 40.0, 62.0):  # noqa: B007
+        lines(100)
+    out = capsys.readouterr().out.splitlines()
+    assert out == ["training: 30%, 10 tokens/s, 72 s left", "training: 50%, 8 tokens/s, 62 s left"]
+
+
+def test_what_an_earlier_attempt_did_is_not_counted_as_fast(capsys):
+    now = 0.0
+    lines = Lines("training", 1000, clock=lambda: now)
+    lines(500)
+    now = 40.0
+    lines(100)
+    assert capsys.readouterr().out == "training: 60%, 2 tokens/s, 3 min left\n"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(5, "5 s"), (89, "89 s"), (150, "2 min"), (7200, "2.0 h")])
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.setattr(pace, "_measured", {})
+    shape = ModelShape(layers=1, hidden=1000, intermediate=1000, heads=1, kv_heads=1, vocabulary=3000, tied=True)
+    model = ModelConfig(name="own", path="owner/not-on-this-machine", shape=shape)
+    return Config(model=model, trainer=TrainerConfig(name="cpu"), plan=PlanConfig(tokens_per_second=1.0))
+
+
+def test_a_stage_is_announced_at_the_stated_rate_then_at_the_measured_one(config, capsys):
+    pace.announce(config, "training", 1200, 1200)  # 10 M weights: 100 tokens/s
+    pace.measured(config, 1000, 20.0)
+    pace.announce(config, "training", 1200, 1200)
+    assert capsys.readouterr().out.splitlines() == [
+        "training: 1,200 tokens, about 12 s where 100 tokens are trained a second (stated: plan.tokens_per_second)",
+        "training: 1,200 tokens, about 24 s where 50 tokens are trained a second (measured in this run)",
+    ]
+
+
+def test_short_work_is_not_announced(config, capsys):
+    pace.announce(config, "training", 400, 400)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,27 @@
+"""The regime figures, worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow as pa
+import pytest
+
+from xtf.scoring.regime import regime
+
+
+def test_figures_worked_by_hand():
+    logp = pa.chunked_array(
+        [[[math.log(0.96), math.log(0.5)], [math.log(0.05)]], [[math.log(0.94)]]], pa.list_(pa.float32())
+    )
+    found = regime(logp)
+    assert (found.tokens, found.sure, found.unlikely) == (4, 0.25, 0.25)
+    assert found.loss == pytest.approx(-math.log(0.96 * 0.5 * 0.05 * 0.94) / 4, rel=1e-6)
+    assert str(found) == (
+        "base model on the responses: 0.95 nats a token, 25% of 4 tokens with p > 0.95, 25% with p < 0.1"
+    )
+
+
+def test_no_response_tokens_are_refused():
+    with pytest.raises(ValueError, match="no response tokens"):
+        regime(pa.chunked_array([[[]]], pa.list_(pa.float32())))
