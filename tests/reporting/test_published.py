@@ -159,10 +159,7 @@ def test_tensorboard_and_the_csv_hold_the_same_scalars(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_offline_where_the_server_cannot_be_reached(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     import wandb
 
