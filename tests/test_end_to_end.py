@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -211,6 +212,9 @@ def no_model(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
+    for module in ("inputs", "pipeline", "evaluation.stage", "training.device_process", "training.reference"):
+        if hasattr(importlib.import_module(f"xtf.{module}"), "load_model"):
+            monkeypatch.setattr(f"xtf.{module}.load_model", refuse)
     monkeypatch.setattr(models, "load_model", refuse)
 
 
@@ -238,7 +242,7 @@ def test_losses_asked_for_later_are_added_to_a_finished_run(run, monkeypatch):
         raise AssertionError("a model was trained or completions were made")
 
     before = run()
-    monkeypatch.setattr("xtf.training.device_process.train", refuse)
+    monkeypatch.setattr("xtf.pipeline.train", refuse)
     monkeypatch.setattr("xtf.evaluation.evaluate.generate_share", refuse)
     after = run("evaluate.losses=true")
     figures = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")

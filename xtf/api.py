@@ -55,8 +55,10 @@ def score(
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends
     with the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off), and per response token `ri`,
-    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`). ValueError for input that
-    cannot be scored.
+    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`).
+
+    Raises:
+        ValueError: input that cannot be scored.
     """
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
     rows, report = encode(tokenizer, as_examples(examples), max_length)
@@ -107,8 +109,9 @@ def mask(
     kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`
     that says which it is; for them give the tokenizer's `eos_token_id`, with which a response that was not cut ends.
 
-    ValueError: an unknown name, a threshold out of range, an attribute that was not scored, a mask that keeps nothing,
-    a table without `end_tokens` and no `eos_token_id` where the end is to be kept.
+    Raises:
+        ValueError: an unknown name, a threshold out of range, an attribute that was not scored, a mask that keeps
+            nothing, a table without `end_tokens` and no `eos_token_id` where the end is to be kept.
     """
     if isinstance(threshold, str):
         if threshold not in PRESETS:

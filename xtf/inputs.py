@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xtf.config.schema import Config
+from xtf.data.planting import plant
+from xtf.data.rows import load_rows
 from xtf.evaluation.stage import Items
 from xtf.runtime.artifacts import sha256
+from xtf.runtime.models import BUNDLED, inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import Manifest
+from xtf.tasks import load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,15 +36,12 @@ class Inputs:
     @functools.cached_property
     def task(self) -> Task:
         """The task's reader and grader."""
-        from xtf.tasks import load_task
-
         return load_task(self.config.task, self.config.output_dir)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         from xtf.data.encode import PLAIN_CUE, PLAIN_TURN
-        from xtf.runtime.models import BUNDLED, load_tokenizer
 
         tokenizer = load_tokenizer(self.config.model)
         if tokenizer.chat_template is None and self.config.model.path != BUNDLED:
@@ -51,8 +52,6 @@ class Inputs:
         return tokenizer
 
     def _rows(self, which: str) -> list[Example]:
-        from xtf.data.rows import load_rows
-
         source = getattr(self.config.task, which)
         rows = load_rows(source)
         entry = {"source": rows.source, "rows": len(rows), "sha256": rows.sha256}
@@ -64,8 +63,6 @@ class Inputs:
     @functools.cached_property
     def train_examples(self) -> Sequence[Example]:
         """The training examples, with planted noise and what the method makes of them."""
-        from xtf.data.planting import plant
-
         examples = self._rows("train")
         if self.config.plant.share:
             examples = plant(examples, self.config.plant, self.tokenizer, self.config.task)
@@ -88,8 +85,6 @@ class Inputs:
 
     def base_model(self) -> PreTrainedModel:
         """The untouched base model, for scoring and generation."""
-        from xtf.runtime.models import inference_dtype, load_model
-
         if self._model is None:
             config = self.config
             self._model = load_model(config.model, config.trainer, inference_dtype(config.trainer))

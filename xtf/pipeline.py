@@ -20,13 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
+from xtf.data.planting import with_truth
 from xtf.evaluation.stage import Which, check_evaluation, evaluate_model
 from xtf.inputs import Inputs
+from xtf.reporting.explorer import explore_run, preview_text
+from xtf.reporting.published import create_dashboards, note_published, publish_stages
+from xtf.reporting.record import write_record
+from xtf.reporting.run_report import console_table, run_report
 from xtf.runtime.artifacts import locked, read_json, sha256, write_atomic
-from xtf.runtime.progress import say, stopwatch
+from xtf.runtime.loggers import check_logger
+from xtf.runtime.models import device, fingerprint, inference_dtype, load_model, location
+from xtf.runtime.progress import console, say, stopwatch
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
 from xtf.scoring.passes import Pass, Scorer, score, training_table, write_mask
 from xtf.scoring.regime import Regime, regime_of
+from xtf.training.device_process import train
+from xtf.training.reference import reference_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,8 +54,6 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
         ValueError: something that the user can mend; the message says what.
     """
     if config.stage is Stage.dashboard:
-        from xtf.reporting.published import create_dashboards
-
         for place in create_dashboards(config, OutputDir(Path(config.output_dir)).reports):
             say(f"dashboard: {place}")
         return None
@@ -92,8 +99,6 @@ class Pipeline:
 
     def stages(self) -> dict[str, Any] | None:
         """All stages up to the one asked for; returns the record if that is the last one."""
-        from xtf.runtime.models import location
-
         config = self.config
         location(config.model)  # a GGUF file that cannot be read is refused before anything else
         wanted = Stage.mask if config.stage is Stage.preview else config.stage
@@ -122,15 +127,11 @@ class Pipeline:
             say(f"model: {self.folder.model}")
             return None
         self.evaluate(Which.tuned)
-        from xtf.reporting.record import write_record
 
         return write_record(config, self.changed, self.folder, self.manifest)
 
     def check(self) -> None:
         """Try at the beginning of a long run everything that could make its end fail."""
-        from xtf.runtime.loggers import check_logger
-        from xtf.runtime.models import device
-
         device(self.config.trainer)
         check_logger(self.config)
         check_evaluation(self.config, lambda: self.inputs.items)
@@ -145,12 +146,8 @@ class Pipeline:
         return passes
 
     def _scorer(self, kind: Pass) -> Scorer:
-        from xtf.runtime.models import fingerprint, inference_dtype, load_model
-
         config = self.config
         if kind is Pass.reference:
-            from xtf.training.reference import reference_model
-
             reference = reference_model(config, self.inputs.encoded)
             if reference.folder is not None:
                 self.manifest.note(reference=str(reference.folder))
@@ -181,7 +178,6 @@ class Pipeline:
         table = training_table(lambda: self.inputs.encoded, passes)
         if not config.plant.share:
             return table
-        from xtf.data.planting import with_truth
 
         table, report = with_truth(
             table, config.plant, self.inputs.tokenizer, self.inputs.train_examples, self.inputs.encoded
@@ -191,9 +187,6 @@ class Pipeline:
 
     def train(self) -> None:
         """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""
-        from xtf.reporting.published import note_published
-        from xtf.training.device_process import train
-
         if "train" in self.manifest.stages and self.folder.model.is_dir():
             return
         self.inputs.free_memory()  # training needs it, and must start from untouched weights
@@ -219,15 +212,10 @@ class Pipeline:
 
     def publish(self) -> None:
         """Mirror each finished stage once on the chosen logger; the files remain the record."""
-        from xtf.reporting.published import publish_stages
-
         publish_stages(self.config, self.folder, self.manifest, lambda: self.inputs.tokenizer)
 
     def report(self, record: Mapping[str, Any]) -> None:
         """Write the run's report, the explorer beside it, and show the summary."""
-        from xtf.reporting.run_report import console_table, run_report
-        from xtf.runtime.progress import console
-
         files = [self.explorer(), *run_report(self.folder.path, self.folder.reports)]
         console.print(console_table(dict(record)))
         say(f"metrics: {self.folder.metrics}")
@@ -237,8 +225,6 @@ class Pipeline:
 
     def explorer(self) -> Path:
         """The page that shows which tokens train and why the others were dropped."""
-        from xtf.reporting.explorer import explore_run
-
         return explore_run(self.config, self.changed, self.folder, self.manifest, lambda: self.inputs.tokenizer)
 
     def preview(self) -> None:
@@ -247,9 +233,6 @@ class Pipeline:
             say(f"preview: {self.explorer()}")
             return
         import pyarrow.parquet as pq
-
-        from xtf.reporting.explorer import preview_text
-        from xtf.runtime.progress import console
 
         examples = self.config.preview.examples or 5
         console.print(preview_text(pq.read_table(self.folder.mask), self.inputs.tokenizer, examples=examples))

@@ -37,6 +37,7 @@ from xtf.config.schema import (
     TuningConfig,
     attribute_names,
 )
+from xtf.tiny import DATA_DIR
 
 
 def resolve(config: Config) -> Config:
@@ -108,9 +109,7 @@ def check_names(config: Config) -> None:
 
 
 def check_name(key: str, name: str) -> None:
-    """Raises:
-    ConfigError: a name that could not be a part of a path.
-    """
+    """Refuse a name that could not be a part of a path."""
     if not name.strip() or name in (".", "..") or any(c in "/\\" or not c.isprintable() for c in name):
         raise ConfigError(
             f"{key}={name!r} becomes the name of a folder: it must not be empty, . or .., "
@@ -198,9 +197,7 @@ def _fill(tuning: TuningConfig, values: Mapping[str, Any]) -> TuningConfig:
 
 
 def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
-    """Raises:
-    ConfigError: settings of the training that exclude each other.
-    """
+    """Refuse settings of the training that exclude each other."""
     if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
         raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
     if len(tuning.betas) != 2:
@@ -210,9 +207,7 @@ def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
-    """Raises:
-    ConfigError: devices without a strategy for several.
-    """
+    """Refuse devices without a strategy for several."""
     if trainer.strategy is Strategy.auto and trainer.devices > 1:
         raise ConfigError(f"trainer.devices={trainer.devices} needs trainer=ddp or trainer=fsdp")
 
@@ -255,15 +250,11 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
 
 
 def _bundled(task: TaskConfig, which: str) -> str | None:
-    from xtf.tiny import DATA_DIR
-
     return None if task.bundled is None else str(DATA_DIR / f"{task.bundled}_{which}.jsonl")
 
 
 def check_task(task: TaskConfig) -> None:
-    """Raises:
-    ConfigError: samples and pass@k that do not fit each other.
-    """
+    """Refuse samples and pass@k that do not fit each other."""
     if task.samples > 1 and task.temperature == 0:
         raise ConfigError(
             f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
@@ -277,9 +268,7 @@ def check_task(task: TaskConfig) -> None:
 
 
 def check_plant(plant: PlantConfig) -> None:
-    """Raises:
-    ConfigError: no kind of noise, or one twice.
-    """
+    """Refuse no kind of noise, or one twice."""
     if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
         raise ConfigError(
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
@@ -291,9 +280,7 @@ def check_plant(plant: PlantConfig) -> None:
 
 
 def check_evaluate(evaluate: EvaluateConfig) -> None:
-    """Raises:
-    ConfigError: a backend that is not installed, or a text for forgetting that is not read.
-    """
+    """Refuse a backend that is not installed, or a text for forgetting that is not read."""
     if evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "

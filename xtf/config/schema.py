@@ -81,6 +81,8 @@ class TRVariant(Enum):
 
 
 class QuantileRule(Enum):
+    """The one rule of an attribute that is not the paper's."""
+
     quantile = "quantile"
 
 
@@ -385,6 +387,8 @@ class TRConfig:
 
 @dataclass
 class ScorerConfig:
+    """Which attributes may drop a token, and how they are scored."""
+
     name: str = MISSING
     attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
     compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
@@ -441,6 +445,8 @@ class TRThreshold:
 
 @dataclass
 class ThresholdConfig:
+    """From which score on each attribute drops a token."""
+
     name: str = MISSING
     end: ThresholdEnd = ThresholdEnd.kept
     ri: RIThreshold = field(default_factory=RIThreshold)

@@ -24,11 +24,16 @@ class Row(Protocol):
     """What a row must have; `xtf.data.encode.Encoded` does."""
 
     @property
-    def example_id(self) -> str: ...
+    def example_id(self) -> str:
+        """Names it in messages."""
+
     @property
-    def input_ids(self) -> Sequence[int]: ...
+    def input_ids(self) -> Sequence[int]:
+        """Prompt and response."""
+
     @property
-    def prompt_length(self) -> int: ...
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
 
 
 def as_table(rows: Sequence[Row]) -> pa.Table:
@@ -113,6 +118,7 @@ class Responses:
 
     @property
     def tokens(self) -> int:
+        """How many tokens there are."""
         return int(self.offsets[-1])
 
     @property
@@ -193,11 +199,19 @@ class Sequences:
         return ends
 
     def of_responses(self, name: str) -> np.ndarray:
-        """A list column that has a value for each response token, (N,). ValueError as for `Responses.from_table`."""
+        """A list column that has a value for each response token, (N,).
+
+        Raises:
+            ValueError: as for `Responses.from_table`.
+        """
         return self._values(name, self.responses, "response")
 
     def of_sequences(self, name: str) -> np.ndarray:
-        """A list column that has a value for each token, (L,). ValueError as for `Responses.from_table`."""
+        """A list column that has a value for each token, (L,).
+
+        Raises:
+            ValueError: as for `Responses.from_table`.
+        """
         return self._values(name, self.lengths, "sequence")
 
     def refuse(self, which: np.ndarray, what: str) -> None:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import digest, grader_identity
 from xtf.config.schema import Backend, Config, Stage
+from xtf.evaluation.decoding import Decoding
+from xtf.evaluation.evaluate import evaluate
+from xtf.evaluation.general import check_general, general_figures
+from xtf.evaluation.teacher_forced import teacher_forced_figures
+from xtf.evaluation.vllm_engine import VLLMEngine
 from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.models import fingerprint, inference_dtype, load_model
 from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder, forgetting_source
@@ -76,8 +82,6 @@ def check_evaluation(config: Config, items: Callable[[], Items]) -> None:
     Raises:
         ValueError: naming what is missing.
     """
-    from xtf.evaluation.general import check_general
-
     items().task.check(items().examples)
     if config.evaluate.general:
         check_general(config.evaluate.general)
@@ -106,11 +110,6 @@ def evaluate_model(
         What the manifest says of the stage: seconds, grader, path, metrics, grading, and with losses `forgetting`.
     """
     from xtf.data.encode import stop_strings
-    from xtf.evaluation.decoding import Decoding
-    from xtf.evaluation.evaluate import evaluate
-    from xtf.evaluation.general import general_figures
-    from xtf.evaluation.teacher_forced import teacher_forced_figures
-    from xtf.runtime.models import fingerprint, inference_dtype, load_model
 
     decoding, grader, dtype = (
         Decoding.of(config.task, config.seed),
@@ -133,8 +132,6 @@ def evaluate_model(
         load = functools.cache(lambda: load_model(config.model, config.trainer, dtype, tuned))
     generator: Callable[[], Generator] = load
     if config.evaluate.backend is Backend.vllm:
-        from xtf.evaluation.vllm_engine import VLLMEngine
-
         free_memory()
         generator = functools.partial(VLLMEngine, config, max(map(len, items.prompts)), tuned)
 

@@ -22,11 +22,14 @@ import numpy as np
 
 from xtf.config.identity import digest
 from xtf.config.schema import Config
+from xtf.data.ragged import as_table
 from xtf.data.rows import read_field
 from xtf.graders.metrics import Metric, bootstrap
 from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.progress import bar, stopwatch
 from xtf.runtime.run_folder import forgetting_source
+from xtf.scoring.masks import weights_to_labels
+from xtf.scoring.methods import Method
 from xtf.tiny import HELD_OUT
 
 if TYPE_CHECKING:
@@ -61,10 +64,7 @@ def predict(
     import torch
     from lightning_fabric.utilities import move_data_to_device
 
-    from xtf.data.ragged import as_table
     from xtf.data.steps import TrainingRows, collate
-    from xtf.scoring.masks import weights_to_labels
-    from xtf.scoring.methods import Method
     from xtf.training.packed import PackedLM, enable_packing
 
     every = [np.ones(len(row.input_ids) - row.prompt_length, np.float32) for row in rows]

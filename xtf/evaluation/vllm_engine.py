@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.schema import Config
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.models import inference_dtype, location
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,8 +30,6 @@ class VLLMEngine:
             longest: tokens of the longest prompt, which with the new tokens decides the size of the KV cache.
         """
         from vllm import LLM
-
-        from xtf.runtime.models import inference_dtype, location
 
         settings: dict[str, Any] = {"model": location(config.model), "revision": config.model.revision}
         self._adapter = None

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -112,6 +113,4 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line as typed (the interpreter's path left out), of this process or of its sweep."""
-    import shlex
-
     return os.environ.get("XTF_COMMAND") or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

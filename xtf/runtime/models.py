@@ -10,6 +10,7 @@ from xtf.config.schema import Accelerator, AttentionKernel, ModelConfig, Precisi
 from xtf.runtime import gguf
 from xtf.runtime.artifacts import sha256
 from xtf.runtime.progress import console
+from xtf.tiny import MODEL_DIR
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,6 @@ def location(model: ModelConfig) -> str:
         ValueError: a GGUF file that cannot be unpacked (`xtf.runtime.gguf.unpacked`).
     """
     if model.path == BUNDLED:
-        from xtf.tiny import MODEL_DIR
-
         return str(MODEL_DIR)
     if gguf.is_gguf(model.path):
         return str(gguf.unpacked(model.path))
@@ -35,7 +34,11 @@ def location(model: ModelConfig) -> str:
 
 
 def device(trainer: TrainerConfig) -> torch.device:
-    """The device of scoring and evaluation. ValueError if the trainer asks for a GPU and there is none."""
+    """The device of scoring and evaluation.
+
+    Raises:
+        ValueError: the trainer asks for a GPU and there is none.
+    """
     import torch
 
     if trainer.accelerator is Accelerator.cpu:
@@ -146,8 +149,10 @@ def load_model(
 ) -> PreTrainedModel:
     """The base model, or the fine-tuned one in `folder` (a PEFT adapter there is put on the base model and merged).
 
-    Returned in `dtype`, in evaluation mode, on the device `place`, by default the trainer's. ValueError if it is
-    neither cached nor reachable.
+    Returned in `dtype`, in evaluation mode, on the device `place`, by default the trainer's.
+
+    Raises:
+        ValueError: it is neither cached nor reachable.
     """
     import transformers
     from transformers import AutoModelForCausalLM

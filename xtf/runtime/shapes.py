@@ -8,6 +8,7 @@ from typing import Any
 
 from xtf.config.schema import Config, ConfigError, ModelConfig, ModelShape
 from xtf.runtime import gguf
+from xtf.runtime.models import location
 
 FORWARD = 1 / 3  # of the cost of a trained token: a forward pass without the backward pass, which costs two
 ON_GPU, ON_CPU = 10_000.0, 30.0  # tokens trained in a second, of a model of 1e9 parameters (PlanConfig)
@@ -27,7 +28,8 @@ def tokens_per_second(config: Config, weights: float, here: bool = False) -> flo
 def shape_of(model: ModelConfig) -> ModelShape:
     """The model's shape from its config.json in a folder or in the hub's cache, else as `model.shape` states it.
 
-    ConfigError: neither is there.
+    Raises:
+        ConfigError: neither is there.
     """
     file = model_file(model, "config.json")
     if file is not None:
@@ -43,8 +45,6 @@ def shape_of(model: ModelConfig) -> ModelShape:
 def model_file(model: ModelConfig, name: str) -> Path | None:
     """A file of the model's folder or of the hub's cache; None if it is not on this machine."""
     from huggingface_hub import try_to_load_from_cache
-
-    from xtf.runtime.models import location
 
     if gguf.is_gguf(model.path) and not gguf.is_unpacked(model.path):
         return None

@@ -22,7 +22,9 @@ import pyarrow as pa
 
 from xtf.config.checks import check_ranges
 from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd, within
+from xtf.data.augment import augment
 from xtf.data.ragged import IGNORED, Responses
+from xtf.scoring.masks import build_mask, weights_to_labels
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +100,6 @@ class Method:
 
     def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         """The training table: labels, and weights other than 0 and 1, from the columns that the method `needs`."""
-        from xtf.scoring.masks import build_mask, weights_to_labels
-
         mask = build_mask(scored, threshold, attributes if self.masked else ())
         names = set(self.needs) | ({"labels"} if self.masked else set())
         if self.masked and threshold.end is ThresholdEnd.kept:
@@ -129,8 +129,6 @@ class XTF(Method):
         return (~scores.columns["dropped"]).astype(np.float32)
 
     def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
-        from xtf.scoring.masks import build_mask
-
         return build_mask(scored, threshold, attributes)  # with the statistics of each attribute
 
 
@@ -316,8 +314,6 @@ class DataAugmentation(Method):
         return True
 
     def examples(self, examples: Sequence[Example]) -> list[Example]:
-        from xtf.data.augment import augment
-
         return augment(examples, self.factor, Path(self.path) if self.path else None)
 
 
@@ -543,8 +539,6 @@ def given_mask(table: pa.Table) -> Mask:
         ValueError: neither labels nor weights; a label within the prompt, or another than the token that it stands at;
             padding or positions of the data's own; labels that are all -100.
     """
-    from xtf.scoring.masks import weights_to_labels
-
     columns = {name: table[name] for name in table.column_names}
     columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
     _check_given(columns)

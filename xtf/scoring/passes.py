@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xtf.config.schema import Config
 from xtf.data.ragged import as_table, with_ends
+from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
 from xtf.scoring.attributes import sources
 from xtf.scoring.store import Load, read_pass, scoring_pass
@@ -110,8 +111,6 @@ def training_table(rows: Callable[[], Sequence[Encoded]], passes: Mapping[Pass, 
 def write_mask(config: Config, table: pa.Table, path: Path) -> dict[str, Any]:
     """Write the method's mask of a training table to `path`; returns its statistics. No model is loaded."""
     import pyarrow.parquet as pq
-
-    from xtf.runtime.artifacts import write_atomic
 
     mask = config.method.mask(table, config.threshold, config.scorer.attributes, config.seed)
     write_atomic(path, functools.partial(pq.write_table, mask.table))

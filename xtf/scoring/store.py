@@ -23,6 +23,7 @@ from xtf.config.identity import digest, plain
 from xtf.config.schema import Config, ScorerConfig, TRVariant
 from xtf.runtime.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
+from xtf.runtime.models import inference_dtype
 from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
 from xtf.runtime.shapes import FORWARD
@@ -57,8 +58,6 @@ def scoring_pass(
         load: gives the model; not called when the scores are there.
         also: columns to compute in the same pass, for later runs.
     """
-    from xtf.runtime.models import inference_dtype
-
     scorer = plain(config.scorer)
     identity = {
         "model": dict(model),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.reporting.archived import LETTERS, SUFFIX, ArchivedRun, read_archive
+from xtf.reporting.cells import find_cells
 from xtf.reporting.runs import read_lines
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import RunFolder
@@ -35,8 +36,6 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
     Raises:
         ValueError: the experiment has no finished run under `runs_root`, or the archive has runs that would be lost.
     """
-    from xtf.reporting.cells import find_cells
-
     path = target / f"{experiment}{SUFFIX}"
     runs = [run for cell in find_cells(experiment, runs_root) for run in cell.runs.values()]
     if not runs:

@@ -31,10 +31,12 @@ from xtf.config.identity import digest, identity, plain
 from xtf.config.schema import Config, PlantKind, ThresholdConfig, ThresholdEnd
 from xtf.data.planting import CODES
 from xtf.data.ragged import Responses
+from xtf.data.tokens import Pieces
 from xtf.graders.metrics import Metric
 from xtf.reporting import figures
 from xtf.reporting.cells import experiment_folders
 from xtf.reporting.pages import counted, picture, render, write_csv
+from xtf.runtime.models import load_tokenizer
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import build_mask
@@ -530,9 +532,6 @@ def _write_report(
 
 def _instead(settings: Sequence[PlantedTokens]) -> list[dict[str, Any]]:
     """What the attributes dropped at the largest share of each case, tokens in words."""
-    from xtf.data.tokens import Pieces
-    from xtf.runtime.models import load_tokenizer
-
     found = []
     for planted in _largest(settings):
         pieces = Pieces(load_tokenizer(planted.config.model))

@@ -18,6 +18,8 @@ from rich.table import Table
 from xtf.config.identity import digest
 from xtf.config.schema import Config, ConfigError, SourceConfig, Stage
 from xtf.data.ragged import Responses
+from xtf.data.rows import load_rows
+from xtf.pipeline import Pipeline
 from xtf.reporting import figures
 from xtf.reporting.intervals import (
     Comparison,
@@ -55,8 +57,6 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
         ConfigError: settings that a probe does not use.
         ValueError: what the user can mend, as in `xtf.pipeline.run`.
     """
-    from xtf.data.rows import load_rows
-
     if config.method.name != "xtf" or config.stage is not Stage.all:
         raise ConfigError(
             f"probe=true runs its methods and stages by itself: leave out method={config.method.name} and "
@@ -129,8 +129,6 @@ def pilot_jobs(config: Config, changed: Mapping[str, Any]) -> list[tuple[Config,
 
 def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFolder:
     """The run folder that holds the method's mask.parquet, made unless it is there."""
-    from xtf.pipeline import Pipeline
-
     config = dataclasses.replace(config, method=METHODS[method](), stage=Stage.mask)
     folder = RunFolder.of(config, named)
     with locked(folder.path, say):
@@ -141,8 +139,6 @@ def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFo
 
 def _run(config: Config, named: Mapping[str, Any], method: str, seed: int) -> Run:
     """The finished run of a method and seed, made unless it is there."""
-    from xtf.pipeline import Pipeline
-
     config = dataclasses.replace(config, method=METHODS[method](), seed=seed)
     folder = RunFolder.of(config, named)
     with locked(folder.path, say):

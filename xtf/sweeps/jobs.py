@@ -21,6 +21,7 @@ from xtf.config.compose import build, compose, explain, typed
 from xtf.config.identity import overrides, plain
 from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
 from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, RunFolder, finished
 
 
@@ -187,8 +188,6 @@ def unfinished(jobs: Sequence[Planned]) -> list[Planned]:
 
 def say_what_runs(jobs: Sequence[Planned]) -> None:
     """One line: how many jobs are finished, left to run, skipped."""
-    from xtf.runtime.progress import say
-
     skipped, left = sum(not job.is_case for job in jobs), len(unfinished(jobs))
     done = len(jobs) - skipped - left
     line = f"{len(jobs)} jobs: {done} finished, {left} to run"
@@ -200,8 +199,6 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
 
     Several sweeps may share the work on an experiment; delete the file to forget jobs that will never be run.
     """
-    from xtf.runtime.progress import say
-
     listed: dict[Path, dict[str, Any]] = {}
     for job in jobs:
         config = job.config

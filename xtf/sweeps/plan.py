@@ -8,6 +8,7 @@ flash). Fragmentation and kernels' work space stand in `RESERVE`. Time follows f
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import statistics
@@ -19,11 +20,14 @@ from typing import Any
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config, ConfigError, ModelShape, TRVariant, Tuning
+from xtf.data.rows import load_rows
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, finished
 from xtf.runtime.shapes import FORWARD, adapter_parameters, model_file, parameters, shape_of, tokens_per_second, widths
 from xtf.scoring.passes import Pass, passes_of
 from xtf.sweeps.jobs import Planned
+from xtf.tasks import load_task
 
 GIB = 2**30
 LOGITS = 2**26  # elements of the largest block of logits, in training as in scoring on a GPU
@@ -174,12 +178,7 @@ def _sampled(config: Config) -> tuple[float, float] | None:
 
     None where the rows or a tokenizer.json are not on this machine.
     """
-    import dataclasses
-
     from tokenizers import Tokenizer
-
-    from xtf.data.rows import load_rows
-    from xtf.tasks import load_task
 
     file, task = model_file(config.model, "tokenizer.json"), config.task
     if file is None or task.train.path is None:
@@ -352,8 +351,6 @@ def show_plan(jobs: Sequence[Planned]) -> None:
         ConfigError: something cannot fit on its device.
     """
     from rich.table import Table
-
-    from xtf.runtime.progress import console, say
 
     found = make_plan(jobs)
     table = Table()

@@ -9,14 +9,14 @@ from xtf.config.schema import Stage
 from xtf.reporting.archived import SUFFIX
 from xtf.reporting.mask_report import has_results
 from xtf.reporting.sweep_report import sweep_report
+from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir
+from xtf.study.detection import detection_report
 from xtf.sweeps.jobs import Planned
 
 
 def write_reports(jobs: Sequence[Planned]) -> None:
     """After a sweep: the report of each experiment that it belongs to."""
-    from xtf.runtime.progress import say
-
     stages = (Stage.all, Stage.evaluate, Stage.mask, Stage.score)
     found = {(job.config.output_dir, job.config.experiment) for job in jobs if job.config.stage in stages}
     for output, experiment in sorted(found, key=str):
@@ -44,7 +44,6 @@ def experiment_report(experiment: str, output: OutputDir, archive: Path | None =
     """
     if not _of_planted_masks(experiment, output, archive):
         return sweep_report(experiment, output.runs, output.reports, archive=archive)
-    from xtf.study.detection import detection_report
 
     return detection_report(experiment, output.runs, output.reports, archive)
 

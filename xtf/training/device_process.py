@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from xtf.config.compose import load_config
 from xtf.config.schema import Config, Tuning
 from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.loggers import training_loggers
+from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import stopwatch
 from xtf.runtime.run_folder import RunFolder
@@ -60,8 +63,6 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     import torch
 
     from xtf.data.encode import pad_id
-    from xtf.runtime.loggers import training_loggers
-    from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
     from xtf.training.fit import fit
 
     # Full tuning keeps float32 master weights; LoRA's frozen base does not change, so it needs no more than inference.
@@ -78,8 +79,6 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
 def main(folder: RunFolder) -> None:
     """What torch's launcher starts on each device."""
     from omegaconf import DictConfig, OmegaConf
-
-    from xtf.config.compose import load_config
 
     node = OmegaConf.load(folder.config)
     assert isinstance(node, DictConfig)

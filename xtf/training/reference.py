@@ -13,9 +13,12 @@ from xtf.config.identity import digest, plain, to_yaml
 from xtf.config.schema import Config
 from xtf.data.ragged import as_table
 from xtf.runtime.artifacts import locked, read_json, write_atomic, write_json
+from xtf.runtime.models import fingerprint, inference_dtype, load_model
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder
 from xtf.scoring.methods import METHODS
+from xtf.scoring.passes import write_mask
+from xtf.training.device_process import train
 
 if TYPE_CHECKING:
     from xtf.data.encode import Encoded
@@ -38,10 +41,6 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
     The latter is an artifact of its own under references/, shared by every run with the same settings.
     """
     import pyarrow as pa
-
-    from xtf.runtime.models import fingerprint, inference_dtype, load_model
-    from xtf.scoring.passes import write_mask
-    from xtf.training.device_process import train
 
     method, dtype = config.method, inference_dtype(config.trainer)
     if method.reference is not None:
