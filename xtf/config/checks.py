@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
     GROUPS,
+    TRAINERS,
     Backend,
     CheckpointChoice,
     Config,
@@ -29,6 +31,7 @@ from xtf.config.schema import (
     RowSource,
     ScorerConfig,
     SourceConfig,
+    Stage,
     Strategy,
     TaskConfig,
     ThresholdConfig,
@@ -59,6 +62,8 @@ def resolve(config: Config) -> Config:
     config.method.check(config)
     check_evaluate(config.evaluate)
     check_trainer(config.trainer)
+    if config.stage is Stage.export:
+        check_export(config)
     if config.archive is not None:
         raise ConfigError(f"archive={config.archive} is read by stage=report experiments=NAME only")
     return dataclasses.replace(config, task=task, tuning=tuning)
@@ -291,3 +296,23 @@ def check_evaluate(evaluate: EvaluateConfig) -> None:
         raise ConfigError(f"evaluate.forgetting={forgetting} is read with evaluate.losses=true only")
     if forgetting is not None and not Path(forgetting).is_file():
         raise ConfigError(f"evaluate.forgetting={forgetting}: there is no such file")
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def check_export(config: Config) -> None:
+    """Refuse what cannot be exported, before anything is scored for it."""
+    trainers, method, to = pkgutil.resolve_name(TRAINERS), config.method, config.export.to
+    if to not in trainers:
+        raise ConfigError(f"export.to={to} is not known{nearest(to, trainers)} (choices: {', '.join(trainers)})")
+    if method.online:
+        raise ConfigError(
+            f"method={method.name} weighs tokens with the model in training, which no file can hold, so "
+            f"export.to={to} would be plain fine-tuning: train it here (stage=all), or export another method"
+        )
+    if method.parts(1) is not None:
+        raise ConfigError(
+            f"method={method.name} cleans each part of the rows with the model that the parts before have left, which "
+            "no file can hold: train it here (stage=all), or export another method"
+        )
