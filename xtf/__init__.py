@@ -3,6 +3,7 @@
 scored = xtf.score(model, tokenizer, examples)
 masked = xtf.mask(scored, threshold="paper")
 xtf.preview(masked, tokenizer, "preview.html")
+xtf.export(masked, to="trl", folder="for-trl")
 xtf.grade("number", "The answer is 1,000.", reference="1000")
 """
 
@@ -11,17 +12,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xtf.api import mask, score
+    from xtf.api import export, mask, score
     from xtf.graders import grade
     from xtf.reporting.explorer import preview
 
 __version__ = "0.1.0"
-__all__ = ["grade", "mask", "preview", "score"]
+__all__ = ["export", "grade", "mask", "preview", "score"]
 
 
 def __getattr__(name: str) -> Any:
     # On first use: `import xtf` must not import torch, which the command line's --help and checks go without.
-    if name in ("score", "mask"):
+    if name in ("export", "mask", "score"):
         from xtf import api
 
         return getattr(api, name)

@@ -2,6 +2,7 @@
 
     scored = xtf.score(model, tokenizer, examples)
     masked = xtf.mask(scored, threshold="paper")
+    xtf.export(masked, to="trl", folder="for-trl")
 
 Nothing of Hydra or Lightning is needed: the result is a `datasets.Dataset` that a Hugging Face or TRL trainer
 takes.
@@ -9,25 +10,43 @@ takes.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xtf.config.schema import PRESETS, Attribute, ScorerConfig, ThresholdConfig, ThresholdEnd
+from xtf.config.checks import check_ranges
+from xtf.config.identity import nearest, plain
+from xtf.config.schema import (
+    PRESETS,
+    Attribute,
+    EmptyRows,
+    ExportConfig,
+    Schedule,
+    ScorerConfig,
+    ThresholdConfig,
+    ThresholdEnd,
+    Tuning,
+    TuningConfig,
+)
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
 from xtf.data.ragged import Sequences, with_ends
+from xtf.exports import TRAINERS
+from xtf.exports.base import tokenizer_digest
+from xtf.exports.write import export_table
 from xtf.graders import grade
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask
 from xtf.scoring.scorers import count_tokens, score_rows, tr_table
 from xtf.tasks import as_examples
 
-__all__ = ["grade", "mask", "score"]
+__all__ = ["export", "grade", "mask", "score"]
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +74,10 @@ def score(
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends
     with the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off), and per response token `ri`,
-    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`). ValueError for input that
-    cannot be scored.
+    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`).
+
+    Raises:
+        ValueError: input that cannot be scored.
     """
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
     rows, report = encode(tokenizer, as_examples(examples), max_length)
@@ -86,7 +107,8 @@ def score(
         )
         for start in range(0, len(rows), SHARD)
     ]
-    return datasets.Dataset(with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows)))
+    said = {"model": getattr(model, "name_or_path", ""), "tokenizer": tokenizer_digest(tokenizer)}
+    return datasets.Dataset(with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows)), info=_info(said))
 
 
 def mask(
@@ -107,8 +129,9 @@ def mask(
     kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`
     that says which it is; for them give the tokenizer's `eos_token_id`, with which a response that was not cut ends.
 
-    ValueError: an unknown name, a threshold out of range, an attribute that was not scored, a mask that keeps nothing,
-    a table without `end_tokens` and no `eos_token_id` where the end is to be kept.
+    Raises:
+        ValueError: an unknown name, a threshold out of range, an attribute that was not scored, a mask that keeps
+            nothing, a table without `end_tokens` and no `eos_token_id` where the end is to be kept.
     """
     if isinstance(threshold, str):
         if threshold not in PRESETS:
@@ -129,7 +152,105 @@ def mask(
     masked = build_mask(table, threshold, attributes)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)
-    return datasets.Dataset(masked.table)
+    by = ", ".join(masked.stats.thresholds) or "none"
+    rule = [
+        f"threshold={threshold.name}, end={threshold.end.value}, attributes: {by}",
+        *(f"{name}: {values}" for name, values in masked.stats.thresholds.items()),
+        f"dropped of {masked.stats.response_tokens:,} response tokens: {shares}",
+    ]
+    return datasets.Dataset(masked.table, info=_info({**_said(scored), "rule": rule}))
+
+
+def export(
+    masked: datasets.Dataset,
+    to: str,
+    folder: str | Path,
+    *,
+    model: str | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    empty_rows: str | EmptyRows = "drop",
+    max_length: int | None = None,
+    tuning: TuningConfig | None = None,
+    seed: int = 0,
+    bf16: bool = False,
+) -> Path:
+    """Writes `masked` for another trainer: its data, a configuration, README.md and export.json; returns `folder`.
+
+    Args:
+        to: hf, trl, axolotl, llamafactory, ms_swift or megatron.
+        folder: a new one, an empty one, or one that holds this very export.
+        model: what the configuration names, a folder or an id on the hub; by default the model that scored, where it
+            was loaded from one.
+        tokenizer: checked to be the one that the rows were scored with; by default that of `model`.
+        empty_rows: "drop" leaves out rows without any label, "keep" keeps them; both are counted.
+        max_length: tokens that the configuration allows, by default the longest row's.
+        tuning: hyper-parameters, all of them; by default those of transformers' TrainingArguments.
+
+    Raises:
+        ValueError: an unknown trainer; no mask; labels that do not belong to their input_ids; fractional weights that
+            the trainer does not read; lengths that it would cut; another tokenizer; a folder that holds another export.
+    """
+    from transformers import AutoTokenizer
+
+    if to not in TRAINERS:
+        raise ValueError(f"to={to!r} is not known{nearest(to, TRAINERS)}: known are {', '.join(TRAINERS)}")
+    if str(getattr(empty_rows, "value", empty_rows)) not in EmptyRows.__members__:
+        raise ValueError(f"empty_rows={empty_rows!r}: it must be one of {', '.join(EmptyRows.__members__)}")
+    said = _said(masked)
+    named = getattr(model, "name_or_path", model) or said.get("model")
+    if not named:
+        raise ValueError("the configuration has to name a model: give model=, a folder or an id on the hub")
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(named, revision=revision)
+    own = tokenizer_digest(tokenizer)
+    if "tokenizer" not in said:
+        log.warning("the rows do not say which tokenizer they were scored with: only the range of their ids is checked")
+    elif said["tokenizer"] != own:
+        raise ValueError(
+            f"the rows were scored with another tokenizer ({said['tokenizer']}) than "
+            f"{tokenizer.name_or_path or 'this one'} ({own}): give the one of the scores"
+        )
+    tuning = tuning or TuningConfig(
+        name=Tuning.full, epochs=3, learning_rate=5e-5, batch_size=8, schedule=Schedule.linear, warmup_ratio=0.0
+    )
+    if None in (tuning.epochs, tuning.learning_rate, tuning.batch_size, tuning.schedule, tuning.warmup_ratio):
+        raise ValueError("tuning leaves epochs, learning_rate, batch_size, schedule or warmup_ratio open: give all")
+    settings = ExportConfig(to, EmptyRows(getattr(empty_rows, "value", empty_rows)), max_length)
+    check_ranges(settings, "export.")
+    rule = list(said.get("rule", ["the rows do not say by which rule: what xtf.mask records is lost in a file"]))
+    if "tokenizer" not in said:
+        rule.append("the rows do not say which tokenizer they were scored with: it was not checked")
+    return export_table(
+        masked.with_format("arrow")[:].replace_schema_metadata(None),
+        settings,
+        Path(folder),
+        tokenizer=tokenizer,
+        model=str(Path(named).resolve()) if Path(named).is_dir() else named,
+        revision=revision,
+        tuning=tuning,
+        epochs=tuning.epochs or 0,
+        seed=seed,
+        bf16=bf16,
+        about={"rule": rule, "sources": {}},
+    )
+
+
+def _info(said: Mapping[str, Any]) -> datasets.DatasetInfo:
+    """What a dataset says of itself: kept when it is filtered, shuffled, mapped or stored by `save_to_disk`."""
+    return datasets.DatasetInfo(description=json.dumps({"xtf": plain(said)}, ensure_ascii=False))
+
+
+def _said(rows: datasets.Dataset) -> dict[str, Any]:
+    """What `_info` recorded; of datasets that were concatenated, what all of them say; nothing of others' rows."""
+    found: list[dict[str, Any]] = []
+    for line in (rows.info.description or "").split("\n\n"):
+        try:
+            found.append(json.loads(line)["xtf"])
+        except (ValueError, KeyError, TypeError):  # a description of somebody else's
+            return {}
+    same = {key for key in found[0] if all(one.get(key) == found[0][key] for one in found)} if found else set()
+    return {key: found[0][key] for key in same}
 
 
 def _scorer(name: str) -> ScorerConfig:

@@ -31,6 +31,7 @@ usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
   python run.py -m experiments=NAME stage=plan        what that would cost
   python run.py experiments=NAME stage=report         its report, also while it is running
   python run.py stage=preview preview.format=text     every token and its reason, in the terminal (html: a page)
+  python run.py stage=export export.to=trl            the masked rows for TRL, Axolotl, ... with a configuration
   python run.py stage=score                           one stage; earlier artifacts are reused
   python run.py probe=true task.train.path=my.jsonl   what would be dropped, a short pilot, how large a study must be
   python run.py --config-dir my/conf model=mine       choices of your own (docs/extending.md)
@@ -52,8 +53,8 @@ def help_text(root: Path) -> str:
             names = (f"*{name}" if name == default else name for name in choices(root, group))
             out.append(f"  {group:11} {', '.join(names)}")
     out.append(
-        "\nother keys: stage=all|score|mask|train|evaluate|report|preview|plan|dashboard|pretrain, seed=N,\n"
-        "and every key of a group. xtf/config/schema.py lists all of them with types, defaults and meaning,\n"
+        "\nother keys: stage=all|score|mask|train|evaluate|report|preview|export|plan|dashboard|pretrain,\n"
+        "seed=N, and every key of a group. xtf/config/schema.py lists all of them with types, defaults and meaning,\n"
         "experiments/README.md the experiments;\n"
         "python run.py --cfg job prints the composed configuration without running it."
     )

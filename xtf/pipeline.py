@@ -3,6 +3,7 @@
     stage     what it leaves                                   where that is written
     score     scores/<key>/, one folder per pass               xtf.scoring.passes, store, scorers
     mask      mask.parquet                                     xtf.scoring.methods, masks, thresholds
+    export    exports/<run>/<trainer>/, after mask             xtf.exports
     train     model/, train_log.csv                            xtf.training.device_process, fit, module
     evaluate  generations.jsonl, the base model's in base/     xtf.evaluation.stage
     report    metrics.json, reports/<run>/                     xtf.reporting.record, run_report, explorer
@@ -22,6 +23,7 @@ from xtf.config.identity import to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
 from xtf.data.planting import with_truth
 from xtf.evaluation.stage import Which, check_evaluation, evaluate_model
+from xtf.exports.write import export_run
 from xtf.inputs import Inputs
 from xtf.reporting.explorer import explore_run, preview_text
 from xtf.reporting.published import create_dashboards, note_published, publish_stages
@@ -101,7 +103,7 @@ class Pipeline:
         """All stages up to the one asked for; returns the record if that is the last one."""
         config = self.config
         location(config.model)  # a GGUF file that cannot be read is refused before anything else
-        wanted = Stage.mask if config.stage is Stage.preview else config.stage
+        wanted = Stage.mask if config.stage in (Stage.preview, Stage.export) else config.stage
         last = ORDER.index(wanted) if wanted in ORDER else len(ORDER) - 1
         if last >= ORDER.index(Stage.train):
             self.check()
@@ -117,6 +119,8 @@ class Pipeline:
         self.mask(passes)
         if config.stage is Stage.preview:
             self.preview()
+        if config.stage is Stage.export:
+            self.export()
         if last == ORDER.index(Stage.mask):
             say(f"mask: {self.folder.mask}")
             return None
@@ -236,3 +240,14 @@ class Pipeline:
 
         examples = self.config.preview.examples or 5
         console.print(preview_text(pq.read_table(self.folder.mask), self.inputs.tokenizer, examples=examples))
+
+    def export(self) -> None:
+        """mask.parquet for another trainer, with its configuration and a README."""
+        place = export_run(self.config, self.folder, self.manifest, lambda: self.inputs.encoded, self.inputs.tokenizer)
+        said = read_json(place / "export.json")
+        empty = said["rows_without_label"]
+        what = "kept" if empty["empty_rows"] == "keep" else "left out"
+        say(f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}")
+        for line in said["not_carried"]:
+            say(f"not in the export's configuration: {line}")
+        say(f"how to train with it: {place / 'README.md'}")

@@ -388,7 +388,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example
     [
         ({"checkpoint": CheckpointChoice.best}, "needs tuning.validation_fraction"),
         ({"validation_fraction": 0.999}, "leave nothing to train on"),
-        ({"trainer": dataclasses.replace(TRAINER, precision="16-mixed")}, "trainer.precision=16-mixed"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
     GROUPS,
+    TRAINERS,
     Backend,
     CheckpointChoice,
     Config,
@@ -29,6 +31,7 @@ from xtf.config.schema import (
     RowSource,
     ScorerConfig,
     SourceConfig,
+    Stage,
     Strategy,
     TaskConfig,
     ThresholdConfig,
@@ -59,6 +62,8 @@ def resolve(config: Config) -> Config:
     config.method.check(config)
     check_evaluate(config.evaluate)
     check_trainer(config.trainer)
+    if config.stage is Stage.export:
+        check_export(config)
     if config.archive is not None:
         raise ConfigError(f"archive={config.archive} is read by stage=report experiments=NAME only")
     return dataclasses.replace(config, task=task, tuning=tuning)
@@ -109,9 +114,7 @@ def check_names(config: Config) -> None:
 
 
 def check_name(key: str, name: str) -> None:
-    """Raises:
-    ConfigError: a name that could not be a part of a path.
-    """
+    """Refuse a name that could not be a part of a path."""
     if not name.strip() or name in (".", "..") or any(c in "/\\" or not c.isprintable() for c in name):
         raise ConfigError(
             f"{key}={name!r} becomes the name of a folder: it must not be empty, . or .., "
@@ -199,9 +202,7 @@ def _fill(tuning: TuningConfig, values: Mapping[str, Any]) -> TuningConfig:
 
 
 def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
-    """Raises:
-    ConfigError: settings of the training that exclude each other.
-    """
+    """Refuse settings of the training that exclude each other."""
     if tuning.checkpoint is CheckpointChoice.best and not tuning.validation_fraction:
         raise ConfigError("tuning.checkpoint=best needs a validation split: set tuning.validation_fraction, e.g. 0.1")
     if len(tuning.betas) != 2:
@@ -211,9 +212,7 @@ def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
-    """Raises:
-    ConfigError: devices without a strategy for several.
-    """
+    """Refuse devices without a strategy for several."""
     if trainer.strategy is Strategy.auto and trainer.devices > 1:
         raise ConfigError(f"trainer.devices={trainer.devices} needs trainer=ddp or trainer=fsdp")
 
@@ -260,9 +259,7 @@ def _bundled(task: TaskConfig, which: str) -> str | None:
 
 
 def check_task(task: TaskConfig) -> None:
-    """Raises:
-    ConfigError: samples and pass@k that do not fit each other.
-    """
+    """Refuse samples and pass@k that do not fit each other."""
     if task.samples > 1 and task.temperature == 0:
         raise ConfigError(
             f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
@@ -276,9 +273,7 @@ def check_task(task: TaskConfig) -> None:
 
 
 def check_plant(plant: PlantConfig) -> None:
-    """Raises:
-    ConfigError: no kind of noise, or one twice.
-    """
+    """Refuse no kind of noise, or one twice."""
     if plant.share and (not plant.kinds or len(set(plant.kinds)) < len(plant.kinds)):
         raise ConfigError(
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
@@ -290,9 +285,7 @@ def check_plant(plant: PlantConfig) -> None:
 
 
 def check_evaluate(evaluate: EvaluateConfig) -> None:
-    """Raises:
-    ConfigError: a backend that is not installed, or a text for forgetting that is not read.
-    """
+    """Refuse a backend that is not installed, or a text for forgetting that is not read."""
     if evaluate.backend is Backend.vllm and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "evaluate.backend=vllm needs vLLM, which is not installed: pip install 'xtf[vllm]' (Linux with a GPU), "
@@ -303,3 +296,23 @@ def check_evaluate(evaluate: EvaluateConfig) -> None:
         raise ConfigError(f"evaluate.forgetting={forgetting} is read with evaluate.losses=true only")
     if forgetting is not None and not Path(forgetting).is_file():
         raise ConfigError(f"evaluate.forgetting={forgetting}: there is no such file")
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def check_export(config: Config) -> None:
+    """Refuse what cannot be exported, before anything is scored for it."""
+    trainers, method, to = pkgutil.resolve_name(TRAINERS), config.method, config.export.to
+    if to not in trainers:
+        raise ConfigError(f"export.to={to} is not known{nearest(to, trainers)} (choices: {', '.join(trainers)})")
+    if method.online:
+        raise ConfigError(
+            f"method={method.name} weighs tokens with the model in training, which no file can hold, so "
+            f"export.to={to} would be plain fine-tuning: train it here (stage=all), or export another method"
+        )
+    if method.parts(1) is not None:
+        raise ConfigError(
+            f"method={method.name} cleans each part of the rows with the model that the parts before have left, which "
+            "no file can hold: train it here (stage=all), or export another method"
+        )

@@ -168,8 +168,8 @@ def explain(error: BaseException) -> str:
     if hint is None and get_args(inner.ref_type):  # of an element of a list or dict
         hint = get_args(inner.ref_type)[-1]
     if isinstance(inner, ValidationError) and hint is not None:
-        writable = isinstance(inner.value, str | int | float) or (inner.value is None and "Optional" in str(inner.msg))
-        shown = f"={override_value(inner.value)}" if writable else ""
+        has_value = isinstance(inner.value, str | int | float) or "is not Optional" in str(inner.msg)
+        shown = f"={override_value(inner.value)}" if has_value else ""
         members = next((part.__members__ for part in (hint, *get_args(hint)) if _is_enum(part)), ())
         near = nearest(str(inner.value), members)
         return f"{where}{key}{shown} is not valid: it must be {_wanted(hint)}{near}"

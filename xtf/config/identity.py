@@ -82,6 +82,7 @@ _NEUTRAL = (
     "cases",
     "logger.",
     "preview.",
+    "export.",
     "evaluate.base",
     "evaluate.vllm_memory",
     "evaluate.losses",

@@ -43,6 +43,7 @@ class Stage(Enum):
     evaluate = "evaluate"
     report = "report"
     preview = "preview"
+    export = "export"  # the masked rows for another trainer
     dashboard = "dashboard"  # lay out the W&B workspace
     pretrain = "pretrain"  # make a base model from nothing
     plan = "plan"  # what the other stages would cost; runs nothing
@@ -200,6 +201,13 @@ class PreviewFormat(StrEnum):
 
     html = "html"  # a page
     text = "text"  # coloured lines in the terminal
+
+
+class EmptyRows(Enum):
+    """What becomes of rows whose every label is -100 in an export."""
+
+    drop = "drop"
+    keep = "keep"
 
 
 class WandbMode(StrEnum):
@@ -582,6 +590,15 @@ class PreviewConfig:
 
 
 @dataclass
+class ExportConfig:
+    """stage=export: the masked rows for another trainer (docs/interop.md)."""
+
+    to: str = "hf"  # hf, trl, axolotl, llamafactory, ms_swift or megatron: a file in xtf/exports/
+    empty_rows: EmptyRows = EmptyRows.drop  # rows without any label; a step of nothing but these has no loss
+    max_length: int | None = within(None, 2)  # what the configuration allows, in tokens; None: the longest row
+
+
+@dataclass
 class PlanConfig:
     """What stage=plan assumes of a device."""
 
@@ -638,6 +655,7 @@ class Config:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     probe: bool = False  # look at the data and run a pilot instead of one run (xtf/study/probe.py)
     pilot: PilotConfig = field(default_factory=PilotConfig)
@@ -648,7 +666,9 @@ class Config:
     cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 
-METHODS = "xtf.scoring.methods.METHODS"  # the built-in methods by name; dotted, for this room imports none above it
+# By name, the built-in methods and the trainers of stage=export; dotted, for this room imports none above it.
+METHODS = "xtf.scoring.methods.METHODS"
+TRAINERS = "xtf.exports.TRAINERS"
 
 # The folders of conf/ whose choice fills the field of that name.
 GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer", "logger", "pretrain")

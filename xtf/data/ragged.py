@@ -210,11 +210,19 @@ class Sequences:
         return ends
 
     def of_responses(self, name: str) -> np.ndarray:
-        """A list column that has a value for each response token, (N,). ValueError as for `Responses.from_table`."""
+        """A list column that has a value for each response token, (N,).
+
+        Raises:
+            ValueError: as for `Responses.from_table`.
+        """
         return self._values(name, self.responses, "response")
 
     def of_sequences(self, name: str) -> np.ndarray:
-        """A list column that has a value for each token, (L,). ValueError as for `Responses.from_table`."""
+        """A list column that has a value for each token, (L,).
+
+        Raises:
+            ValueError: as for `Responses.from_table`.
+        """
         return self._values(name, self.lengths, "sequence")
 
     def refuse(self, which: np.ndarray, what: str) -> None:

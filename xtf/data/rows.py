@@ -53,8 +53,8 @@ def row_id(row: Mapping[str, Any], number: int) -> str:
 def load_rows(source: SourceConfig) -> Rows:
     """Reads a JSONL, JSON, CSV or Parquet file (optionally .gz), or a split of a dataset on the hub.
 
-    ValueError for a source that is missing, unreadable, empty or emptied by its filters, and for ids that it
-    lacks.
+    Raises:
+        ValueError: the source is missing, unreadable, empty or emptied by its filters, or lacks ids that are named.
     """
     if source.path:
         name, numbered = source.path, read_file(Path(source.path))

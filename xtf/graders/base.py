@@ -52,7 +52,11 @@ class Grader:
 
     @classmethod
     def of(cls, config: TaskConfig, output_dir: Path) -> Self:
-        """The grader for a task; `output_dir` is for what it keeps on disk. ValueError for settings that do not fit."""
+        """The grader for a task; `output_dir` is for what it keeps on disk.
+
+        Raises:
+            ValueError: settings that do not fit.
+        """
         return cls()
 
     def check(self) -> None:

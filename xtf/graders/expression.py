@@ -253,7 +253,11 @@ def same_units(reference: str, answer: str) -> tuple[str, str] | None:
 
 
 def parsed(text: str) -> Any:
-    """The SymPy object of the whole of an expression; ValueError (or what the parser raises) if there is none."""
+    """The SymPy object of the whole of an expression.
+
+    Raises:
+        ValueError: there is none (or what the parser raises).
+    """
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
 

@@ -82,8 +82,10 @@ def start_run(config: Config, folder: RunFolder, stage: str) -> wandb.Run:
 
 
 def check_logger(config: Config) -> None:
-    """Raises:
-    ConfigError: settings with which the chosen logger could not work.
+    """Refuse settings with which the chosen logger could not work.
+
+    Raises:
+        ConfigError: naming the key.
     """
     if config.logger.name == "wandb":
         wandb_mode(config)

@@ -34,7 +34,11 @@ def location(model: ModelConfig) -> str:
 
 
 def device(trainer: TrainerConfig) -> torch.device:
-    """The device of scoring and evaluation. ValueError if the trainer asks for a GPU and there is none."""
+    """The device of scoring and evaluation.
+
+    Raises:
+        ValueError: the trainer asks for a GPU and there is none.
+    """
     import torch
 
     if trainer.accelerator is Accelerator.cpu:
@@ -145,8 +149,10 @@ def load_model(
 ) -> PreTrainedModel:
     """The base model, or the fine-tuned one in `folder` (a PEFT adapter there is put on the base model and merged).
 
-    Returned in `dtype`, in evaluation mode, on the device `place`, by default the trainer's. ValueError if it is
-    neither cached nor reachable.
+    Returned in `dtype`, in evaluation mode, on the device `place`, by default the trainer's.
+
+    Raises:
+        ValueError: it is neither cached nor reachable.
     """
     import transformers
     from transformers import AutoModelForCausalLM

@@ -7,6 +7,7 @@
 <output_dir>/runs/<task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<hash of other overrides>]/seed<k>/
                                      one run; metrics.json is written last
 <output_dir>/sweeps/<experiment>.json  the jobs that the sweeps of an experiment consist of
+<output_dir>/exports/<run, with dashes>/<trainer>/  its masked rows for another trainer
 <output_dir>/reports/                what people read
 """
 
@@ -65,6 +66,11 @@ class OutputDir:
     def reports(self) -> Path:
         """What people read."""
         return self.path / "reports"
+
+    @property
+    def exports(self) -> Path:
+        """Masked rows for other trainers."""
+        return self.path / "exports"
 
     @property
     def devices(self) -> Path:
@@ -132,6 +138,10 @@ class RunFolder:
     def reports(self) -> Path:
         """Where people find what they read about this run."""
         return self.output.reports / "-".join(self.parts)
+
+    def export(self, trainer: str) -> Path:
+        """Where the masked rows lie for another trainer."""
+        return self.output.exports / "-".join(self.parts) / trainer
 
     def seeds(self) -> list[RunFolder]:
         """The finished runs that differ in nothing but the seed, this one among them if it has finished."""

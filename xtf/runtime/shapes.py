@@ -28,7 +28,8 @@ def tokens_per_second(config: Config, weights: float, here: bool = False) -> flo
 def shape_of(model: ModelConfig) -> ModelShape:
     """The model's shape from its config.json in a folder or in the hub's cache, else as `model.shape` states it.
 
-    ConfigError: neither is there.
+    Raises:
+        ConfigError: neither is there.
     """
     file = model_file(model, "config.json")
     if file is not None:

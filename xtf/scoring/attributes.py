@@ -139,7 +139,11 @@ PAPER = tuple(attribute.value for attribute in Attribute)  # what scorer=xtf use
 
 
 def pick(names: Iterable[str]) -> list[TokenAttribute]:
-    """The attributes of these names, each once, in the table's order. ValueError: a name that the table lacks."""
+    """The attributes of these names, each once, in the table's order.
+
+    Raises:
+        ValueError: a name that the table lacks.
+    """
     wanted = {str(name) for name in names}
     if unknown := sorted(wanted - ATTRIBUTES.keys()):
         raise ValueError(

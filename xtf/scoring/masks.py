@@ -120,12 +120,13 @@ def _spread(values: np.ndarray, which: np.ndarray, otherwise: bool) -> np.ndarra
 def weights_to_labels(
     scored: pa.Table, weights: Iterable[np.ndarray], threshold: ThresholdConfig | None = None
 ) -> Mask:
-    """Labels from a static method's weights: one float array per example, in order, each as long as the
-    response.
+    """Labels from a static method's weights: one float array per example, in order, each as long as the response.
 
     `threshold` is that of a method which follows a mask's number of drops: the statistics then count what the mask's
     do. A token of weight 0 gets -100. Weights other than 0 and 1 are kept in a column `weights`, list<float32>.
-    ValueError: lengths that do not fit, a weight that is not finite, weights that are all 0.
+
+    Raises:
+        ValueError: lengths that do not fit, a weight that is not finite, weights that are all 0.
     """
     parts = _parts(scored)
     rows = [np.asarray(row, dtype=np.float32) for row in weights]
@@ -152,7 +153,11 @@ def weights_to_labels(
 
 
 def _parts(scored: pa.Table) -> list[Sequences]:
-    """The table's record batches. ValueError: they hold no response token."""
+    """The table's record batches.
+
+    Raises:
+        ValueError: they hold no response token.
+    """
     parts = [Sequences(batch) for batch in scored.to_batches() if batch.num_rows]
     if not sum(int(part.responses.sum()) for part in parts):
         raise ValueError("the scored table holds no response tokens")
@@ -195,7 +200,11 @@ class MaskedTokens(Responses):
 
     @classmethod
     def from_mask(cls, masked: pa.Table) -> MaskedTokens:
-        """The columns of mask.parquet. ValueError: a table without labels."""
+        """The columns of mask.parquet.
+
+        Raises:
+            ValueError: a table without labels.
+        """
         if "labels" not in masked.column_names:
             raise ValueError(
                 f"a masked table is needed (xtf.mask adds drop_* and labels), not one with {masked.column_names}"
@@ -266,7 +275,11 @@ class _Tally:
                 self.dropped["_".join(names)] += int(np.count_nonzero(together))
 
     def stats(self, thresholds: dict[str, dict[str, Any]], degenerate: list[dict[str, str]]) -> MaskStats:
-        """ValueError if nothing is kept: training on it would be training on nothing."""
+        """The statistics.
+
+        Raises:
+            ValueError: nothing is kept; training on it would be training on nothing.
+        """
         for problem in degenerate:
             log.warning("degenerate attribute %s: %s", problem["attribute"], problem["reason"])
         shares = {names: count / self.tokens for names, count in self.dropped.items()}

@@ -51,7 +51,11 @@ def needs_forward(scorer: ScorerConfig) -> bool:
 
 
 def scored_layer(scorer: ScorerConfig, layers: int) -> int:
-    """The layer whose attention is RI, from 0; ValueError if a model of so many layers does not have it."""
+    """The layer whose attention is RI, from 0.
+
+    Raises:
+        ValueError: the model does not have it.
+    """
     layer = scorer.ri.layer
     if scorer.ri.variant is RIVariant.released:
         if layer not in (-1, 0):
@@ -66,7 +70,11 @@ def scored_layer(scorer: ScorerConfig, layers: int) -> int:
 
 
 def _sequences(rows: Sequence[Row]) -> Sequences:
-    """Rows end to end. ValueError: no rows, or one without prompt or response."""
+    """Rows end to end.
+
+    Raises:
+        ValueError: no rows, or one without prompt or response.
+    """
     if not rows:
         raise ValueError("there are no rows to score")
     flat = Sequences(as_table(rows))
@@ -119,8 +127,9 @@ def score_rows(
     its number of real tokens. `pad_id` fills places that nothing attends to: any id of the vocabulary does.
     During the pass the model is in eval mode and on the scoring attention; both are put back afterwards.
 
-    ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
-    scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
+    Raises:
+        ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
+            scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
     """
     flat, wanted = _sequences(rows), computed(scorer)
     needs = brought(wanted)
@@ -422,7 +431,11 @@ class TRTable:
     farthest: float
 
     def lookup(self, ids: np.ndarray) -> np.ndarray:
-        """TR of each id, float32; ValueError for an id that the table was not built for."""
+        """TR of each id, float32.
+
+        Raises:
+            ValueError: an id that the table was not built for.
+        """
         found = self.values[ids]
         if np.isnan(found).any():
             raise ValueError(f"the TR table lacks token id {ids[np.isnan(found)][0]}: build it from all rows to score")
@@ -452,8 +465,9 @@ def tr_table(
 
     If all distances are equal, all TR are 1. A vector of zeros has cosine 0 with everything.
 
-    ValueError: ids outside the model's vocabulary; vectors that are not finite; variant=released without
-    tokenizer or words, or a word without tokens.
+    Raises:
+        ValueError: ids outside the model's vocabulary; vectors that are not finite; variant=released without
+            tokenizer or words, or a word without tokens.
     """
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     if len(counts.all) > vocabulary:

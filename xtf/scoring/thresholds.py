@@ -195,7 +195,11 @@ def fit(blocks: Sequence[Responses], config: ThresholdConfig, attributes: Sequen
 
 
 def sum_histograms(blocks: Sequence[Responses], column: str, bins: int) -> np.ndarray:
-    """The dataset's TR histogram; ValueError for a TR outside [0, 1]."""
+    """The dataset's TR histogram.
+
+    Raises:
+        ValueError: a TR outside [0, 1].
+    """
     total = np.zeros(bins, dtype=np.int64)
     for block in blocks:
         tr = block.columns[column]

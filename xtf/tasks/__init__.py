@@ -116,7 +116,11 @@ class Task:
         return example.response if reading.reference is None else reading.reference
 
     def reference(self, example: Example) -> str:
-        """The key that completions of this example are compared with; ValueError if the row holds none."""
+        """The key that completions of this example are compared with.
+
+        Raises:
+            ValueError: the row holds none.
+        """
         return self.grader.reference(example, self._reference_text(example))
 
     def grade(self, items: Sequence[tuple[Example, str]]) -> list[Grade]:

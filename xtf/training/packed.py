@@ -243,12 +243,13 @@ def enable_packing(model: PreTrainedModel, longest: int, compiled: bool = False)
     """Let `model` read packed rows; returns the name of its attention implementation, now `PACKED` where it was
     sdpa.
 
-    ValueError if packing changes the loss of two documents: recurrent or convolutional layers carry state
-    from one document to the next, and a scaling behind the head may be unknown to `PackedLM.logits`.
-
     Args:
         longest: tokens of the longest document; sliding windows shorter than that stay with masked attention.
         compiled: whether the model will be compiled; then the attention stays, as document lengths are no fixed shape.
+
+    Raises:
+        ValueError: packing changes the loss of two documents: recurrent or convolutional layers carry state from one
+            document to the next, and a scaling behind the head may be unknown to `PackedLM.logits`.
     """
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.arange(1, 15, device=model.device) * 7919 % vocabulary

@@ -1,0 +1,84 @@
+"""Does a trainer that was installed apart compute the loss of an export that is computed by hand?
+
+    python -m benchmarks.interop.compare llamafactory PYTHON     # PYTHON: the interpreter with that trainer
+    python -m benchmarks.interop.compare axolotl PYTHON
+
+Scores and masks 24 bundled rows with the tiny model, exports them, lets the trainer take one step over all of them,
+and compares the loss that it logs first with sum over kept tokens / kept tokens, to 1e-3. Exits with 1 if they differ.
+`make interop` builds the environments (environment.sh) and runs this in each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from xtf import tiny
+
+ROWS = 24
+# How each is started, and the file that holds its configuration.
+STARTED = {
+    "llamafactory": (["-m", "llamafactory.cli", "train", "llamafactory.yaml"], "llamafactory.yaml", {"use_cpu": True}),
+    "axolotl": (["-m", "axolotl.cli.train", "axolotl.yaml"], "axolotl.yaml", {"use_cpu": True, "tf32": False}),
+}
+ONE_STEP = {"max_steps": 1, "bf16": False, "learning_rate": 1e-6}
+
+
+def by_hand(mask: Path) -> float:
+    """Sum of the losses of the kept tokens over their number, a row at a time."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.MODEL_DIR, dtype=torch.float32).eval()
+    total, kept = 0.0, 0
+    for row in pq.read_table(mask, columns=["input_ids", "labels"]).to_pylist():
+        with torch.no_grad():
+            logp = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        for place, label in enumerate(row["labels"]):
+            if label != -100 and place:
+                total, kept = total - logp[place - 1, label].item(), kept + 1
+    return total / kept
+
+
+def exported(to: str, folder: Path) -> tuple[Path, Path]:
+    """The folder of the export, and the mask it was made from."""
+    command = [sys.executable, "run.py", "stage=export", f"export.to={to}", f"task.train.limit={ROWS}"]
+    subprocess.run([*command, f"output_dir={folder}"], check=True)
+    (place,) = folder.glob(f"exports/*/{to}")
+    (mask,) = folder.rglob("mask.parquet")
+    return place, mask
+
+
+def first_loss(to: str, place: Path, python: str) -> float:
+    """What the trainer logs for a step over all rows."""
+    started, name, more = STARTED[to]
+    rows = json.loads((place / "export.json").read_text())["rows"]
+    settings = yaml.safe_load((place / name).read_text()) | ONE_STEP | more | {"gradient_accumulation_steps": rows}
+    (place / name).write_text(yaml.safe_dump(settings))
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+    subprocess.run([python, *started], cwd=place, check=True, env=offline)
+    states = sorted((place / "output").rglob("trainer_state.json"))
+    return float(json.loads(states[-1].read_text())["log_history"][0]["loss"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("to", choices=sorted(STARTED))
+    parser.add_argument("python")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place, mask = exported(arguments.to, Path(folder).resolve())
+        wanted, found = by_hand(mask), first_loss(arguments.to, place, arguments.python)
+    print(f"{arguments.to}: first loss {found:.5f}, by hand {wanted:.5f}")
+    return int(abs(found - wanted) > 1e-3 * wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

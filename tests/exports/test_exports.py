@@ -1,0 +1,303 @@
+"""Masked rows for other trainers: what is written, what is refused, and the loss that the trainers really compute."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+import datasets
+import hydra
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import xtf
+from xtf import tiny
+from xtf.config.checks import resolve
+from xtf.config.compose import to_config
+from xtf.config.identity import overrides
+from xtf.config.schema import LoraSettings, Schedule, Tuning, TuningConfig
+from xtf.exports import TRAINERS
+from xtf.exports.base import Rows
+from xtf.exports.megatron import packed
+from xtf.runtime.run_folder import RunFolder
+
+MODEL = str(tiny.MODEL_DIR)
+SETTINGS = {"epochs": 1, "learning_rate": 1e-4, "schedule": Schedule.constant, "warmup_ratio": 0.0}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def masked(tokenizer):
+    """Eight short rows, the second without any label, with labels dropped by hand."""
+    generator = np.random.default_rng(0)
+    rows = {"example_id": [], "input_ids": [], "prompt_length": [], "labels": []}
+    for number, length in enumerate([9, 7, 30, 14, 5, 22, 11, 18]):
+        ids = generator.integers(5, 2000, length).tolist()
+        keep = (generator.random(length) < 0.6) & (np.arange(length) >= 3) & (number != 1)
+        rows["example_id"].append(f"row-{number}")
+        rows["input_ids"].append(ids)
+        rows["prompt_length"].append(3)
+        rows["labels"].append([token if kept else -100 for token, kept in zip(ids, keep, strict=True)])
+    lists = {name: pa.array(rows[name], pa.list_(pa.int32())) for name in ("input_ids", "labels")}
+    return datasets.Dataset(pa.table({**rows, **lists}))
+
+
+def export(masked, folder, to="hf", **settings):
+    return xtf.export(masked, to, folder, model=MODEL, **settings)
+
+
+def by_hand(masked) -> float:
+    """Sum of the losses of the kept tokens over their number, a row at a time."""
+    model, total, kept = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval(), 0.0, 0
+    with torch.no_grad():
+        for row in masked:
+            logp = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+            for place, label in enumerate(row["labels"]):
+                if label != -100:
+                    total -= logp[place - 1, label].item()
+                    kept += 1
+    return total / kept
+
+
+@pytest.fixture
+def first_loss(monkeypatch):
+    """What the exported script logs for its first step, with other values in the exported configuration."""
+
+    def train(folder: Path, **changes) -> float:
+        file = folder / "training.yaml"
+        arguments = yaml.safe_load(file.read_text()) | {"max_steps": 1, "use_cpu": True, **changes}
+        file.write_text(yaml.safe_dump(arguments))
+        monkeypatch.chdir(folder)
+        return runpy.run_path("train.py")["trainer"].state.log_history[0]["loss"]
+
+    return train
+
+
+# -- the trainers really run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [(1, 7), (7, 1), (4, 2)])
+def test_transformers_trainer_computes_the_loss_by_hand(masked, tmp_path, first_loss, batch):
+    folder = export(masked, tmp_path / "hf")
+    size, accumulate = batch
+    found = first_loss(folder, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate)
+    assert found == pytest.approx(by_hand(masked), rel=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+@pytest.mark.parametrize("changes", [{}, {"packing": True, "packing_strategy": "bfd", "max_length": 64}])
+def test_trl_computes_the_loss_by_hand_also_packed(masked, tmp_path, first_loss, changes):
+    folder = export(masked, tmp_path / "trl", "trl")
+    found = first_loss(folder, per_device_train_batch_size=7, gradient_accumulation_steps=1, bf16=False, **changes)
+    assert found == pytest.approx(by_hand(masked), rel=1e-3)
+
+
+# -- what is written ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", TRAINERS)
+def test_every_export_has_a_readme_and_a_record_with_hashes(masked, tmp_path, to):
+    folder = export(masked, tmp_path / to, to)
+    readme, record = (folder / "README.md").read_text(), json.loads((folder / "export.json").read_text())
+    kept = sum(label != -100 for row in masked["labels"] for label in row)
+    assert (record["rows"], record["kept_tokens"], record["rows_without_label"]["count"]) == (7, kept, 1)
+    assert "1 rows have no label at all and are left out" in readme
+    for value in (record["rows_sha256"], *record["files"].values(), record["versions"]["xtf"]):
+        assert value in readme
+    assert {file.name for file in folder.iterdir()} == {"README.md", "export.json", *record["files"]}
+
+
+@pytest.mark.parametrize("to", ["hf", "trl", "axolotl", "llamafactory"])
+def test_the_data_has_exactly_three_columns(masked, tmp_path, to):
+    folder = export(masked, tmp_path / to, to, empty_rows="keep")
+    if to == "llamafactory":
+        rows = datasets.load_from_disk(str(folder / "data"))["train"]
+    else:
+        rows = datasets.Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert rows.column_names == ["input_ids", "attention_mask", "labels"]
+    assert rows["input_ids"][:] == masked["input_ids"][:] and rows["labels"][:] == masked["labels"][:]
+    assert rows["attention_mask"][:] == [[1] * len(ids) for ids in masked["input_ids"]]
+
+
+def test_lengths_in_the_configurations_fit_the_longest_row(masked, tmp_path):
+    files = {"trl": ("training.yaml", "max_length"), "axolotl": ("axolotl.yaml", "sequence_len")}
+    files["llamafactory"] = ("llamafactory.yaml", "cutoff_len")
+    for to, (name, key) in files.items():
+        folder = export(masked, tmp_path / to, to)
+        assert yaml.safe_load((folder / name).read_text())[key] == 30
+        longer = export(masked, tmp_path / f"{to}-40", to, max_length=40)
+        assert yaml.safe_load((longer / name).read_text())[key] == 40
+
+
+def test_adapters_name_the_modules_that_peft_takes_for_the_model(masked, tmp_path):
+    lora = TuningConfig(name=Tuning.lora, batch_size=4, lora=LoraSettings(r=4, alpha=9), **SETTINGS)
+    folder = export(masked, tmp_path / "axolotl", "axolotl", tuning=lora)
+    settings = yaml.safe_load((folder / "axolotl.yaml").read_text())
+    assert (settings["adapter"], settings["lora_r"], settings["lora_alpha"]) == ("lora", 4, 9)
+    assert settings["lora_target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_megatron_masks_the_predicting_token_and_packs_whole_documents(masked):
+    table = pa.table({name: masked.data.table[name] for name in ("input_ids", "labels")})
+    lengths = np.array([len(ids) for ids in masked["input_ids"]])
+    found = packed(Rows(table, lengths, 0, 0), 40).to_pylist()
+    documents = {}
+    for pack in found:
+        assert len(pack["input_ids"]) == len(pack["loss_mask"]) <= 40
+        ends = [*pack["seq_start_id"][1:], len(pack["input_ids"])]
+        for start, end in zip(pack["seq_start_id"], ends, strict=True):
+            documents[tuple(pack["input_ids"][start:end])] = pack["loss_mask"][start:end]
+    assert len(documents) == len(masked)
+    for row in masked:
+        wanted = [int(label != -100) for label in row["labels"][1:]] + [0]
+        assert documents[tuple(row["input_ids"])] == wanted
+
+
+def with_weights(masked):
+    table = masked.data.table
+    weights = [[0.25 if place % 2 else 1.0 for place in range(len(ids) - 3)] for ids in masked["input_ids"]]
+    return datasets.Dataset(table.append_column("weights", pa.array(weights, pa.list_(pa.float32()))))
+
+
+def test_ms_swift_gets_a_scale_for_every_token(masked, tmp_path):
+    folder = export(with_weights(masked), tmp_path / "swift", "ms_swift", empty_rows="keep")
+    for line, row in zip((folder / "train.jsonl").read_text().splitlines(), masked, strict=True):
+        scale = [
+            0.0 if label == -100 else 0.25 if (place - 3) % 2 else 1.0 for place, label in enumerate(row["labels"])
+        ]
+        assert json.loads(line) == {"token_ids": row["input_ids"], "loss_scale": scale}
+    assert "--is_binary_loss_scale false" in (folder / "train.sh").read_text()
+    plain = export(masked, tmp_path / "plain", "ms_swift")
+    assert "--is_binary_loss_scale true" in (plain / "train.sh").read_text()
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+def changed(masked, **columns):
+    rows = masked.to_dict() | columns
+    return datasets.Dataset.from_dict(rows)
+
+
+def test_rows_that_do_not_belong_together_are_refused(masked, tmp_path):
+    labels = [list(row) for row in masked["labels"]]
+    labels[2][4] = 4
+    with pytest.raises(ValueError, match=r"neither -100 nor the input id at its place .*: example row-2;"):
+        export(changed(masked, labels=labels), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"labels and input_ids differ in length: example row-0;"):
+        export(changed(masked, labels=[masked["labels"][0][:-1], *masked["labels"][1:]]), tmp_path / "b")
+    with pytest.raises(ValueError, match=r"no mask: it has no column 'labels'.*xtf.mask first"):
+        export(masked.remove_columns("labels"), tmp_path / "c")
+    with pytest.raises(ValueError, match=r"nothing to train on"):
+        export(changed(masked, labels=[[-100] * len(ids) for ids in masked["input_ids"]]), tmp_path / "d")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", [name for name in TRAINERS if name != "ms_swift"])
+def test_weights_that_the_trainer_ignores_are_refused(masked, tmp_path, to):
+    with pytest.raises(ValueError, match=r"fractional weights .*export.to=ms_swift"):
+        export(with_weights(masked), tmp_path / to, to)
+
+
+def test_lengths_that_would_be_cut_are_refused(masked, tmp_path):
+    with pytest.raises(ValueError, match=r"export.max_length=20: the trainer would cut 2 of 7 rows"):
+        export(masked, tmp_path / "short", max_length=20)
+
+
+def test_another_export_in_the_folder_is_refused_and_left_alone(masked, tmp_path):
+    folder = export(masked, tmp_path / "one")
+    (folder / "output").mkdir()  # what training leaves
+    before = (folder / "export.json").read_text()
+    assert export(masked, folder) == folder
+    with pytest.raises(ValueError, match=r"holds another export"):
+        export(masked, folder, empty_rows="keep")
+    with pytest.raises(ValueError, match=r"holds another export"):
+        export(masked, folder, "trl")
+    assert (folder / "export.json").read_text() == before and (folder / "output").is_dir()
+    (folder / "train.py").write_text("other")
+    with pytest.raises(ValueError, match=r"train.py changed since"):
+        export(masked, folder)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"is not empty and holds no export"):
+        export(masked, tmp_path / "own")
+
+
+def test_another_tokenizer_is_refused(tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(MODEL)
+    rows = [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5\n#### 5"}] * 3
+    scored = xtf.mask(xtf.score(model, tokenizer, rows), threshold="quantile").shuffle(seed=1)
+    folder = xtf.export(scored, to="trl", folder=tmp_path / "trl")  # model and tokenizer as recorded
+    assert MODEL in (folder / "train.py").read_text()
+    assert "threshold=quantile, end=kept, attributes: ri, kn, tr" in (folder / "README.md").read_text()
+    other = AutoTokenizer.from_pretrained(MODEL)
+    other.add_tokens(["<another>"])
+    with pytest.raises(ValueError, match=r"were scored with another tokenizer"):
+        xtf.export(scored, to="trl", folder=tmp_path / "other", tokenizer=other)
+
+
+def test_unknown_names_are_refused_with_the_known_ones(masked, tmp_path):
+    with pytest.raises(ValueError, match=r"to='tlr' is not known; did you mean 'trl'"):
+        export(masked, tmp_path / "x", "tlr")
+    with pytest.raises(ValueError, match=r"it must be one of drop, keep"):
+        export(masked, tmp_path / "x", empty_rows="maybe")
+
+
+# -- the command line ---------------------------------------------------------------------------------------------
+
+
+def config(*arguments):
+    return to_config(hydra.compose("config", overrides=list(arguments)))
+
+
+@pytest.mark.usefixtures("composing")
+def test_what_no_file_can_hold_is_refused_before_anything_is_scored():
+    with pytest.raises(ValueError, match=r"method=dft weighs tokens with the model in training"):
+        resolve(config("stage=export", "method=dft"))
+    with pytest.raises(ValueError, match=r"method=token_cleaning_evolving cleans each part"):
+        resolve(config("stage=export", "method=token_cleaning_evolving"))
+    with pytest.raises(ValueError, match=r"export.to=axolot is not known; did you mean 'axolotl'"):
+        resolve(config("stage=export", "export.to=axolot"))
+    resolve(config("stage=mask", "method=dft"))
+
+
+@pytest.mark.usefixtures("composing")
+def test_export_settings_do_not_name_the_run():
+    from xtf.config.compose import compose, typed
+
+    plain = compose([])
+    node = compose(["stage=export", "export.to=trl", "export.empty_rows=keep", "export.max_length=400"])
+    assert overrides(typed(node), typed(plain)) == {}
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_is_exported_from_its_mask(tmp_path):
+    from xtf.pipeline import run
+
+    made = resolve(
+        config("stage=export", "export.to=axolotl", "scorer=kn", "task.train.limit=6", f"output_dir={tmp_path}")
+    )
+    run(made, {"task.train.limit": 6})
+    folder = RunFolder.of(made, {"task.train.limit": 6})
+    place = folder.export("axolotl")
+    assert place == tmp_path / "exports" / "-".join(folder.parts) / "axolotl"
+    rows, mask = pq.read_table(place / "train.parquet"), pq.read_table(folder.mask)
+    assert rows.num_rows == 6
+    assert rows["input_ids"].to_pylist() == mask["input_ids"].to_pylist()
+    assert rows["labels"].to_pylist() == mask["labels"].to_pylist()
+    settings = yaml.safe_load((place / "axolotl.yaml").read_text())
+    assert settings["num_epochs"] == made.tuning.epochs and settings["gradient_accumulation_steps"] == 8
+    readme = (place / "README.md").read_text()
+    assert "scorer=kn (attributes: kn), threshold=paper" in readme
+    assert not folder.model.exists() and not folder.metrics.exists()

@@ -1,0 +1,78 @@
+"""Axolotl: Parquet that it knows for tokenized (it wants attention_mask too), and its YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xtf.exports.base import Recipe, Rows, Trainer, scheduler, write_yaml
+
+
+class Axolotl(Trainer):
+    """`axolotl train`."""
+
+    name = "axolotl"
+    title = "Axolotl"
+    packages = ("axolotl", "transformers", "datasets", "peft")
+    columns = "`train.parquet`: `input_ids` list<int32>, `attention_mask` list<int8>, `labels` list<int32>"
+    note = (
+        "Rows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
+        "row, for Axolotl leaves longer ones out. `sample_packing: true` keeps documents apart only with an attention "
+        "kernel that does (flash attention): set `flash_attention: true` with it, and a larger `sequence_len`."
+    )
+    tried = (
+        "Axolotl 0.19.0, 2026-11-25: a Parquet file with these columns passes `axolotl preprocess`. The comparison of "
+        "losses (`make interop`) is written and has not been run"
+    )
+
+    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+        """train.parquet, axolotl.yaml."""
+        import pyarrow.parquet as pq
+
+        pq.write_table(rows.table, folder / "train.parquet")
+        write_yaml(folder / "axolotl.yaml", _settings(recipe), "axolotl train axolotl.yaml")
+
+    def command(self, recipe: Recipe) -> str:
+        """The configuration names the data relative to the folder."""
+        return "axolotl train axolotl.yaml"
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    tuning = recipe.tuning
+    settings: dict[str, Any] = {
+        "base_model": recipe.model,
+        **({"revision_of_model": recipe.revision} if recipe.revision else {}),
+        "datasets": [{"path": "train.parquet", "ds_type": "parquet", "type": None}],
+        "dataset_prepared_path": "prepared",
+        "val_set_size": 0,
+        "sequence_len": recipe.max_length,
+        "sample_packing": False,
+        "pad_to_sequence_len": False,
+        "num_epochs": recipe.epochs,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": tuning.batch_size,
+        "learning_rate": tuning.learning_rate,
+        "lr_scheduler": scheduler(tuning),
+        "warmup_ratio": tuning.warmup_ratio,
+        "optimizer": "adamw_torch",
+        "adam_beta1": tuning.betas[0],
+        "adam_beta2": tuning.betas[1],
+        "weight_decay": tuning.weight_decay,
+        "max_grad_norm": tuning.max_grad_norm,
+        "gradient_checkpointing": tuning.gradient_checkpointing,
+        "bf16": recipe.bf16,
+        "seed": recipe.seed,
+        "logging_steps": 1,
+        "output_dir": "output",
+    }
+    if tuning.max_steps is not None:
+        settings["max_steps"] = tuning.max_steps
+    if recipe.lora:
+        settings |= {
+            "adapter": "lora",
+            "lora_r": tuning.lora.r,
+            "lora_alpha": tuning.lora.alpha,
+            "lora_dropout": tuning.lora.dropout,
+            "lora_target_modules": list(recipe.lora_targets),
+        }
+    return settings

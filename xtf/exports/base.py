@@ -1,0 +1,267 @@
+"""What every export shares: rows that were checked, the recipe they are trained by, the folder and its README.
+
+A trainer derives from `Trainer` in a file of its own, says what it takes, and writes its data and configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from xtf.config.schema import ConfigError, EmptyRows, Optimizer, Schedule, Tuning, TuningConfig
+from xtf.scoring.masks import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is exported.
+
+    `table`, one row per example: `input_ids` list<int32>; `attention_mask` list<int8>, all 1; `labels` list<int32>,
+    -100 where no loss falls; and `loss_weights` list<float32> where the mask has weights other than 0 and 1. All lists
+    of a row are as long as its input_ids.
+    """
+
+    table: pa.Table
+    lengths: np.ndarray  # [rows] int64, tokens of each row
+    kept: int  # labels that are not -100
+    without_label: int  # rows of the masked set that have no label, kept or left out
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths.max())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rows' content."""
+        total = hashlib.sha256(self.lengths.tobytes())
+        for name in self.table.column_names:
+            total.update(f"{name}\0".encode() + _flat(self.table, name)[0].tobytes())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a trainer's configuration is written from; `tuning` leaves none of its hyper-parameters open."""
+
+    model: str  # a folder, or an id on the hub
+    revision: str | None
+    max_length: int  # tokens of a row at most
+    tuning: TuningConfig
+    epochs: int  # with what the method multiplies them by
+    seed: int
+    bf16: bool  # compute in bfloat16
+    lora_targets: Sequence[str] = ()  # modules that get an adapter; only with tuning=lora
+
+    @property
+    def lora(self) -> bool:
+        """Whether adapters are trained instead of all weights."""
+        return self.tuning.name is Tuning.lora
+
+    def not_carried(self) -> list[str]:
+        """The settings of the run that no other trainer's configuration holds, in words."""
+        tuning, found = self.tuning, []
+        if tuning.optimizer is not Optimizer.adamw:
+            found.append(f"tuning.optimizer={tuning.optimizer.value}: the configuration says AdamW")
+        if tuning.schedule is Schedule.trapezoid:
+            found.append("tuning.schedule=trapezoid: the configuration says linear")
+        if tuning.divisor is not TuningConfig.divisor:
+            found.append(f"tuning.divisor={tuning.divisor.value}: other trainers divide by the labels that are kept")
+        if tuning.validation_fraction:
+            found.append(f"tuning.validation_fraction={tuning.validation_fraction}: its rows are among those exported")
+        return found
+
+
+class Trainer:
+    """A trainer that takes masked rows."""
+
+    name: ClassVar[str]  # export.to
+    title: ClassVar[str]  # for people
+    weights: ClassVar[bool] = False  # whether it reads a weight for each token
+    packages: ClassVar[tuple[str, ...]] = ()  # those whose versions decide whether the files fit
+    columns: ClassVar[str]  # what its data holds, for the README
+    note: ClassVar[str]  # what to know before changing the configuration
+    tried: ClassVar[str]  # with which versions, when, and how it came out
+
+    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+        """Write data and configuration into an empty folder."""
+        raise NotImplementedError
+
+    def command(self, recipe: Recipe) -> str:
+        """What is typed in the folder to train."""
+        raise NotImplementedError
+
+
+# -- checks ----------------------------------------------------------------------------------------------------------
+
+
+def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
+    """The rows of a masked table as `trainer` takes them.
+
+    A label at a row's first token is left out: nothing precedes it, so no trainer learns from it, but some count it.
+
+    Raises:
+        ValueError: no mask; labels that do not belong to their input_ids; weights that the trainer would ignore;
+            nothing that carries loss.
+    """
+    names = masked.column_names
+    if "labels" not in names:
+        raise ValueError(
+            f"this table has no mask: it has no column 'labels' but {', '.join(names)}; put it through xtf.mask first"
+        )
+    if "input_ids" not in names:
+        raise ValueError(f"this table has no column 'input_ids' but {', '.join(names)}")
+    if "weights" in names and not trainer.weights:
+        raise ValueError(
+            f"the mask has fractional weights (column `weights`), which {trainer.title} does not read: it would train "
+            "every token alike; export to one that does (export.to=ms_swift), or take a mask of 0 and 1"
+        )
+    labels = "examples" if "example_id" not in names else "example"
+    ids, lengths = _flat(masked, "input_ids")
+    found, label_lengths = _flat(masked, "labels")
+
+    def refuse(rows: np.ndarray, what: str) -> None:
+        if rows.any():
+            first = np.flatnonzero(rows)[:5].tolist()
+            own = [masked["example_id"][i].as_py() if labels == "example" else i for i in first]
+            more = f" and {int(rows.sum()) - len(own)} more" if rows.sum() > len(own) else ""
+            raise ValueError(f"{what}: example {', '.join(map(str, own))}{more}; mask the rows again (xtf.mask)")
+
+    refuse(lengths == 0, "input_ids is empty")
+    refuse(label_lengths != lengths, "labels and input_ids differ in length")
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    wrong = (found != IGNORED) & (found != ids)
+    refuse(
+        np.bincount(row[wrong], minlength=len(lengths)) > 0,
+        "a label is neither -100 nor the input id at its place (labels are not shifted)",
+    )
+    starts = np.cumsum(lengths) - lengths
+    found = found.astype(np.int32)
+    found[starts] = IGNORED
+    columns = {"input_ids": ids.astype(np.int32), "attention_mask": np.ones(len(ids), np.int8), "labels": found}
+    if "weights" in names:
+        columns["loss_weights"] = _weights(masked, ids, lengths, found)
+    with_label = np.bincount(row[found != IGNORED], minlength=len(lengths)) > 0
+    if not with_label.any():
+        raise ValueError("every label is -100: there is nothing to train on")
+    table = pa.table({name: _lists(values, lengths) for name, values in columns.items()})
+    if empty is EmptyRows.drop:
+        table, lengths = table.filter(pa.array(with_label)), lengths[with_label]
+    kept = int(np.count_nonzero(found != IGNORED))
+    return Rows(table.combine_chunks(), lengths, kept, int(np.count_nonzero(~with_label)))
+
+
+def _weights(masked: pa.Table, ids: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The responses' weights as one for each token, [tokens]; 0 where no loss falls."""
+    values, _ = _flat(masked, "weights")
+    place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    response = place >= np.repeat(masked["prompt_length"].to_numpy(), lengths)
+    if len(values) != np.count_nonzero(response):
+        raise ValueError("the column `weights` is not as long as the responses; mask the rows again (xtf.mask)")
+    weights = np.zeros(len(ids), np.float32)
+    weights[response] = values
+    weights[labels == IGNORED] = 0
+    return weights
+
+
+def fitting_length(rows: Rows, wanted: int | None, limit: int | None) -> int:
+    """The length that the configuration allows: `wanted`, by default the longest row's.
+
+    Args:
+        limit: positions that the model has, None where it does not say.
+
+    Raises:
+        ConfigError: the trainer would cut rows, or the model cannot read them.
+    """
+    if wanted is not None and wanted < rows.longest:
+        cut = int(np.count_nonzero(rows.lengths > wanted))
+        raise ConfigError(
+            f"export.max_length={wanted}: the trainer would cut {cut} of {len(rows.lengths)} rows, the longest has "
+            f"{rows.longest} tokens; leave it out, or make shorter rows (model.max_length={wanted})"
+        )
+    if limit is not None and rows.longest > limit:
+        raise ConfigError(
+            f"the longest row has {rows.longest} tokens and the model {limit} positions, so the trainer would cut it; "
+            f"make shorter rows (model.max_length={limit})"
+        )
+    return wanted or rows.longest
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tells tokenizers apart: a digest of the ids that they give to tokens."""
+    entries = sorted((number, token) for token, number in tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
+
+
+def check_vocabulary(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises:
+    ValueError: an input id that the tokenizer does not have.
+    """
+    largest = int(_flat(rows.table, "input_ids")[0].max())
+    if largest >= len(tokenizer):
+        raise ValueError(
+            f"the rows hold the id {largest} and this tokenizer ({tokenizer.name_or_path or 'unnamed'}) has "
+            f"{len(tokenizer)} tokens: it is not the one that they were scored with; give that one"
+        )
+
+
+# -- Arrow -----------------------------------------------------------------------------------------------------------
+
+
+def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a list column end to end, and the length of each list (int64)."""
+    lists = table[name].combine_chunks()
+    if lists.null_count:
+        raise ValueError(f"column {name!r} holds {lists.null_count} nulls")
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    return lists.flatten().to_numpy(zero_copy_only=False), lengths
+
+
+def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+# -- files that several trainers share -------------------------------------------------------------------------------
+
+
+def write_yaml(path: Path, values: Mapping[str, Any], heading: str) -> None:
+    """Write a configuration, under a comment that says what it is of."""
+    import yaml
+
+    path.write_text(f"# {heading}\n" + yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
+
+
+def scheduler(tuning: TuningConfig) -> str:
+    """The learning rate's course by the name that transformers has for it."""
+    if tuning.schedule is Schedule.constant:
+        return "constant_with_warmup" if tuning.warmup_ratio else "constant"
+    return "cosine" if tuning.schedule is Schedule.cosine else "linear"
+
+
+def with_epochs(tuning: TuningConfig, factor: int) -> int:
+    """Epochs of a resolved tuning by a method's factor."""
+    assert tuning.epochs is not None, "the tuning is resolved"
+    return tuning.epochs * factor
+
+
+def plain_lora(recipe: Recipe) -> dict[str, Any]:
+    """The adapters' settings as keyword arguments of `peft.LoraConfig`."""
+    lora = dataclasses.asdict(recipe.tuning.lora)
+    return {
+        "r": lora["r"],
+        "lora_alpha": lora["alpha"],
+        "lora_dropout": lora["dropout"],
+        "target_modules": list(recipe.lora_targets),
+        "task_type": "CAUSAL_LM",
+    }

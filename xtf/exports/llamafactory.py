@@ -1,0 +1,80 @@
+"""LLaMA-Factory: a `save_to_disk` folder with three columns, and its YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xtf.exports.base import Recipe, Rows, Trainer, scheduler, write_yaml
+
+
+class LlamaFactory(Trainer):
+    """`llamafactory-cli train`, whose `tokenized_path` reads a folder that `save_to_disk` wrote."""
+
+    name = "llamafactory"
+    title = "LLaMA-Factory"
+    packages = ("llamafactory", "transformers", "datasets", "peft")
+    columns = (
+        "`data/`: `DatasetDict(train=...)` as `save_to_disk` writes it, with `input_ids` list<int32>, "
+        "`attention_mask` list<int8>, `labels` list<int32>"
+    )
+    note = (
+        "`dataset: identity` has to be set though it is not read: the rows come from `tokenized_path`. `cutoff_len` "
+        "does not touch tokenized rows; leave `packing` off, which would not either."
+    )
+    tried = (
+        "LLaMA-Factory 0.9.5, 2026-11-25: a folder with these columns trains and gives the loss computed by hand "
+        "(tried by hand on such a folder). The comparison by `make interop` is written and has not been run"
+    )
+
+    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+        """data/, llamafactory.yaml."""
+        import datasets
+
+        datasets.DatasetDict(train=datasets.Dataset(rows.table)).save_to_disk(folder / "data")
+        write_yaml(folder / "llamafactory.yaml", _settings(recipe), "llamafactory-cli train llamafactory.yaml")
+
+    def command(self, recipe: Recipe) -> str:
+        """The configuration names the data relative to the folder."""
+        return "llamafactory-cli train llamafactory.yaml"
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    tuning = recipe.tuning
+    settings: dict[str, Any] = {
+        "model_name_or_path": recipe.model,
+        **({"model_revision": recipe.revision} if recipe.revision else {}),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora" if recipe.lora else "full",
+        "dataset": "identity",
+        "tokenized_path": "data",
+        "cutoff_len": recipe.max_length,
+        "packing": False,
+        "num_train_epochs": recipe.epochs,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": tuning.batch_size,
+        "learning_rate": tuning.learning_rate,
+        "lr_scheduler_type": scheduler(tuning),
+        "warmup_ratio": tuning.warmup_ratio,
+        "optim": "adamw_torch",
+        "adam_beta1": tuning.betas[0],
+        "adam_beta2": tuning.betas[1],
+        "weight_decay": tuning.weight_decay,
+        "max_grad_norm": tuning.max_grad_norm,
+        "disable_gradient_checkpointing": not tuning.gradient_checkpointing,
+        "bf16": recipe.bf16,
+        "seed": recipe.seed,
+        "logging_steps": 1,
+        "output_dir": "output",
+    }
+    if tuning.max_steps is not None:
+        settings["max_steps"] = tuning.max_steps
+    if recipe.lora:
+        settings |= {
+            "lora_rank": tuning.lora.r,
+            "lora_alpha": tuning.lora.alpha,
+            "lora_dropout": tuning.lora.dropout,
+            "lora_target": ",".join(recipe.lora_targets),
+        }
+    return settings

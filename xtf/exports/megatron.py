@@ -1,0 +1,87 @@
+"""Megatron-Bridge and NeMo: packed Parquet with the documents' starts, and the dataset's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from xtf.exports.base import IGNORED, Recipe, Rows, Trainer
+
+FILE = "train.idx.parquet"  # the ending by which Megatron-Bridge knows packed Parquet
+
+
+class Megatron(Trainer):
+    """Megatron-Bridge's offline packed data (`GPTSFTPackedParquetDataset`)."""
+
+    name = "megatron"
+    title = "Megatron-Bridge"
+    packages = ("megatron-bridge", "megatron-core")
+    columns = (
+        f"`{FILE}`: `input_ids` list<int32> of several documents end to end, `seq_start_id` list<int32>, where each "
+        "starts, and `loss_mask` list<int8>, which stands at the token that *predicts*: 1 at place t where the token "
+        "at t + 1 carries loss"
+    )
+    note = (
+        "Documents are kept apart by `seq_start_id`. Offline packed data wants a micro-batch of 1, and "
+        "`pad_seq_to_mult` of 1. A step holds packs, not rows: the global batch size is yours to choose. The mask is 0 "
+        "or 1 (the collator makes integers of it)."
+    )
+    tried = "written from the source of Megatron-Bridge (commit 067f987d, 2026-08-22); not run"
+
+    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+        """train.idx.parquet, dataset.py."""
+        import pyarrow.parquet as pq
+
+        pq.write_table(packed(rows, recipe.max_length), folder / FILE)
+        (folder / "dataset.py").write_text(_script(recipe), encoding="utf-8")
+
+    def command(self, recipe: Recipe) -> str:
+        """A recipe of Megatron-Bridge takes the dataset; its other settings depend on the machines."""
+        return "cfg.dataset = dataset.masked_rows()   # in a recipe of Megatron-Bridge for this model"
+
+
+def packed(rows: Rows, length: int) -> pa.Table:
+    """Rows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
+    from xtf.data.steps import pack
+
+    ids, labels = (rows.table[name].to_pylist() for name in ("input_ids", "labels"))
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "loss_mask": [], "seq_start_id": []}
+    for group in pack(rows.lengths.tolist(), length):
+        columns["input_ids"].append([token for index in group for token in ids[index]])
+        masks = ([int(label != IGNORED) for label in labels[index][1:]] + [0] for index in group)
+        columns["loss_mask"].append([value for mask in masks for value in mask])
+        ends = np.cumsum([rows.lengths[index] for index in group])
+        columns["seq_start_id"].append([0, *ends[:-1].tolist()])
+    types = {"input_ids": pa.int32(), "loss_mask": pa.int8(), "seq_start_id": pa.int32()}
+    return pa.table({name: pa.array(values, pa.list_(types[name])) for name, values in columns.items()})
+
+
+def _script(recipe: Recipe) -> str:
+    return f'''\
+"""The masked rows as a dataset of Megatron-Bridge: cfg.dataset = dataset.masked_rows()"""
+
+from pathlib import Path
+
+from megatron.bridge.data.builders import GPTSFTDatasetConfig
+from megatron.bridge.data.packing import PackedSequenceSpecs
+
+HERE = Path(__file__).resolve().parent
+
+
+def masked_rows():
+    return GPTSFTDatasetConfig(
+        seq_length={recipe.max_length},
+        dataset_root=HERE,
+        seed={recipe.seed},
+        do_validation=False,
+        do_test=False,
+        enable_offline_packing=True,
+        offline_packing_specs=PackedSequenceSpecs(
+            packed_sequence_size={recipe.max_length},
+            packed_train_data_path=HERE / "{FILE}",
+            tokenizer_model_name={recipe.model!r},
+        ),
+    )
+'''

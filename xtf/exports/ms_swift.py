@@ -1,0 +1,121 @@
+"""ms-swift: ids and a loss scale for each token as JSON lines, and a plugin that hands them to its template."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from xtf.exports.base import Recipe, Rows, Trainer, scheduler
+
+PLUGIN = '''\
+"""Reads train.jsonl for ms-swift: every token with the scale of its loss, and nothing of a template around them."""
+
+from pathlib import Path
+
+from swift.dataset import DatasetMeta, RowPreprocessor, register_dataset
+from swift.template import TemplateMeta, register_template
+
+
+class Tokens(RowPreprocessor):
+    def preprocess(self, row):
+        tokens = {"token_ids": row["token_ids"], "loss_scale": row["loss_scale"]}
+        return {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": tokens}]}
+
+
+# Without a suffix: ms-swift would give the labels of one back that the mask has dropped.
+register_template(TemplateMeta("xtf_tokens", prefix=[], prompt=["{{QUERY}}"], chat_sep=None, suffix=[]))
+register_dataset(
+    DatasetMeta(
+        dataset_name="xtf_masked",
+        dataset_path=str(Path(__file__).resolve().parent / "train.jsonl"),
+        preprocess_func=Tokens(),
+    )
+)
+'''
+
+
+class MsSwift(Trainer):
+    """`swift sft`, of which a template's context may be token ids, each with a scale of its loss."""
+
+    name = "ms_swift"
+    title = "ms-swift"
+    weights = True
+    packages = ("ms-swift", "transformers", "datasets", "peft")
+    columns = (
+        "`train.jsonl`: `token_ids`, and `loss_scale` as long: 0 where no loss falls, else the token's weight; the "
+        "loss is their weighted sum by the number of tokens with a scale above 0"
+    )
+    note = (
+        "The template `xtf_tokens` of plugin.py adds nothing to the rows; with another one ms-swift puts its own marks "
+        "around them. `is_binary_loss_scale` must stay false where a scale is neither 0 nor 1."
+    )
+    tried = "written from the source of ms-swift 4.6.0.dev0 (commit 3602360a, 2026-08-22); not run"
+
+    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+        """train.jsonl, plugin.py, train.sh."""
+        weighted = "loss_weights" in rows.table.column_names
+        with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
+            for row in rows.table.to_pylist():
+                scale = row["loss_weights"] if weighted else [float(label != -100) for label in row["labels"]]
+                file.write(json.dumps({"token_ids": row["input_ids"], "loss_scale": scale}) + "\n")
+        (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+        arguments = _arguments(recipe, binary=not weighted or _binary(rows))
+        lines = [
+            "#!/bin/sh",
+            "swift sft \\",
+            *(f"  --{key} {shlex.quote(value)} \\" for key, value in arguments.items()),
+        ]
+        (folder / "train.sh").write_text("\n".join(lines).removesuffix(" \\") + "\n", encoding="utf-8")
+
+    def command(self, recipe: Recipe) -> str:
+        """plugin.py is named relative to the folder."""
+        return "sh train.sh"
+
+
+def _binary(rows: Rows) -> bool:
+    values = pc.list_flatten(rows.table["loss_weights"]).to_numpy()
+    return bool(np.isin(values, (0, 1)).all())
+
+
+def _arguments(recipe: Recipe, *, binary: bool) -> dict[str, str]:
+    tuning = recipe.tuning
+    arguments: dict[str, object] = {
+        "model": recipe.model,
+        **({"model_revision": recipe.revision} if recipe.revision else {}),
+        "tuner_type": "lora" if recipe.lora else "full",
+        "external_plugins": "plugin.py",
+        "template": "xtf_tokens",
+        "dataset": "xtf_masked",
+        "split_dataset_ratio": 0,
+        "strict": "true",
+        "is_binary_loss_scale": str(binary).lower(),
+        "max_length": recipe.max_length,
+        "truncation_strategy": "raise",
+        "packing": "false",
+        "num_train_epochs": recipe.epochs,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": tuning.batch_size,
+        "learning_rate": tuning.learning_rate,
+        "lr_scheduler_type": scheduler(tuning),
+        "warmup_ratio": tuning.warmup_ratio,
+        "adam_beta1": tuning.betas[0],
+        "adam_beta2": tuning.betas[1],
+        "weight_decay": tuning.weight_decay,
+        "max_grad_norm": tuning.max_grad_norm,
+        "gradient_checkpointing": str(tuning.gradient_checkpointing).lower(),
+        "bf16": str(recipe.bf16).lower(),
+        "torch_dtype": "float32",
+        "seed": recipe.seed,
+        "logging_steps": 1,
+        "output_dir": "output",
+    }
+    if tuning.max_steps is not None:
+        arguments["max_steps"] = tuning.max_steps
+    if recipe.lora:
+        arguments |= {"lora_rank": tuning.lora.r, "lora_alpha": tuning.lora.alpha, "lora_dropout": tuning.lora.dropout}
+        return {key: str(value) for key, value in arguments.items()} | {"target_modules": " ".join(recipe.lora_targets)}
+    return {key: str(value) for key, value in arguments.items()}

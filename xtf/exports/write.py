@@ -1,0 +1,296 @@
+"""stage=export and `xtf.export`: a masked table -> a folder with data, configuration, README.md and export.json."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtf.config.identity import digest, plain
+from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
+from xtf.exports import TRAINERS
+from xtf.exports.base import (
+    Recipe,
+    Rows,
+    Trainer,
+    check_vocabulary,
+    checked_rows,
+    fitting_length,
+    tokenizer_digest,
+    with_epochs,
+)
+from xtf.runtime.artifacts import read_json, sha256, versions, write_json
+from xtf.runtime.models import location
+from xtf.runtime.run_folder import Manifest, RunFolder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+    from xtf.data.encode import Encoded
+
+RECORD = "export.json"
+
+
+def export_run(
+    config: Config,
+    folder: RunFolder,
+    manifest: Manifest,
+    rows: Callable[[], Sequence[Encoded]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Path:
+    """Export a run's mask.parquet; returns the folder.
+
+    Args:
+        rows: gives the training rows encoded by `tokenizer`; not called where the method reads a table of its own.
+
+    Raises:
+        ConfigError: a length that does not fit.
+        ValueError: a mask that the trainer cannot take, another tokenizer's, or a folder that holds something else.
+    """
+    import pyarrow.parquet as pq
+
+    masked = pq.read_table(folder.mask)
+    if config.method.own_table(config.task.train) is None:
+        _refuse_other_tokens(masked, rows(), config.model.path, folder)
+    stats = manifest.stages["mask"]["stats"]
+    about = {
+        "run": folder.name,
+        "rule": _rule(config, stats),
+        "sources": {
+            "mask.parquet": manifest.stages["mask"]["sha256"],
+            f"training rows ({manifest.data['train']['source']})": manifest.data["train"]["sha256"],
+        },
+    }
+    base = location(config.model)
+    return export_table(
+        masked,
+        config.export,
+        folder.export(config.export.to),
+        tokenizer=tokenizer,
+        model=str(Path(base).resolve()) if Path(base).is_dir() else base,
+        revision=config.model.revision,
+        tuning=config.tuning,
+        epochs=with_epochs(config.tuning, config.method.epochs_factor),
+        seed=config.seed,
+        bf16=config.trainer.precision is Precision("bf16-mixed")
+        or (config.trainer.precision is Precision.auto and config.trainer.accelerator is Accelerator.gpu),
+        about=about,
+    )
+
+
+def export_table(
+    masked: pa.Table,
+    export: ExportConfig,
+    folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    revision: str | None,
+    tuning: TuningConfig,
+    epochs: int,
+    seed: int,
+    bf16: bool,
+    about: Mapping[str, Any],
+) -> Path:
+    """Check a masked table and write it for the trainer `export.to`; returns `folder`.
+
+    Args:
+        model: what the configuration names: a folder, or an id on the hub.
+        about: `rule`, the lines that say what is masked, and `sources`, hashes by name, for the README.
+
+    Raises:
+        ValueError: see `export_run`.
+    """
+    from transformers import AutoConfig
+
+    trainer = TRAINERS[export.to]()
+    rows = checked_rows(masked, trainer, export.empty_rows)
+    check_vocabulary(rows, tokenizer)
+    try:
+        shape = AutoConfig.from_pretrained(model, revision=revision).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the configuration of the model {model!r}, which the export names, cannot be read: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    recipe = Recipe(
+        model=model,
+        revision=revision,
+        max_length=fitting_length(rows, export.max_length, getattr(shape, "max_position_embeddings", None)),
+        tuning=tuning,
+        epochs=epochs,
+        seed=seed,
+        bf16=bf16,
+        lora_targets=_lora_targets(tuning, shape.model_type) if tuning.name is Tuning.lora else (),
+    )
+    record = {
+        "to": trainer.name,
+        "identity": digest(
+            [trainer.name, rows.digest, plain(export), plain(recipe), tokenizer_digest(tokenizer)], length=64
+        ),
+        "rows": rows.table.num_rows,
+        "tokens": int(rows.lengths.sum()),
+        "kept_tokens": rows.kept,
+        "rows_without_label": {"count": rows.without_label, "empty_rows": export.empty_rows.value},
+        "rows_sha256": rows.digest,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "recipe": plain(recipe),
+        **about,
+    }
+    if not _is_there(folder, record):
+        _write(folder, trainer, rows, recipe, record)
+    return folder
+
+
+# -- the folder ------------------------------------------------------------------------------------------------------
+
+
+def _is_there(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds this export.
+
+    Raises:
+        ValueError: it holds another one, or anything else; nothing of it is touched.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} is not empty and holds no export: delete it, or give another folder")
+    before = read_json(folder / RECORD)
+    if before["identity"] != record["identity"]:
+        raise ValueError(
+            f"{folder} holds another export (rows {before['rows_sha256'][:12]}, identity {before['identity'][:12]}; "
+            f"this one: rows {record['rows_sha256'][:12]}, identity {record['identity'][:12]}): delete it, or give "
+            "another folder"
+        )
+    changed = [name for name, hashed in before["files"].items() if _hash(folder / name) != hashed]
+    if changed:
+        raise ValueError(f"{folder}: {', '.join(changed)} changed since it was exported; delete the folder to redo it")
+    return True
+
+
+def _hash(path: Path) -> str | None:
+    return sha256(path) if path.exists() else None
+
+
+def _write(folder: Path, trainer: Trainer, rows: Rows, recipe: Recipe, record: dict[str, Any]) -> None:
+    """Write everything beside `folder` and rename it there: an export is whole or not there."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        trainer.write(rows, recipe, temporary)
+        used = versions() | {name: _version(name) for name in trainer.packages}
+        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        whole = {**record, "files": files, "versions": used, "not_carried": recipe.not_carried()}
+        (temporary / "README.md").write_text(readme(trainer, recipe, whole), encoding="utf-8")
+        write_json(temporary / RECORD, whole)
+        if folder.is_dir():
+            folder.rmdir()  # empty, says _is_there
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed here"
+
+
+def readme(trainer: Trainer, recipe: Recipe, record: Mapping[str, Any]) -> str:
+    """The README.md of an export, from its record."""
+    empty = record["rows_without_label"]
+    what = "kept" if empty["empty_rows"] == "keep" else "left out"
+    tuning = recipe.tuning
+    lines = [
+        f"# Masked rows for {trainer.title}",
+        "",
+        "In this folder:",
+        "",
+        f"    {trainer.command(recipe)}",
+        "",
+        f"{record['rows']:,} rows, {record['tokens']:,} tokens, of which {record['kept_tokens']:,} carry loss. "
+        f"{empty['count']:,} rows have no label at all and are {what} (`export.empty_rows={empty['empty_rows']}`). "
+        f"The longest fits into {recipe.max_length:,} tokens.",
+        "",
+        f"Data: {trainer.columns}. {trainer.note}",
+        "",
+        f"The model is `{recipe.model}`" + (f" at `{recipe.revision}`" if recipe.revision else "") + ", in "
+        f"{recipe.epochs} epochs of {tuning.batch_size} rows a step at a learning rate of {tuning.learning_rate:g} on "
+        "one device: with several, divide the accumulation by their number."
+        + (" Adapters (LoRA) are trained." if recipe.lora else ""),
+        *(["", "Not in this configuration:", ""] if record["not_carried"] else []),
+        *(f"- {line}" for line in record["not_carried"]),
+        "",
+        f"Tried: {trainer.tried}.",
+        "",
+        "## What is masked",
+        "",
+        "A masked token stays in the input; its label is -100. Prompts never carry loss.",
+        "",
+        *(f"- {line}" for line in record["rule"]),
+        "",
+        "## Hashes (SHA-256)",
+        "",
+        *(f"- {name}: `{value}`" for name, value in record["sources"].items()),
+        f"- the exported rows: `{record['rows_sha256']}`",
+        *(f"- {name}: `{value}`" for name, value in record["files"].items()),
+        f"- the tokenizer's ids: `{record['tokenizer']}`",
+        "",
+        "## Versions",
+        "",
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# -- what a run says -------------------------------------------------------------------------------------------------
+
+
+def _refuse_other_tokens(masked: pa.Table, rows: Sequence[Encoded], model: str, folder: RunFolder) -> None:
+    """Raises:
+    ValueError: the model's tokenizer does not give the ids that were masked.
+    """
+    masked_ids = masked["input_ids"].to_pylist()
+    other = sum(row.input_ids != ids for row, ids in zip(rows, masked_ids, strict=False))
+    if other or len(rows) != len(masked_ids):
+        raise ValueError(
+            f"{folder.mask} was made with another tokenizer than the one in {model} now: {other} of {len(masked_ids)} "
+            f"rows have other ids; delete {folder.path} and run it again"
+        )
+
+
+def _rule(config: Config, stats: Mapping[str, Any]) -> list[str]:
+    """What the run masks and by which rule, in lines."""
+    method = config.method
+    said = " ".join((type(method).__doc__ or "").split("\n\n")[0].split())
+    settings = {key: value for key, value in plain(method).items() if key not in ("name", "_target_")}
+    lines = [f"method={method.name}: {said}" + (f" With {settings}." if settings else "")]
+    if method.masked:
+        attributes = ", ".join(config.scorer.attributes) or "none"
+        lines.append(
+            f"scorer={config.scorer.name} (attributes: {attributes}), threshold={config.threshold.name}, "
+            f"end tokens {config.threshold.end.value}"
+        )
+        lines += [f"{name}: {values}" for name, values in stats["thresholds"].items()]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in stats["dropped_share"].items())
+    lines.append(f"dropped of {stats['response_tokens']:,} response tokens: {shares}")
+    lines += [f"the attribute {one['attribute']} is degenerate: {one['reason']}" for one in stats["degenerate"]]
+    return lines
+
+
+def _lora_targets(tuning: TuningConfig, architecture: str) -> list[str]:
+    """The modules that get adapters: those of the run, else PEFT's for the architecture, by name."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    chosen = list(tuning.lora.target_modules) or list(
+        TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(architecture, [])
+    )
+    if not chosen:
+        raise ConfigError(f"PEFT names no modules for {architecture}: set tuning.lora.target_modules, e.g. [q_proj]")
+    return chosen
