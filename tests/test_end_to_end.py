@@ -55,14 +55,14 @@ def finish(folder, *arguments):
 
 
 def record(folder):
-    """metrics.json without what may differ between two equal runs: seconds and rates."""
+    """metrics.json without what may differ between two equal runs: seconds, rates, what the machine had free."""
 
     def timeless(value):
         if isinstance(value, dict):
             return {
                 k: timeless(v)
                 for k, v in value.items()
-                if "second" not in k and k not in ("timing", "command", "git_commit")
+                if "second" not in k and k not in ("timing", "command", "git_commit", "free_gb", "how")
             }
         return value
 
