@@ -126,6 +126,8 @@ def test_the_mask_is_a_training_file_whose_labels_are_the_kept_response_tokens(w
             assert label == (-100 if any(drop) else token)
             dropped, kept = dropped + any(drop), kept + (not any(drop))
     stats = record(folder)["mask"]
+    assert stats["end_tokens"] == 48  # one for each row; kept, and not counted among the response tokens
+    kept -= 48
     assert stats["kept_tokens"] == kept
     assert stats["dropped_share"]["union"] == pytest.approx(dropped / (dropped + kept))
     assert 0 < dropped < kept
