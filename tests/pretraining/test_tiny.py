@@ -13,7 +13,7 @@ import pytest
 from xtf.pretraining import code_rows, finance_rows, generate, math_rows, medical_rows
 from xtf.pretraining.corpus import LATE_MIX, MIX, documents, scenario
 from xtf.pretraining.math_rows import OPERATIONS
-from xtf.tiny import DATA_DIR, MODEL_DIR
+from xtf.tiny import DATA_DIR, HELD_OUT, MODEL_DIR
 
 TASKS = ("math", "code", "medical", "finance")
 QUESTION = {"math": "question", "code": "prompt", "medical": "question", "finance": "input"}
@@ -48,6 +48,8 @@ def test_generating_again_writes_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     names = sorted(path.name for path in DATA_DIR.glob("*.jsonl"))
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name in names:
+        if name == HELD_OUT.name:  # of the text that the present weights have read; `make tiny` writes both anew
+            continue
         assert (tmp_path / name).read_bytes() == (DATA_DIR / name).read_bytes()
 
 

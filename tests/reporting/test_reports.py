@@ -323,7 +323,7 @@ def test_the_command_is_quoted_for_hydra_and_the_shell(tmp_path: Path) -> None:
     overrides = {"task.train.path": "my data/a,b.jsonl", "threshold.kn.cap": None, "scorer.compute": ["ri", "kn"]}
     run = write_run(tmp_path, correct=outcomes(1, 1), base=None, overrides=overrides)
     line = command_line(load_run(run).record)
-    assert "'task.train.path='\"'\"'my data/a,b.jsonl'\"'\"''" in line
+    assert "'task.train.path=\"my data/a,b.jsonl\"'" in line
     assert "threshold.kn.cap=null" in line
     assert "'scorer.compute=[ri,kn]'" in line
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol, Self
 
 import numpy as np
@@ -38,10 +39,12 @@ class Row(Protocol):
 
 def as_table(rows: Sequence[Row]) -> pa.Table:
     """The columns `example_id` string, `input_ids` list<int32> and `prompt_length` int32 of encoded rows."""
+    lengths = np.array([len(row.input_ids) for row in rows], np.int64)
+    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), np.int32, int(lengths.sum()))
     return pa.table(
         {
             "example_id": pa.array([row.example_id for row in rows], pa.string()),
-            "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
+            "input_ids": as_lists(ids, lengths),
             "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
         }
     )
@@ -69,7 +72,10 @@ def places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def flat(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """The values of a list column end to end, and the length of each list, int64 (R,)."""
-    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.ChunkedArray):  # combining a single chunk would copy it
+        lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    else:
+        lists = column
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     return lists.flatten().to_numpy(zero_copy_only=False), lengths
 
@@ -128,8 +134,13 @@ class Responses:
 
     def select(self, which: np.ndarray) -> Self:
         """Only the tokens that `which`, bool (N,), names; every example stays, with fewer tokens or none."""
-        lengths = np.bincount(self.example[which], minlength=len(self.lengths))
-        return type(self)(lengths, {name: values[which] for name, values in self.columns.items()})
+        if which.all():
+            return self
+        return type(self)(self.count(which), {name: values[which] for name, values in self.columns.items()})
+
+    def count(self, which: np.ndarray) -> np.ndarray:
+        """How many tokens of each example `which`, bool (N,), names; int64 (R,)."""
+        return np.bincount(self.example[which], minlength=len(self.lengths))
 
     def order(self, values: np.ndarray) -> np.ndarray:
         """The places of the tokens by value within each example, int64 (N,); ties go by position."""

@@ -21,7 +21,10 @@ class TRL(Trainer):
         "what it is); `wrapped` lets them see each other. `completion_only_loss` has no effect on these rows, and "
         "`assistant_only_loss: true` is refused."
     )
-    tried = "the comparison with the loss computed by hand (tests/exports) is written and has not been run yet"
+    tried = (
+        "TRL 1.16.0, 2026-11-25: the first loss is the one computed by hand to 1e-3, plain and packed with bfd "
+        "(tests/exports)"
+    )
 
     def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """train.parquet, training.yaml, train.py."""

@@ -265,7 +265,7 @@ class _Tally:
         self.examples += len(responses)
         self.tokens += len(keep)
         self.kept += int(np.count_nonzero(keep))
-        self.without_loss += int(np.count_nonzero(block.select(keep).lengths == 0))
+        self.without_loss += int(np.count_nonzero(block.count(keep) == 0))
         ends = block.offsets[1:][responses > 0] - 1
         for name, drop in drops.items():
             self.ends_dropped[name] += int(np.count_nonzero(drop[ends]))
