@@ -36,16 +36,13 @@ class CheckedSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
-        from xtf.config.compose import parse_overrides
-        from xtf.sweeps.jobs import raise_failures
+        from xtf.sweeps.jobs import raise_failures, without_given
         from xtf.sweeps.reports import write_reports
 
         self.jobs = []
         assert self.config is not None, "Hydra has set the sweeper up"
         HydraConfig.instance().set_config(self.config)  # `compose` reads the search path there
-        # The command line wins over the grid of an experiment: Hydra would run the product of both.
-        given = {override.key_or_group for override in parse_overrides(arguments)}
-        self.params = {key: value for key, value in (self.params or {}).items() if key not in given}
+        self.params = without_given(self.params or {}, arguments)
         try:
             returns = super().sweep(arguments)
         except Exception as error:

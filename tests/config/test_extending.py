@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xtf.data.examples import Reading, turns
 from xtf.scoring.methods import Method
 
 
@@ -37,6 +39,10 @@ class EveryOther(Method):
         return ((np.arange(scores.tokens) + self.first) % 2).astype(np.float32)
 
 
+def read(row):
+    return Reading(turns("Q: " + row["question"], row["answer"]))
+
+
 def grade(completion, reference, row):
     return reference in completion
 
@@ -48,7 +54,9 @@ class NoMethod:
     "my_package/conf/method/mine.yaml": "_target_: my_package.parts.EveryOther\nname: mine\nfirst: 0\n",
     "my_package/conf/model/mine.yaml": "defaults: [tiny]\nname: mine\n",
     "my_package/conf/task/mine.yaml": (
-        "defaults: [/schema/task@_here_]\nname: mine\ngrader: python:my_package.parts.grade\nmax_new_tokens: 4\n"
+        "defaults: [/schema/task@_here_]\nname: mine\nreader: my_package.parts.read\n"
+        "grader: python:my_package.parts.grade\n"
+        "max_new_tokens: 4\n"
     ),
 }
 
@@ -134,6 +142,9 @@ def test_a_run_with_method_model_task_and_grader_from_outside(package):
     run(package, "--config-dir", "my_package/conf", *given)
     folder = package / "outputs/runs/mine/mine/full/mine"
     (record,) = folder.glob("*/seed0/metrics.json")
+    mask = pq.read_table(record.with_name("mask.parquet")).slice(0, 1).to_pylist()[0]
+    response = mask["labels"][mask["prompt_length"] :]
+    assert all((label == -100) == (place % 2 == 0) for place, label in enumerate(response))
     # A sweep, its path given the other way; its first job is the run above.
     out = run(package, "-m", "hydra.searchpath=[pkg://my_package.conf]", *given, "seed=0,1", "stage=mask")
     assert "2 jobs: 1 finished, 1 to run" in out

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.checks import resolve
-from xtf.config.compose import build, compose, explain, typed
+from xtf.config.compose import build, compose, explain, parse_overrides, typed
 from xtf.config.identity import overrides, plain
 from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
 from xtf.runtime.artifacts import locked, read_json, write_json
@@ -156,6 +156,12 @@ class _Composer:
     @staticmethod
     def _compose(*arguments: str) -> Any:
         return compose(arguments, hydra_node=True)
+
+
+def without_given(grid: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The grid of an experiment less the keys that the command line sets: Hydra would run the product of both."""
+    given = {override.key_or_group for override in parse_overrides(arguments)}
+    return {key: values for key, values in grid.items() if key not in given}
 
 
 def share_scoring(jobs: Sequence[Planned]) -> list[Planned]:
