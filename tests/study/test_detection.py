@@ -372,7 +372,7 @@ def test_the_report_says_in_words_which_kinds_no_attribute_sees():
         finding("redundant", "KN", 0.7, 0.8, 0.2),
     ]
     assert unseen(rows) == [
-        "math, corrupted: not what any of the three attributes can see (RI AUROC 0.50 with a gain of +0.00, "
+        "math, corrupted: not what any of the attributes can see (RI AUROC 0.50 with a gain of +0.00, "
         "KN AUROC 0.15 with a gain of -0.30); by KN it looks more worth keeping than clean tokens.",
         "math, redundant: seen by KN AUROC 0.75 with a gain of +0.20.",
     ]

@@ -444,7 +444,7 @@ def dropped_instead(planted: PlantedTokens, name: str) -> Dropped:
 
 
 def unseen(rows: Sequence[Finding]) -> list[str]:
-    """For each case and kind, in words, what the three attributes make of it at the largest share.
+    """For each case and kind, in words, what the attributes make of it at the largest share.
 
     An attribute sees a kind if its AUROC lies above 0.5 or its gain above 0 with the whole interval.
     """
@@ -459,7 +459,7 @@ def unseen(rows: Sequence[Finding]) -> list[str]:
             inverted = [name for name in names if one[name]["auroc"].high < 0.5]
             said.append(
                 f"{case}, {kind}: "
-                + ("seen by " if seen else "not what any of the three attributes can see (")
+                + ("seen by " if seen else "not what any of the attributes can see (")
                 + ", ".join(f"{name} {_in_short(one[name])}" for name in seen or names)
                 + ("" if seen else ")")
                 + (f"; by {', '.join(inverted)} it looks more worth keeping than clean tokens" if inverted else "")
