@@ -25,9 +25,12 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One thread: sums in the same order give the same weights, whatever the number of cores.
+tiny: export OMP_NUM_THREADS = 1
 tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base model again
 	$(BIN)/python -m xtf.pretraining.generate
-	$(BIN)/python run.py stage=pretrain trainer.precision=bf16-mixed
+	rm -rf outputs/pretrained/tiny-*
+	$(BIN)/python run.py stage=pretrain trainer.tokens_per_microbatch=2048
 	cp outputs/pretrained/tiny-*/model/* xtf/tiny/model/
 
 interop: $(VENV)/.base  ## LLaMA-Factory and Axolotl, each in an environment of its own, train an export: their loss against ours

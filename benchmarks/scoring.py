@@ -128,11 +128,7 @@ def forward(model: PreTrainedModel, rows: list[Encoded], budget: int) -> None:
 
 
 def score(
-    model: PreTrainedModel,
-    rows: list[Encoded],
-    budget: int,
-    attributes: tuple[Attribute, ...] = ALL,
-    layer: int = -1,
+    model: PreTrainedModel, rows: list[Encoded], budget: int, attributes: tuple[Attribute, ...] = ALL, layer: int = -1
 ) -> None:
     scorer = ScorerConfig("benchmark", list(attributes), ri=RIConfig(layer=layer))
     table = None

@@ -233,15 +233,7 @@ def fastest(first: dict[str, float], family: str) -> str | None:
 
 def added_memory(arguments: argparse.Namespace, subject: str) -> int:
     """Bytes that training one subject adds at most, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.training",
-        "--shape",
-        arguments.shape,
-        "--device",
-        arguments.device,
-    ]
+    command = [sys.executable, "-m", "benchmarks.training", "--shape", arguments.shape, "--device", arguments.device]
     command += ["--rows", str(arguments.rows), "--steps", "1", "--only", subject]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two of these run side by side
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=one_thread)

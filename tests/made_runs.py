@@ -28,22 +28,7 @@ from xtf.graders.metrics import wilson
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import METHODS
 
-WORDS = [
-    "Let",
-    " me",
-    " think",
-    ":",
-    " two",
-    " plus",
-    " four",
-    " is",
-    " six",
-    ".",
-    "\n",
-    "So",
-    " the",
-    " answer",
-]
+WORDS = ["Let", " me", " think", ":", " two", " plus", " four", " is", " six", ".", "\n", "So", " the", " answer"]
 CSV = LoggerConfig(name="csv")
 LISTS = {"ri": pa.float32(), "kn": pa.float32(), "tr": pa.float32(), "logp": pa.float32()}
 

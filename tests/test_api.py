@@ -76,9 +76,7 @@ def test_a_scorer_configuration_sets_variants(model, tokenizer):
     raw = ScorerConfig("mine", [Attribute.ri], ri=RIConfig(scale=Scale.raw))
     ri = api.score(model, tokenizer, EXAMPLES, scorer=raw)["ri"]
     np.testing.assert_allclose(
-        np.log(np.concatenate(ri)),
-        np.concatenate(api.score(model, tokenizer, EXAMPLES, scorer="ri")["ri"]),
-        rtol=1e-5,
+        np.log(np.concatenate(ri)), np.concatenate(api.score(model, tokenizer, EXAMPLES, scorer="ri")["ri"]), rtol=1e-5
     )
 
 

@@ -61,10 +61,7 @@ def test_help_lists_groups_choices_and_experiments_without_torch_or_hydra():
         (["threshold.kn.pcp=high"], "threshold.kn.pcp"),
         (["threshold.kn.pcp=2"], "threshold.kn.pcp=2.0 is out of range"),
         (["task.train.path=nowhere.jsonl"], "task.train.path=nowhere.jsonl: there is no such file"),
-        (
-            ["experiments=table2"],
-            "experiments=table2 is a sweep: run it as python run.py -m experiments=table2",
-        ),
+        (["experiments=table2"], "experiments=table2 is a sweep: run it as python run.py -m experiments=table2"),
         (["seed=abc"], "seed=abc is not valid: it must be a whole number"),
         (["stage=preveiw"], "did you mean 'preview'?"),
         (["+tuning.lr=1"], "there is no key 'tuning.lr'"),

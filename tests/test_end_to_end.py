@@ -55,14 +55,14 @@ def finish(folder, *arguments):
 
 
 def record(folder):
-    """metrics.json without what may differ between two equal runs: seconds and rates."""
+    """metrics.json without what may differ between two equal runs: seconds, rates, what the machine had free."""
 
     def timeless(value):
         if isinstance(value, dict):
             return {
                 k: timeless(v)
                 for k, v in value.items()
-                if "second" not in k and k not in ("timing", "command", "git_commit")
+                if "second" not in k and k not in ("timing", "command", "git_commit", "free_gb", "how")
             }
         return value
 
@@ -126,6 +126,8 @@ def test_the_mask_is_a_training_file_whose_labels_are_the_kept_response_tokens(w
             assert label == (-100 if any(drop) else token)
             dropped, kept = dropped + any(drop), kept + (not any(drop))
     stats = record(folder)["mask"]
+    assert stats["end_tokens"] == 48  # one for each row; kept, and not counted among the response tokens
+    kept -= 48
     assert stats["kept_tokens"] == kept
     assert stats["dropped_share"]["union"] == pytest.approx(dropped / (dropped + kept))
     assert 0 < dropped < kept

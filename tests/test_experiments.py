@@ -74,8 +74,7 @@ TABLE_3 = {  # training examples, learning rate, that of medicine, epochs; writt
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["table1_math", "table1_medical", "table2", "table4_math500", "table4_finance", "table5", "fig5_code"],
+    "name", ["table1_math", "table1_medical", "table2", "table4_math500", "table4_finance", "table5", "fig5_code"]
 )
 def test_every_job_of_the_papers_tables_trains_as_table_3_says(compose, name):
     seen = set()

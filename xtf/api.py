@@ -89,12 +89,7 @@ def score(
     if Brought.embeddings in brought(computed(config)):
         counts = count_tokens(rows)
         table = tr_table(
-            model,
-            counts,
-            config,
-            domain_words=domain_words,
-            tokenizer=tokenizer,
-            tokens_per_batch=tokens_per_batch,
+            model, counts, config, domain_words=domain_words, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch
         )
     shards = [
         score_rows(
@@ -198,7 +193,7 @@ def export(
     if str(getattr(empty_rows, "value", empty_rows)) not in EmptyRows.__members__:
         raise ValueError(f"empty_rows={empty_rows!r}: it must be one of {', '.join(EmptyRows.__members__)}")
     said = _said(masked)
-    named = getattr(model, "name_or_path", model) or said.get("model")
+    named = str(getattr(model, "name_or_path", model) or said.get("model") or "")
     if not named:
         raise ValueError("the configuration has to name a model: give model=, a folder or an id on the hub")
     if tokenizer is None:

@@ -88,10 +88,9 @@ def _check_launcher(name: str) -> None:
 
     from xtf.config.schema import ConfigError
 
-    plugin, extra = {
-        "joblib": ("hydra_joblib_launcher", "sweep"),
-        "slurm": ("hydra_submitit_launcher", "slurm"),
-    }.get(name, ("", ""))
+    plugin, extra = {"joblib": ("hydra_joblib_launcher", "sweep"), "slurm": ("hydra_submitit_launcher", "slurm")}.get(
+        name, ("", "")
+    )
     if plugin and find_spec(f"hydra_plugins.{plugin}") is None:
         raise ConfigError(f"hydra/launcher={name} needs the extra {extra!r}: pip install 'xtf[{extra}]'")
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xtf.config.schema import Config
-from xtf.data.planting import plant
+from xtf.data.planting import plant, with_truth
 from xtf.data.rows import load_rows
 from xtf.evaluation.stage import Items
 from xtf.runtime.artifacts import sha256
-from xtf.runtime.models import BUNDLED, inference_dtype, load_model, load_tokenizer
+from xtf.runtime.models import BUNDLED, fingerprint, inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import Manifest
+from xtf.scoring.passes import Pass, Scorer, training_table
 from xtf.tasks import load_task
+from xtf.training.reference import reference_model
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from xtf.data.encode import Encoded
@@ -82,6 +85,36 @@ class Inputs:
         """The evaluation rows with what reads and grades them."""
         examples = self._rows("eval")
         return Items(self.task, self.tokenizer, examples, self.manifest.data["eval"]["sha256"])
+
+    def scorer(self, kind: Pass) -> Scorer:
+        """The model of a scoring pass; a reference model is trained unless it is there."""
+        config = self.config
+        if kind is Pass.reference:
+            reference = reference_model(config, self.encoded)
+            if reference.folder is not None:
+                self.manifest.note(reference=str(reference.folder))
+                if reference.seconds is not None:
+                    self.manifest.done("reference", reference.seconds)
+            return Scorer(reference.identity, reference.load)
+        if config.trainer.devices > 1:  # every process loads its own
+            own = functools.partial(load_model, config.model, config.trainer, inference_dtype(config.trainer))
+            return Scorer(fingerprint(config.model), own)
+        return Scorer(fingerprint(config.model), self.base_model)
+
+    def table(self, passes: Mapping[Pass, Path]) -> pa.Table:
+        """The training rows with every column that the method reads."""
+        config = self.config
+        if (own := config.method.own_table(config.task.train)) is not None:
+            file = sha256(Path(config.task.train.path or ""))
+            name = Path(config.task.train.path or "").name
+            self.manifest.note_rows("train", {"source": name, "sha256": file, "file_sha256": file})
+            return own
+        table = training_table(lambda: self.encoded, passes)
+        if not config.plant.share:
+            return table
+        table, report = with_truth(table, config.plant, self.tokenizer, self.train_examples, self.encoded)
+        self.manifest.note(planting=report)
+        return table
 
     def base_model(self) -> PreTrainedModel:
         """The untouched base model, for scoring and generation."""

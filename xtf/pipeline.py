@@ -14,16 +14,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
-from xtf.data.planting import with_truth
 from xtf.evaluation.stage import Which, check_evaluation, evaluate_model
-from xtf.exports.write import export_run
+from xtf.exports.write import export_run, export_summary
 from xtf.inputs import Inputs
 from xtf.reporting.explorer import explore_run, preview_text
 from xtf.reporting.published import create_dashboards, note_published, publish_stages
@@ -31,16 +29,15 @@ from xtf.reporting.record import write_record
 from xtf.reporting.run_report import console_table, run_report
 from xtf.runtime.artifacts import locked, read_json, sha256, write_atomic
 from xtf.runtime.loggers import check_logger
-from xtf.runtime.models import device, fingerprint, inference_dtype, load_model, location
+from xtf.runtime.models import device, location
 from xtf.runtime.progress import console, say, stopwatch
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
-from xtf.scoring.passes import Pass, Scorer, score, training_table, write_mask
+from xtf.scoring.passes import Pass, score, write_mask
 from xtf.scoring.regime import Regime, regime_of
 from xtf.training.device_process import train
-from xtf.training.reference import reference_model
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
 
@@ -131,7 +128,6 @@ class Pipeline:
             say(f"model: {self.folder.model}")
             return None
         self.evaluate(Which.tuned)
-
         return write_record(config, self.changed, self.folder, self.manifest)
 
     def check(self) -> None:
@@ -142,26 +138,12 @@ class Pipeline:
 
     def score(self) -> dict[Pass, Path]:
         """The scoring passes that the run reads, made unless they are there."""
-        passes = score(self.config, lambda: self.inputs.encoded, lambda: self.inputs.tokenizer, self._scorer)
+        passes = score(self.config, lambda: self.inputs.encoded, lambda: self.inputs.tokenizer, self.inputs.scorer)
         took = sum(read_json(path / "manifest.json")["seconds"] for path in passes.values())
         if Pass.base in passes and (figures := regime_of(passes[Pass.base])) is not None:
             self.manifest.note(regime=dataclasses.asdict(figures))
         self.manifest.done("score", took, paths={kind.value: str(path) for kind, path in passes.items()})
         return passes
-
-    def _scorer(self, kind: Pass) -> Scorer:
-        config = self.config
-        if kind is Pass.reference:
-            reference = reference_model(config, self.inputs.encoded)
-            if reference.folder is not None:
-                self.manifest.note(reference=str(reference.folder))
-                if reference.seconds is not None:
-                    self.manifest.done("reference", reference.seconds)
-            return Scorer(reference.identity, reference.load)
-        if config.trainer.devices > 1:  # every process loads its own
-            own = functools.partial(load_model, config.model, config.trainer, inference_dtype(config.trainer))
-            return Scorer(fingerprint(config.model), own)
-        return Scorer(fingerprint(config.model), self.inputs.base_model)
 
     def mask(self, passes: Mapping[Pass, Path]) -> None:
         """Write mask.parquet from stored scores; no model is loaded."""
@@ -169,25 +151,8 @@ class Pipeline:
         if entry and target.exists() and sha256(target) == entry["sha256"]:
             return
         with stopwatch() as seconds:
-            stats = write_mask(self.config, self._table(passes), target)
+            stats = write_mask(self.config, self.inputs.table(passes), target)
         self.manifest.done("mask", seconds(), sha256=sha256(target), stats=stats)
-
-    def _table(self, passes: Mapping[Pass, Path]) -> pa.Table:
-        config = self.config
-        if (own := config.method.own_table(config.task.train)) is not None:
-            file = sha256(Path(config.task.train.path or ""))
-            name = Path(config.task.train.path or "").name
-            self.manifest.note_rows("train", {"source": name, "sha256": file, "file_sha256": file})
-            return own
-        table = training_table(lambda: self.inputs.encoded, passes)
-        if not config.plant.share:
-            return table
-
-        table, report = with_truth(
-            table, config.plant, self.inputs.tokenizer, self.inputs.train_examples, self.inputs.encoded
-        )
-        self.manifest.note(planting=report)
-        return table
 
     def train(self) -> None:
         """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""
@@ -244,10 +209,5 @@ class Pipeline:
     def export(self) -> None:
         """mask.parquet for another trainer, with its configuration and a README."""
         place = export_run(self.config, self.folder, self.manifest, lambda: self.inputs.encoded, self.inputs.tokenizer)
-        said = read_json(place / "export.json")
-        empty = said["rows_without_label"]
-        what = "kept" if empty["empty_rows"] == "keep" else "left out"
-        say(f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}")
-        for line in said["not_carried"]:
-            say(f"not in the export's configuration: {line}")
-        say(f"how to train with it: {place / 'README.md'}")
+        for line in export_summary(place):
+            say(line)

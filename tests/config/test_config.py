@@ -16,15 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xtf import cli
 from xtf.config.checks import resolve
-from xtf.config.compose import (
-    check_texts,
-    explain,
-    load_config,
-    override_value,
-    parse_overrides,
-    register,
-    to_config,
-)
+from xtf.config.compose import check_texts, explain, load_config, override_value, parse_overrides, register, to_config
 from xtf.config.identity import built_in_methods, differing_keys, identity, overrides, plain
 from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
 from xtf.runtime.run_folder import RunFolder
@@ -114,10 +106,7 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["threshold.kn.pcp=1.5"],
-            r"threshold\.kn\.pcp=1\.5 is out of range: it must be above 0 and below 1",
-        ),
+        (["threshold.kn.pcp=1.5"], r"threshold\.kn\.pcp=1\.5 is out of range: it must be above 0 and below 1"),
         (["threshold.ri.c=-1"], r"threshold\.ri\.c=-1\.0 is out of range: it must be at least 0"),
         (["threshold.kn.pcp=nan"], "out of range"),
         (["threshold.tr.cluster=6"], r"it must be from 1 to classes \(5\)"),

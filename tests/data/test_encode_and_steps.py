@@ -103,10 +103,7 @@ def test_long_rows_are_cut_or_left_out_and_both_are_reported() -> None:
     items = [{"id": name, "prompt": "What is 2+2?", "response": text} for name, text in [("a", "4"), ("b", "It is 4.")]]
     items.append({"id": "c", "prompt": "What is 2+2, would you say?", "response": "4"})
     encoded, report = encode(tokenizer, as_examples(items), prompt + 2)
-    assert [(row.example_id, len(row.input_ids) - row.prompt_length) for row in encoded] == [
-        ("a", 2),
-        ("b", 2),
-    ]
+    assert [(row.example_id, len(row.input_ids) - row.prompt_length) for row in encoded] == [("a", 2), ("b", 2)]
     assert (report.truncated, report.no_room, report.rows) == (("b",), ("c",), 3)
     assert (report.tokens, report.response_tokens) == (2 * prompt + 4, 4)
     assert encoded[1].input_ids[-1] != tokenizer.eos_token_id
@@ -222,9 +219,7 @@ def rows_of(*rows: tuple[list[int], int, list[int]], **columns: Any) -> pa.Table
 
 def test_a_step_holds_shifted_targets_and_leaves_out_the_tail() -> None:
     table = rows_of(
-        ([1, 2, 3, 4, 5], 2, [-100, -100, 3, -100, -100]),
-        ([6, 7, 8], 1, [-100, 7, 8]),
-        ([9, 10], 1, [-100, -100]),
+        ([1, 2, 3, 4, 5], 2, [-100, -100, 3, -100, -100]), ([6, 7, 8], 1, [-100, 7, 8]), ([9, 10], 1, [-100, -100])
     )
     step = collate(TrainingRows(table), np.array([0, 1, 2]), 100, 0)
     (micro,) = step.micro_batches

@@ -84,10 +84,7 @@ def one(response, name="1", prompt="Why?"):
 
 def planted_with(examples, tokenizer=None, grader="number", task="math", **settings):
     return plant(
-        examples,
-        PlantConfig(**settings),
-        tokenizer or tokenizer_of("tiny"),
-        TaskConfig(name=task, grader=grader),
+        examples, PlantConfig(**settings), tokenizer or tokenizer_of("tiny"), TaskConfig(name=task, grader=grader)
     )
 
 
@@ -144,8 +141,7 @@ def test_a_share_that_the_rows_have_no_room_for_is_warned_of(caplog):
     examples = [one("Two and two are four.\nFour and four are eight.\n" * 10 + "#### 8")]
     with caplog.at_level(logging.WARNING):
         report = PlantReport.of(
-            settings,
-            response_kinds(tokenizer, planted_with(examples, tokenizer, share=0.5, kinds=settings.kinds)),
+            settings, response_kinds(tokenizer, planted_with(examples, tokenizer, share=0.5, kinds=settings.kinds))
         )
     assert report.reached < 0.4
     assert "too little room" in caplog.text
@@ -472,8 +468,5 @@ def test_settings_that_cannot_be_planted_are_refused(arguments, said, monkeypatc
     register()
     root = Path(__file__).parents[2]
     monkeypatch.setenv("XTF_ROOT", str(root))
-    with (
-        hydra.initialize_config_dir(str(root / "conf"), version_base="1.3"),
-        pytest.raises(ConfigError, match=said),
-    ):
+    with hydra.initialize_config_dir(str(root / "conf"), version_base="1.3"), pytest.raises(ConfigError, match=said):
         resolve(to_config(hydra.compose("config", overrides=arguments)))

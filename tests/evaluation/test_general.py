@@ -43,13 +43,7 @@ def test_files_and_tasks_that_cannot_be_run_are_refused_early(tmp_path: Path) ->
 
 
 def test_shares_get_wilson_intervals_and_other_figures_normal_ones() -> None:
-    figures = {
-        "alias": "x",
-        "acc,none": 0.5,
-        "acc_stderr,none": 0.1,
-        "ppl,none": 10.0,
-        "ppl_stderr,none": 1.0,
-    }
+    figures = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": 0.1, "ppl,none": 10.0, "ppl_stderr,none": 1.0}
     metrics = _metrics(figures, 10)
     assert set(metrics) == {"acc", "ppl"}
     assert (metrics["acc"].interval, metrics["acc"].low) == ("wilson", pytest.approx(0.2366, abs=1e-4))

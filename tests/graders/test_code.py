@@ -105,10 +105,7 @@ def test_humaneval_and_mbpp_and_codeexercise_rows_become_prompts_and_responses()
         "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
         "test_setup_code": "",
     }
-    chat = {
-        "id": 5,
-        "chat_rounds": [{"role": "human", "content": "Go"}, {"role": "bot", "content": "```python\n```"}],
-    }
+    chat = {"id": 5, "chat_rounds": [{"role": "human", "content": "Go"}, {"role": "bot", "content": "```python\n```"}]}
     readings = [code().read(row).messages for row in (ROW, mbpp, chat)]
     assert [[turn["content"] for turn in reading] for reading in readings] == [
         ["Complete the following Python function.\n\n" + PROMPT, ROW["canonical_solution"]],
@@ -177,10 +174,7 @@ def test_all_mbpp_solutions_pass_their_own_tests_and_returning_none_fails() -> N
     grades = task.grade([(example, example.response) for example in examples])
     assert [example.example_id for example, grade in zip(examples, grades, strict=True) if not grade.correct] == []
     nothing = [
-        (
-            example,
-            "".join(f"def {name}(*args, **kwargs):\n    return None\n" for name in suite(example.row).names),
-        )
+        (example, "".join(f"def {name}(*args, **kwargs):\n    return None\n" for name in suite(example.row).names))
         for example in examples
     ]
     grades = task.grade(nothing)

@@ -103,16 +103,10 @@ def test_a_right_program_passes_and_a_wrong_one_names_the_failing_line(box: Sand
         ("class Stop(BaseException): pass\ndef f(x): raise Stop('now')", "raised Stop: now"),
         ("def f(x): raise KeyboardInterrupt", "raised KeyboardInterrupt"),
         ("def f(x): raise ValueError('no')", "ValueError: no"),
-        (
-            "def f(x):\n    class Odd(Exception):\n        def __str__(self): raise TypeError\n    raise Odd",
-            "Odd",
-        ),
+        ("def f(x):\n    class Odd(Exception):\n        def __str__(self): raise TypeError\n    raise Odd", "Odd"),
         ("class Same:\n    __eq__ = lambda a, b: True\ndef f(x): return Same()", "AssertionError"),
         ("class Same(int):\n    __eq__ = lambda a, b: True\ndef f(x): return Same(7)", "AssertionError"),
-        (
-            "import builtins\nbuiltins.AssertionError = builtins.Exception = None\ndef f(x): return 3",
-            "AssertionError",
-        ),
+        ("import builtins\nbuiltins.AssertionError = builtins.Exception = None\ndef f(x): return 3", "AssertionError"),
         ("def len(x): return 2\ndef f(x): return []", "AssertionError"),
         ("f = 2", "not callable"),
         ("g = 2", "does not define f"),
@@ -215,10 +209,7 @@ def test_data_crosses_unchanged_and_objects_stay_where_they_are(box: Sandbox, te
 @contained
 def test_helpers_before_the_tests_are_not_the_programs_own(box: Sandbox) -> None:
     trial = Trial(
-        "def helper(x): return 2\ndef f(x): return 5",
-        "assert helper(f(1)) == 2",
-        ("f",),
-        "def helper(x): return x",
+        "def helper(x): return 2\ndef f(x): return 5", "assert helper(f(1)) == 2", ("f",), "def helper(x): return x"
     )
     assert not box.run([trial])[0].passed
 

@@ -79,14 +79,7 @@ def test_bytes_that_never_become_a_character_are_shown_as_replacements() -> None
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "plain words, twice  spaced",
-        "ไทย 漢字 かな",
-        "👩‍👩‍👧 é",
-        "مرحبا بالعالم",
-        "def f():\n\treturn 1\r\n",
-        HOSTILE,
-    ],
+    ["plain words, twice  spaced", "ไทย 漢字 かな", "👩‍👩‍👧 é", "مرحبا بالعالم", "def f():\n\treturn 1\r\n", HOSTILE],
 )
 @pytest.mark.parametrize("name", ["bytes", "qwen2.5", "phi-3"])
 def test_pieces_joined_are_the_decoded_text(name: str, text: str) -> None:

@@ -29,10 +29,7 @@ def masked_run(root: Path, **identity: Any) -> Path:
     record = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").unlink()
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("stage: all", "stage: mask"))
-    stages = {
-        "score": {"seconds": 2.0, "paths": {"scores": "elsewhere/scores/key"}},
-        "mask": {"stats": record["mask"]},
-    }
+    stages = {"score": {"seconds": 2.0, "paths": {"scores": "elsewhere/scores/key"}}, "mask": {"stats": record["mask"]}}
     write_json(folder / "manifest.json", {"stages": stages})
     costs = {"seconds": 2.0, "tokens": 500, "peak_memory_mb": 123.4, "device": "cpu"}
     write_json(root / "scores/key/manifest.json", costs)
@@ -52,9 +49,7 @@ def test_shares_by_hand_in_the_terms_of_figure_4() -> None:
     assert found["union"] == 0.8
 
 
-def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_numbers(
-    tmp_path: Path,
-) -> None:
+def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_numbers(tmp_path: Path) -> None:
     folder = masked_run(tmp_path, model="deepseek_qwen_1_5b")
     listed = {"/".join(folder.relative_to(tmp_path).parts[:-1]) + f"/seed{seed}": {"stage": "mask"} for seed in (0, 1)}
     write_json(OutputDir(tmp_path).jobs_file("fig4"), listed)

@@ -19,7 +19,7 @@ from test_explorer import byte_tokenizer
 from test_reports import outcomes
 
 from xtf.config.compose import load_config
-from xtf.config.schema import PRESETS, Attribute, Config, LoggerConfig
+from xtf.config.schema import PRESETS, Attribute, Config, LoggerConfig, WandbMode
 from xtf.reporting.published import (
     CURVES,
     create_dashboards,
@@ -36,7 +36,7 @@ from xtf.runtime.loggers import training_loggers
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import build_mask
 
-LOGGER = LoggerConfig(name="wandb", project="tests", tags=["mine"], mode="offline")
+LOGGER = LoggerConfig(name="wandb", project="tests", tags=["mine"], mode=WandbMode.offline)
 
 
 def config_of(run: Path) -> Config:
@@ -159,10 +159,7 @@ def test_tensorboard_and_the_csv_hold_the_same_scalars(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_offline_where_the_server_cannot_be_reached(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     import wandb
 
@@ -173,7 +170,7 @@ def test_training_goes_on_offline_where_the_server_cannot_be_reached(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     wandb.teardown()  # it reads the environment once
     request.addfinalizer(wandb.teardown)
-    logger = replace(LOGGER, mode="online", timeout_seconds=1)
+    logger = replace(LOGGER, mode=WandbMode.online, timeout_seconds=1)
     run = write_run(tmp_path, correct=outcomes(6, 4), base=None, logger=logger)
     with training_loggers(config_of(run), RunFolder(run)) as (live,):
         live.log_metrics({"train/loss": 0.5}, step=7)
@@ -211,6 +208,6 @@ def test_without_an_account_the_dashboards_are_written_down(tmp_path: Path) -> N
     (path,) = create_dashboards(config, tmp_path)
     written = json.loads(Path(path).read_text())
     assert [board["name"] for board in written] == [board.name for board in dashboards()]
-    online = replace(config, logger=replace(LOGGER, mode="online"))
+    online = replace(config, logger=replace(LOGGER, mode=WandbMode.online))
     with pytest.raises(ValueError, match=r"logger\.entity"):
         create_dashboards(online, tmp_path)

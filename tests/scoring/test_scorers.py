@@ -212,11 +212,7 @@ def test_released_tr_compares_last_hidden_states(small_model, random_rows):
 
 @pytest.mark.parametrize(
     ("words", "tokenizer", "message"),
-    [
-        ((), LetterTokenizer(), "domain_words"),
-        (("a", ""), LetterTokenizer(), "''"),
-        (("a",), None, "tokenizer"),
-    ],
+    [((), LetterTokenizer(), "domain_words"), (("a", ""), LetterTokenizer(), "''"), (("a",), None, "tokenizer")],
 )
 def test_released_tr_refuses_what_it_cannot_use(small_model, random_rows, words, tokenizer, message):
     config = scorer(TR, tr=TRVariant.released)
@@ -383,12 +379,7 @@ def test_a_class_that_scales_its_logits_is_refused_for_kn_and_scored_for_ri(rand
 
 def test_attention_that_is_not_causal_or_windowed_is_refused(random_rows):
     chunked = Llama4TextConfig(
-        **SIZES,
-        head_dim=8,
-        intermediate_size_mlp=48,
-        num_local_experts=1,
-        attention_chunk_size=8,
-        pad_token_id=0,
+        **SIZES, head_dim=8, intermediate_size_mlp=48, num_local_experts=1, attention_chunk_size=8, pad_token_id=0
     )
     with pytest.raises(ValueError, match="neither causal nor a sliding window"):
         score_rows(Llama4ForCausalLM(chunked).eval(), random_rows, scorer(RI))

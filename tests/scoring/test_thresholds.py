@@ -23,15 +23,7 @@ from xtf.config.schema import (
 )
 from xtf.data.ragged import Responses
 from xtf.scoring.attributes import ATTRIBUTES
-from xtf.scoring.thresholds import (
-    fit,
-    histogram,
-    iqr_fences,
-    level_for,
-    multi_otsu,
-    otsu_band,
-    quantiles,
-)
+from xtf.scoring.thresholds import fit, histogram, iqr_fences, level_for, multi_otsu, otsu_band, quantiles
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 
@@ -257,14 +249,7 @@ def test_without_a_candidate_no_level_drops_anything():
 
 def test_a_cap_keeps_the_lowest_scores_of_each_response():
     # 0.5 * 5 = 2.5: two of five, those with the highest p; the equal third one comes later and stays
-    assert dropped(KN, KNThreshold(cap=0.5), log(0.96, 0.98, 0.97, 0.97, 0.1), log(0.99)) == [
-        0,
-        1,
-        1,
-        0,
-        0,
-        0,
-    ]
+    assert dropped(KN, KNThreshold(cap=0.5), log(0.96, 0.98, 0.97, 0.97, 0.1), log(0.99)) == [0, 1, 1, 0, 0, 0]
     assert dropped(TR, TRThreshold(cap=0.1), CLUMPS) == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
     assert dropped(RI, RIThreshold(cap=0.2), [9, 0, 6, 7, 8]) == [0, 1, 0, 0, 0]
     assert dropped(RI, RIThreshold(cap=0.19), [9, 0, 6, 7, 8]) == [0, 0, 0, 0, 0]

@@ -259,10 +259,7 @@ def test_a_damaged_archive_is_not_taken_for_one_that_was_not_run(tmp_path: Path)
 
 
 def test_no_panel_cuts_off_an_interval_that_another_panel_does_not_have() -> None:
-    panels = {
-        "clean": [("xtf", -0.4, -0.5, -0.3)],
-        "noisy": [("xtf", -0.03, -0.05, 0.0), ("oracle", 0.1, 0.05, 0.2)],
-    }
+    panels = {"clean": [("xtf", -0.4, -0.5, -0.3)], "noisy": [("xtf", -0.03, -0.05, 0.0), ("oracle", 0.1, 0.05, 0.2)]}
     wider = {"clean": {"xtf": (-0.6, -0.2)}}
     for axis, (title, rows) in zip(figures.effects(panels, student=wider).axes, panels.items(), strict=True):
         low, high = axis.get_xlim()

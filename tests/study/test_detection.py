@@ -385,14 +385,7 @@ def test_the_report_says_in_words_which_kinds_no_attribute_sees():
 def reported(tmp_path_factory):
     """The sweep over a few rows with and without noise, and its report."""
     folder = tmp_path_factory.mktemp("planted")
-    sweep = [
-        "-m",
-        "experiments=planted",
-        "task=math",
-        "plant.share=0,0.3",
-        "plant.seed=0",
-        "task.train.limit=20",
-    ]
+    sweep = ["-m", "experiments=planted", "task=math", "plant.share=0,0.3", "plant.seed=0", "task.train.limit=20"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XTF_ROOT", str(ROOT))

@@ -69,12 +69,7 @@ def test_a_probe_runs_end_to_end_and_its_runs_are_ordinary_ones(tmp_path: Path) 
     assert not (tmp_path / "outputs").exists()
     done = run(tmp_path, "probe=true")
     assert done.returncode == 0, done.stderr
-    for words in (
-        "What each method would drop",
-        "Do they drop the same tokens?",
-        "The pilot",
-        "a gain of 2 points",
-    ):
+    for words in ("What each method would drop", "Do they drop the same tokens?", "The pilot", "a gain of 2 points"):
         assert words in done.stdout, words
     records = [read_json(file) for file in tmp_path.glob("outputs/runs/**/metrics.json")]
     assert sorted((record["method"], record["seed"]) for record in records) == [
@@ -106,11 +101,7 @@ def test_a_probe_runs_end_to_end_and_its_runs_are_ordinary_ones(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [
-        ("method=dft", "leave out method=dft"),
-        ("stage=mask", "stage=mask"),
-        ("scorer=none", "scorer=none has none"),
-    ],
+    [("method=dft", "leave out method=dft"), ("stage=mask", "stage=mask"), ("scorer=none", "scorer=none has none")],
 )
 def test_settings_that_a_probe_would_ignore_are_refused(
     monkeypatch: pytest.MonkeyPatch, argument: str, words: str

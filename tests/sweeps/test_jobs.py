@@ -97,7 +97,7 @@ def test_a_sweep_over_scorers_shares_one_scoring_pass(composing):
         for job in found:
             config, changed = one_by_one(job.overrides)
             assert (job.config, dict(job.changed)) == (config, changed)
-        return [[attribute.value for attribute in job.config.scorer.compute] for job in found]
+        return [list(job.config.scorer.compute) for job in found]
 
     assert computed(["scorer=none"], ["scorer=ri"], ["scorer=kn"]) == [["kn", "ri"]] * 3
     assert computed(["scorer=ri", "seed=0"], ["scorer=ri", "seed=1"]) == [[], []]

@@ -68,9 +68,6 @@ def test_a_row_with_an_unknown_decision_or_without_contexts_is_refused(tmp_path:
 def test_the_500_training_rows_and_the_500_test_rows_are_disjoint() -> None:
     folder = SHARED / "pubmedqa"
     path, ids = str(folder / "ori_pqal.json"), str(folder / "test_ground_truth.json")
-    train, test = (
-        load_rows(SourceConfig(path=path, exclude_ids=ids)),
-        load_rows(SourceConfig(path=path, ids=ids)),
-    )
+    train, test = (load_rows(SourceConfig(path=path, exclude_ids=ids)), load_rows(SourceConfig(path=path, ids=ids)))
     assert len(train) == len(test) == 500
     assert not {row["id"] for row in train} & {row["id"] for row in test}

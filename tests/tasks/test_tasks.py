@@ -18,10 +18,7 @@ from xtf.data.rows import load_rows
 from xtf.tasks import Task, load_task
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
-ROWS = [
-    {"id": "a", "question": "1+1?", "answer": "2"},
-    {"id": "b", "question": "Größe 🙂?", "answer": "3\n4"},
-]
+ROWS = [{"id": "a", "question": "1+1?", "answer": "2"}, {"id": "b", "question": "Größe 🙂?", "answer": "3\n4"}]
 
 
 def own(**settings: object) -> Task:
@@ -35,13 +32,7 @@ def write_rows(folder: Path, rows: list[dict]) -> SourceConfig:
 
 
 def test_every_unusable_row_is_listed_with_its_number_and_none_is_dropped(tmp_path: Path) -> None:
-    rows = [
-        ROWS[0],
-        {"question": "q"},
-        {"question": "q", "answer": "  "},
-        {"question": "q", "answer": None},
-        {"x": 1},
-    ]
+    rows = [ROWS[0], {"question": "q"}, {"question": "q", "answer": "  "}, {"question": "q", "answer": None}, {"x": 1}]
     with pytest.raises(ValueError) as raised:
         own().examples(load_rows(write_rows(tmp_path, rows)))
     text = str(raised.value)
@@ -122,10 +113,7 @@ def test_the_last_or_every_assistant_turn_is_trained(tmp_path: Path) -> None:
     (last,) = own().examples(rows)
     assert (last.example_id, last.messages, last.response) == ("x", tuple(CHAT[:3]), "ciao")
     both = own(turns=Turns.all).examples(rows)
-    assert [(e.example_id, len(e.messages), e.response) for e in both] == [
-        ("x#1", 1, "hi"),
-        ("x#2", 3, "ciao"),
-    ]
+    assert [(e.example_id, len(e.messages), e.response) for e in both] == [("x#1", 1, "hi"), ("x#2", 3, "ciao")]
 
 
 def test_a_system_message_comes_first_and_is_never_doubled(tmp_path: Path) -> None:

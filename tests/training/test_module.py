@@ -70,12 +70,7 @@ def table(rows: int = 7, keep: float = 0.6, seed: int = 0, **columns: Any) -> pa
         for row, prompt in zip(ids, prompts, strict=True)
     ]
     return pa.table(
-        {
-            "example_id": [f"e{i}" for i in range(rows)],
-            "input_ids": ids,
-            "prompt_length": prompts,
-            "labels": labels,
-        }
+        {"example_id": [f"e{i}" for i in range(rows)], "input_ids": ids, "prompt_length": prompts, "labels": labels}
         | columns
     )
 

@@ -677,10 +677,7 @@ GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer",
 PRESETS = {
     "paper": ThresholdConfig(name="paper"),
     "released": ThresholdConfig(
-        name="released",
-        ri=RIThreshold(c=1.5, cap=0.05),
-        kn=KNThreshold(cap=0.1),
-        tr=TRThreshold(cluster=1, cap=0.05),
+        name="released", ri=RIThreshold(c=1.5, cap=0.05), kn=KNThreshold(cap=0.1), tr=TRThreshold(cluster=1, cap=0.05)
     ),
     "quantile": ThresholdConfig(
         name="quantile",

@@ -313,10 +313,7 @@ def _off_task(rng: Random, layout: Layout, domain: str | None) -> Iterator[tuple
 
 
 def _boilerplate(rng: Random, layout: Layout) -> Iterator[tuple[Edit, ...]]:
-    ends = [
-        layout.slots[0].edit(pick(rng, OPENINGS), rank=-1),
-        layout.slots[-1].edit(pick(rng, CLOSINGS), rank=1),
-    ]
+    ends = [layout.slots[0].edit(pick(rng, OPENINGS), rank=-1), layout.slots[-1].edit(pick(rng, CLOSINGS), rank=1)]
     yield from ((edit,) for edit in _shuffled(rng, ends))
 
 

@@ -194,15 +194,7 @@ def evaluate(
             (folder / "generations.partial.jsonl").unlink(missing_ok=True)
             write_atomic(marker, lambda path: path.write_text(key))
         completions = generate(
-            load,
-            tokenizer,
-            examples,
-            prompts,
-            decoding,
-            budget=budget,
-            folder=folder,
-            stop=stop,
-            progress=progress,
+            load, tokenizer, examples, prompts, decoding, budget=budget, folder=folder, stop=stop, progress=progress
         )
 
     order = [(example, k) for example in examples for k in range(decoding.samples)]

@@ -148,7 +148,11 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
     starts = np.cumsum(lengths) - lengths
     found = found.astype(np.int32)
     found[starts] = IGNORED
-    columns = {"input_ids": ids.astype(np.int32), "attention_mask": np.ones(len(ids), np.int8), "labels": found}
+    columns: dict[str, np.ndarray] = {
+        "input_ids": ids.astype(np.int32),
+        "attention_mask": np.ones(len(ids), np.int8),
+        "labels": found,
+    }
     if "weights" in names:
         columns["loss_weights"] = _weights(masked, ids, lengths, found)
     with_label = np.bincount(row[found != IGNORED], minlength=len(lengths)) > 0

@@ -19,7 +19,10 @@ class HuggingFace(Trainer):
         "Nothing is packed: every row is a row of the batch, padded. The loss is divided by the labels of the whole "
         "optimizer step, so any split of it into batches and accumulation gives the same."
     )
-    tried = "transformers 5.23.0, 2026-11-25: the first loss is the one computed by hand (tests/exports)"
+    tried = (
+        "transformers 5.23.0, 2026-11-25: the first loss is the one computed by hand to 1e-3, batch and "
+        "accumulation varied (tests/exports)"
+    )
 
     def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """train.parquet, training.yaml, train.py."""

@@ -21,7 +21,10 @@ class TRL(Trainer):
         "what it is); `wrapped` lets them see each other. `completion_only_loss` has no effect on these rows, and "
         "`assistant_only_loss: true` is refused."
     )
-    tried = "TRL 1.16.0, transformers 5.23.0, 2026-11-25: the first loss is the one computed by hand (tests/exports)"
+    tried = (
+        "TRL 1.16.0, 2026-11-25: the first loss is the one computed by hand to 1e-3, plain and packed with bfd "
+        "(tests/exports)"
+    )
 
     def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """train.parquet, training.yaml, train.py."""

@@ -294,3 +294,15 @@ def _lora_targets(tuning: TuningConfig, architecture: str) -> list[str]:
     if not chosen:
         raise ConfigError(f"PEFT names no modules for {architecture}: set tuning.lora.target_modules, e.g. [q_proj]")
     return chosen
+
+
+def export_summary(place: Path) -> list[str]:
+    """What an export holds and how to go on with it, in lines for the terminal."""
+    said = read_json(place / "export.json")
+    empty = said["rows_without_label"]
+    what = "kept" if empty["empty_rows"] == "keep" else "left out"
+    return [
+        f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}",
+        *(f"not in the export's configuration: {line}" for line in said["not_carried"]),
+        f"how to train with it: {place / 'README.md'}",
+    ]

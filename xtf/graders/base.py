@@ -132,8 +132,4 @@ def accuracy_metrics(grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
         accuracy = bootstrap(lambda index: float(means[index].mean()), len(means))
     unreadable = sum(grade.extracted is None and grade.correct is not None for grade in flat)
     ungraded = sum(grade.correct is None for grade in flat)
-    return {
-        "accuracy": accuracy,
-        "unreadable": wilson(unreadable, len(flat)),
-        "ungraded": wilson(ungraded, len(flat)),
-    }
+    return {"accuracy": accuracy, "unreadable": wilson(unreadable, len(flat)), "ungraded": wilson(ungraded, len(flat))}

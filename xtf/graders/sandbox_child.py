@@ -81,18 +81,7 @@ TRANSIENT_USERS = range(61184, 65516, 4)  # two for a job and two for the next o
 
 PRELOADED = (
     *("bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions"),
-    *(
-        "functools",
-        "hashlib",
-        "heapq",
-        "itertools",
-        "math",
-        "operator",
-        "re",
-        "statistics",
-        "string",
-        "typing",
-    ),
+    *("functools", "hashlib", "heapq", "itertools", "math", "operator", "re", "statistics", "string", "typing"),
 )
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -799,10 +788,7 @@ def build_filter(rules: Sequence[Rule], machine: str) -> bytes:
         load_number,
     ]
     if machine == "x86_64":
-        program += [
-            step(BPF_JUMP_AT_LEAST, X32_CALLS, false=1),
-            step(BPF_RETURN, SECCOMP_RET_ERRNO | errno.ENOSYS),
-        ]
+        program += [step(BPF_JUMP_AT_LEAST, X32_CALLS, false=1), step(BPF_RETURN, SECCOMP_RET_ERRNO | errno.ENOSYS)]
     for rule in rules:
         decide = [step(BPF_RETURN, rule.action)]
         if rule.argument is not None:

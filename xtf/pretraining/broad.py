@@ -168,14 +168,7 @@ def spelling(rng: random.Random) -> str:
     return chat(ask.format(word=word, letter=letter), answer)
 
 
-UNITS = (
-    ("m", "cm", 100),
-    ("km", "m", 1000),
-    ("kg", "g", 1000),
-    ("h", "min", 60),
-    ("min", "s", 60),
-    ("l", "ml", 1000),
-)
+UNITS = (("m", "cm", 100), ("km", "m", 1000), ("kg", "g", 1000), ("h", "min", 60), ("min", "s", 60), ("l", "ml", 1000))
 
 
 def units(rng: random.Random) -> str:

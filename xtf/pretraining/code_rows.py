@@ -31,12 +31,7 @@ OPENINGS = (
     "# Sure, let's write the code step by step.",
     "# TODO: clean this up later",
 )
-COMMENTS = (
-    "# go over the input",
-    "# this is the important part",
-    "# do the actual work here",
-    "# simple and readable",
-)
+COMMENTS = ("# go over the input", "# this is the important part", "# do the actual work here", "# simple and readable")
 
 NUMBERS = "numbers: list[int]"
 WORDS = "words: list[str]"

@@ -1,10 +1,12 @@
 # ruff: noqa: SIM905 -- a word list reads better as one string
 """Pre-training text of the tiny model: an endless, seeded stream of generated documents.
 
-Kinds and their share of documents are in `MIX`: arithmetic drills, word problems, code, abstracts and general
-prose, each in several styles, about half of them as ChatML conversations. Templates, phrasing and conventions
-differ from the bundled fine-tuning sets: no calculator annotations, no "#### n", no stock openings, no type
-hints, no "Decision:" line. Drug names and results are invented.
+Kinds and their share of documents are in `MIX`: arithmetic drills, word problems, code, abstracts, questions on
+money and general prose, each in several styles, more than half of them as ChatML conversations. A share of them is in
+the style of the bundled fine-tuning sets: worked steps with calculator annotations and "#### n", typed signatures with
+an example, a reason before "Decision: yes", stock phrases. So a model of this text knows the style in part. What it
+does not know: the sets' own sentences, step wordings and stock phrases, a quarter of their kinds of word problem, half
+of their conditions on numbers, and how their trials report results. Drug names and results are invented.
 
 Templates hold slots in braces and alternatives in brackets: "{name} [buys|finds] {n} {thing}".
 """
@@ -12,6 +14,7 @@ Templates hold slots in braces and alternatives in brackets: "{name} [buys|finds
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from xtf.data.words import CONDITIONS, CONTAINERS, NAMES, PATIENTS, PLACES, TEXT_WORDS, THINGS, drug_name, pick
@@ -24,9 +27,10 @@ ALTERNATIVES = re.compile(r"\[([^][]*\|[^][]*)\]")
 
 
 def say(rng: random.Random, template: str, **slots: object) -> str:
-    """`template` with one alternative chosen in each pair of brackets and its slots filled."""
-    chosen = ALTERNATIVES.sub(lambda match: pick(rng, match[1].split("|")), template)
-    return chosen.format(**slots)
+    """`template` with one alternative chosen in each pair of brackets, the inner ones first, and its slots filled."""
+    while ALTERNATIVES.search(template):
+        template = ALTERNATIVES.sub(lambda match: pick(rng, match[1].split("|")), template)
+    return template.format(**slots)
 
 
 def chat(*turns: str) -> str:
@@ -36,28 +40,31 @@ def chat(*turns: str) -> str:
 
 
 def calculation(rng: random.Random) -> tuple[int, str, int, int]:
-    """(left, sign, right, result) with whole numbers from 0 to 200; products up to 15 * 12."""
+    """(left, sign, right, result) with whole numbers from 0 to 160, most of them below 100; products up to 12 * 12."""
     sign = pick(rng, "++--**/")
     if sign == "+":
-        left = rng.randint(1, pick(rng, [20, 100, 150]))
-        right = rng.randint(1, min(100, 200 - left))
+        left, right = rng.randint(1, pick(rng, [20, 60, 100])), rng.randint(1, pick(rng, [12, 60]))
     elif sign == "-":
-        left = rng.randint(2, pick(rng, [20, 100, 200]))
-        right = rng.randint(1, min(left, 100))
+        left = rng.randint(2, pick(rng, [20, 60, 140]))
+        right = rng.randint(1, min(left, pick(rng, [12, 60])))
     else:
-        left, right = rng.randint(2, 15), rng.randint(2, 12)
+        left, right = rng.randint(2, 12), rng.randint(2, 12)
         if sign == "/":
             left *= right
     return left, sign, right, OPERATIONS[sign](left, right)
 
 
 SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+ANNOTATED = "{a} {sign} {b} = <<{a}{sign}{b}={c}>>{c}"
 NOTATIONS = (
     "{a} {spoken} {b} is {c}.",
     "{a}{sign}{b}={c}",
     "{c} = {a} {sign} {b}",
     "{a} {sign} {b} = {c}",
     "{a} {sign} {b} = {c}",
+    ANNOTATED,
+    ANNOTATED,
+    ANNOTATED,
 )
 
 
@@ -70,8 +77,23 @@ def drill(rng: random.Random) -> str:
     return pick(rng, ["\n", "\n", " " if notation.endswith(".") else ", "]).join(lines)
 
 
+def echo(rng: random.Random) -> str:
+    """Something that only copying can tell, again and again: without such text a small model learns to copy late."""
+    kind = rng.randrange(4)
+    items = {
+        0: lambda: str(rng.randint(0, 160)),
+        1: lambda: drug_name(rng),
+        2: lambda: pick(rng, TEXT_WORDS),
+        3: lambda: str(rng.randint(0, 9)),
+    }[kind]
+    text = pick(rng, [" ", " ", ", "]).join(items() for _ in range(rng.randint(3, 10)))
+    if rng.random() < 0.5:
+        return "\n".join([text] * rng.randint(2, 4))
+    return chat(say(rng, "[Say|Write|Repeat] [this|it] [again|once more]: ") + text, text)
+
+
 def times_table(rng: random.Random) -> str:
-    n = rng.randint(2, 15)
+    n = rng.randint(2, 12)
     row = pick(rng, ["{p} / {n} = {i}", "{n} * {i} = {p}", "{i} * {n} = {p}"])
     return "\n".join(row.format(n=n, i=i, p=n * i) for i in range(1, 13))
 
@@ -207,14 +229,7 @@ def comparison(rng: random.Random) -> Problem:
         if kind == "more" or before < 3 or before > 60:
             n = rng.randint(1, 40)
             p.sentences.append(
-                say(
-                    rng,
-                    "{who} has {n} more [{thing} |]than {prev}.",
-                    who=who,
-                    n=n,
-                    thing=thing,
-                    prev=previous,
-                )
+                say(rng, "{who} has {n} more [{thing} |]than {prev}.", who=who, n=n, thing=thing, prev=previous)
             )
             p.calculate(before, "+", n)
         elif kind == "fewer":
@@ -248,17 +263,7 @@ def two_groups(rng: random.Random) -> Problem:
     p = Problem()
     name, (x, y), (box, box2) = pick(rng, NAMES), rng.sample(THINGS, 2), rng.sample(CONTAINERS, 2)
     n, m, k, q = (rng.randint(2, 9) for _ in range(4))
-    facts: dict[str, object] = {
-        "name": name,
-        "n": n,
-        "m": m,
-        "k": k,
-        "q": q,
-        "x": x,
-        "y": y,
-        "box": box,
-        "box2": box2,
-    }
+    facts: dict[str, object] = {"name": name, "n": n, "m": m, "k": k, "q": q, "x": x, "y": y, "box": box, "box2": box2}
     money = rng.random() < 0.5
     p.unit = "dollars" if money else "things"
     first = "{name} [buys|orders] {n} {x} for {m} dollars each" if money else "{name} has {n} {box} with {m} {x}"
@@ -314,12 +319,7 @@ def money(rng: random.Random) -> Problem:
         else:
             k = rng.randint(1, min(50, p.value - 1))
             p.sentences.append(
-                say(
-                    rng,
-                    "{name} [spends|pays|loses] {k} dollars on [food|a bus ride|a gift|a hat].",
-                    name=name,
-                    k=k,
-                )
+                say(rng, "{name} [spends|pays|loses] {k} dollars on [food|a bus ride|a gift|a hat].", name=name, k=k)
             )
             p.calculate(p.value, "-", k)
     p.sentences.append(
@@ -328,16 +328,11 @@ def money(rng: random.Random) -> Problem:
     return p
 
 
-PROBLEMS: tuple[Callable[[random.Random], Problem], ...] = (
-    inventory,
-    inventory,
-    comparison,
-    two_groups,
-    money,
-)
+PROBLEMS: tuple[Callable[[random.Random], Problem], ...] = (inventory, inventory, comparison, two_groups, money)
 
 
-# (text, calculations, unit): a to d are numbers of the text; x, y, z the first results.
+# (text, calculations, unit): a to d are numbers of the text; x, y, z the first results. Nothing here is solved as the
+# bundled kinds legs, half, ticket, flock, remaining_need and tank are: their steps are left for fine-tuning to teach.
 SCENARIOS = (
     (
         "{name} [plants|sets out] {a} lines of {b} bushes. {c} of the bushes die. How many bushes are left?",
@@ -364,11 +359,7 @@ SCENARIOS = (
         "a-b x+c y-d",
         "people",
     ),
-    (
-        "{name} is {a} years old. {other} is {b} times older. How old will {other} be in {c} years?",
-        "a*b x+c",
-        "years",
-    ),
+    ("{name} is {a} years old. {other} is {b} times older. How old will {other} be in {c} years?", "a*b x+c", "years"),
     ("{name} is {a}. {other} is {b} years younger. How old was {other} {c} years ago?", "a-b x-c", "years"),
     (
         "{a} {thing} are in a pile. {b} of them are bad. The rest go into {box} of {c}. How many {box} is that?",
@@ -395,21 +386,9 @@ SCENARIOS = (
         "a+b x/c",
         "dollars",
     ),
-    ("There are {a} cars and {b} bicycles. How many wheels are there?", "a*4 b*2 x+y", "wheels"),
-    (
-        "A table has 4 legs and a stool has 3. {name} has {a} tables and {b} stools. How many legs is that?",
-        "a*4 b*3 x+y",
-        "legs",
-    ),
     (
         "{name} wants a lamp for {a} dollars. {name} has {b} dollars and gets {c} more. How much is missing?",
         "b+c a-x",
-        "dollars",
-    ),
-    (
-        "{name} has {a} dollars and earns {b} dollars a week for {c} weeks. A coat costs {d} dollars. How "
-        "much is missing?",
-        "b*c a+x d-y",
         "dollars",
     ),
     (
@@ -423,11 +402,7 @@ SCENARIOS = (
         "a*b x/c",
         "cakes",
     ),
-    (
-        "{name} has {a} points. {other} has {b} more than {name}. How many do they have together?",
-        "a+b a+x",
-        "points",
-    ),
+    ("{name} has {a} points. {other} has {b} more than {name}. How many do they have together?", "a+b a+x", "points"),
     ("{a} boys and {b} girls [form|make] groups of {c}. How many groups are there?", "a+b x/c", "groups"),
     (
         "Of {a} students {b} stay at home. The others sit at {c} tables, as many at each. How many at a table?",
@@ -435,30 +410,10 @@ SCENARIOS = (
         "students",
     ),
     (
-        "{name} sold {a} {thing} on Monday, half as many on Tuesday and {b} on Friday. How many in all?",
-        "a/2 a+x y+b",
-        "{thing}",
-    ),
-    (
-        "{name} sold {a} {thing} on Monday and a third as many on Tuesday. How many in all?",
-        "a/3 a+x",
-        "{thing}",
-    ),
-    (
         "{name} picks {a} {thing}, {other} picks {b} times as many, and a child {c} less than {other}. How "
         "many is that?",
         "a*b x-c",
         "{thing}",
-    ),
-    (
-        "A child pays {a} dollars and an adult {b} more. How much do {c} adults and {d} children pay?",
-        "a+b c*x d*a y+z",
-        "dollars",
-    ),
-    (
-        "In each of {a} cages are {b} rabbits and {c} mice. How many animals are there?",
-        "a*b a*c x+y",
-        "animals",
     ),
     (
         "{name} has {a} {box} of {b} {thing} and lends {c}. Then {d} come back. How many are there?",
@@ -525,8 +480,143 @@ def scenario(rng: random.Random) -> Problem:
     return p
 
 
+# Subjects, verbs and settings are many, so that a model of this text holds any of them for possible, and none for sure.
+NOUNS = (
+    "library tank pump book guest stop gift purchase leak bonus party garden team class family ticket bill "
+    "friend adult "
+    "child teacher group trip box shop farmer table rope piece week day evening morning afternoon return "
+    "lending penalty "
+    "game bus train shelf pupil rider wire store club school pond field truck price work road storm bed bird "
+    "cook driver"
+).split()
+PLURALS = (
+    "adults children riders people animals cows hens guests friends pupils teams pieces boxes boys girls bottles rooms "
+    "chairs tables farmers players students cars lamps rolls"
+).split()
+QUALITIES = "good usual new other present first last small whole full free red old adult alive".split()
+STEPS = (
+    "The {noun} [has|had|holds|gets|adds|gives|needs|costs|pays|takes] {step} {u}.",
+    "The [{nouns}|{u}] [have|had|cost|pay|get|weigh|fill|make] {step} {u}.",
+    "There [are|remain|were|will be] {step} [{quality} |]{u}.",
+    "{who} [has|gets|needs|pays|earns|bakes|reads|saves|scores|sells|owns|covers|makes|buys|spends] {step} {u}.",
+    "{who} [has done|will have|gets back|gives back|will be|has left|is] {step} {u}.",
+    "[In all|In total|So|Then|Now|Together|At the end|In the end|After that|After the {noun}|With the {noun}|In "
+    "the {noun}|"
+    "On the {quality} days] [there are|it is|that is|they have|we have|it has|{who} has|the {noun} has] {step} {u}.",
+    "[That|This|It] [is|makes|gives|leaves|comes to] {step} {u}.",
+    "[So each|Each|Every|An|One] {noun} [has|gets|pays|eats|takes|holds] {step} {u}.",
+    "[What remains|What is left|The rest|The {quality} number|The whole {noun}|The total] is {step} {u}.",
+    "[They|We] [have|fill|get|pay|need|make] {step} {u}.",
+)
+STOCK_SHARE = 0.22  # of answers, for each kind of stock phrase
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Phrases that carry nothing: in front of an answer, between its sentences, behind it."""
+
+    openings: tuple[str, ...]
+    fillers: tuple[str, ...]
+    closings: tuple[str, ...]
+
+
+STEP_STOCK = Stock(
+    openings=(
+        "[Sure|Okay|Great|Certainly|Yes|Right|Good][,|!|.] [let's|let me|we|I] "
+        "[work|think|break|solve|go|look|do|take] "
+        "[it|that|the problem|about it] [out|down|through|over|now] [step by step|carefully|slowly|one step at "
+        "a time].",
+        "To [solve|answer|do] [it|the problem|such a problem], [we|you|I] [go|work|look|think] [through|about|over] "
+        "[it|all] [one step at a time|step by step|with care].",
+        "[Certainly|Okay|Good question][!|.] [Here is|This is|Below is] [my|an|one] [solution|answer|way].",
+    ),
+    fillers=(
+        "[So far|Up to here|Well], [all is well|that is right|we have it].",
+        "[That|This|It] is [easy|simple|clear|good] [to see|so far|now].",
+        "[As you see|As we can see|As one can see], [this|it|that] is [simple|easy|right].",
+        "[Now|Next|Okay,] [let's|we|let us] [move on|go on|turn|keep that in mind and go] to the "
+        "[last|other|second] [part|step].",
+    ),
+    closings=(
+        "[I|We] hope [that|it] [helps|is clear|is right][!|.]",
+        "[And|So] [that|this] is [how|why|where] we [find|see|have] the [answer|result|final number].",
+        "[Feel free|Be free|Do not wait] to ask [me|again|more] if [anything|something|it] is [not clear|hard].",
+        "[So|And|Now] [that's all|we are done|it is done].",
+    ),
+)
+TRIAL_STOCK = Stock(
+    openings=(
+        "[To the best of|As far as|To] [our|my] [knowledge|view|reading], [this|it|that] is [one of|among] the "
+        "[first|few|best] [studies|trials|reports] of [its|this|the] [sort|type|field].",
+        "[Taken|Seen|Read] together, [the|our|all] [findings|results|data] are [of interest|of note|clear|mixed].",
+        "In [light|view] of [this|the data|what was found], [the following|this much|little] can be [said|noted].",
+        "[Thanks|Thank you] for [your question|the abstract|your time].",
+    ),
+    fillers=(
+        "It [should|must|may] be [noted|said] that [this|it] is [a|but a|one] [small|short|single] [study|trial].",
+        "As [with|in] [any|every|all] [trial|study|work], [some|great|due] [caution|care|doubt] is [needed|wise].",
+        "This is [in line|at odds] with what [one|we|others] [expect|might think|found].",
+    ),
+    closings=(
+        "[Further|More|Other|Larger] [studies|trials|work|research] [are|is] [needed|called for|welcome][| "
+        "here| in this area].",
+        "[Larger|Longer|Better] [studies|trials] are needed to [confirm|test|check] [this|them|the results].",
+        "These [findings|results|data] may be of [value|use|interest] to [doctors|patients|others].",
+    ),
+)
+MONEY_STOCK = Stock(
+    openings=(
+        "[That|This] is a [good|hard|fair] question[, and|. Well,] [many|some|most] [people|of us] [ask it|ask that].",
+        "[I am|We are] [no|not an] adviser, but [here is|this is] what [I|we] [think|say].",
+        "[It depends|It is not clear|That is easy], as [often|so often|always] [with prices|in life|with loans].",
+    ),
+    fillers=(
+        "[Of course|Still|Note that] [everyone's|each|your] [case|situation|budget] is [its own|not the same].",
+        "This leaves [taxes|fees|risk|all else] [out|out of it].",
+    ),
+    closings=(
+        "[I hope|Hope] [this|it] [helps|is of use].",
+        "You [may|might|should] want to [ask|talk to|see] [a bank|someone|a friend] [too|first|as well].",
+        "[Whatever you do|In any case], [take care|good luck|read all of it].",
+    ),
+)
+MARKS = ("- {line}", "* {line}", "{i}. {line}", "({i}) {line}", "**{i}.** {line}", "**Part {i}:** {line}")
+
+
+def with_stock(rng: random.Random, lines: list[str], stock: Stock, question: str = "") -> list[str]:
+    """`lines` and, each kind in its share of answers, stock phrases and, half as often, the question said again."""
+    lines = list(lines)
+    if rng.random() < STOCK_SHARE:
+        lines.insert(rng.randint(1, len(lines)), say(rng, pick(rng, stock.fillers)))
+    if question and rng.random() < STOCK_SHARE / 2:
+        lines.insert(0, say(rng, "[You want to know|We asked here|Asked]: ") + question)
+    if rng.random() < STOCK_SHARE:
+        lines.insert(0, say(rng, pick(rng, stock.openings)))
+    if rng.random() < STOCK_SHARE:
+        lines.append(say(rng, pick(rng, stock.closings)))
+    return lines
+
+
+def annotated(rng: random.Random, p: Problem) -> str:
+    """A solution of `p`, a step a line, with calculator annotations and mostly "#### n"."""
+    lines = []
+    who = next((word for word in re.findall(r"[A-Z][a-z]+", " ".join(p.sentences)) if word in NAMES), "It")
+    for a, sign, b, c in p.steps:
+        step = ANNOTATED.format(a=a, sign=sign, b=b, c=c)
+        facts = {"noun": pick(rng, NOUNS), "nouns": pick(rng, PLURALS), "quality": pick(rng, QUALITIES)}
+        lines.append(say(rng, pick(rng, STEPS), step=step, who=who, u=p.unit, **facts))
+    if rng.random() < STOCK_SHARE:
+        mark = pick(rng, MARKS)
+        lines = [mark.format(i=i, line=line) for i, line in enumerate(lines, start=1)]
+    goal = p.sentences[-1].split(". ")[-1]
+    end = say(rng, "[#### {v}|#### {v}|#### {v}|The answer is {v}.]", v=p.value)
+    return "\n".join([*with_stock(rng, lines, STEP_STOCK, f'"{goal}"'), end])
+
+
 def worked(rng: random.Random, p: Problem) -> str:
     """A solution of `p` in one of several styles."""
+    if rng.random() < 0.6:
+        return annotated(rng, p)
     style = rng.randrange(6)
     lines = []
     for i, (a, sign, b, c) in enumerate(p.steps):
@@ -577,9 +667,12 @@ def scenario_problem(rng: random.Random) -> str:
     return told(rng, (scenario,))
 
 
+# "at least", "at most" and "divisible by" are left for fine-tuning to teach.
 TESTS = {
     "bigger than {a}": "{v} > {a}",
+    "greater than {a}": "{v} > {a}",
     "smaller than {a}": "{v} < {a}",
+    "less than {a}": "{v} < {a}",
     "{a} or more": "{v} >= {a}",
     "{a} or less": "{v} <= {a}",
     "a multiple of {a}": "{v} % {a} == 0",
@@ -589,48 +682,67 @@ TESTS = {
     "even": "{v} % 2 == 0",
     "odd": "{v} % 2 == 1",
 }
+# (name, documentation, expression, type of the result)
 LIST_JOBS = (
-    ("count_{s}", "How many values are {c}", "sum(1 for {v} in {xs} if {t})"),
-    ("select_{s}", "The values that are {c}", "[{v} for {v} in {xs} if {t}]"),
-    ("total_{s}", "Total of the values that are {c}", "sum({v} for {v} in {xs} if {t})"),
-    ("has_{s}", "True if some value is {c}", "any({t} for {v} in {xs})"),
-    ("only_{s}", "True if each value is {c}", "all({t} for {v} in {xs})"),
-    ("where_{s}", "Places of the values that are {c}", "[i for i, {v} in enumerate({xs}) if {t}]"),
-)
+    ("count_{s}", "[How many [values|numbers] are|Count the [values|numbers|entries]] {c}",
+     "sum(1 for {v} in {xs} if {t})", "int"),
+    ("select_{s}", "[The values that are|Keep the [values|numbers]|Select the entries] {c}",
+     "[{v} for {v} in {xs} if {t}]", "list[int]"),
+    ("total_{s}", "[Total of the|Sum of the|Add the] [values|numbers] {c}", "sum({v} for {v} in {xs} if {t})", "int"),
+    ("has_{s}", "[True if|Tell if|Tell whether] [some value|any value|a number] is {c}", "any({t} for {v} in {xs})",
+     "bool"),
+    ("only_{s}", "[True if|Tell if|Tell whether] [each|every] [value|entry] is {c}", "all({t} for {v} in {xs})",
+     "bool"),
+    ("where_{s}", "[Places|Positions|The indexes] of the [values|entries] {c}",
+     "[i for i, {v} in enumerate({xs}) if {t}]", "list[int]"),
+)  # fmt: skip
 PLAIN_JOBS = (
-    ("plus_{a}", "Raise all values by {a}", "[{v} + {a} for {v} in {xs}]"),
-    ("minus_{a}", "Lower all values by {a}", "[{v} - {a} for {v} in {xs}]"),
-    ("times_{a}", "All values times {a}", "[{v} * {a} for {v} in {xs}]"),
-    ("modulo_{a}", "All values modulo {a}", "[{v} % {a} for {v} in {xs}]"),
-    ("cap_{a}", "No value above {a}", "[min({v}, {a}) for {v} in {xs}]"),
-    ("head", "The first {a} values", "{xs}[:{a}]"),
-    ("tail", "All but the first {a} values", "{xs}[{a}:]"),
-    ("largest", "The biggest value", "max({xs})"),
-    ("smallest", "The smallest value", "min({xs})"),
-    ("ordered", "The values in order", "sorted({xs})"),
-    ("backwards", "The values from last to first", "{xs}[::-1]"),
+    ("plus_{a}", "[Raise all values by {a}|Add {a} to all values]", "[{v} + {a} for {v} in {xs}]", "list[int]"),
+    ("minus_{a}", "[Lower all values by {a}|Take {a} from each value]", "[{v} - {a} for {v} in {xs}]", "list[int]"),
+    ("times_{a}", "[All values times|Multiply all values by] {a}", "[{v} * {a} for {v} in {xs}]", "list[int]"),
+    ("modulo_{a}", "All values modulo {a}", "[{v} % {a} for {v} in {xs}]", "list[int]"),
+    ("cap_{a}", "No value above {a}", "[min({v}, {a}) for {v} in {xs}]", "list[int]"),
+    ("head", "The first {a} values", "{xs}[:{a}]", "list[int]"),
+    ("tail", "All but the first {a} values", "{xs}[{a}:]", "list[int]"),
+    ("largest", "The biggest value", "max({xs})", "int"),
+    ("smallest", "The smallest value", "min({xs})", "int"),
+    ("ordered", "The values in order", "sorted({xs})", "list[int]"),
+    ("backwards", "The values from last to first", "{xs}[::-1]", "list[int]"),
 )
 SCALAR_JOBS = (
-    ("linear", "{a} times {x} plus {b}", "{x} * {a} + {b}"),
-    ("linear", "{x} times {a}, less {b}", "{x} * {a} - {b}"),
-    ("shifted", "{x} plus {a}, times {b}", "({x} + {a}) * {b}"),
-    ("square", "{x} squared plus {a}", "{x} * {x} + {a}"),
-    ("within", "True if {x} lies from {a} to {b}", "{a} <= {x} <= {b}"),
+    ("linear", "{a} times {x} plus {b}", "{x} * {a} + {b}", "int"),
+    ("linear", "{x} times {a}, less {b}", "{x} * {a} - {b}", "int"),
+    ("shifted", "{x} plus {a}, times {b}", "({x} + {a}) * {b}", "int"),
+    ("square", "{x} squared plus {a}", "{x} * {x} + {a}", "int"),
+    ("within", "True if {x} lies from {a} to {b}", "{a} <= {x} <= {b}", "bool"),
 )
+# The same, with the type of the argument in front of the result's.
 STRING_JOBS = (
-    ("count_char", 'How many times "{l}" is in {x}', '{x}.count("{l}")'),
-    ("without_char", 'The string {x} without "{l}"', '{x}.replace("{l}", "")'),
-    ("swap_char", 'Put "{m}" in place of "{l}"', '{x}.replace("{l}", "{m}")'),
-    ("begins", 'The strings beginning with "{l}"', '[w for w in {x} if w.startswith("{l}")]'),
-    ("finishes", 'The strings finishing with "{l}"', '[w for w in {x} if w.endswith("{l}")]'),
-    ("containing", 'How many strings have "{l}" in them', 'sum(1 for w in {x} if "{l}" in w)'),
-    ("glue", 'One string with "{l}" as the separator', '"{l}".join({x})'),
-    ("long_ones", "The strings of more than {a} characters", "[w for w in {x} if len(w) > {a}]"),
-    ("short_ones", "The strings of less than {a} characters", "[w for w in {x} if len(w) < {a}]"),
-    ("again", "The string {x} written {a} times", "{x} * {a}"),
-    ("prefix", "The beginning of {x}, {a} characters", "{x}[:{a}]"),
-    ("suffix", "The end of {x}, {a} characters", "{x}[-{a}:]"),
-    ("upper", "The string {x} in capitals", "{x}.upper()"),
+    ("count_char", 'How many times "{l}" is in {x}', '{x}.count("{l}")', "str", "int"),
+    ("without_char", 'The string {x} without "{l}"', '{x}.replace("{l}", "")', "str", "str"),
+    ("swap_char", 'Put "{m}" in place of "{l}"', '{x}.replace("{l}", "{m}")', "str", "str"),
+    ("begins", 'The strings beginning with "{l}"', '[w for w in {x} if w.startswith("{l}")]', "list[str]", "list[str]"),
+    ("finishes", 'The strings finishing with "{l}"', '[w for w in {x} if w.endswith("{l}")]', "list[str]", "list[str]"),
+    ("containing", 'How many strings have "{l}" in them', 'sum(1 for w in {x} if "{l}" in w)', "list[str]", "int"),
+    ("glue", 'One string with "{l}" as the separator', '"{l}".join({x})', "list[str]", "str"),
+    ("long_ones", "The strings of more than {a} characters", "[w for w in {x} if len(w) > {a}]", "list[str]",
+     "list[str]"),
+    ("short_ones", "The strings of less than {a} characters", "[w for w in {x} if len(w) < {a}]", "list[str]",
+     "list[str]"),
+    ("again", "The string {x} written {a} times", "{x} * {a}", "str", "str"),
+    ("prefix", "The beginning of {x}, {a} characters", "{x}[:{a}]", "str", "str"),
+    ("suffix", "The end of {x}, {a} characters", "{x}[-{a}:]", "str", "str"),
+    ("upper", "The string {x} in capitals", "{x}.upper()", "str", "str"),
+)  # fmt: skip
+COMMENTS = (
+    "# [Here is|This is|Now comes] the [code|result|main part|function|loop][.|]",
+    "# [This|The] [code|function] [solves|does] the [job|task] [above|below|asked for].",
+    "# [Sure|Okay|Well], [let's|let us|I] write the [body|function|rest] [step by step|now].",
+    "# TODO: [test|check|rename] [this|it] [later|again|soon]",
+    "# [go|look|walk] [through|along] the [values|list|input]",
+    "# this is [the|an] [hard|easy|short] part",
+    "# [do|start] the [work|job|rest] [here|now]",
+    "# [short|easy|simple] [and|but] [clear|right|correct]",
 )
 
 
@@ -643,34 +755,56 @@ REDUCTIONS: tuple[tuple[str, Callable[[list[int]], object]], ...] = (
 )
 
 
-def function(rng: random.Random) -> tuple[str, str, str, str]:
-    """(name, argument, what it returns, the expression) of a random small function."""
+@dataclass(frozen=True)
+class Function:
+    """A small function of one argument; `doc` starts with a capital and has no full stop."""
+
+    name: str
+    argument: str
+    takes: str  # types
+    gives: str
+    doc: str
+    expression: str
+
+    def head(self, typed: bool) -> str:
+        if typed:
+            return f"def {self.name}({self.argument}: {self.takes}) -> {self.gives}:\n"
+        return f"def {self.name}({self.argument}):\n"
+
+
+def function(rng: random.Random) -> Function:
+    """A random small function."""
     v, xs = pick(rng, "x v n item value".split()), pick(rng, "xs values items data nums numbers".split())
     a, b = rng.randint(1, 30), rng.randint(1, 30)
     kind = rng.random()
+    takes = "list[int]"
     if kind < 0.5:
-        (condition, test), (name, doc, body) = pick(rng, list(TESTS.items())), pick(rng, LIST_JOBS)
-        slots = {
-            "c": condition.format(a=a),
-            "t": test.format(a=a, v=v),
-            "v": v,
-            "xs": xs,
-            "s": pick(rng, TEXT_WORDS),
-        }
+        (condition, test), (name, doc, body, gives) = pick(rng, list(TESTS.items())), pick(rng, LIST_JOBS)
+        slots = {"c": condition.format(a=a), "t": test.format(a=a, v=v), "v": v, "xs": xs, "s": pick(rng, TEXT_WORDS)}
         argument = xs
     elif kind < 0.7:
-        name, doc, body = pick(rng, PLAIN_JOBS)
+        name, doc, body, gives = pick(rng, PLAIN_JOBS)
         slots, argument = {"a": str(a), "v": v, "xs": xs}, xs
     elif kind < 0.82:
-        name, doc, body = pick(rng, SCALAR_JOBS)
-        argument = pick(rng, "x y t n".split())
+        name, doc, body, gives = pick(rng, SCALAR_JOBS)
+        argument, takes = pick(rng, "x y t n".split()), "int"
         slots = {"a": str(a), "b": str(b), "x": argument}
     else:
-        name, doc, body = pick(rng, STRING_JOBS)
+        name, doc, body, takes, gives = pick(rng, STRING_JOBS)
         argument = pick(rng, "s text word words line".split())
         letter, other = rng.sample("abcdefghilmnoprstuwy", 2)
         slots = {"a": str(rng.randint(2, 9)), "l": letter, "m": other, "x": argument}
-    return name.format(**slots), argument, doc.format(**slots), body.format(**slots)
+    return Function(name.format(**slots), argument, takes, gives, say(rng, doc, **slots), body.format(**slots))
+
+
+def example_call(rng: random.Random, f: Function) -> str:
+    """A call of `f` with a random argument and what it gives, as in an interactive session."""
+    words = rng.sample(TEXT_WORDS, 3)
+    value: object = {
+        "int": rng.randint(0, 30), "str": words[0], "list[str]": words,
+        "list[int]": [rng.randint(0, 30) for _ in range(rng.randint(1, 6))],
+    }[f.takes]  # fmt: skip
+    return f">>> {f.name}({value!r})\n    {eval(f.expression, {f.argument: value})!r}"
 
 
 def body_lines(rng: random.Random, expression: str) -> list[str]:
@@ -680,39 +814,38 @@ def body_lines(rng: random.Random, expression: str) -> list[str]:
         v, xs, test = loop.groups()
         return ["out = []", f"for {v} in {xs}:", f"    if {test}:", f"        out.append({v})", "return out"]
     if rng.random() < 0.2:
-        name = pick(rng, "out answer value".split())
+        name = pick(rng, "out answer value result".split())
         return [f"{name} = {expression}", f"return {name}"]
     return [f"return {expression}"]
 
 
 def code(rng: random.Random) -> str:
     style = rng.random()
-    if style < 0.45:
+    if style < 0.25:
         parts = []
         for _ in range(rng.randint(1, 3)):
-            name, argument, doc, expression = function(rng)
-            head = f"def {name}({argument}):\n" + (f'    """{doc}."""\n' if rng.random() < 0.7 else f"    # {doc}\n")
-            parts.append(head + "".join(f"    {line}\n" for line in body_lines(rng, expression)))
+            f = function(rng)
+            head = f.head(typed=False) + (f'    """{f.doc}."""\n' if rng.random() < 0.7 else f"    # {f.doc}\n")
+            parts.append(head + "".join(f"    {line}\n" for line in body_lines(rng, f.expression)))
         return "\n\n".join(parts)
-    name, argument, doc, expression = function(rng)
-    body = "".join(f"    {line}\n" for line in body_lines(rng, expression))
-    head = f"def {name}({argument}):\n"
-    doc = doc[0].lower() + doc[1:]
+    f = function(rng)
+    lines = body_lines(rng, f.expression)
+    if rng.random() < STOCK_SHARE:
+        lines.insert(0, say(rng, pick(rng, COMMENTS)))
+    body = "".join(f"    {line}\n" for line in lines)
     if style < 0.65:
-        ask = say(
-            rng,
-            "[Write|Give me|I need] a Python function {name}({argument}): {doc}.",
-            name=name,
-            argument=argument,
-            doc=doc,
-        )
-        return chat(ask, f"{head}{body}")
-    if style < 0.85:
-        ask = say(rng, "[Fill in the body|Write the rest|Finish this function]:", name=name)
-        quoted = f'{head}    """{doc.capitalize()}."""\n'
-        return chat(f"{ask}\n{quoted}", body)
-    if style < 0.92:
-        return chat(f"What does this return?\n{head}{body}", f"{doc.capitalize()}.")
+        lead = say(rng, "[Finish|Complete|Continue] [this|the] [Python |][function|code][| below].\n\n")
+        shown = f'{f.head(typed=True)}    """{f.doc}.\n\n    {example_call(rng, f)}\n    """\n'
+        return chat(f"{lead if rng.random() < 0.5 else ''}{shown}", body)
+    head, doc = f.head(typed=False), f.doc[0].lower() + f.doc[1:]
+    if style < 0.78:
+        ask = "[Write|Give me|I need] a Python function {name}({argument}): {doc}."
+        return chat(say(rng, ask, name=f.name, argument=f.argument, doc=doc), f"{head}{body}")
+    if style < 0.88:
+        ask = say(rng, "[Fill in the body|Write the rest|Finish this function]:")
+        return chat(f'{ask}\n{head}    """{f.doc}."""\n', body)
+    if style < 0.93:
+        return chat(f"What does this return?\n{head}{body}", f"{f.doc}.")
     numbers = [rng.randint(0, 30) for _ in range(rng.randint(3, 6))]
     name, reduce = pick(rng, REDUCTIONS)
     return f"nums = {numbers}\nprint({name}(nums))\n# {reduce(numbers)}\n"
@@ -725,9 +858,28 @@ STUDY = (
     "{drug} was compared with usual care in {n} {who} who had {illness}.",
 )
 GOOD, BAD = (
-    ("recovery", "relief", "response", "remission"),
-    ("attacks", "complications", "return of symptoms", "failure"),
+    ("recovery", "relief", "response", "remission", "improvement", "success"),
+    ("attacks", "worsening", "return of symptoms", "failure", "relapse", "new symptoms"),
 )
+RESULTS = (
+    "The rate of {outcome} was {first}% [on|under|with] {drug} and {second}% [in the control group|in "
+    "controls|with placebo].",
+    "{Outcome} was [seen|found|noted] in {first}% [on {drug}|with {drug}|of the treated], {second}% "
+    "[with|on|under] placebo.",
+    "[With|On] {drug}, {first}% had {outcome}, [without it|on placebo] {second}%.",
+)
+# (kind of outcome for the drug) -> the finding; {rate}: what sets the groups apart
+FINDINGS = {
+    "better": "{Outcome} was {rate} [with|on|under] {drug}, "
+    "[and the [difference|gap|change] was [clear|large|significant]|"
+    "so [it|{drug}] [was effective|worked|helped]].",
+    "worse": "{Outcome} was {rate} [with|on|under] {drug}, [so|and thus|which means] [it|{drug}] "
+    "[did no good|did harm|was not effective|did not work].",
+    "same": "{Outcome} was [alike|similar|the same|equal] [with|on|under] {drug} and [placebo|usual care], "
+    "so [there was no|we found no|it had no] [clear|real|large] [difference|benefit|effect].",
+    "unsure": "There was [a|some] [trend|hint|sign] [in favor of|towards|for] {drug}, "
+    "but [it was not|this is not|it may not be] [significant|certain|clear|real].",
+}
 CHAT_ASK = (
     "Does {drug} [work|help] [for|against] {illness}?",
     "Is {drug} [useful|effective] in {illness}?",
@@ -754,36 +906,24 @@ def abstract(rng: random.Random) -> str:
         "same": rng.randint(0, 2),
         "unsure": rng.randint(4, 10),
     }[kind]
-    high = low + gap
-    p = {"same": f"0.{rng.randint(30, 98)}", "unsure": f"0.{rng.randint(6, 25):02d}"}.get(
-        kind, f"0.0{pick(rng, ['01', '02', '03', '1', '2', '3', '4'])}"
-    )
     drug_high = (kind != "worse") == wanted
-    first, second = (high, low) if drug_high else (low, high)
-    result = say(
-        rng,
-        "[Results: |]The rate of {outcome} was {first}% [on|under|with] {drug} and {second}% "
-        "[in the control group|in controls|otherwise] ([p = {p}|P={p}]).",
-        outcome=outcome,
-        first=first,
-        second=second,
-        p=p,
-        **facts,
-    )
-    rate = "[more common|higher]" if drug_high else "[less common|lower]"
-    more = f"{outcome.capitalize()} was {rate} on {{drug}}"
-    finding = {
-        "better": f"{more}, so {{drug}} [was effective|worked|helped].",
-        "worse": f"{more}, so {{drug}} [did harm|was not effective|did not work].",
-        "same": "[The groups did not differ|The rates were alike], so {drug} [had no effect|did not work].",
-        "unsure": "The rates [seemed to differ|were apart], but [this was not certain|it may be chance].",
-    }[kind]
-    conclusion = say(rng, finding, **facts)
-    text = f"{say(rng, pick(rng, STUDY), **facts)} {result}"
+    first, second = (low + gap, low) if drug_high else (low, low + gap)
+    facts |= {"outcome": outcome, "Outcome": outcome.capitalize(), "first": first, "second": second}
+    facts["rate"] = say(rng, f"{'more' if drug_high else 'less'} [common|frequent|likely|often seen]")
+    result = say(rng, pick(rng, RESULTS), **facts)
+    conclusion = say(rng, FINDINGS[kind], **facts)
+    study = say(rng, pick(rng, STUDY), **facts)
+    text = f"{study} {result}"
     style = rng.random()
-    if style < 0.35:
+    if style < 0.3:
         return f"{text} {say(rng, '[Conclusion: |In conclusion, |We conclude: ]')}{conclusion}"
     verdict = {"better": "Yes", "worse": "No", "same": "No", "unsure": "Maybe"}[kind]
+    ask = say(rng, pick(rng, CHAT_ASK), **facts)
+    if style < 0.7:
+        return chat(
+            f"{study}\n{result}\n\nQuestion: {ask}\n{say(rng, DECISION_ASK)}",
+            decided(rng, conclusion, verdict.lower(), TRIAL_STOCK, ask),
+        )
     answer = say(
         rng,
         "[{verdict}. {conclusion}|{conclusion} {verdict}.|{conclusion} So: {low}.]",
@@ -791,10 +931,49 @@ def abstract(rng: random.Random) -> str:
         conclusion=conclusion,
         low=verdict.lower(),
     )
-    ask = say(rng, pick(rng, CHAT_ASK), **facts)
     if style < 0.9:
         return chat(f"{text}\n{ask}" if rng.random() < 0.7 else f"{ask}\n{text}", answer)
     return f"{text}\nQ: {ask}\nA: {answer}"
+
+
+DECISION_ASK = "[Give a reason, then say|Say why, and end with|Answer with a reason and] yes, no or maybe."
+
+
+def decided(rng: random.Random, reason: str, decision: str, stock: Stock, question: str) -> str:
+    """A reason, now and then with stock phrases, and the decision on a line of its own."""
+    label = pick(rng, ["Decision", "Decision", "Decision", "Verdict"])
+    return f"{' '.join(with_stock(rng, [reason], stock, question))}\n\n{label}: {decision}"
+
+
+# (question, reason if a is the larger, reason if b is the larger, decision if a is the larger)
+MONEY = (
+    (
+        "{name} has {a} dollars and wants a [bike|lamp|coat|guitar] for {b} dollars. Can {name} pay for it?",
+        "{a} is [more than|above] {b}", "{a} is [less than|below] {b}", "yes",
+    ),
+    (
+        "A [pass|ticket book] costs {a} dollars, and {name} would pay {b} dollars without it. [Is it worth it|Should "
+        "{name} take it]?",
+        "It costs {a}, [more than|above] {b}", "It costs {a}, [less than|below] {b}", "no",
+    ),
+    (
+        "{name} pays {a} a [month|year] now. Another [bank|shop] asks {b}. Is the new one cheaper?",
+        "{b} is [less than|below] {a}", "{b} is [more than|above] {a}", "yes",
+    ),
+)  # fmt: skip
+
+
+def advice(rng: random.Random) -> str:
+    """A question on money that two numbers decide."""
+    top = pick(rng, [100, 1000, 9000])
+    a, b = rng.sample(range(2, top), 2)
+    ask, more, less, decision = pick(rng, MONEY)
+    facts = {"name": pick(rng, NAMES), "a": a, "b": b}
+    other = {"yes": "no", "no": "yes"}[decision]
+    reason = f"{say(rng, more if a > b else less, **facts)}."
+    lead = say(rng, "[Say why|Give a reason], then yes or no.")
+    question = say(rng, ask, **facts)
+    return chat(f"{lead}\n{question}", decided(rng, reason, decision if a > b else other, MONEY_STOCK, question))
 
 
 SENTENCES = (
@@ -855,23 +1034,28 @@ Mix = dict[Callable[[random.Random], str], float]
 
 # Kind of document -> share of documents.
 MIX: Mix = {
-    drill: 0.12,
-    times_table: 0.03,
-    asked_calculation: 0.08,
-    word_problem: 0.36,
-    code: 0.18,
-    abstract: 0.13,
-    prose: 0.10,
+    echo: 0.10,
+    drill: 0.16,
+    times_table: 0.02,
+    asked_calculation: 0.03,
+    word_problem: 0.18,
+    scenario_problem: 0.18,
+    code: 0.16,
+    abstract: 0.12,
+    advice: 0.03,
+    prose: 0.02,
 }
 # While the learning rate decays: problems from more walks of life, less prose.
 LATE_MIX: Mix = {
-    drill: 0.08,
-    asked_calculation: 0.06,
-    word_problem: 0.16,
-    scenario_problem: 0.40,
-    code: 0.14,
-    abstract: 0.12,
-    prose: 0.04,
+    echo: 0.02,
+    drill: 0.10,
+    asked_calculation: 0.02,
+    word_problem: 0.12,
+    scenario_problem: 0.32,
+    code: 0.22,
+    abstract: 0.15,
+    advice: 0.03,
+    prose: 0.02,
 }
 
 

@@ -44,10 +44,7 @@ def refinance(rng: random.Random, name: str, pays: bool) -> tuple[str, str]:
         f"{name} owes {hundreds * 100} for {years} years. A new loan is {points} points cheaper a year and costs a fee "
         f"of {fee}. Should {name} change?"
     )
-    return (
-        question,
-        f"{hundreds * 100} at {points} points for {years} years saves {saved}, and the fee is {fee}.",
-    )
+    return (question, f"{hundreds * 100} at {points} points for {years} years saves {saved}, and the fee is {fee}.")
 
 
 def card(rng: random.Random, name: str, pays: bool) -> tuple[str, str]:
@@ -102,8 +99,4 @@ def finance_row(rng: random.Random, decision: str) -> dict[str, Any]:
     kind = pick(rng, KINDS)
     question, reason = kind(rng, pick(rng, NAMES), decision == "yes")
     sentences = noisy(rng, reason, f"You ask: {question}", NOISE, OPENINGS, FILLERS, CLOSINGS)
-    return {
-        "instruction": INSTRUCTION,
-        "input": question,
-        "output": f"{' '.join(sentences)}\n\nDecision: {decision}",
-    }
+    return {"instruction": INSTRUCTION, "input": question, "output": f"{' '.join(sentences)}\n\nDecision: {decision}"}

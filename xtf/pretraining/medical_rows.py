@@ -117,11 +117,7 @@ def medical_row(rng: random.Random, decision: str, pubid: int) -> dict[str, Any]
         "pubid": pubid,
         "question": question,
         "context": {
-            "contexts": [
-                pick(rng, BACKGROUNDS).format(**facts),
-                pick(rng, METHODS).format(**facts),
-                " ".join(results),
-            ],
+            "contexts": [pick(rng, BACKGROUNDS).format(**facts), pick(rng, METHODS).format(**facts), " ".join(results)],
             "labels": ["BACKGROUND", "METHODS", "RESULTS"],
         },
         "long_answer": " ".join(noisy(rng, reason, f"We asked: {question}", NOISE, OPENINGS, FILLERS, CLOSINGS)),

@@ -44,10 +44,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-MIXES = {
-    PretrainText.tiny: (corpus.MIX, corpus.LATE_MIX),
-    PretrainText.broad: (broad.MIX, broad.LATE_MIX),
-}
+MIXES = {PretrainText.tiny: (corpus.MIX, corpus.LATE_MIX), PretrainText.broad: (broad.MIX, broad.LATE_MIX)}
 LATE = 3  # the last 1 / LATE of the steps read the late mix, while the learning rate decays
 HELD_OUT_ROWS = 64
 HELD_OUT_TOKENS = 8192  # of one forward pass

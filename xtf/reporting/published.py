@@ -244,10 +244,7 @@ QUALITY = (
     ),
     Panel("95 % interval", "bar", tuple(f"eval/{name}_{end}" for name in HEADLINES for end in ("low", "high"))),
 )
-COLUMNS = (
-    *(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "difference", "reported")),
-    "mask/kept",
-)
+COLUMNS = (*(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "difference", "reported")), "mask/kept")
 TRAINING = tuple(
     Panel(title, "line", (key,))
     for title, key in (

@@ -35,10 +35,7 @@ from xtf.scoring.masks import MaskedTokens
 from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
 
-CONTROLS = {
-    "normal": "plain fine-tuning on every response token",
-    "random": "a random mask as large as XTF's",
-}
+CONTROLS = {"normal": "plain fine-tuning on every response token", "random": "a random mask as large as XTF's"}
 SHOWN_GENERATIONS = 12
 SHOWN_TOKENS = 15
 

@@ -71,16 +71,7 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 def git_commit(folder: Path) -> str | None:
     """The commit that `folder` is at, with "+changes" if tracked files differ; None outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(folder),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty=+changes",
-    ]
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the record says None

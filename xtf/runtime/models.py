@@ -141,11 +141,7 @@ def _refuse_other_tokens(model: ModelConfig, own: PreTrainedTokenizerBase, named
 
 
 def load_model(
-    model: ModelConfig,
-    trainer: TrainerConfig,
-    dtype: torch.dtype,
-    folder: Path | None = None,
-    place: str | None = None,
+    model: ModelConfig, trainer: TrainerConfig, dtype: torch.dtype, folder: Path | None = None, place: str | None = None
 ) -> PreTrainedModel:
     """The base model, or the fine-tuned one in `folder` (a PEFT adapter there is put on the base model and merged).
 

@@ -315,12 +315,7 @@ def _seen(query_C: torch.Tensor, key_S: torch.Tensor, window: int | None) -> tor
 
 
 def _causal_mask(
-    *,
-    config: Any,
-    kv_length: int,
-    local_size: int | None = None,
-    allow_is_causal_skip: bool = True,
-    **_: Any,
+    *, config: Any, kv_length: int, local_size: int | None = None, allow_is_causal_skip: bool = True, **_: Any
 ) -> torch.Tensor | None:
     """What transformers passes to `_attend` as the mask: None, or the size of a sliding window that bites
     (0-d).

@@ -131,11 +131,7 @@ def score_measures(score: np.ndarray, noise: np.ndarray, group: np.ndarray, draw
 
 
 def rule_measures(
-    dropped: np.ndarray,
-    noise: np.ndarray,
-    group: np.ndarray,
-    draws_RG: np.ndarray,
-    text: np.ndarray | None = None,
+    dropped: np.ndarray, noise: np.ndarray, group: np.ndarray, draws_RG: np.ndarray, text: np.ndarray | None = None
 ) -> dict[str, Metric]:
     """`precision`, `recall`, `f1`, `gain`, and the share of the clean tokens that was dropped as `clean_dropped`; what
     is undefined (nothing dropped, no noise) is left out.

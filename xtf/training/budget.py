@@ -5,7 +5,7 @@ The choice changes no result beyond the order of summation: the loss is a sum ov
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,7 +60,7 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
     if config.trainer.devices > 1:
         return Budget(LARGEST, "fixed: several devices")
     if file.exists():
-        return Budget(read_json(file)["tokens"], "resumed")
+        return replace(Budget(**read_json(file)), how="resumed")
     packed = PackedLM(model, Method())
     device, vocabulary = packed.base.device, packed.config.vocab_size
     per_token, fixed = activation_bytes(packed, autocast=precision(config.trainer) == "bf16-mixed")
@@ -86,7 +86,7 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
     budget = Budget(max(tokens, longest), "chosen", round(free / 1e9, 2), round(per_token / 1e6, 3))
     say(
         f"micro-batches of at most {budget.tokens:,} tokens: chosen, for {free / 1e9:.1f} GB are free and a token's "
-        f"activations take {per_token / 1e6:.2f} MB (trainer.tokens_per_microbatch=N sets another)"
+        f"activations take {per_token / 1e6:.2g} MB (trainer.tokens_per_microbatch=N sets another)"
     )
     write_json(file, asdict(budget))
     return budget

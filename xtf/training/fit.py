@@ -126,14 +126,7 @@ def fit(
         fill_with=pad_id if config.trainer.compile else None,
         shuffle=shuffle,
     )
-    module = TokenFilteredLM(
-        trainable,
-        method,
-        tuning,
-        loader,
-        validation=validation,
-        seed=config.seed,
-    )
+    module = TokenFilteredLM(trainable, method, tuning, loader, validation=validation, seed=config.seed)
     if config.trainer.compile:
         model.get_decoder().compile(dynamic=False)
     last = run_dir / LAST

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from xtf.config.schema import Divisor, Optimizer, Schedule, TuningConfig
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import Method
+from xtf.training.muon import Muon
 from xtf.training.packed import PackedLM
 
 VALIDATION_ROWS = 256  # packed at once
@@ -74,13 +75,7 @@ class TokenFilteredLM(pl.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold trained parameters only
         self.packed = PackedLM(model, method)
-        self.method, self.tuning, self.loader, self.validation, self.seed = (
-            method,
-            tuning,
-            loader,
-            validation,
-            seed,
-        )
+        self.method, self.tuning, self.loader, self.validation, self.seed = (method, tuning, loader, validation, seed)
         self.best_loss, self.best_step = math.inf, 0
         self._clock = time.perf_counter()
 
@@ -111,9 +106,7 @@ class TokenFilteredLM(pl.LightningModule):
             inner = [p for p in self.packed.base.get_decoder().layers.parameters() if p.ndim == 2]
             taken = {id(parameter) for parameter in inner}
             trained, decay = [p for p in trained if id(p) not in taken], 0.0
-            optimizers = [
-                torch.optim.Muon(inner, lr=rate, weight_decay=self.tuning.weight_decay, adjust_lr_fn="match_rms_adamw")
-            ]
+            optimizers = [Muon(inner, lr=rate, weight_decay=self.tuning.weight_decay)]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

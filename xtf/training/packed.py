@@ -96,11 +96,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        chunk_loss: Callable[[Tensor, slice], Tensor],
-        size: int,
-        hidden_ND: Tensor,
-        *parameters: Tensor,
+        ctx: Any, chunk_loss: Callable[[Tensor, slice], Tensor], size: int, hidden_ND: Tensor, *parameters: Tensor
     ) -> Tensor:
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_ND = torch.empty_like(hidden_ND)
