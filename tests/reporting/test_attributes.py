@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import hydra
 import numpy as np
 import pyarrow as pa
 import pytest
-from hydra.core.config_store import ConfigStore
 from made_runs import write_run
 from omegaconf import OmegaConf
 from test_explorer import byte_tokenizer, payload
@@ -54,11 +52,10 @@ ROWS = [Encoded("a", [1, 2, 3, 4, 5, 6], 1), Encoded("b", [1, 2, 3, 4, 5, 6, 7],
 @pytest.fixture
 def place() -> Iterator[TokenAttribute]:
     """The attribute, registered; taken out again afterwards."""
-    store = copy.deepcopy(ConfigStore.instance().repo)
     attributes.register(PLACE)
     yield PLACE
     del ATTRIBUTES["place"], schema.FURTHER_THRESHOLDS["place"]
-    ConfigStore.instance().repo = store
+    register_schema()  # Hydra's store, too, forgets it
 
 
 def scored() -> pa.Table:

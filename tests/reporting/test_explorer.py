@@ -19,8 +19,8 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from xtf.config.schema import PRESETS, Attribute, RIThreshold, ThresholdConfig
-from xtf.data.ragged import Responses
+from xtf.config.schema import PRESETS, Attribute, RIThreshold, ThresholdConfig, ThresholdEnd
+from xtf.data.ragged import Responses, with_ends
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview, preview_text
 from xtf.scoring.attributes import ATTRIBUTES
@@ -187,6 +187,26 @@ def test_another_threshold_than_the_masks_is_refused(tmp_path: Path) -> None:
     other = ThresholdConfig(name="other", ri=RIThreshold(c=0.2))
     with pytest.raises(ValueError, match=r"another threshold: .* of RI differ"):
         preview(masked_table(), byte_tokenizer(), tmp_path / "p.html", threshold=other)
+
+
+def test_an_appended_end_that_is_kept_is_told_from_the_tokens_that_sliders_move(tmp_path: Path) -> None:
+    scored = scored_table(20)
+    ended = with_ends(scored, [1, 0] * 10)
+    table = build_mask(ended, PRESETS["paper"], list(Attribute)).table
+    described, columns = payload(preview(table, byte_tokenizer(), tmp_path / "p.html"))
+    tokens = MaskedTokens.from_mask(table)
+    last = tokens.offsets[1:] - 1
+    assert np.flatnonzero(columns["judged"] == 0).tolist() == last[::2].tolist()
+    for attribute in described["attributes"]:
+        first = columns[f"first_{attribute['name']}"]
+        assert (first[last[::2]] == NEVER).all()
+        assert ((first <= attribute["chosen"]) == tokens.dropped[attribute["name"]]).all()
+    as_before = replace(PRESETS["paper"], end=ThresholdEnd.scored)
+    table = build_mask(ended, as_before, list(Attribute)).table
+    _, columns = payload(preview(table, byte_tokenizer(), tmp_path / "q.html", threshold=as_before))
+    assert columns["judged"].all()
+    with pytest.raises(ValueError, match="another threshold"):
+        preview(table, byte_tokenizer(), tmp_path / "q.html")
 
 
 def test_labels_of_another_method_have_no_sliders(tmp_path: Path) -> None:

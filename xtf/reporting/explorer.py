@@ -121,9 +121,9 @@ def _page(
     rows = _sample(table.num_rows, examples)
     shown = table.take(rows)
     tokens = MaskedTokens.from_mask(shown)
-    judged = tokens.judged(config)
     sweeps = _sweeps(MaskedTokens.from_mask(table), tokens, config)
     live = _is_union(tokens)
+    judged = tokens.judged(config) if live else np.ones(tokens.tokens, bool)  # another method may drop any token
     if live:
         _check_threshold(tokens, sweeps)
     strings, pieces = _strings(tokens, Pieces(tokenizer))

@@ -79,7 +79,8 @@ function threshold(attribute, example) {
   const cut = attribute.cuts[place[attribute.name]];
   if ("p_above" in cut) return { text: cut.p_above === null ? "none" : `p above ${number(cut.p_above)}` };
   if (attribute.rule === "iqr") {
-    const scores = data[`score_${attribute.source}`].slice(data.offsets[example], data.offsets[example + 1]).sort();
+    const first = data.offsets[example], last = data.offsets[example + 1];
+    const scores = data[`score_${attribute.source}`].slice(first, last).filter((_, k) => data.judged[first + k]).sort();
     const q1 = quantile(scores, 0.25), q3 = quantile(scores, 0.75);
     const fence = q1 - cut.c * (q3 - q1) - cut.below_fence_by;
     return { text: `below ${number(fence)}, this example's fence` };
