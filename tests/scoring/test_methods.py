@@ -143,6 +143,20 @@ def test_the_oracle_drops_every_token_with_planted_text_and_no_other() -> None:
     assert Oracle().weights(scores, 0).tolist() == [1, 0, 1, 0, 0]
 
 
+def test_prift_weighs_by_the_base_models_probability_and_by_nothing_else() -> None:
+    table = table_of(METHODS["prift"]())
+    assert table["labels"].to_pylist() == labels_of(METHODS["normal"]())
+    # e to -0.01, -1, -0.02, -3, -0.5, -0.04, as a table of exponentials has them
+    expected = [0.99005, 0.367879, 0.980199, 0.049787, 0.606531, 0.960789]
+    assert np.concatenate(table["weights"].to_numpy()).tolist() == pytest.approx(expected, abs=1e-6)
+    assert table["weights"].type == pa.list_(pa.float32())
+
+
+def test_prift_gives_no_label_to_what_the_base_model_holds_for_impossible() -> None:
+    scores = Responses(np.array([2]), {"logp": np.array([-200.0, 0.0], np.float32)})
+    assert METHODS["prift"]().weights(scores, 0).tolist() == [0.0, 1.0]
+
+
 def test_data_filtering_keeps_whole_examples_by_ifd_below_one() -> None:
     # Mean log-probabilities given the prompt and alone: -1.0075 and -2, IFD e^-0.99; -0.27 and -0.2, e^0.07.
     assert labels_of(METHODS["data_filtering"]()) == [[-100, -100, 1, 2, 3, 4], [-100, -100, -100]]

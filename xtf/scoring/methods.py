@@ -271,6 +271,26 @@ class Oracle(Method):
         return (scores.columns["planted"] == 0).astype(np.float32)
 
 
+# -- weights from the base model -----------------------------------------------------------------------------
+
+
+@dataclass
+class PriFT(Method):
+    """w = p of the token under the base model before training (arXiv 2606.09396): the opposite of KN.
+
+    From the paper: the weight, which is DFT's with a frozen model in place of the one in training, and the divisor,
+    in the authors' code the tokens that carry loss, not the sum of their weights; so it is here (`tuning.divisor`). As
+    there, the appended end of a response is weighed like any token. Not built: their second rule, which keeps a token
+    where it and all less likely ones together hold half of the probability; a stored `logp` does not tell that.
+    """
+
+    name: str = "prift"
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
+        return np.exp(scores.columns["logp"]).astype(np.float32)
+
+
 # -- data: which examples ------------------------------------------------------------------------------------
 
 
@@ -514,6 +534,7 @@ METHODS: dict[str, type[Method]] = {
         HighLoss,
         Decile,
         Oracle,
+        PriFT,
         DataFiltering,
         DataAugmentation,
         SLM,
