@@ -42,7 +42,7 @@ from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import export_table
 from xtf.graders import grade
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
-from xtf.scoring.masks import build_mask
+from xtf.scoring.masks import build_mask, notes
 from xtf.scoring.scorers import count_tokens, score_rows, tr_table
 from xtf.tasks import as_examples
 
@@ -118,7 +118,8 @@ def mask(
 
     `threshold` is "paper", "released", "quantile" or a `ThresholdConfig`. `attributes` may drop tokens; by
     default all that were scored. What is dropped by which attribute, and attributes that tell nothing, are
-    logged.
+    logged. With a `dropped_weight` in the threshold they keep their labels: `weights` says what each token counts, and
+    `dropped` which are meant.
 
     The end token that `score` appended to a response is not the data's: it is neither judged nor counted, and always
     kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`
@@ -152,6 +153,7 @@ def mask(
         f"threshold={threshold.name}, end={threshold.end.value}, attributes: {by}",
         *(f"{name}: {values}" for name, values in masked.stats.thresholds.items()),
         f"dropped of {masked.stats.response_tokens:,} response tokens: {shares}",
+        *notes(masked.stats.to_dict()),
     ]
     return datasets.Dataset(masked.table, info=_info({**_said(scored), "rule": rule}))
 

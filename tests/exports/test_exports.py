@@ -267,6 +267,11 @@ def test_what_no_file_can_hold_is_refused_before_anything_is_scored():
         resolve(config("stage=export", "method=dft"))
     with pytest.raises(ValueError, match=r"method=token_cleaning_evolving cleans each part"):
         resolve(config("stage=export", "method=token_cleaning_evolving"))
+    with pytest.raises(
+        ValueError, match=r"dropped_weight=0.1 gives fractional weights, which TRL's .*export.to=ms_swift"
+    ):
+        resolve(config("stage=export", "export.to=trl", "threshold.dropped_weight=0.1"))
+    resolve(config("stage=export", "export.to=ms_swift", "threshold.dropped_weight=0.1"))
     with pytest.raises(ValueError, match=r"export.to=axolot is not known; did you mean 'axolotl'"):
         resolve(config("stage=export", "export.to=axolot"))
     resolve(config("stage=mask", "method=dft"))

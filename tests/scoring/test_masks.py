@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from xtf.config.schema import PRESETS, Attribute, KNRule, KNThreshold, ThresholdConfig, ThresholdEnd, TRThreshold
-from xtf.data.ragged import with_ends
-from xtf.scoring.masks import build_mask, weights_to_labels
+from xtf.data.ragged import Responses, with_ends
+from xtf.scoring.masks import MaskedTokens, build_mask, notes, weights_to_labels
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 PAPER = PRESETS["paper"]
@@ -96,6 +96,46 @@ def test_a_slice_of_a_longer_table_is_read_from_its_own_rows():
 def test_a_second_mask_replaces_the_first():
     masked = build_mask(SCORED, PAPER, [RI, KN, TR]).table
     assert build_mask(masked, PAPER, [KN]).table.equals(build_mask(SCORED, PAPER, [KN]).table)
+
+
+# --- soft masks ---------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_token_keeps_its_label_with_the_weight_asked_for():
+    soft = build_mask(SCORED, replace(PAPER, dropped_weight=0.25), [RI, KN, TR])
+    hard = build_mask(SCORED, PAPER, [RI, KN, TR])
+    assert soft.table["labels"].to_pylist() == [[-100, -100, 10, 11, 12, 13, 14], [-100, 15]]
+    assert soft.table["weights"].to_pylist() == [[1, 0.25, 0.25, 0.25, 1], [0.25]]
+    assert soft.table["dropped"].to_pylist() == [[False, True, True, True, False], [True]]
+    assert soft.table.schema.field("weights").type == pa.list_(pa.float32())
+    for name in ("drop_ri", "drop_kn", "drop_tr"):
+        assert soft.table[name].equals(hard.table[name])
+    assert replace(soft.stats, dropped_weight=0.0) == hard.stats, "the decisions and their figures are the same"
+    assert soft.stats.dropped_weight == 0.25
+    assert notes(soft.stats.to_dict()) == ["A dropped token trains with weight 0.25."]
+    assert notes(hard.stats.to_dict()) == notes({}) == []
+
+
+def test_what_is_dropped_is_read_back_from_a_soft_mask_as_from_a_hard_one():
+    tables = [build_mask(SCORED, replace(PAPER, dropped_weight=w), [RI, KN, TR]).table for w in (0.0, 0.25)]
+    hard, soft = (MaskedTokens.from_mask(one) for one in tables)
+    assert hard.kept.tolist() == soft.kept.tolist() == [True, False, False, False, True, False]
+    flat = [Responses.from_table(one, ["labels"]).columns["dropped"].tolist() for one in tables]
+    assert flat[0] == flat[1] == [False, True, True, True, False, True]
+    again = build_mask(tables[1], PAPER, [RI, KN, TR]).table
+    assert again.equals(tables[0]), "a second mask replaces the first"
+
+
+def test_a_soft_mask_that_drops_nothing_is_no_weighted_one():
+    soft = build_mask(SCORED, replace(PAPER, dropped_weight=0.1), []).table
+    assert soft.equals(build_mask(SCORED, PAPER, []).table)
+
+
+def test_soft_labels_come_in_shards_as_in_the_whole():
+    parts = pa.concat_tables([SCORED.slice(0, 1), SCORED.slice(1)])
+    soft = replace(PAPER, dropped_weight=0.5)
+    apart, together = (build_mask(scored, soft, [RI]).table for scored in (parts, SCORED))
+    assert apart.combine_chunks().equals(together.combine_chunks()), "RI drops nothing of the second"
 
 
 # --- degenerate attributes ----------------------------------------------------------------------------------

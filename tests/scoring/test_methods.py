@@ -104,6 +104,18 @@ def test_controls_keep_the_appended_end_where_the_mask_does() -> None:
     assert [labels(Random(), judged, seed) for seed in range(9)] == [labels_of(Random(), seed) for seed in range(9)]
 
 
+def test_controls_of_a_soft_mask_are_as_soft() -> None:
+    soft = ThresholdConfig(name="soft", dropped_weight=0.25)
+    for name in ("xtf", "random", "low_loss", "high_loss"):
+        hard = labels_of(METHODS[name](), 3)
+        table = METHODS[name]().mask(scored(), soft, [Attribute.kn], 3).table
+        assert table["labels"].to_pylist() == [[-100, -100, 1, 2, 3, 4], [-100, 5, 6]]
+        expected = [
+            [0.25 if label == -100 else 1.0 for label in row[at:]] for row, at in zip(hard, (2, 1), strict=True)
+        ]
+        assert table["weights"].to_pylist() == expected, name
+
+
 def test_a_control_refuses_to_match_what_has_no_mask() -> None:
     with pytest.raises(ValueError, match=r"method\.match=dft"):
         Random(match="dft")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -457,6 +457,7 @@ class ThresholdConfig:
 
     name: str = MISSING
     end: ThresholdEnd = ThresholdEnd.kept
+    dropped_weight: float = within(0.0, 0, 1, excluding=(1,))  # of a dropped token's loss; 0: none, as in the paper
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
@@ -478,7 +479,7 @@ def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]
 
 def attribute_names() -> list[str]:
     """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
-    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end")]
+    return [item.name for item in fields(threshold_type()) if is_dataclass(item.default_factory)]
 
 
 @dataclass

@@ -34,7 +34,7 @@ from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, effect
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def _page(
     meta = {
         "total": table.num_rows,
         "live": live,
+        "effect": effect(config) if "dropped" in table.column_names else "nothing",
         "command": command,
         "attributes": [_describe(ATTRIBUTES[name], found, tokens, config) for name, found in sweeps.items()],
         "bits": {name: 1 << place for place, name in enumerate(ATTRIBUTES)},
