@@ -119,7 +119,8 @@ def mask(
     `threshold` is "paper", "released", "quantile" or a `ThresholdConfig`. `attributes` may drop tokens; by
     default all that were scored. What is dropped by which attribute, and attributes that tell nothing, are
     logged. With a `dropped_weight` in the threshold they keep their labels: `weights` says what each token counts, and
-    `dropped` which are meant.
+    `dropped` which are meant. A `drop_probability` below 1 is for the training of the command line: other trainers do
+    not draw anew in each epoch.
 
     The end token that `score` appended to a response is not the data's: it is neither judged nor counted, and always
     kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`

@@ -117,6 +117,8 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
         (["evaluate.forgetting=mix.jsonl"], r"is read with evaluate\.losses=true only"),
         (["evaluate.forgetting=mix.jsonl", "evaluate.losses=true"], "there is no such file"),
         (["threshold.dropped_weight=1"], r"dropped_weight=1\.0 is out of range: it must be at least 0 and below 1"),
+        (["threshold.drop_probability=0"], r"drop_probability=0\.0 is out of range: it must be above 0 and at most 1"),
+        (["threshold.drop_probability=0.5", "method=normal"], "not by method=normal: unset it"),
         (
             ["threshold.dropped_weight=0.1", "method=dft"],
             r"is read by methods that drop .*, not by method=dft: unset it",
@@ -405,14 +407,15 @@ def test_a_stored_configuration_without_the_end_setting_is_read_as_it_was_meant(
 
 
 def test_settings_of_the_mask_name_the_run_where_they_are_not_the_papers(compose):
-    as_in_the_paper = ["threshold.dropped_weight=0"]
+    as_in_the_paper = ["threshold.dropped_weight=0", "threshold.drop_probability=1"]
     assert overrides(compose(*as_in_the_paper), compose()) == {}
-    found = overrides(compose("threshold.dropped_weight=0.1"), compose())
-    assert found == {"threshold.dropped_weight": 0.1}
+    others = ["threshold.dropped_weight=0.1", "threshold.drop_probability=0.5"]
+    found = overrides(compose(*others), compose())
+    assert found == {"threshold.dropped_weight": 0.1, "threshold.drop_probability": 0.5}
     now = resolve(to_config(compose()))
-    recorded = {key: value for key, value in plain(identity(now)).items() if "dropped_weight" not in key}
+    recorded = {key: value for key, value in plain(identity(now)).items() if key not in found}
     assert differing_keys(recorded, now) == [], "a run of an earlier version is one of the default"
-    assert differing_keys(recorded, resolve(to_config(compose("threshold.dropped_weight=0.1")))) == list(found)
+    assert differing_keys(recorded, resolve(to_config(compose(*others)))) == sorted(found)
 
 
 def test_the_end_setting_at_its_default_leaves_the_folder_as_it_was(compose):

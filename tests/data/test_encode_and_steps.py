@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +265,80 @@ def test_columns_of_a_wrong_length_are_refused_by_name() -> None:
         TrainingRows(table)
     with pytest.raises(ValueError, match=r"lacks the columns \['labels'\]"):
         TrainingRows(table.drop(["labels"]))
+
+
+# -- holes that move -----------------------------------------------------------------------------------------
+
+
+def moving_rows(rows: int = 40, weight: float = 0.25, probability: float = 0.5) -> pa.Table:
+    """Four response tokens a row, of which the second and the last may be dropped."""
+    dropped = [False, True, False, True]
+    return rows_of(
+        *[([9, 1, 2, 3, 4], 1, [-100, 1, 2, 3, 4])] * rows,
+        weights=pa.array([[weight if one else 1.0 for one in dropped]] * rows, pa.list_(pa.float32())),
+        dropped=pa.array([dropped] * rows),
+        drop_probability=pa.array([probability] * rows, pa.float32()),
+    )
+
+
+def drawn(example_id: str, seed: int, epoch: int) -> list[float]:
+    """The weights of an example's response in an epoch, from the definition."""
+    digest = hashlib.sha256(example_id.encode()).digest()
+    words = [int.from_bytes(digest[place : place + 4], "little") for place in range(0, 32, 4)]
+    draws = np.random.default_rng([seed, 2**31 + 2, epoch, *words]).random(5)[1:]
+    return [0.25 if dropped and draw < 0.5 else 1.0 for dropped, draw in zip([0, 1, 0, 1], draws, strict=True)]
+
+
+def test_each_epoch_draws_what_is_dropped_by_seed_example_and_position() -> None:
+    rows = TrainingRows(moving_rows())
+    in_response = rows.in_response
+    for seed, epoch in [(0, 0), (0, 1), (7, 0)]:
+        found = rows.in_epoch(seed, epoch).weights[in_response].reshape(40, 4)
+        assert found.tolist() == [drawn(f"e{row}", seed, epoch) for row in range(40)]
+    assert rows.weights[15:20].tolist() == [1, 1, 0.625, 1, 0.625], "on average: (0.25 + 1) / 2"
+    few = TrainingRows(moving_rows().take(pa.array([30, 5])))
+    assert (few.in_epoch(7, 3).weights[5:] == rows.in_epoch(7, 3).weights[25:30]).all(), "other rows change nothing"
+    still = TrainingRows(moving_rows().drop(["drop_probability"]))
+    assert still.in_epoch(0, 0) is still
+
+
+def test_tokens_that_the_mask_keeps_have_their_weight_in_every_epoch() -> None:
+    table = moving_rows(20)
+    weights = pa.array([[0.7, 0.25, 1.0, 0.25]] * 20, pa.list_(pa.float32()))
+    rows = TrainingRows(table.set_column(table.column_names.index("weights"), "weights", weights))
+    assert {*rows.weights[rows.in_response].reshape(20, 4)[:, 0].tolist()} == {np.float32(0.7)}
+    assert {*rows.in_epoch(0, 0).weights[rows.in_response].reshape(20, 4)[:, 0].tolist()} == {np.float32(0.7)}
+
+
+def test_draws_come_as_often_as_asked_for() -> None:
+    rows = TrainingRows(moving_rows(2000, 0.0, 0.3))
+    share = np.mean([(rows.in_epoch(0, epoch).weights.reshape(-1, 5)[:, [2, 4]] == 0).mean() for epoch in range(5)])
+    assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 20000))
+
+
+def test_a_token_that_is_dropped_in_an_epoch_is_no_target_of_its_steps() -> None:
+    data = TrainingRows(moving_rows(6, 0.0))
+    made = StepLoader(data, batch_size=3, epochs=3, seed=1, budget=10)
+    steps = list(made)
+    for step in steps:
+        expected = {
+            row: [
+                t for t, weight in zip([1, 2, 3, 4], drawn(f"e{row}", 1, step.index // 2), strict=True) if weight == 1
+            ]
+            for row in step.rows
+        }
+        found: dict[int, list[int]] = {}
+        for micro in step.micro_batches:
+            assert (micro.weights == 1).all()
+            for row, target in zip(micro.rows.tolist(), micro.targets.tolist(), strict=True):
+                found.setdefault(row, []).append(target)
+        assert found == expected
+        assert step.kept_tokens == sum(map(len, expected.values()))
+    for index in (5, 0, 3):  # a step is a function of its index, in whatever order steps are made
+        again = made.step(index)
+        assert [m.targets.tolist() for m in again.micro_batches] == [
+            m.targets.tolist() for m in steps[index].micro_batches
+        ]
 
 
 # -- order ---------------------------------------------------------------------------------------------------

@@ -138,6 +138,24 @@ def test_soft_labels_come_in_shards_as_in_the_whole():
     assert apart.combine_chunks().equals(together.combine_chunks()), "RI drops nothing of the second"
 
 
+# --- holes that move ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_a_mask_whose_holes_move_says_what_may_be_dropped_how_probably_and_what_it_then_counts(weight):
+    moving = build_mask(SCORED, replace(PAPER, drop_probability=0.5, dropped_weight=weight), [RI, KN, TR])
+    hard = build_mask(SCORED, PAPER, [RI, KN, TR])
+    table = moving.table
+    assert table["labels"].to_pylist() == [[-100, -100, 10, 11, 12, 13, 14], [-100, 15]]
+    assert table["dropped"].to_pylist() == [[False, True, True, True, False], [True]]
+    assert table["weights"].to_pylist() == [[1, weight, weight, weight, 1], [weight]]
+    assert table["drop_probability"].to_pylist() == [0.5, 0.5]
+    assert MaskedTokens.from_mask(table).kept.tolist() == MaskedTokens.from_mask(hard.table).kept.tolist()
+    assert replace(moving.stats, dropped_weight=0.0, drop_probability=1.0) == hard.stats
+    assert notes(moving.stats.to_dict())[-1].startswith("What the mask drops is dropped in an epoch with")
+    assert build_mask(table, PAPER, [RI, KN, TR]).table.equals(hard.table), "a second mask replaces the first"
+
+
 # --- degenerate attributes ----------------------------------------------------------------------------------
 
 

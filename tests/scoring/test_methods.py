@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -267,10 +268,11 @@ def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None
         ({"labels": [[-100, 8]]}, "example 0: 2 labels for 3 input_ids"),
         ({"labels": [[-100, -100, -100]]}, "every label is -100"),
         ({"labels": [[-100, 8, 1]], "attention_mask": [[0, 1, 1]]}, "attention_mask is 0 at 0; padding is not read"),
+        ({"labels": [[-100, 8, 1]], "drop_probability": [0.5]}, "labels would differ from epoch to epoch"),
         ({"labels": [[-100, 8, 1]], "position_ids": [[0, 1, 0]]}, "position_ids do not count from 0"),
     ],
 )
-def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[list[int]]], message: str) -> None:
+def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         given_mask(pa.table({"input_ids": [[9, 8, 1]]} | columns))
     whole = {"labels": [[-100, 8, 1]], "attention_mask": [[1, 1, 1]], "position_ids": [[0, 1, 2]]}

@@ -177,7 +177,7 @@ def check_threshold(threshold: ThresholdConfig) -> None:
         raise ConfigError(f"threshold.tr.bins={tr.bins} is out of range: it must be at least classes ({tr.classes})")
 
 
-MASK_SETTINGS = ("dropped_weight",)  # of thresholds, beside what they judge by
+MASK_SETTINGS = ("dropped_weight", "drop_probability")  # of thresholds, beside what they judge by
 
 
 def check_mask(config: Config) -> None:
@@ -325,6 +325,11 @@ def check_export(config: Config) -> None:
         raise ConfigError(
             f"method={method.name} weighs tokens with the model in training, which no file can hold, so "
             f"export.to={to} would be plain fine-tuning: train it here (stage=all), or export another method"
+        )
+    if method.masked and config.threshold.drop_probability < 1:
+        raise ConfigError(
+            f"threshold.drop_probability={config.threshold.drop_probability} draws anew in each epoch what is dropped, "
+            f"which no file can hold, so export.to={to} would drop it in all: train it here (stage=all), or set it to 1"
         )
     if method.masked and config.threshold.dropped_weight and not trainers[to].weights:
         reading = ", ".join(f"export.to={name}" for name, trainer in trainers.items() if trainer.weights)

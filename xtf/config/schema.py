@@ -458,6 +458,8 @@ class ThresholdConfig:
     name: str = MISSING
     end: ThresholdEnd = ThresholdEnd.kept
     dropped_weight: float = within(0.0, 0, 1, excluding=(1,))  # of a dropped token's loss; 0: none, as in the paper
+    # with which a token that the mask drops is dropped in an epoch, drawn by seed; 1: in all of them, as in the paper
+    drop_probability: float = within(1.0, 0, 1, excluding=(0,))
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)

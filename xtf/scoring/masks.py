@@ -11,7 +11,9 @@ as earlier versions did: TR, which decides by token id, may then drop the end of
 
 What is dropped need not lose its label whole. With `threshold.dropped_weight` above 0 its loss counts with that weight:
 the labels are those of all response tokens then, the column `weights` says what each counts, and the column `dropped`
-what the mask decided.
+what the mask decided. With `threshold.drop_probability` below 1 it is dropped in some epochs and kept in the others:
+the column `drop_probability` says how probably, and `weights` what the token counts in an epoch that drops it; training
+draws (`xtf.data.steps.TrainingRows.in_epoch`).
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class MaskStats:
     `overlap` is keyed by the attributes that agree: "ri_kn" is dropped by both, whatever TR says.
     `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing
     or more than half. `examples_without_loss` counts those whose every response token is dropped. `dropped_weight` is
-    what the loss of a dropped token counts, 0 where it is left out; no other figure depends on it.
+    what the loss of a dropped token counts, 0 where it is left out, and `drop_probability` in how many epochs it is
+    dropped at all; no other figure depends on them.
     """
 
     examples: int
@@ -63,6 +66,7 @@ class MaskStats:
     examples_without_loss: int = 0
     end_tokens: int = 0
     dropped_weight: float = 0.0
+    drop_probability: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the record."""
@@ -73,7 +77,8 @@ class MaskStats:
 class Mask:
     """`table`: the scored table with `drop_ri`, `drop_kn`, `drop_tr` list<bool>, as long as the response and for
     the attributes in use, and `labels` list<int32>, as long as input_ids. Where weights other than 0 and 1 occur, also
-    `weights` list<float32>, as long as the response, and `dropped` list<bool> where dropped tokens have one of them.
+    `weights` list<float32>, as long as the response, and `dropped` list<bool> where dropped tokens have one of them;
+    where they are dropped in some epochs only, also `drop_probability` float32.
     """
 
     table: pa.Table
@@ -161,23 +166,27 @@ def _weighed(
     threshold: ThresholdConfig | None,
     more: Sequence[dict[str, pa.Array]] | None = None,
 ) -> pa.Table:
-    """The table with `more` columns, `labels` and, where they do not tell it all, `weights` and `dropped`.
+    """The table with `more` columns, `labels` and, where they do not tell it all, `weights`, `dropped` and
+    `drop_probability`.
 
     Args:
         weights: float32 (N,) for each part; 0: the token is dropped.
-        threshold: says what a dropped token counts; None: nothing.
+        threshold: says what a dropped token counts and when; None: nothing.
     """
-    soft = threshold.dropped_weight if threshold is not None and any((own == 0).any() for own in weights) else 0.0
-    fractional = bool(soft) or any(((own != 0) & (own != 1)).any() for own in weights)
+    some = threshold if threshold is not None and any((own == 0).any() for own in weights) else ThresholdConfig()
+    soft, moving = some.dropped_weight, some.drop_probability < 1
+    fractional = bool(soft) or moving or any(((own != 0) & (own != 1)).any() for own in weights)
     batches = []
     for place, (rows, own) in enumerate(zip(parts, weights, strict=True)):
         columns = dict(more[place]) if more is not None else {}
         counts = np.where(own == 0, np.float32(soft), own)
         if fractional:
             columns["weights"] = as_lists(counts, rows.responses)
-        if soft:
+        if soft or moving:
             columns["dropped"] = as_lists(own == 0, rows.responses)
-        batches.append(_with_columns(rows, {**columns, "labels": _labels(rows, counts != 0)}))
+        if moving:
+            columns["drop_probability"] = pa.array(np.full(len(rows.lengths), some.drop_probability, np.float32))
+        batches.append(_with_columns(rows, {**columns, "labels": _labels(rows, (counts != 0) | moving)}))
     return pa.Table.from_batches(batches)
 
 
@@ -215,7 +224,13 @@ def _labels(rows: Sequences, keep: np.ndarray) -> pa.ListArray:
 
 def _with_columns(rows: Sequences, columns: dict[str, pa.Array]) -> pa.RecordBatch:
     """The batch with these columns; those of an earlier mask are replaced."""
-    stale = {"labels", "weights", "dropped", *(attribute.drops for attribute in ATTRIBUTES.values())}
+    stale = {
+        "labels",
+        "weights",
+        "dropped",
+        "drop_probability",
+        *(attribute.drops for attribute in ATTRIBUTES.values()),
+    }
     kept = {name: rows.table.column(name) for name in rows.table.schema.names if name not in stale}
     return pa.RecordBatch.from_pydict({**kept, **columns})
 
@@ -280,7 +295,9 @@ class MaskedTokens(Responses):
 
 def effect(threshold: ThresholdConfig) -> str:
     """What a dropped token does in training: "nothing", unless the threshold says otherwise."""
-    return f"with weight {threshold.dropped_weight:g}" if threshold.dropped_weight else "nothing"
+    weight, probability = threshold.dropped_weight, threshold.drop_probability
+    found = f"with weight {weight:g}" if weight else "nothing"
+    return found if probability == 1 else f"{found} in an epoch that drops them, each with probability {probability:g}"
 
 
 def notes(stats: Mapping[str, Any]) -> list[str]:
@@ -289,6 +306,10 @@ def notes(stats: Mapping[str, Any]) -> list[str]:
     found = []
     if weight := stats.get("dropped_weight"):
         found.append(f"A dropped token trains with weight {weight:g}.")
+    if (probability := stats.get("drop_probability", 1)) < 1:
+        found.append(
+            f"What the mask drops is dropped in an epoch with probability {probability:g}, in the others kept."
+        )
     return found
 
 
@@ -342,8 +363,8 @@ class _Tally:
             raise ValueError(
                 f"the mask keeps none of {self.tokens} response tokens" + (f" (dropped by {by})" if by else "")
             )
-        weight = 0.0 if threshold is None else threshold.dropped_weight
-        if self.without_loss and not weight:
+        threshold = threshold or ThresholdConfig()
+        if self.without_loss and not threshold.dropped_weight and threshold.drop_probability == 1:
             log.warning("%d of %d examples keep no token and teach nothing", self.without_loss, self.examples)
         return MaskStats(
             examples=self.examples,
@@ -359,7 +380,8 @@ class _Tally:
             degenerate=degenerate,
             examples_without_loss=self.without_loss,
             end_tokens=self.ends,
-            dropped_weight=weight,
+            dropped_weight=threshold.dropped_weight,
+            drop_probability=threshold.drop_probability,
         )
 
 

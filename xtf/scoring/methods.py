@@ -596,6 +596,11 @@ def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
         ),
         strict=True,
     )
+    if "drop_probability" in columns:
+        raise ValueError(
+            "the data has a column drop_probability, by which labels would differ from epoch to epoch: method=given "
+            "trains the same ones in each; leave it out"
+        )
     trained = "labels" not in columns
     for name, ids, labels, mask, positions in rows:
         if mask is not None and not all(mask):
