@@ -43,7 +43,15 @@ from xtf.exports.write import export_table
 from xtf.graders import grade
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask, notes
-from xtf.scoring.scorers import count_tokens, score_rows, tr_table
+from xtf.scoring.scorers import (
+    HIDDEN,
+    context_centre,
+    count_tokens,
+    hidden_states,
+    score_rows,
+    tr_table,
+    with_context_tr,
+)
 from xtf.tasks import as_examples
 
 __all__ = ["export", "grade", "mask", "score"]
@@ -86,7 +94,7 @@ def score(
             named = ", ".join(ids[:10])
             log.warning("%d of %d examples %s max_length=%d: %s", len(ids), report.rows, what, max_length, named)
     table = None
-    if Brought.embeddings in brought(computed(config)):
+    if Brought.embeddings in brought(computed(config), config):
         counts = count_tokens(rows)
         table = tr_table(
             model, counts, config, domain_words=domain_words, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch
@@ -102,6 +110,9 @@ def score(
         )
         for start in range(0, len(rows), SHARD)
     ]
+    if HIDDEN in shards[0].column_names:
+        centre = context_centre(lambda: (hidden_states(shard) for shard in shards))
+        shards = [with_context_tr(shard, centre) for shard in shards]
     said = {"model": getattr(model, "name_or_path", ""), "tokenizer": tokenizer_digest(tokenizer)}
     return datasets.Dataset(with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows)), info=_info(said))
 

@@ -78,6 +78,7 @@ class TRVariant(Enum):
     """What the nearness of TR is measured between."""
 
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
+    contextual = "contextual"  # the middle layer's hidden states of the tokens in their context, against their mean
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
 
 

@@ -307,9 +307,7 @@ def notes(stats: Mapping[str, Any]) -> list[str]:
     if weight := stats.get("dropped_weight"):
         found.append(f"A dropped token trains with weight {weight:g}.")
     if (probability := stats.get("drop_probability", 1)) < 1:
-        found.append(
-            f"What the mask drops is dropped in an epoch with probability {probability:g}, in the others kept."
-        )
+        found.append(f"What the mask drops is dropped in an epoch with probability {probability:g}, else kept.")
     return found
 
 
