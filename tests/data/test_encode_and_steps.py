@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from xtf.data.augment import augment
-from xtf.data.encode import decode_response, encode, encode_prompt, stop_strings
+from xtf.data.encode import decode_response, encode, encode_prompt, stop_strings, tokens_within
 from xtf.data.examples import Example
 from xtf.data.steps import StepLoader, TrainingRows, collate, epoch_order, pack
 from xtf.tasks import as_examples
@@ -124,6 +124,34 @@ def test_nothing_left_and_missing_eos_are_refused() -> None:
 
 
 @needs_shared
+@needs_shared
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_within_spans_are_those_whose_text_touches_them(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    examples = [
+        Example("a", one().messages, "It rose (p = 0.03).\n\nDecision: yes", {}),
+        Example("b", one().messages, " ünï #### 1,024 kg", {}),
+        Example("c", one().messages, "long " * 30 + "#### 7", {}),
+    ]
+    rows, _ = encode(tokenizer, examples, 60)
+
+    def spans(example: Example) -> list[tuple[int, int]]:
+        start = max(example.response.find("Decision"), example.response.find("####"))
+        return [(start, start + len({"a": "Decision: yes", "b": "#### 1,024", "c": "#### 7"}[example.example_id]))]
+
+    found = tokens_within(tokenizer, examples, rows, spans)
+    assert [row.end_tokens for row in rows] == [1, 1, 0]
+    assert not any(found[2]), "the answer was cut off"
+    for example, row, within in zip(examples[:2], rows, found, strict=False):
+        response = row.input_ids[row.prompt_length :]
+        assert len(within) == len(response) and not within[-1], "the appended end is not the data's"
+        chosen = [token for token, inside in zip(response, within, strict=True) if inside]
+        text = decode_response(tokenizer, chosen).strip()
+        assert text == {"a": "Decision: yes", "b": "#### 1,024"}[example.example_id]
+    with pytest.raises(ValueError, match=r"example a: \[0, 99\) does not lie in its response of 34 characters"):
+        tokens_within(tokenizer, examples, rows, lambda example: [(0, 99)])
+
+
 def test_a_template_that_drops_the_system_message_is_refused() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     example = as_examples([{"id": "x", "messages": [*turns, {"role": "assistant", "content": "Hello"}]}])[0]

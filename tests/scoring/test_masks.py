@@ -10,7 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from xtf.config.schema import PRESETS, Attribute, KNRule, KNThreshold, ThresholdConfig, ThresholdEnd, TRThreshold
+from xtf.config.schema import (
+    PRESETS,
+    Attribute,
+    KNRule,
+    KNThreshold,
+    Protect,
+    ThresholdConfig,
+    ThresholdEnd,
+    TRThreshold,
+)
 from xtf.data.ragged import Responses, with_ends
 from xtf.scoring.masks import MaskedTokens, build_mask, notes, weights_to_labels
 
@@ -154,6 +163,52 @@ def test_a_mask_whose_holes_move_says_what_may_be_dropped_how_probably_and_what_
     assert replace(moving.stats, dropped_weight=0.0, drop_probability=1.0) == hard.stats
     assert notes(moving.stats.to_dict())[-1].startswith("What the mask drops is dropped in an epoch with")
     assert build_mask(table, PAPER, [RI, KN, TR]).table.equals(hard.table), "a second mask replaces the first"
+
+
+# --- protected tokens ---------------------------------------------------------------------------------------
+
+GUARD = replace(PAPER, protect=Protect.answer)
+
+
+def guarded(*rows):
+    return SCORED.append_column("protected", pa.array(rows, pa.list_(pa.bool_())))
+
+
+def test_protected_tokens_are_given_back_and_nothing_else_changes():
+    scored = guarded([True, True, False, False, False], [False])  # 10, which nothing drops, and 11, which all three do
+    mask, hard = build_mask(scored, GUARD, [RI, KN, TR]), build_mask(SCORED, PAPER, [RI, KN, TR])
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 10, 11, -100, -100, 14], [-100, -100]]
+    assert mask.table["drop_kn"].to_pylist() == [[False, False, True, False, False], [True]]
+    stats = mask.stats
+    assert (stats.protected_tokens, stats.given_back, stats.examples_unprotected, stats.kept_tokens) == (2, 1, 1, 3)
+    assert stats.dropped_share == pytest.approx({"ri": 0, "kn": 2 / 6, "tr": 1 / 6, "union": 3 / 6})
+    assert stats.thresholds == hard.stats.thresholds, "fitted with the protected tokens"
+    assert notes(stats.to_dict()) == [
+        "2 tokens that the grader reads are never dropped; 1 of them would be. In 1 of 2 responses it reads none."
+    ]
+    unguarded = build_mask(scored, PAPER, [RI, KN, TR])
+    assert unguarded.table["labels"].equals(hard.table["labels"]) and unguarded.stats == hard.stats
+
+
+def test_what_is_protected_counts_whole_in_a_soft_mask_whose_holes_move():
+    scored = guarded([False, True, False, False, False], [False])
+    table = build_mask(scored, replace(GUARD, dropped_weight=0.1, drop_probability=0.5), [RI, KN, TR]).table
+    assert table["dropped"].to_pylist() == [[False, False, True, True, False], [True]]
+    assert table["weights"].to_pylist()[0] == pytest.approx([1, 1, 0.1, 0.1, 1])
+
+
+def test_protection_without_knowing_what_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"threshold\.protect=answer needs to know .*'protected' \(list<bool>"):
+        build_mask(SCORED, GUARD, [KN])
+    with pytest.raises(ValueError, match="protected is not as long as the response"):
+        build_mask(guarded([True], [True]), GUARD, [KN])
+
+
+def test_weights_of_a_masked_method_leave_what_is_protected_whole():
+    scored = guarded([True, True, False, False, False], [True])
+    mask = weights_to_labels(scored, [np.array([0.0, 1, 0, 1, 1]), np.array([0.0])], GUARD)
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 10, 11, -100, 13, 14], [-100, 15]]
+    assert (mask.stats.given_back, mask.stats.kept_tokens) == (2, 5)
 
 
 # --- degenerate attributes ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from xtf.config.schema import Attribute, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Attribute, Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import Responses, with_ends
 from xtf.scoring.methods import (
     METHODS,
@@ -115,6 +115,21 @@ def test_controls_of_a_soft_mask_are_as_soft() -> None:
             [0.25 if label == -100 else 1.0 for label in row[at:]] for row, at in zip(hard, (2, 1), strict=True)
         ]
         assert table["weights"].to_pylist() == expected, name
+
+
+def test_controls_drop_as_much_as_a_mask_that_protects_and_never_what_it_protects() -> None:
+    lists = pa.list_(pa.bool_())
+    table = scored().append_column("protected", pa.array([[False, False, True, False], [False, True]], lists))
+    guard = ThresholdConfig(name="guard", protect=Protect.answer)
+
+    def labels(name: str, seed: int = 0) -> list[list[int]]:
+        return METHODS[name]().mask(table, guard, [Attribute.kn], seed).table["labels"].to_pylist()
+
+    assert labels("xtf") == [[-100, -100, -100, 2, 3, 4], [-100, 5, 6]], "3 and 6 are known and protected"
+    assert labels("low_loss") == labels("xtf")
+    assert labels("high_loss") == [[-100, -100, 1, 2, 3, -100], [-100, 5, 6]]
+    found = {str(labels("random", seed)) for seed in range(60)}
+    assert len(found) == 3 and all(", 3, " in one and one.endswith("[-100, 5, 6]]") for one in found)
 
 
 def test_a_control_refuses_to_match_what_has_no_mask() -> None:

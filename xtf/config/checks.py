@@ -177,7 +177,7 @@ def check_threshold(threshold: ThresholdConfig) -> None:
         raise ConfigError(f"threshold.tr.bins={tr.bins} is out of range: it must be at least classes ({tr.classes})")
 
 
-MASK_SETTINGS = ("dropped_weight", "drop_probability")  # of thresholds, beside what they judge by
+MASK_SETTINGS = ("dropped_weight", "drop_probability", "protect")  # of thresholds, beside what they judge by
 
 
 def check_mask(config: Config) -> None:

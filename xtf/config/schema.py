@@ -116,6 +116,13 @@ class ThresholdEnd(Enum):
     scored = "scored"  # judged like the dataset's tokens, as versions without this setting did
 
 
+class Protect(Enum):
+    """Which tokens of a response a mask never drops, whatever the attributes say."""
+
+    none = "none"
+    answer = "answer"  # those that the task's grader reads: the decision, the number, a function's first line
+
+
 class Tuning(Enum):
     """Which weights are trained."""
 
@@ -461,6 +468,7 @@ class ThresholdConfig:
     dropped_weight: float = within(0.0, 0, 1, excluding=(1,))  # of a dropped token's loss; 0: none, as in the paper
     # with which a token that the mask drops is dropped in an epoch, drawn by seed; 1: in all of them, as in the paper
     drop_probability: float = within(1.0, 0, 1, excluding=(0,))
+    protect: Protect = Protect.none
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)

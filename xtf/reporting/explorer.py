@@ -148,6 +148,7 @@ def _page(
         "id": tokens.ids.astype(np.uint32),
         "kept": tokens.kept.astype(np.uint8),
         "judged": judged.astype(np.uint8),
+        "guarded": tokens.protected(config).astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }
@@ -176,6 +177,7 @@ def _sweeps(dataset: MaskedTokens, shown: MaskedTokens, config: ThresholdConfig)
             only = sweep(attribute, config, *blocks)
             first = np.full(shown.tokens, NEVER, dtype=np.uint8)
             first[shown.judged(config)] = only.first
+            first[shown.protected(config)] = NEVER
             found[name] = replace(only, first=first)
     return found
 

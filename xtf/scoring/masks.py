@@ -14,6 +14,9 @@ the labels are those of all response tokens then, the column `weights` says what
 what the mask decided. With `threshold.drop_probability` below 1 it is dropped in some epochs and kept in the others:
 the column `drop_probability` says how probably, and `weights` what the token counts in an epoch that drops it; training
 draws (`xtf.data.steps.TrainingRows.in_epoch`).
+
+With `threshold.protect=answer` the tokens that a column `protected` names are never dropped. Thresholds are fitted with
+them all the same, so that they, and the drops elsewhere, are those of a mask that protects nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import IGNORED, Responses, Sequences, as_lists
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
 from xtf.scoring.thresholds import fit
@@ -52,7 +55,8 @@ class MaskStats:
     `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing
     or more than half. `examples_without_loss` counts those whose every response token is dropped. `dropped_weight` is
     what the loss of a dropped token counts, 0 where it is left out, and `drop_probability` in how many epochs it is
-    dropped at all; no other figure depends on them.
+    dropped at all; no other figure depends on them. `protected_tokens` are never dropped, `given_back` of them would be
+    if they were not protected; `examples_unprotected` have none.
     """
 
     examples: int
@@ -67,6 +71,9 @@ class MaskStats:
     end_tokens: int = 0
     dropped_weight: float = 0.0
     drop_probability: float = 1.0
+    protected_tokens: int = 0
+    given_back: int = 0
+    examples_unprotected: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the record."""
@@ -108,6 +115,9 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
     tally, lists, kept = _Tally(), [], []
     for rows, which, block in zip(parts, judged, blocks, strict=True):
         drops = {attribute.name: cuts.drop(attribute, block) for attribute in used}
+        guarded = _protected(rows, threshold)[which]
+        tally.protect(block, guarded, np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()]))
+        drops = {name: drop & ~guarded for name, drop in drops.items()}
         keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
         tally.add(block, keep, drops, len(which) - block.tokens)
         lists.append({a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used})
@@ -121,6 +131,19 @@ def _left_alone(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
     """The response tokens that no threshold judges, bool (N,)."""
     ends = rows.ends
     return ends if threshold.end is ThresholdEnd.kept else np.zeros_like(ends)
+
+
+def _protected(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
+    """The response tokens that are never dropped, bool (N,)."""
+    if threshold.protect is Protect.none:
+        return np.zeros(int(rows.responses.sum()), bool)
+    if "protected" not in rows.table.schema.names:
+        raise ValueError(
+            "threshold.protect=answer needs to know what the task's grader reads, and the scored table has no column "
+            "'protected' (list<bool>, as long as the response, true for what is never to be dropped): add it, or unset "
+            "the setting"
+        )
+    return rows.of_responses("protected").astype(bool)
 
 
 def _spread(values: np.ndarray, which: np.ndarray, otherwise: bool) -> np.ndarray:
@@ -156,6 +179,10 @@ def weights_to_labels(
         start += block.tokens
         which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
         counted = block.select(which)
+        if threshold is not None:
+            guarded = _protected(part, threshold)
+            tally.protect(counted, guarded[which], own[-1][which] == 0)
+            own[-1] = np.where(guarded & (own[-1] == 0), np.float32(1), own[-1])
         tally.add(counted, own[-1][which] != 0, {}, block.tokens - counted.tokens)
     return Mask(_weighed(parts, own, threshold), tally.stats({}, [], threshold))
 
@@ -263,11 +290,18 @@ class MaskedTokens(Responses):
         names = [*ATTRIBUTES, "logp", *(attribute.drops for attribute in ATTRIBUTES.values())]
         columns |= {name: rows.of_responses(name) for name in names if name in masked.column_names}
         columns["end"] = rows.ends
+        if "protected" in masked.column_names:
+            columns["protected"] = rows.of_responses("protected").astype(bool)
         return cls(rows.responses, columns)
 
     def judged(self, threshold: ThresholdConfig) -> np.ndarray:
         """Which tokens the thresholds judge and shares count, bool (N,): all but the end that `threshold` keeps."""
         return ~self.columns["end"] if threshold.end is ThresholdEnd.kept else np.ones(self.tokens, bool)
+
+    def protected(self, threshold: ThresholdConfig) -> np.ndarray:
+        """Which tokens `threshold` never drops, bool (N,), whatever the attributes say."""
+        none = np.zeros(self.tokens, bool)
+        return none if threshold.protect is Protect.none else self.columns.get("protected", none)
 
     @property
     def ids(self) -> np.ndarray:
@@ -306,6 +340,12 @@ def notes(stats: Mapping[str, Any]) -> list[str]:
     found = []
     if weight := stats.get("dropped_weight"):
         found.append(f"A dropped token trains with weight {weight:g}.")
+    if protected := stats.get("protected_tokens"):
+        without = stats["examples_unprotected"]
+        found.append(
+            f"{protected:,} tokens that the grader reads are never dropped; {stats['given_back']:,} of them would be"
+            + (f". In {without:,} of {stats['examples']:,} responses it reads none." if without else ".")
+        )
     if (probability := stats.get("drop_probability", 1)) < 1:
         found.append(f"What the mask drops is dropped in an epoch with probability {probability:g}, else kept.")
     return found
@@ -322,6 +362,9 @@ class _Tally:
     tokens: int = 0
     kept: int = 0
     without_loss: int = 0
+    protected: int = 0
+    given_back: int = 0
+    unprotected: int = 0  # examples
     ends: int = 0  # left alone, counted nowhere else
     dropped: Counter[str] = field(default_factory=Counter)
     ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
@@ -341,6 +384,12 @@ class _Tally:
             for names in combinations(drops, size):
                 together = np.logical_and.reduce([drops[name] for name in names])
                 self.dropped["_".join(names)] += int(np.count_nonzero(together))
+
+    def protect(self, block: Responses, guarded: np.ndarray, drop: np.ndarray) -> None:
+        """Tokens (N,) that are never dropped, and those that would be."""
+        self.protected += int(np.count_nonzero(guarded))
+        self.given_back += int(np.count_nonzero(guarded & drop))
+        self.unprotected += int(np.count_nonzero(block.count(guarded) == 0))
 
     def stats(
         self,
@@ -380,6 +429,9 @@ class _Tally:
             end_tokens=self.ends,
             dropped_weight=threshold.dropped_weight,
             drop_probability=threshold.drop_probability,
+            protected_tokens=self.protected,
+            given_back=self.given_back,
+            examples_unprotected=self.unprotected if threshold.protect is not Protect.none else 0,
         )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.checks import check_ranges
-from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd, within
+from xtf.config.schema import Config, ConfigError, Protect, SourceConfig, ThresholdConfig, ThresholdEnd, within
 from xtf.data.augment import augment
 from xtf.data.ragged import IGNORED, Responses
 from xtf.scoring.masks import build_mask, weights_to_labels
@@ -104,6 +104,8 @@ class Method:
         names = set(self.needs) | ({"labels"} if self.masked else set())
         if self.masked and threshold.end is ThresholdEnd.kept:
             names.add("end")
+        if self.masked and threshold.protect is not Protect.none:
+            names.add("protected")
         scores = Responses.from_table(mask.table, names)
         weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
         return weights_to_labels(scored, weights, threshold if self.masked else None)
@@ -179,7 +181,8 @@ class Given(Method):
 class Matched(Method):
     """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones.
 
-    The appended end of a response, which the mask keeps unless threshold.end=scored, is kept here too.
+    The appended end of a response, which the mask keeps unless threshold.end=scored, is kept here too,
+    and so are the tokens that threshold.protect names.
     """
 
     match: str = "xtf"  # the method whose mask gives the number: the one that masks by scorer and threshold
@@ -193,8 +196,9 @@ class Matched(Method):
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
         order = self.order(scores, seed)
-        if "end" in scores.columns:  # what the mask leaves alone comes last: the mask drops no more than the others
-            order = np.where(scores.columns["end"], np.inf, order)
+        for name in {"end", "protected"} & scores.columns.keys():
+            # What the mask leaves alone comes last: it drops no more than the others.
+            order = np.where(scores.columns[name], np.inf, order)
         rank = scores.rank(order)
         return (rank >= dropped[scores.example]).astype(np.float32)
 

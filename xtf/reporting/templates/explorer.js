@@ -105,6 +105,7 @@ function reasons(i, example) {
     said.push(`dropped: ${reason.replace("{score}", number(data[`score_${name}`][i])).replace("{p}", p)}`);
   }
   if (meta.live && !data.judged[i]) said.push("kept: it ends the response and is not the data's, so no threshold judges it");
+  else if (data.guarded[i]) said.push("kept: the grader reads the answer here, so nothing drops it");
   else if (!code) said.push(meta.live ? "kept: no attribute in use drops it, so it trains" : "kept: it trains");
   return said;
 }
