@@ -136,9 +136,8 @@ class Task:
         names = getattr(self.grader, "names_answers", None)
         if names is None or not names():
             raise ConfigError(
-                "threshold.protect=answer keeps the tokens that the grader reads, and "
-                f"task.grader={self.config.grader} does not say which these are (number, math, choice, decision and code "
-                "do, and own ones that have answer_spans): unset it"
+                f"threshold.protect=answer keeps what the grader reads, and task.grader={self.config.grader} does not "
+                "say what that is (number, math, choice, decision, code and own ones with answer_spans do): unset it"
             )
 
     def answer_spans(self, example: Example) -> list[tuple[int, int]]:
