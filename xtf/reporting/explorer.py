@@ -26,6 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from xtf.config.home import COMMAND
 from xtf.config.identity import digest, plain
 from xtf.config.schema import PRESETS, Config, ThresholdConfig
 from xtf.data.ragged import Responses
@@ -53,7 +54,7 @@ def preview(
     *,
     threshold: str | ThresholdConfig = "paper",
     examples: int = MOST_EXAMPLES,
-    command: str = "python run.py",
+    command: str = COMMAND,
     title: str = "XTF explorer",
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.

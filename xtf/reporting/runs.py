@@ -12,6 +12,7 @@ from typing import Any
 
 from xtf.config.checks import MASK_SETTINGS
 from xtf.config.compose import override_value
+from xtf.config.home import COMMAND
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
@@ -119,7 +120,7 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     if other and not METHODS[changes["method"]].masked:
         kept = {k: v for k, v in kept.items() if k not in MASK_KEYS}
     settings = {key: record[key] for key in keys} | kept | changes
-    return shlex.join(["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())])
+    return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
