@@ -131,7 +131,7 @@ def test_tokens_within_spans_are_those_whose_text_touches_them(name: str) -> Non
     examples = [
         Example("a", one().messages, "It rose (p = 0.03).\n\nDecision: yes", {}),
         Example("b", one().messages, " ünï #### 1,024 kg", {}),
-        Example("c", one().messages, "long " * 30 + "#### 7", {}),
+        Example("c", one().messages, "long " * 60 + "#### 7", {}),
     ]
     rows, _ = encode(tokenizer, examples, 60)
 

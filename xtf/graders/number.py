@@ -128,11 +128,9 @@ def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int
             *before, last = found
             if before and (_list(part, found) or _joined(part, before[-1], last, ranges=strict)):
                 return None
-            return (
-                None
-                if last.value is None
-                else (last.value, first + places[last.start], first + places[last.end - 1] + 1)
-            )
+            if last.value is None:
+                return None
+            return last.value, first + places[last.start], first + places[last.end - 1] + 1
     return None
 
 
