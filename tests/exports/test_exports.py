@@ -210,6 +210,13 @@ def test_weights_that_the_trainer_ignores_are_refused(masked, tmp_path, to):
         export(with_weights(masked), tmp_path / to, to)
 
 
+@pytest.mark.parametrize("to", ["hf", "ms_swift"])
+def test_a_mask_that_differs_from_epoch_to_epoch_is_refused(masked, tmp_path, to):
+    moving = masked.add_column("drop_probability", [0.5] * len(masked))
+    with pytest.raises(ValueError, match=r"drops other tokens in each epoch .*threshold\.drop_probability=1"):
+        export(moving, tmp_path / to, to)
+
+
 def test_lengths_that_would_be_cut_are_refused(masked, tmp_path):
     with pytest.raises(ValueError, match=r"export.max_length=20: the trainer would cut 2 of 7 rows"):
         export(masked, tmp_path / "short", max_length=20)
@@ -267,6 +274,13 @@ def test_what_no_file_can_hold_is_refused_before_anything_is_scored():
         resolve(config("stage=export", "method=dft"))
     with pytest.raises(ValueError, match=r"method=token_cleaning_evolving cleans each part"):
         resolve(config("stage=export", "method=token_cleaning_evolving"))
+    with pytest.raises(
+        ValueError, match=r"dropped_weight=0.1 gives fractional weights, which TRL's .*export.to=ms_swift"
+    ):
+        resolve(config("stage=export", "export.to=trl", "threshold.dropped_weight=0.1"))
+    resolve(config("stage=export", "export.to=ms_swift", "threshold.dropped_weight=0.1"))
+    with pytest.raises(ValueError, match=r"drop_probability=0.5 draws anew in each epoch .* which no file can hold"):
+        resolve(config("stage=export", "export.to=ms_swift", "threshold.drop_probability=0.5"))
     with pytest.raises(ValueError, match=r"export.to=axolot is not known; did you mean 'axolotl'"):
         resolve(config("stage=export", "export.to=axolot"))
     resolve(config("stage=mask", "method=dft"))

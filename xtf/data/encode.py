@@ -6,7 +6,7 @@ Only this file decides where a prompt ends.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -182,6 +182,36 @@ def response_offsets(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str
             raise ValueError(f"the offsets of {_name(tokenizer)} end at {ends[-1]} of {response[:40]!r}")
         rows.append(offsets)
     return rows
+
+
+def tokens_within(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    rows: Sequence[Encoded],
+    spans: Callable[[Example], Sequence[tuple[int, int]]],
+) -> list[list[bool]]:
+    """Which response tokens of each row hold a character of the spans [start, end) that `spans` gives of its example's
+    response. The appended end holds none.
+
+    Raises:
+        ValueError: a span that does not lie in the response, and what `response_offsets` raises.
+    """
+    by_id = {example.example_id: example for example in examples}
+    own = [by_id[row.example_id] for row in rows]
+    found = []
+    offsets = response_offsets(tokenizer, [example.response for example in own])
+    for row, example, places in zip(rows, own, offsets, strict=True):
+        within = np.zeros(len(row.input_ids) - row.prompt_length, bool)
+        for start, end in spans(example):
+            if not 0 <= start <= end <= len(example.response):
+                raise ValueError(
+                    f"example {example.example_id}: [{start}, {end}) does not lie in its response of "
+                    f"{len(example.response)} characters"
+                )
+            touched = (places[:, 0] < end) & (places[:, 1] > start)
+            within[: len(touched)] |= touched[: len(within)]
+        found.append(within.tolist())
+    return found
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

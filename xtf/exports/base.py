@@ -121,6 +121,11 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
         )
     if "input_ids" not in names:
         raise ValueError(f"this table has no column 'input_ids' but {', '.join(names)}")
+    if "drop_probability" in names:
+        raise ValueError(
+            "the mask drops other tokens in each epoch (column `drop_probability`), which no file can hold: "
+            f"{trainer.title} would drop them in all; mask the rows with threshold.drop_probability=1"
+        )
     if "weights" in names and not trainer.weights:
         raise ValueError(
             f"the mask has fractional weights (column `weights`), which {trainer.title} does not read: it would train "

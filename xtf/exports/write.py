@@ -25,6 +25,7 @@ from xtf.exports.base import (
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
 from xtf.runtime.models import location
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.masks import notes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -277,6 +278,7 @@ def _rule(config: Config, stats: Mapping[str, Any]) -> list[str]:
             f"scorer={config.scorer.name} (attributes: {attributes}), threshold={config.threshold.name}, "
             f"end tokens {config.threshold.end.value}"
         )
+        lines += notes(stats)
         lines += [f"{name}: {values}" for name, values in stats["thresholds"].items()]
     shares = ", ".join(f"{name} {share:.1%}" for name, share in stats["dropped_share"].items())
     lines.append(f"dropped of {stats['response_tokens']:,} response tokens: {shares}")

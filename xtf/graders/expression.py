@@ -22,12 +22,15 @@ from typing import Any
 
 from xtf.data.examples import Example, RowError
 from xtf.data.numbers import SCALES, show
-from xtf.graders.base import Grade, Grader, Item, answer_parts
-from xtf.graders.number import HASHES, boxed, final_number, stated_answer
+from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
+from xtf.graders.number import HASHES, boxed, final_number, located_number, marked_answer, stated_answer
 
 EQUIVALENCE_SECONDS = 10  # of CPU time per pair of expressions: a busy machine must not change a verdict
 EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing process
 MAX_EXPRESSION = 2000  # characters; a longer "answer" is not one
+
+
+FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
 # -- expressions ---------------------------------------------------------------------------------------------
@@ -39,7 +42,7 @@ def final_expression(completion: str) -> str | None:
     for part in parts:
         if (stated := stated_answer(part)) is not None:
             return stated.rstrip("$ ")  # "The answer is $x$": the first sign went with the marker
-    formulas = re.findall(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", parts[0], re.DOTALL)
+    formulas = FORMULA.findall(parts[0])
     if formulas:
         return next(part for part in formulas[-1] if part).strip()
     value = final_number(parts[0])
@@ -108,6 +111,17 @@ class MathGrader(Grader):
         if content is None and (len(text) > MAX_EXPRESSION or "\n" in text.strip()):
             raise RowError("the reference has no \\boxed{} answer")
         return (text if content is None else content).strip()
+
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """What the response marks as its answer ("\\boxed{2}"), else its last formula or number."""
+        parts, first = answer_parts(example.response), final_offset(example.response)
+        for part in parts:
+            if (marked := marked_answer(part)) is not None:
+                return [(first + marked.start, first + marked.end)]
+        if formulas := list(FORMULA.finditer(parts[0])):
+            return [(first + formulas[-1].start(), first + formulas[-1].end())]
+        found = located_number(parts[0], strict=False)
+        return [] if found is None else [(first + found[1], first + found[2])]
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         answers = [final_expression(item.completion) for item in items]

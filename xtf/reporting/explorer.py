@@ -35,7 +35,7 @@ from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, effect
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _page(
     meta = {
         "total": table.num_rows,
         "live": live,
+        "effect": effect(config) if "dropped" in table.column_names else "nothing",
         "command": command,
         "attributes": [_describe(ATTRIBUTES[name], found, tokens, config) for name, found in sweeps.items()],
         "bits": {name: 1 << place for place, name in enumerate(ATTRIBUTES)},
@@ -148,6 +149,7 @@ def _page(
         "id": tokens.ids.astype(np.uint32),
         "kept": tokens.kept.astype(np.uint8),
         "judged": judged.astype(np.uint8),
+        "guarded": tokens.protected(config).astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }
@@ -176,6 +178,7 @@ def _sweeps(dataset: MaskedTokens, shown: MaskedTokens, config: ThresholdConfig)
             only = sweep(attribute, config, *blocks)
             first = np.full(shown.tokens, NEVER, dtype=np.uint8)
             first[shown.judged(config)] = only.first
+            first[shown.protected(config)] = NEVER
             found[name] = replace(only, first=first)
     return found
 

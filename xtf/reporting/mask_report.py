@@ -19,7 +19,7 @@ from xtf.reporting.pages import Picture, Section, percent, picture, render_secti
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import Manifest, RunFolder
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, notes
 
 Lines = list[list[Any]]  # a figure each, under `COLUMNS`
 # `value` is a share, seconds or MB; `at` is the threshold's setting, for points of a curve.
@@ -167,6 +167,7 @@ def _mask_section(
         f"{len(tokens.kept):,} response tokens{_ends(stats)}. Score distributions with thresholds (figure 3), overlap "
         '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
     )
+    text = " ".join([text, *notes(stats)])
     title = f"Dropped tokens: {' · '.join(folder.parts)}"
     return Section(title, [text], ["dropped by", "ours", "reported"], rows, drawn)
 

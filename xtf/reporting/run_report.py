@@ -31,7 +31,7 @@ from xtf.reporting.pages import Picture, counted, percent, picture, points, rend
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.attributes import ATTRIBUTES
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, notes
 from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
 
@@ -64,8 +64,9 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
     for name in metrics["timing"]:
         times.add_column(name.replace("_", " "), justify="right")
     times.add_row(*(seconds(value) for value in metrics["timing"].values()))
+    remarks = [Text(line) for line in notes(stats)]
     warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
-    return Group(quality, dropped, times, *warnings)
+    return Group(quality, dropped, *remarks, times, *warnings)
 
 
 def degenerate(stats: Mapping[str, Any]) -> list[str]:
@@ -166,6 +167,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "quality": _quality(run),
         "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
+        "notes": notes(run.record["mask"]),
         "figures": drawn,
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,

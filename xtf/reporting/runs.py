@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtf.config.checks import MASK_SETTINGS
 from xtf.config.compose import override_value
 from xtf.config.home import COMMAND
 from xtf.data.rows import read_file
@@ -19,6 +20,7 @@ from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.methods import METHODS
 
+MASK_KEYS = {f"threshold.{name}" for name in MASK_SETTINGS}  # which methods without a mask refuse
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
 TEACHER_FORCED = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
 
@@ -110,11 +112,13 @@ def _base_figures(run: Run) -> Any:
 def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     """The command that makes the run of a record, or with `changes` one like it; quoted for a shell.
 
-    Another method has other settings: those of the record's own are left out then.
+    Another method has other settings: those of the record's own are left out then, and those of a mask if it has none.
     """
     keys = ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
     other = changes.get("method", record["method"]) != record["method"]
     kept = {k: v for k, v in record["overrides"].items() if not (other and k.startswith("method."))}
+    if other and not METHODS[changes["method"]].masked:
+        kept = {k: v for k, v in kept.items() if k not in MASK_KEYS}
     settings = {key: record[key] for key in keys} | kept | changes
     return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
 

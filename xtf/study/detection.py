@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xtf.config.compose import load_config, override_value
 from xtf.config.identity import digest, identity, plain
-from xtf.config.schema import Config, PlantKind, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Config, PlantKind, Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.planting import CODES
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces
@@ -202,6 +202,8 @@ def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[st
     columns = {name for attribute in attributes for name in (attribute.source, attribute.drops)} | {"labels"}
     if threshold.end is ThresholdEnd.kept:
         columns.add("end")
+    if threshold.protect is not Protect.none:
+        columns.add("protected")
     scores = Responses.from_table(mask.table, columns | ({"ref_logp"} & set(table.column_names)))
     drops = {a.label: scores.columns[a.drops].astype(bool) for a in attributes}
     # Little attention, a high probability and distance from the centre speak for noise.
