@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from xtf.reporting import figures
-from xtf.reporting.cells import CASE, Cell, _experiment_folders, find_cells
+from xtf.reporting.cells import CASE, Cell, experiment_folders, find_cells
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.reporting.mask_report import has_results, mask_report
 from xtf.reporting.pages import counted, picture, render, write_csv
-from xtf.reporting.reported import _as_published, _published_names, _reported, _reported_table
+from xtf.reporting.reported import reported_percent
 from xtf.reporting.runs import base_mean, control_runs, over_base
 from xtf.runtime.run_folder import RunFolder
 
@@ -46,36 +46,26 @@ class Row:
         return "" if self.label == BASE else str(self.estimate.seeds if self.estimate else 0)
 
 
-def sweep_report(
-    source: str | Sequence[Path],
-    runs_root: Path,
-    out_dir: Path,
-    reported_csv: Path | None = None,
-    archive: Path | None = None,
-) -> list[Path]:
-    """Writes <name>.csv, .md, .html and figures for an experiment or a list of folders; returns their paths.
+def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
+    """Writes <name>.csv, .md, .html and figures for the experiment of that name; returns their paths.
 
     Runs that did not finish are listed, not skipped.
 
     Args:
-        source: an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or folders that
-            are runs or hold some; one that does not exist counts as a run that is missing.
-        reported_csv: the numbers that the paper reports (default: the package's own).
+        runs_root: <output_dir>/runs.
         archive: see `find_cells`.
 
     Raises:
         ValueError: no run was found, or none has finished.
     """
-    name = source if isinstance(source, str) else "sweep"
-    if isinstance(source, str) and archive is None:
-        folders, listed = _experiment_folders(source, Path(runs_root))
+    if archive is None:
+        folders, listed = experiment_folders(name, runs_root)
         if not has_results(folders, [job["stage"] for job in listed.values()]):
-            return mask_report(source, folders, Path(out_dir), _reported_table(reported_csv))
-    cells = find_cells(source, Path(runs_root), archive)
-    rows = _rows(cells, _reported_table(reported_csv))
+            return mask_report(name, folders, out_dir)
+    cells = find_cells(name, runs_root, archive)
+    rows = _rows(cells)
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
-    out_dir = Path(out_dir)
     written = [write_csv(out_dir / f"{name}.csv", COLUMNS, map(_csv_line, rows))]
     tables = []
     for place, (case, metric) in enumerate(dict.fromkeys((row.case, row.metric) for row in rows)):
@@ -130,7 +120,7 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
 # -- the table ----------------------------------------------------------------------------------------------
 
 
-def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[Row]:
+def _rows(cells: Sequence[Cell]) -> list[Row]:
     """Case by case: the base model, then every setting of the sweep, those that this case lacks included."""
     labels = dict(zip(map(id, cells), _labels(cells), strict=True))
     seeds = sorted({seed for cell in cells for seed in cell.runs})
@@ -144,7 +134,7 @@ def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[
         record = next(iter(finished[0].runs.values())).record
         metrics = [name for name in record["metrics"] if name == "accuracy" or name.startswith("pass@")]
         for metric in metrics:
-            part = [_base_row(finished[0], metric, reported)]
+            part = [_base_row(finished[0], metric)]
             for label in dict.fromkeys(labels.values()):
                 cell = next((cell for cell in here if labels[id(cell)] == label), None)
                 if cell is None:
@@ -152,7 +142,7 @@ def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[
                 elif not cell.runs:
                     part.append(_empty(case, label, metric, _shortfall(cell, seeds)))
                 else:
-                    part.append(_row(cell, label, metric, finished, seeds, reported))
+                    part.append(_row(cell, label, metric, finished, seeds))
             rows += _mark_best(part)
     return rows
 
@@ -161,23 +151,14 @@ def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> Row:
     return Row(case, label, metric, None, {}, None, "", note)
 
 
-def _base_row(cell: Cell, metric: str, reported: Sequence[Mapping[str, str]]) -> Row:
-    runs = list(cell.runs.values())
-    base = base_mean(runs, metric)
+def _base_row(cell: Cell, metric: str) -> Row:
+    base = base_mean(list(cell.runs.values()), metric)
     if base is None:
         return _empty(cell.case, BASE, metric, "not graded (evaluate.base=false)")
-    number = _reported(reported, cell.case, metric, ["base"]) if _as_published(runs[0]) else ""
-    return Row(cell.case, BASE, metric, base, {}, None, number, "")
+    return Row(cell.case, BASE, metric, base, {}, None, reported_percent(cell, metric, base=True), "")
 
 
-def _row(
-    cell: Cell,
-    label: str,
-    metric: str,
-    peers: Sequence[Cell],
-    seeds: Sequence[int],
-    reported: Sequence[Mapping[str, str]],
-) -> Row:
+def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequence[int]) -> Row:
     runs = list(cell.runs.values())
     differences: dict[str, Estimate | str] = {}
     base = over_base(runs, metric)
@@ -186,7 +167,7 @@ def _row(
     for name in CONTROLS:
         differences[name] = _against(cell, peers, name, metric)
     kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
-    number = _reported(reported, cell.case, metric, _published_names(cell)) if _as_published(runs[0]) else ""
+    number = reported_percent(cell, metric)
     estimate = mean([run.verdicts(metric) for run in runs])
     return Row(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
 

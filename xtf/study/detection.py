@@ -34,10 +34,9 @@ from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces
 from xtf.graders.metrics import Metric
 from xtf.reporting import figures
-from xtf.reporting.cells import experiment_folders
 from xtf.reporting.pages import counted, picture, render, write_csv
 from xtf.runtime.models import load_tokenizer
-from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.runtime.run_folder import Manifest, RunFolder, run_folders
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, TokenCleaning, excess_loss
@@ -485,7 +484,7 @@ def detection_report(experiment: str, runs_root: Path, out_dir: Path, archive: P
     if archive is not None:
         rows = read_findings(archive / f"{experiment}.csv")
         return _write_report(experiment, rows, out_dir, source=f"findings of {archive.name}/{experiment}.csv")
-    folders = experiment_folders(experiment, runs_root)
+    folders = [folder.path for folder in run_folders(runs_root, experiment)]
     done = [folder for folder in folders if RunFolder(folder).mask.is_file()]
     if not done:
         raise ValueError(f"none of the {len(folders)} runs of experiment {experiment!r} has a mask yet")
