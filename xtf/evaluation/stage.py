@@ -94,7 +94,6 @@ def evaluate_model(
     config: Config,
     run: RunFolder,
     items: Items,
-    *,
     trained: Mapping[str, Any] | None,
     base_model: Callable[[], PreTrainedModel],
     free_memory: Callable[[], None],
@@ -111,11 +110,8 @@ def evaluate_model(
     """
     from xtf.data.encode import stop_strings
 
-    decoding, grader, dtype = (
-        Decoding.of(config.task, config.seed),
-        grader_identity(config),
-        inference_dtype(config.trainer),
-    )
+    decoding, grader = Decoding.of(config.task, config.seed), grader_identity(config)
+    dtype = inference_dtype(config.trainer)
     what: dict[str, Any] = {"eval": items.sha256, "dtype": str(dtype)}
     if config.evaluate.backend is not Backend.hf:
         what["backend"] = config.evaluate.backend.value
@@ -165,8 +161,7 @@ def evaluate_model(
         if config.evaluate.losses:
             rows = functools.partial(items.responses, config.model.max_length)
             metrics |= teacher_forced_figures(config, name, folder, what, items.tokenizer, rows, load)
-    found = {"seconds": entry["seconds"], "grader": grader, "path": str(stored), "metrics": metrics,
-             "grading": entry["grading"]}  # fmt: skip
+    found = {name: entry[name] for name in ("seconds", "grader", "grading")} | {"path": str(stored), "metrics": metrics}
     return found | ({"forgetting": forgetting_source(config)} if config.evaluate.losses else {})
 
 

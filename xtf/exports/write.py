@@ -24,6 +24,7 @@ from xtf.exports.base import (
 )
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
 from xtf.runtime.models import location
+from xtf.runtime.progress import say
 from xtf.runtime.run_folder import Manifest, RunFolder
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def export_run(
     manifest: Manifest,
     rows: Callable[[], Sequence[Encoded]],
     tokenizer: PreTrainedTokenizerBase,
-) -> Path:
-    """Export a run's mask.parquet; returns the folder.
+) -> None:
+    """stage=export: a run's mask.parquet for another trainer, and what there is to know of it on the console.
 
     Args:
         rows: gives the training rows encoded by `tokenizer`; not called where the method reads a table of its own.
@@ -66,7 +67,7 @@ def export_run(
         },
     }
     base = location(config.model)
-    return export_table(
+    place = export_table(
         masked,
         config.export,
         folder.export(config.export.to),
@@ -80,6 +81,13 @@ def export_run(
         or (config.trainer.precision is Precision.auto and config.trainer.accelerator is Accelerator.gpu),
         about=about,
     )
+    said = read_json(place / RECORD)
+    empty = said["rows_without_label"]
+    what = "kept" if empty["empty_rows"] == "keep" else "left out"
+    say(f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}")
+    for line in said["not_carried"]:
+        say(f"not in the export's configuration: {line}")
+    say(f"how to train with it: {place / 'README.md'}")
 
 
 def export_table(
@@ -294,15 +302,3 @@ def _lora_targets(tuning: TuningConfig, architecture: str) -> list[str]:
     if not chosen:
         raise ConfigError(f"PEFT names no modules for {architecture}: set tuning.lora.target_modules, e.g. [q_proj]")
     return chosen
-
-
-def export_summary(place: Path) -> list[str]:
-    """What an export holds and how to go on with it, in lines for the terminal."""
-    said = read_json(place / "export.json")
-    empty = said["rows_without_label"]
-    what = "kept" if empty["empty_rows"] == "keep" else "left out"
-    return [
-        f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}",
-        *(f"not in the export's configuration: {line}" for line in said["not_carried"]),
-        f"how to train with it: {place / 'README.md'}",
-    ]

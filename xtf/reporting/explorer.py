@@ -27,11 +27,12 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import PRESETS, Config, ThresholdConfig
+from xtf.config.schema import PRESETS, Config, PreviewFormat, ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces, decoded
 from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
+from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens
@@ -108,6 +109,17 @@ def explore_run(
     )
     manifest.note(explorer=key)
     return path
+
+
+def show_preview(
+    config: Config, folder: RunFolder, explorer: Callable[[], Path], tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> None:
+    """stage=preview: the explorer's page, or with preview.format=text coloured examples on the terminal."""
+    if config.preview.format is PreviewFormat.html:
+        say(f"preview: {explorer()}")
+    else:
+        examples = config.preview.examples or 5
+        console.print(preview_text(pq.read_table(folder.mask), tokenizer(), examples=examples))
 
 
 def _page(

@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +41,7 @@ from xtf.reporting.explorer import preview_text
 from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
-from xtf.runtime.artifacts import read_json, write_atomic
+from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.loggers import STEP, start_run, wandb_mode
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES
@@ -298,8 +296,7 @@ def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     logger = config.logger
     if wandb_mode(config) != "online":
         path = out_dir / "dashboards.json"
-        text = json.dumps([asdict(board) for board in dashboards()], indent=2) + "\n"
-        write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_json(path, [asdict(board) for board in dashboards()])
         return [str(path)]
     if logger.entity is None:
         raise ValueError("set logger.entity to the W&B user or team that the dashboards are for")

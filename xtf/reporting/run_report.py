@@ -29,6 +29,7 @@ from xtf.reporting.cells import CASE, SETTING
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import Picture, counted, percent, picture, points, render, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens
@@ -71,6 +72,15 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
 def degenerate(stats: Mapping[str, Any]) -> list[str]:
     """The attributes that could not tell tokens apart, each with its reason."""
     return [f"{entry['attribute'].upper()}: {entry['reason']}" for entry in stats["degenerate"]]
+
+
+def show_report(record: Mapping[str, Any], folder: RunFolder, files: Sequence[Path]) -> None:
+    """The same on the console, and where to read on: the record, and those of its `files` that are pages."""
+    console.print(console_table(record))
+    say(f"metrics: {folder.metrics}")
+    for file in files:
+        if file.suffix in (".html", ".md"):
+            say(f"report:  {file}")
 
 
 # -- did it help? --------------------------------------------------------------------------------------------
