@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler, write_yaml
+from xtf.exports.base import Recipe, Rows, Trainer, scheduler, training_settings, write_yaml
 
 
 class LlamaFactory(Trainer):
@@ -41,7 +41,7 @@ class LlamaFactory(Trainer):
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     tuning = recipe.tuning
-    settings: dict[str, Any] = {
+    settings = training_settings(recipe) | {
         "model_name_or_path": recipe.model,
         **({"model_revision": recipe.revision} if recipe.revision else {}),
         "stage": "sft",
@@ -53,23 +53,11 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "packing": False,
         "num_train_epochs": recipe.epochs,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": tuning.batch_size,
-        "learning_rate": tuning.learning_rate,
         "lr_scheduler_type": scheduler(tuning),
         "warmup_ratio": tuning.warmup_ratio,
         "optim": "adamw_torch",
-        "adam_beta1": tuning.betas[0],
-        "adam_beta2": tuning.betas[1],
-        "weight_decay": tuning.weight_decay,
-        "max_grad_norm": tuning.max_grad_norm,
         "disable_gradient_checkpointing": not tuning.gradient_checkpointing,
-        "bf16": recipe.bf16,
-        "seed": recipe.seed,
-        "logging_steps": 1,
-        "output_dir": "output",
     }
-    if tuning.max_steps is not None:
-        settings["max_steps"] = tuning.max_steps
     if recipe.lora:
         settings |= {
             "lora_rank": tuning.lora.r,

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from xtf.exports.base import IGNORED, Recipe, Rows, Trainer
+from xtf.data.ragged import IGNORED
+from xtf.exports.base import Recipe, Rows, Trainer
 
 FILE = "train.idx.parquet"  # the ending by which Megatron-Bridge knows packed Parquet
 
@@ -32,8 +34,6 @@ class Megatron(Trainer):
 
     def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
         """train.idx.parquet, dataset.py."""
-        import pyarrow.parquet as pq
-
         pq.write_table(packed(rows, recipe.max_length), folder / FILE)
         (folder / "dataset.py").write_text(_script(recipe), encoding="utf-8")
 

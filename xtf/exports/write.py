@@ -5,23 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
 from xtf.exports import TRAINERS
-from xtf.exports.base import (
-    Recipe,
-    Rows,
-    Trainer,
-    check_vocabulary,
-    checked_rows,
-    fitting_length,
-    tokenizer_digest,
-    with_epochs,
-)
+from xtf.exports.base import Recipe, Rows, Trainer, check_vocabulary, checked_rows, fitting_length, tokenizer_digest
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
 from xtf.runtime.models import location
 from xtf.runtime.progress import say
@@ -75,7 +65,7 @@ def export_run(
         model=str(Path(base).resolve()) if Path(base).is_dir() else base,
         revision=config.model.revision,
         tuning=config.tuning,
-        epochs=with_epochs(config.tuning, config.method.epochs_factor),
+        epochs=(config.tuning.epochs or 1) * config.method.epochs_factor,
         seed=config.seed,
         bf16=config.trainer.precision is Precision("bf16-mixed")
         or (config.trainer.precision is Precision.auto and config.trainer.accelerator is Accelerator.gpu),
@@ -190,9 +180,8 @@ def _write(folder: Path, trainer: Trainer, rows: Rows, recipe: Recipe, record: d
     temporary.mkdir(parents=True)
     try:
         trainer.write(rows, recipe, temporary)
-        used = versions() | {name: _version(name) for name in trainer.packages}
         files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        whole = {**record, "files": files, "versions": used, "not_carried": recipe.not_carried()}
+        whole = {**record, "files": files, "versions": versions(*trainer.packages), "not_carried": recipe.not_carried()}
         (temporary / "README.md").write_text(readme(trainer, recipe, whole), encoding="utf-8")
         write_json(temporary / RECORD, whole)
         if folder.is_dir():
@@ -200,13 +189,6 @@ def _write(folder: Path, trainer: Trainer, rows: Rows, recipe: Recipe, record: d
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed here"
 
 
 def readme(trainer: Trainer, recipe: Recipe, record: Mapping[str, Any]) -> str:
