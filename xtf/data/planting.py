@@ -465,14 +465,6 @@ def _apply(example: Example, edits: Sequence[tuple[PlantKind, Edit]]) -> Example
     return replace(example, response=text + example.response[done:], planted=tuple(spans))
 
 
-def clean_response(example: Example) -> str:
-    """The response as it was before planting."""
-    text, done = "", 0
-    for span in example.planted:
-        text, done = text + example.response[done : span.start] + span.replaced, span.end
-    return text + example.response[done:]
-
-
 # --- the truth, token by token ------------------------------------------------------------------------------
 
 
@@ -546,10 +538,6 @@ class PlantReport:
         touched = sum(any(row) for row in kinds)
         return cls(config.share, reached, len(kinds), touched, len(flat), int(np.count_nonzero(flat < 0)), counts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The counts as plain values."""
-        return asdict(self)
-
 
 def with_truth(
     table: pa.Table,
@@ -563,5 +551,4 @@ def with_truth(
     import pyarrow as pa
 
     kinds = token_kinds(tokenizer, examples, rows)
-    report = PlantReport.of(config, kinds).to_dict()
-    return table.append_column("planted", pa.array(kinds, pa.list_(pa.int8()))), report
+    return table.append_column("planted", pa.array(kinds, pa.list_(pa.int8()))), asdict(PlantReport.of(config, kinds))

@@ -23,7 +23,7 @@ from typing import Any
 
 from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain, to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
-from xtf.runtime.artifacts import command, read_json, sha256, write_atomic, write_json
+from xtf.runtime.artifacts import command, known_sha256, read_json, sha256, write_atomic, write_json
 from xtf.runtime.models import BUNDLED
 from xtf.runtime.progress import say
 
@@ -272,14 +272,9 @@ class Manifest:
         changed = []
         for which, entry in self.data.items():
             path = getattr(config.task, which).path
-            if path and entry.get("file_sha256") not in (None, _file_hash(Path(path), Path(path).stat().st_mtime_ns)):
+            if path and entry.get("file_sha256") not in (None, known_sha256(Path(path))):
                 changed.append(f"task.{which}.path={path}")
         return changed
-
-
-@functools.cache
-def _file_hash(path: Path, modified: int) -> str:
-    return sha256(path)
 
 
 def forgetting_source(config: Config) -> str:
