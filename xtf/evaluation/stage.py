@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xtf.config.identity import digest, grader_identity
 from xtf.config.schema import Backend, Config, Stage
 from xtf.evaluation.decoding import Decoding
-from xtf.evaluation.evaluate import evaluate
+from xtf.evaluation.evaluate import Request, evaluate
 from xtf.evaluation.general import check_general, general_figures
 from xtf.evaluation.teacher_forced import teacher_forced_figures
 from xtf.evaluation.vllm_engine import VLLMEngine
@@ -141,19 +141,17 @@ def evaluate_model(
             cost = FORWARD * tokens + answers
             announce(config, f"evaluating the {name} model", tokens + round(answers), cost, "evaluate")
             with stopwatch() as seconds, bar(f"evaluating the {name} model", tokens) as progress:
-                result = evaluate(
-                    generator,
+                request = Request(
                     items.tokenizer,
-                    items.task,
                     items.examples,
                     items.prompts,
                     decoding,
-                    budget=config.trainer.tokens_per_eval_batch,
-                    folder=folder,
-                    identity=what,
-                    stop=stop_strings(items.tokenizer),
-                    progress=progress,
+                    config.trainer.tokens_per_eval_batch,
+                    folder,
+                    stop_strings(items.tokenizer),
+                    progress,
                 )
+                result = evaluate(generator, request, items.task, what)
                 entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
                 measured(config, cost, seconds(), "evaluate")
             write_json(entry_file, entry)

@@ -164,14 +164,11 @@ def _is_there(folder: Path, record: Mapping[str, Any]) -> bool:
             f"this one: rows {record['rows_sha256'][:12]}, identity {record['identity'][:12]}): delete it, or give "
             "another folder"
         )
-    changed = [name for name, hashed in before["files"].items() if _hash(folder / name) != hashed]
+    now = {name: sha256(folder / name) for name in before["files"] if (folder / name).exists()}
+    changed = [name for name, hashed in before["files"].items() if now.get(name) != hashed]
     if changed:
         raise ValueError(f"{folder}: {', '.join(changed)} changed since it was exported; delete the folder to redo it")
     return True
-
-
-def _hash(path: Path) -> str | None:
-    return sha256(path) if path.exists() else None
 
 
 def _write(folder: Path, trainer: Trainer, rows: Rows, recipe: Recipe, record: dict[str, Any]) -> None:

@@ -33,10 +33,6 @@ class Estimate:
     seeds: int
     items: int
 
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 Values = Mapping[str, float | None]
 

@@ -148,18 +148,14 @@ def _mask_section(name: str, folder: RunFolder, manifest: Manifest, out_dir: Pat
         lines += [
             _line(folder, setting, share, "", at) for at, share in zip(values.tolist(), shares.tolist(), strict=True)
         ]
+    ends = stats.get("end_tokens", 0)  # records of earlier versions do not say
+    beside = f", beside {ends:,} appended end tokens that are kept and not counted" if ends else ""
     text = (
-        f"{len(tokens.kept):,} response tokens{_ends(stats)}. Score distributions with thresholds (figure 3), overlap "
+        f"{len(tokens.kept):,} response tokens{beside}. Score distributions with thresholds (figure 3), overlap "
         '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
     )
     title = f"Dropped tokens: {' · '.join(folder.parts)}"
     return Section(title, [text], ["dropped by", "ours", "reported"], rows, drawn)
-
-
-def _ends(stats: Mapping[str, Any]) -> str:
-    """What is said of the appended end tokens, if the mask left any alone."""
-    ends = stats.get("end_tokens", 0)  # records of earlier versions do not say
-    return f", beside {ends:,} appended end tokens that are kept and not counted" if ends else ""
 
 
 def dropped_shares(tokens: MaskedTokens) -> dict[str, float]:

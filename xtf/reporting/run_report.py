@@ -88,7 +88,7 @@ def show_report(record: Mapping[str, Any], folder: RunFolder, files: Sequence[Pa
 
 def verdict(run: Run) -> list[str]:
     """Answers "did it help?": against the base model, then against each control that was run."""
-    arm = _seeds(run)
+    arm = [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
     sentences = [_against_base(run, arm)]
     if run.record["method"] == "normal":
         return sentences
@@ -133,14 +133,9 @@ def _basis(found: Estimate) -> str:
 def _reading(found: Estimate, other: str) -> str:
     if found.low == found.high == 0:
         return f"No item came out differently than with {other}, so the interval says nothing."
-    if not found.excludes_zero():
+    if found.low <= 0 <= found.high:
         return f"The interval holds zero: this does not show a difference from {other}."
     return f"{'Better' if found.value > 0 else 'Worse'} than {other}: the interval leaves out zero."
-
-
-def _seeds(run: Run) -> list[Run]:
-    """The finished runs of the same cell (they differ in nothing but the seed), this one among them."""
-    return [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
 
 
 def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:

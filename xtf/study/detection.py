@@ -441,23 +441,22 @@ def unseen(rows: Sequence[Finding]) -> list[str]:
         for kind in dict.fromkeys(row.kind for row in here if row.kind != ANY and row.noise_tokens):
             one = {row.detector: row.measures for row in here if row.kind == kind}
             names = [attribute.label for attribute in ATTRIBUTES.values() if attribute.label in one]
-            gains = {name for name in names if "gain" in one[name] and one[name]["gain"].low > 0}
-            seen = [name for name in names if one[name]["auroc"].low > 0.5 or name in gains]
+            gains = {name: one[name]["gain"] for name in names if "gain" in one[name]}
+            seen = [n for n in names if one[n]["auroc"].low > 0.5 or (n in gains and gains[n].low > 0)]
             inverted = [name for name in names if one[name]["auroc"].high < 0.5]
             said.append(
                 f"{case}, {kind}: "
                 + ("seen by " if seen else "not what any of the three attributes can see (")
-                + ", ".join(f"{name} {_in_short(one[name])}" for name in seen or names)
+                + ", ".join(
+                    f"{name} AUROC {one[name]['auroc'].value:.2f}"
+                    + (f" with a gain of {gains[name].value:+.2f}" if name in gains else "")
+                    for name in seen or names
+                )
                 + ("" if seen else ")")
                 + (f"; by {', '.join(inverted)} it looks more worth keeping than clean tokens" if inverted else "")
                 + "."
             )
     return said
-
-
-def _in_short(measures: Mapping[str, Metric]) -> str:
-    gain = f" with a gain of {measures['gain'].value:+.2f}" if "gain" in measures else ""
-    return f"AUROC {measures['auroc'].value:.2f}{gain}"
 
 
 def detection_report(experiment: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
