@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
@@ -177,63 +180,25 @@ def _write(folder: Path, trainer: Trainer, rows: Rows, recipe: Recipe, record: d
     temporary.mkdir(parents=True)
     try:
         trainer.write(rows, recipe, temporary)
-        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        whole = {**record, "files": files, "versions": versions(*trainer.packages), "not_carried": recipe.not_carried()}
-        (temporary / "README.md").write_text(readme(trainer, recipe, whole), encoding="utf-8")
+        hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        whole = {
+            **record,
+            "files": hashes,
+            "versions": versions(*trainer.packages),
+            "not_carried": recipe.not_carried(),
+        }
+        template = (files("xtf.exports") / "README.md.j2").read_text(encoding="utf-8")
+        environment = Environment(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        )
+        page = environment.from_string(template).render(trainer=trainer, recipe=recipe, **whole)
+        (temporary / "README.md").write_text(page, encoding="utf-8")
         write_json(temporary / RECORD, whole)
         if folder.is_dir():
             folder.rmdir()  # empty, says _is_there
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def readme(trainer: Trainer, recipe: Recipe, record: Mapping[str, Any]) -> str:
-    """The README.md of an export, from its record."""
-    empty = record["rows_without_label"]
-    what = "kept" if empty["empty_rows"] == "keep" else "left out"
-    tuning = recipe.tuning
-    lines = [
-        f"# Masked rows for {trainer.title}",
-        "",
-        "In this folder:",
-        "",
-        f"    {trainer.command(recipe)}",
-        "",
-        f"{record['rows']:,} rows, {record['tokens']:,} tokens, of which {record['kept_tokens']:,} carry loss. "
-        f"{empty['count']:,} rows have no label at all and are {what} (`export.empty_rows={empty['empty_rows']}`). "
-        f"The longest fits into {recipe.max_length:,} tokens.",
-        "",
-        f"Data: {trainer.columns}. {trainer.note}",
-        "",
-        f"The model is `{recipe.model}`" + (f" at `{recipe.revision}`" if recipe.revision else "") + ", in "
-        f"{recipe.epochs} epochs of {tuning.batch_size} rows a step at a learning rate of {tuning.learning_rate:g} on "
-        "one device: with several, divide the accumulation by their number."
-        + (" Adapters (LoRA) are trained." if recipe.lora else ""),
-        *(["", "Not in this configuration:", ""] if record["not_carried"] else []),
-        *(f"- {line}" for line in record["not_carried"]),
-        "",
-        f"Tried: {trainer.tried}.",
-        "",
-        "## What is masked",
-        "",
-        "A masked token stays in the input; its label is -100. Prompts never carry loss.",
-        "",
-        *(f"- {line}" for line in record["rule"]),
-        "",
-        "## Hashes (SHA-256)",
-        "",
-        *(f"- {name}: `{value}`" for name, value in record["sources"].items()),
-        f"- the exported rows: `{record['rows_sha256']}`",
-        *(f"- {name}: `{value}`" for name, value in record["files"].items()),
-        f"- the tokenizer's ids: `{record['tokenizer']}`",
-        "",
-        "## Versions",
-        "",
-        ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "",
-    ]
-    return "\n".join(lines)
 
 
 # -- what a run says -------------------------------------------------------------------------------------------------
