@@ -27,7 +27,7 @@ from xtf.reporting.published import note_published, publish_stages
 from xtf.reporting.record import write_record
 from xtf.reporting.run_report import run_report, show_report
 from xtf.runtime.artifacts import locked, read_json, sha256
-from xtf.runtime.loggers import check_logger
+from xtf.runtime.loggers import wandb_mode
 from xtf.runtime.models import device, location
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import Manifest, RunFolder, finished
@@ -87,7 +87,8 @@ class Pipeline:
         if last >= ORDER.index(Stage.train):
             # Whatever could make the end of a long run fail is tried at its beginning.
             device(config.trainer)
-            check_logger(config)
+            if config.logger.name == "wandb":
+                wandb_mode(config)
             check_evaluation(config, lambda: self.inputs.items)
         passes = self.score()
         if last == ORDER.index(Stage.score):
