@@ -38,7 +38,7 @@ finally:
 
 
 def test_help_lists_groups_choices_and_experiments_without_torch_or_hydra():
-    text = cli.help_text(ROOT)
+    text = cli.help_text()
     for group in (*GROUPS, "experiments"):
         (line,) = (line for line in text.splitlines() if line.startswith(f"  {group} "))
         listed = line.split(maxsplit=1)[1].replace("*", "").split(", ")

@@ -393,7 +393,7 @@ def reported(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("XTF_ROOT", str(ROOT))
         for arguments in (sweep, ["stage=report", "experiments=planted"]):
-            assert cli.main(ROOT, arguments) == 0
+            assert cli.main(arguments) == 0
     return folder / "outputs"
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from xtf.config.home import COMMAND
 from xtf.config.identity import digest, plain
 from xtf.config.schema import PRESETS, Config, PreviewFormat, ThresholdConfig
 from xtf.data.ragged import Responses
@@ -54,7 +55,7 @@ def preview(
     *,
     threshold: str | ThresholdConfig = "paper",
     examples: int = MOST_EXAMPLES,
-    command: str = "python run.py",
+    command: str = COMMAND,
     title: str = "XTF explorer",
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.

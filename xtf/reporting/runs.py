@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.compose import override_value
+from xtf.config.home import COMMAND
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
@@ -115,7 +116,7 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     other = changes.get("method", record["method"]) != record["method"]
     kept = {k: v for k, v in record["overrides"].items() if not (other and k.startswith("method."))}
     settings = {key: record[key] for key in keys} | kept | changes
-    return shlex.join(["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())])
+    return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from xtf.config.home import COMMAND, HOME
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)`, flush it to disk and rename it to `path`: a reader sees the old file or the new one."""
@@ -81,9 +83,14 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         lock.release()
 
 
-def git_commit(folder: Path) -> str | None:
-    """The commit that `folder` is at, with "+changes" if tracked files differ; None outside a checkout."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+def git_commit() -> str | None:
+    """The commit that the program is at, with "+changes" if tracked files differ; None if it runs from a wheel.
+
+    A wheel may lie in an environment inside a checkout of something else, whose commit says nothing of the program.
+    """
+    if not (HOME / ".git").exists():
+        return None
+    command = ["git", "-C", str(HOME), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the record says None
@@ -116,4 +123,6 @@ def versions(*more: str) -> dict[str, str]:
 
 def command() -> str:
     """The command line as typed (the interpreter's path left out), of this process or of its sweep."""
-    return os.environ.get("XTF_COMMAND") or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    program = COMMAND.split() if name == "run.py" else ["python", name]
+    return os.environ.get("XTF_COMMAND") or shlex.join([*program, *sys.argv[1:]])

@@ -1,7 +1,7 @@
-"""The analysis that experiments/study.md announces, from the runs of its sweeps.
+"""The analysis that experiments/history/study.md announces, from the runs of its sweeps.
 
     python -m xtf.study                                      # outputs/ -> outputs/reports/study
-    python -m xtf.study --source experiments/results --to reports/study     # the same from the stored runs
+    python -m xtf.study --source experiments/history/results --to X  # the same from the stored runs
 
 An *arm* is a method at a share of planted noise, on one task; its runs differ in the seed alone. Every comparison is a
 *contrast*, a weighted sum of arms, taken seed by seed and item by item over the seeds that all of them have finished,
@@ -218,7 +218,7 @@ def _answer(name: str, claim: str, wanted: Wanted, read: Callable[[list[int]], s
 
 
 def hypotheses(study: Study, task: str) -> list[Answer]:
-    """H1 to H7 of experiments/study.md, each with the one analysis that stands there."""
+    """H1 to H7 of experiments/history/study.md, each with the one analysis that stands there."""
 
     def versus(name: str, control: str, share: float = 0.0) -> tuple[str, Effect | None]:
         return f"{name} - {control}, noise {share:.0%}", study.minus(task, share, name, control)
@@ -704,12 +704,12 @@ def _arm_line(row: ArmRow) -> list[Any]:
 
 def main() -> None:
     """The command line, `python -m xtf.study`."""
-    parser = argparse.ArgumentParser(description="The analysis of experiments/study.md.")
+    parser = argparse.ArgumentParser(description="The analysis of experiments/history/study.md.")
     parser.add_argument(
         "--source",
         type=Path,
         default=Path("outputs"),
-        help="an output folder, or a folder of archives such as experiments/results (default: %(default)s)",
+        help="an output folder, or a folder of archives such as experiments/history/results (default: %(default)s)",
     )
     parser.add_argument("--to", type=Path, default=Path("outputs/reports/study"), help="default: %(default)s")
     arguments = parser.parse_args()
