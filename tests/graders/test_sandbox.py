@@ -1031,4 +1031,4 @@ def test_limits_that_would_be_none_are_refused(key: str, value: float) -> None:
 
 
 def test_messages_are_framed_by_their_length() -> None:
-    assert sandbox_child.pack({"a": 1}) == struct.pack("!I", 8) + b'{"a": 1}'
+    assert sandbox_child.frame({"a": 1}) == struct.pack("!I", 8) + b'{"a": 1}'

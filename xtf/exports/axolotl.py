@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler, training_settings, write_yaml
+from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings, write_yaml
 
 
 class Axolotl(Trainer):
@@ -17,7 +17,7 @@ class Axolotl(Trainer):
     title = "Axolotl"
     packages = ("axolotl", "transformers", "datasets", "peft")
     note = (
-        "Rows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
+        "MaskedRows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
         "row, for Axolotl leaves longer ones out. `sample_packing: true` keeps documents apart only with an attention "
         "kernel that does (flash attention): set `flash_attention: true` with it, and a larger `sequence_len`."
     )
@@ -26,17 +26,17 @@ class Axolotl(Trainer):
         "losses (`make interop`) is written and has not been run"
     )
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.parquet, axolotl.yaml."""
         pq.write_table(rows.table, folder / "train.parquet")
         write_yaml(folder / "axolotl.yaml", _settings(recipe), "axolotl train axolotl.yaml")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """The configuration names the data relative to the folder."""
         return "axolotl train axolotl.yaml"
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(recipe: TrainingRecipe) -> dict[str, Any]:
     tuning = recipe.tuning
     settings = training_settings(recipe) | {
         "base_model": recipe.model,

@@ -25,7 +25,7 @@ PARQUET = "`train.parquet`: `input_ids` list<int32>, `attention_mask` list<int8>
 
 
 @dataclass(frozen=True)
-class Rows:
+class MaskedRows:
     """What is exported.
 
     `table`, one row per example: `input_ids` list<int32>; `attention_mask` list<int8>, all 1; `labels` list<int32>,
@@ -53,7 +53,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """What a trainer's configuration is written from; `tuning` leaves none of its hyper-parameters open."""
 
     model: str  # a folder, or an id on the hub
@@ -100,11 +100,11 @@ class Trainer:
     note: ClassVar[str]  # what to know before changing the configuration
     tried: ClassVar[str]  # with which versions, when, and how it came out
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """Write data and configuration into an empty folder."""
         raise NotImplementedError
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """What is typed in the folder to train."""
         raise NotImplementedError
 
@@ -112,7 +112,7 @@ class Trainer:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
+def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> MaskedRows:
     """The rows of a masked table as `trainer` takes them.
 
     A label at a row's first token is left out: nothing precedes it, so no trainer learns from it, but some count it.
@@ -168,7 +168,7 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
     if empty is EmptyRows.drop:
         table, lengths = table.filter(pa.array(with_label)), lengths[with_label]
     kept = int(np.count_nonzero(found != IGNORED))
-    return Rows(table.combine_chunks(), lengths, kept, int(np.count_nonzero(~with_label)))
+    return MaskedRows(table.combine_chunks(), lengths, kept, int(np.count_nonzero(~with_label)))
 
 
 def _weights(masked: pa.Table, ids: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -183,7 +183,7 @@ def _weights(masked: pa.Table, ids: np.ndarray, lengths: np.ndarray, labels: np.
     return weights
 
 
-def fitting_length(rows: Rows, wanted: int | None, limit: int | None) -> int:
+def fitting_length(rows: MaskedRows, wanted: int | None, limit: int | None) -> int:
     """The length that the configuration allows: `wanted`, by default the longest row's.
 
     Args:
@@ -212,7 +212,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
 
 
-def check_vocabulary(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(rows: MaskedRows, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises:
     ValueError: an input id that the tokenizer does not have.
     """
@@ -241,7 +241,7 @@ def write_yaml(path: Path, values: Mapping[str, Any], heading: str) -> None:
     path.write_text(f"# {heading}\n" + yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
 
 
-def training_settings(recipe: Recipe) -> dict[str, Any]:
+def training_settings(recipe: TrainingRecipe) -> dict[str, Any]:
     """The settings of one device that transformers' Trainer and the tools built on it know by the same names."""
     tuning = recipe.tuning
     found = {

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler, training_settings, write_yaml
+from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings, write_yaml
 
 
 class HuggingFace(Trainer):
@@ -27,17 +27,17 @@ class HuggingFace(Trainer):
 
     arguments_class = "transformers.TrainingArguments"
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.parquet, training.yaml, train.py."""
         pq.write_table(rows.table, folder / "train.parquet")
         write_yaml(folder / "training.yaml", self.arguments(recipe), self.arguments_class)
         (folder / "train.py").write_text(self.script(recipe), encoding="utf-8")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """One device; torchrun or accelerate launch it on several."""
         return "python train.py"
 
-    def arguments(self, recipe: Recipe) -> dict[str, Any]:
+    def arguments(self, recipe: TrainingRecipe) -> dict[str, Any]:
         """The recipe as `arguments_class` takes it."""
         return training_settings(recipe) | {
             "num_train_epochs": recipe.epochs,
@@ -48,7 +48,7 @@ class HuggingFace(Trainer):
             "gradient_checkpointing": recipe.tuning.gradient_checkpointing,
         }
 
-    def script(self, recipe: Recipe) -> str:
+    def script(self, recipe: TrainingRecipe) -> str:
         """train.py."""
         adapters = f"model = get_peft_model(model, {lora_config(recipe)})\n" if recipe.lora else ""
         imports = "from peft import LoraConfig, get_peft_model\n" if recipe.lora else ""
@@ -71,7 +71,7 @@ tokenizer.save_pretrained(arguments.output_dir)
 '''
 
 
-def lora_config(recipe: Recipe) -> str:
+def lora_config(recipe: TrainingRecipe) -> str:
     """The adapters' settings as source: a `peft.LoraConfig`."""
     lora = recipe.tuning.lora
     return (

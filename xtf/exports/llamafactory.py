@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler, training_settings, write_yaml
+from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings, write_yaml
 
 
 class LlamaFactory(Trainer):
@@ -27,19 +27,19 @@ class LlamaFactory(Trainer):
         "(tried by hand on such a folder). The comparison by `make interop` is written and has not been run"
     )
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """data/, llamafactory.yaml."""
         import datasets
 
         datasets.DatasetDict(train=datasets.Dataset(rows.table)).save_to_disk(folder / "data")
         write_yaml(folder / "llamafactory.yaml", _settings(recipe), "llamafactory-cli train llamafactory.yaml")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """The configuration names the data relative to the folder."""
         return "llamafactory-cli train llamafactory.yaml"
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(recipe: TrainingRecipe) -> dict[str, Any]:
     tuning = recipe.tuning
     settings = training_settings(recipe) | {
         "model_name_or_path": recipe.model,

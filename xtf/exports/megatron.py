@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xtf.data.ragged import IGNORED
-from xtf.exports.base import Recipe, Rows, Trainer
+from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer
 
 FILE = "train.idx.parquet"  # the ending by which Megatron-Bridge knows packed Parquet
 
@@ -32,18 +32,18 @@ class Megatron(Trainer):
     )
     tried = "written from the source of Megatron-Bridge (commit 067f987d, 2026-08-22); not run"
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.idx.parquet, dataset.py."""
         pq.write_table(packed(rows, recipe.max_length), folder / FILE)
         (folder / "dataset.py").write_text(_script(recipe), encoding="utf-8")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """A recipe of Megatron-Bridge takes the dataset; its other settings depend on the machines."""
         return "cfg.dataset = dataset.masked_rows()   # in a recipe of Megatron-Bridge for this model"
 
 
-def packed(rows: Rows, length: int) -> pa.Table:
-    """Rows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
+def packed(rows: MaskedRows, length: int) -> pa.Table:
+    """MaskedRows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
     from xtf.data.steps import pack
 
     ids, labels = (rows.table[name].to_pylist() for name in ("input_ids", "labels"))
@@ -58,7 +58,7 @@ def packed(rows: Rows, length: int) -> pa.Table:
     return pa.table({name: pa.array(values, pa.list_(types[name])) for name, values in columns.items()})
 
 
-def _script(recipe: Recipe) -> str:
+def _script(recipe: TrainingRecipe) -> str:
     return f'''\
 """The masked rows as a dataset of Megatron-Bridge: cfg.dataset = dataset.masked_rows()"""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler, training_settings
+from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings
 
 PLUGIN = '''\
 """Reads train.jsonl for ms-swift: every token with the scale of its loss, and nothing of a template around them."""
@@ -55,7 +55,7 @@ class MsSwift(Trainer):
     )
     tried = "written from the source of ms-swift 4.6.0.dev0 (commit 3602360a, 2026-08-22); not run"
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.jsonl, plugin.py, train.sh."""
         weighted = "loss_weights" in rows.table.column_names
         with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
@@ -71,17 +71,17 @@ class MsSwift(Trainer):
         ]
         (folder / "train.sh").write_text("\n".join(lines).removesuffix(" \\") + "\n", encoding="utf-8")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """plugin.py is named relative to the folder."""
         return "sh train.sh"
 
 
-def _binary(rows: Rows) -> bool:
+def _binary(rows: MaskedRows) -> bool:
     values = pc.list_flatten(rows.table["loss_weights"]).to_numpy()
     return bool(np.isin(values, (0, 1)).all())
 
 
-def _arguments(recipe: Recipe, *, binary: bool) -> dict[str, str]:
+def _arguments(recipe: TrainingRecipe, *, binary: bool) -> dict[str, str]:
     tuning = recipe.tuning
     arguments = training_settings(recipe) | {
         "model": recipe.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xtf.exports.base import Recipe
+from xtf.exports.base import TrainingRecipe
 from xtf.exports.hf import HuggingFace, lora_config
 
 
@@ -27,11 +27,11 @@ class TRL(HuggingFace):
 
     arguments_class = "trl.SFTConfig"
 
-    def arguments(self, recipe: Recipe) -> dict[str, Any]:
+    def arguments(self, recipe: TrainingRecipe) -> dict[str, Any]:
         """SFTConfig has all of TrainingArguments."""
         return super().arguments(recipe) | {"max_length": recipe.max_length, "packing": False}
 
-    def script(self, recipe: Recipe) -> str:
+    def script(self, recipe: TrainingRecipe) -> str:
         """train.py."""
         imports = "from peft import LoraConfig\n" if recipe.lora else ""
         adapters = f", peft_config={lora_config(recipe)}" if recipe.lora else ""

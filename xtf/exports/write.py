@@ -14,7 +14,15 @@ from jinja2 import Environment, StrictUndefined
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
 from xtf.exports import TRAINERS
-from xtf.exports.base import Recipe, Rows, Trainer, check_vocabulary, checked_rows, fitting_length, tokenizer_digest
+from xtf.exports.base import (
+    TrainingRecipe,
+    MaskedRows,
+    Trainer,
+    check_vocabulary,
+    checked_rows,
+    fitting_length,
+    tokenizer_digest,
+)
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
 from xtf.runtime.models import location
 from xtf.runtime.progress import say
@@ -118,7 +126,7 @@ def export_table(
             f"the configuration of the model {model!r}, which the export names, cannot be read: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         model=model,
         revision=revision,
         max_length=fitting_length(rows, export.max_length, getattr(shape, "max_position_embeddings", None)),
@@ -174,7 +182,7 @@ def _is_there(folder: Path, record: Mapping[str, Any]) -> bool:
     return True
 
 
-def _write(folder: Path, trainer: Trainer, rows: Rows, recipe: Recipe, record: dict[str, Any]) -> None:
+def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRecipe, record: dict[str, Any]) -> None:
     """Write everything beside `folder` and rename it there: an export is whole or not there."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)

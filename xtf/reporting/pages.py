@@ -105,7 +105,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 def render_sections(title: str, sections: Sequence[Section], out_dir: Path, stem: str) -> list[Path]:
     """Writes a page of sections, `stem`.html and `stem`.md; returns the paths of its pictures and its own."""
     drawn = [file for section in sections for shown in section.pictures for file in shown.files]
-    return drawn + render("tables", {"title": title, "sections": sections}, out_dir, stem)
+    return drawn + render_page("tables", {"title": title, "sections": sections}, out_dir, stem)
 
 
 def templates() -> Environment:
@@ -130,7 +130,7 @@ def templates() -> Environment:
     return environment
 
 
-def render(template: str, context: Mapping[str, Any], out_dir: Path, stem: str | None = None) -> list[Path]:
+def render_page(template: str, context: Mapping[str, Any], out_dir: Path, stem: str | None = None) -> list[Path]:
     """Fills `template`.html.j2 and .md.j2; writes `stem`.html and .md (by default, named as the template)."""
     written = []
     for suffix in ("html", "md"):

@@ -26,7 +26,7 @@ from xtf.data.tokens import visible
 from xtf.reporting import figures
 from xtf.reporting.cells import CASE, SETTING
 from xtf.reporting.intervals import Estimate, difference
-from xtf.reporting.pages import Picture, counted, percent, picture, points, render, seconds, with_interval
+from xtf.reporting.pages import Picture, counted, percent, picture, points, render_page, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import RunFolder
@@ -180,7 +180,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "config": folder.config.read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
-    return [file for each in drawn for file in each.files] + render("report", context, Path(out_dir))
+    return [file for each in drawn for file in each.files] + render_page("report", context, Path(out_dir))
 
 
 def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from xtf.reporting import figures
 from xtf.reporting.cells import CASE, Cell, experiment_folders, find_cells
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.reporting.mask_report import has_results, mask_report
-from xtf.reporting.pages import counted, picture, render, write_csv
+from xtf.reporting.pages import counted, picture, render_page, write_csv
 from xtf.reporting.reported import reported_percent
 from xtf.reporting.runs import base_mean, control_runs, over_base
 from xtf.runtime.run_folder import RunFolder
@@ -27,7 +27,7 @@ BASE = "base model"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table: a setting of a case, or the base model, and one metric."""
 
     case: tuple[str, ...]
@@ -94,10 +94,10 @@ def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None
             {"folder": str(folder), "why": RunFolder(folder).state()} for cell in cells for folder in cell.unfinished
         ],
     }
-    return written + render("sweep", context, out_dir, name)
+    return written + render_page("sweep", context, out_dir, name)
 
 
-def _bars(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def _bars(rows: Sequence[TableRow]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """By metric and label the mean with its interval, where a case has several pass@k (figure 5); else nothing."""
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for row in rows:
@@ -120,7 +120,7 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
 # -- the table ----------------------------------------------------------------------------------------------
 
 
-def _rows(cells: Sequence[Cell]) -> list[Row]:
+def _rows(cells: Sequence[Cell]) -> list[TableRow]:
     """Case by case: the base model, then every setting of the sweep, those that this case lacks included."""
     labels = dict(zip(map(id, cells), _labels(cells), strict=True))
     seeds = sorted({seed for cell in cells for seed in cell.runs})
@@ -147,18 +147,18 @@ def _rows(cells: Sequence[Cell]) -> list[Row]:
     return rows
 
 
-def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> Row:
-    return Row(case, label, metric, None, {}, None, "", note)
+def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> TableRow:
+    return TableRow(case, label, metric, None, {}, None, "", note)
 
 
-def _base_row(cell: Cell, metric: str) -> Row:
+def _base_row(cell: Cell, metric: str) -> TableRow:
     base = base_mean(list(cell.runs.values()), metric)
     if base is None:
         return _empty(cell.case, BASE, metric, "not graded (evaluate.base=false)")
-    return Row(cell.case, BASE, metric, base, {}, None, reported_percent(cell, metric, base=True), "")
+    return TableRow(cell.case, BASE, metric, base, {}, None, reported_percent(cell, metric, base=True), "")
 
 
-def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequence[int]) -> Row:
+def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequence[int]) -> TableRow:
     runs = list(cell.runs.values())
     differences: dict[str, Estimate | str] = {}
     base = over_base(runs, metric)
@@ -169,7 +169,7 @@ def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequ
     kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
     number = reported_percent(cell, metric)
     estimate = mean([run.verdicts(metric) for run in runs])
-    return Row(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
+    return TableRow(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
 
 
 def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
@@ -203,7 +203,7 @@ def _against(cell: Cell, peers: Sequence[Cell], name: str, metric: str) -> Estim
     return difference(*([side[seed].verdicts(metric) for seed in shared] for side in (cell.runs, control)))
 
 
-def _mark_best(rows: list[Row]) -> list[Row]:
+def _mark_best(rows: list[TableRow]) -> list[TableRow]:
     """Marks the highest mean, and below it the second, as far as their intervals lie above all lower means'."""
     order = sorted((row for row in rows if row.estimate), key=lambda row: -row.estimate.value)  # type: ignore[union-attr]
     marks: dict[int, str] = {}
@@ -217,7 +217,7 @@ def _mark_best(rows: list[Row]) -> list[Row]:
     return [replace(row, mark=marks.get(id(row), "")) for row in rows]
 
 
-def _answers(rows: Sequence[Row]) -> list[str]:
+def _answers(rows: Sequence[TableRow]) -> list[str]:
     """How many settings differ from each control beyond chance, control by control."""
     said = []
     for control in ("base", *CONTROLS):
@@ -244,7 +244,7 @@ NUMBERS = ("value", "low", "high", "seeds", "items")
 COLUMNS = (*CASE, "setting", "metric", *NUMBERS, *DIFFERENCES, "kept_share", "mark", "reported_percent", "note")
 
 
-def _csv_line(row: Row) -> list[Any]:
+def _csv_line(row: TableRow) -> list[Any]:
     """A row of the tables under `COLUMNS`; figures as shares, differences likewise."""
     found = row.estimate
     values: list[Any] = [found.value, found.low, found.high, found.seeds, found.items] if found else [None] * 5

@@ -99,7 +99,7 @@ def unpacked(path: str) -> Path:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    parameters = check(file)
+    parameters = read_size(file)
     need, free = 2 * 4 * parameters, free_memory()  # the weights, and while they are read a second copy at worst
     if need > free:
         raise ValueError(
@@ -117,7 +117,7 @@ def _unpack(file: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check(file: Path) -> int:
+def read_size(file: Path) -> int:
     """Weights in the file, from its header; nothing of them is read.
 
     Raises:

@@ -55,7 +55,7 @@ class Arm(NamedTuple):
     name: str
 
 
-def settings(run: Run) -> dict[str, Any]:
+def chosen_settings(run: Run) -> dict[str, Any]:
     """What was chosen for a run beside task, method and seed; the scorer of xtf is part of the method."""
     record = run.record
     chosen = {key: record[key] for key in ("model", "tuning", "threshold")}
@@ -66,7 +66,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 def common_settings(runs: Sequence[Run]) -> set[str]:
     """Keys that are set alike in all runs of a task; how noise is planted, in all that have some."""
-    found = [settings(run) for run in runs]
+    found = [chosen_settings(run) for run in runs]
     noisy = [each for each in found if each.get(SHARE)]
     scored = [each for each in found if "scorer" in each]
     keys = {key for each in found for key in each} - {SHARE, DECILE, INVERT}
@@ -80,7 +80,7 @@ def common_settings(runs: Sequence[Run]) -> set[str]:
 def arm_of(run: Run, common: Collection[str]) -> Arm:
     """Which arm a run belongs to; settings that are not `common` to the study's runs stand in the name."""
     record = run.record
-    chosen = {key: value for key, value in settings(run).items() if key not in common}
+    chosen = {key: value for key, value in chosen_settings(run).items() if key not in common}
     share = float(chosen.pop(SHARE, 0.0))
     name = record["method"]
     if name == "xtf" and record["scorer"] != "xtf":

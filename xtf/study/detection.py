@@ -34,7 +34,7 @@ from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces
 from xtf.graders.metrics import Metric
 from xtf.reporting import figures
-from xtf.reporting.pages import counted, picture, render, write_csv
+from xtf.reporting.pages import counted, picture, render_page, write_csv
 from xtf.runtime.models import load_tokenizer
 from xtf.runtime.run_folder import Manifest, RunFolder, run_folders
 from xtf.scoring.attributes import ATTRIBUTES
@@ -509,7 +509,7 @@ def _write_report(
         "instead": instead,
         "unfinished": unfinished,
     }
-    return written + render("detection", context, out_dir, experiment)
+    return written + render_page("detection", context, out_dir, experiment)
 
 
 def _instead(settings: Sequence[PlantedTokens]) -> list[dict[str, Any]]:
