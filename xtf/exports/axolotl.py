@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings, write_yaml
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
 
 
 class Axolotl(Trainer):
@@ -17,7 +17,7 @@ class Axolotl(Trainer):
     title = "Axolotl"
     packages = ("axolotl", "transformers", "datasets", "peft")
     note = (
-        "MaskedRows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
+        "Rows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
         "row, for Axolotl leaves longer ones out. `sample_packing: true` keeps documents apart only with an attention "
         "kernel that does (flash attention): set `flash_attention: true` with it, and a larger `sequence_len`."
     )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
-from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings, write_yaml
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
 
 
 class HuggingFace(Trainer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings, write_yaml
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
 
 
 class LlamaFactory(Trainer):

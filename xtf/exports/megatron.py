@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xtf.data.ragged import IGNORED
-from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe
 
 FILE = "train.idx.parquet"  # the ending by which Megatron-Bridge knows packed Parquet
 
@@ -43,7 +43,7 @@ class Megatron(Trainer):
 
 
 def packed(rows: MaskedRows, length: int) -> pa.Table:
-    """MaskedRows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
+    """Rows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
     from xtf.data.steps import pack
 
     ids, labels = (rows.table[name].to_pylist() for name in ("input_ids", "labels"))

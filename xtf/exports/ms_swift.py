@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from xtf.exports.base import TrainingRecipe, MaskedRows, Trainer, scheduler, training_settings
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings
 
 PLUGIN = '''\
 """Reads train.jsonl for ms-swift: every token with the scale of its loss, and nothing of a template around them."""

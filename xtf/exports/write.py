@@ -15,9 +15,9 @@ from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
 from xtf.exports import TRAINERS
 from xtf.exports.base import (
-    TrainingRecipe,
     MaskedRows,
     Trainer,
+    TrainingRecipe,
     check_vocabulary,
     checked_rows,
     fitting_length,
