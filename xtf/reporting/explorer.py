@@ -208,20 +208,11 @@ def _check_threshold(tokens: MaskedTokens, sweeps: dict[str, Sweep]) -> None:
 
 def _describe(attribute: TokenAttribute, found: Sweep, tokens: MaskedTokens, config: ThresholdConfig) -> dict[str, Any]:
     rule = rule_of(config, attribute)
+    shown = ("name", "label", "title", "explanation", "axis", "reason", "colour", "source")
     return {
-        "name": attribute.name,
-        "label": attribute.label,
-        "title": attribute.title,
-        "explanation": attribute.explanation,
-        "axis": attribute.axis,
-        "reason": attribute.reason,
-        "colour": attribute.colour,
-        "source": attribute.source,
-        "setting": found.setting,
-        "values": found.values,
-        "chosen": found.chosen,
+        **{key: getattr(attribute, key) for key in shown},
+        **{key: getattr(found, key) for key in ("setting", "values", "chosen", "cuts")},
         "active": attribute.name in tokens.dropped,
-        "cuts": found.cuts,
         "cap": rule.cap,
         "rule": rule.rule.value,
     }

@@ -86,27 +86,15 @@ def _costs(runs: Mapping[RunFolder, Manifest], lines: Lines) -> Section:
             seen.add(store)
             found = read_json(store / "manifest.json")
             peak, took, tokens = found.get("peak_memory_mb"), found["seconds"], found["tokens"]
-            said = [
-                reported_of_mask(folder, table, "scoring", metric)
-                for table, metric in (("6", "peak memory MB"), ("7", "seconds"))
-            ]
-            rows.append(
-                [
-                    task,
-                    model,
-                    kind,
-                    found.get("device", "not recorded"),
-                    f"{tokens:,}",
-                    seconds(took),
-                    f"{tokens / took:,.0f}" if took else "-",
-                    f"{peak:,.0f}" if peak is not None else "not recorded",
-                    said[1] or "-",
-                    said[0] or "-",
-                ]
-            )
-            lines.append(_line(folder, f"{kind}: seconds", took, said[1]))
+            said_peak = reported_of_mask(folder, "6", "scoring", "peak memory MB")
+            said_took = reported_of_mask(folder, "7", "scoring", "seconds")
+            held = "not recorded" if peak is None else f"{peak:,.0f}"
+            time = [f"{tokens:,}", seconds(took), f"{tokens / took:,.0f}" if took else "-"]
+            device = found.get("device", "not recorded")
+            rows.append([task, model, kind, device, *time, held, said_took or "-", said_peak or "-"])
+            lines.append(_line(folder, f"{kind}: seconds", took, said_took))
             if peak is not None:
-                lines.append(_line(folder, f"{kind}: peak memory MB", peak, said[0]))
+                lines.append(_line(folder, f"{kind}: peak memory MB", peak, said_peak))
     text = (
         "One pass over the training rows for all attributes. Peak memory: on a GPU that of tensors while scoring, on "
         "the CPU that of the whole process; MB are 1e6 bytes. The authors make three passes, on hardware that they do "
