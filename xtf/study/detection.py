@@ -30,7 +30,7 @@ from xtf.config.compose import load_config, override_value
 from xtf.config.identity import digest, identity, plain
 from xtf.config.schema import Config, PlantKind, ThresholdConfig, ThresholdEnd
 from xtf.data.planting import CODES
-from xtf.data.ragged import Responses
+from xtf.data.ragged import Responses, Sequences
 from xtf.data.tokens import Pieces
 from xtf.graders.metrics import Metric
 from xtf.reporting import figures
@@ -343,29 +343,25 @@ def _sources(settings: Sequence[_Setting]) -> list[str]:
 
 def _planted(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> PlantedTokens:
     ids = {name: number for number, name in enumerate(runs[0][1]["example_id"].to_pylist())}
-    codes, groups, tokens, found = [], [], [], defaultdict[str, list[Detector]](list)
-    sizes: list[int] = []  # of each response
+    codes, groups, tokens, sizes, found = [], [], [], [], defaultdict[str, list[Detector]](list)
     for config, table in runs:
-        prompts, rows = table["prompt_length"].to_pylist(), table["input_ids"].to_pylist()
-        responses = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
-        lengths = [len(response) for response in responses]
+        rows = Sequences(table)
         numbers = [ids.setdefault(name, len(ids)) for name in table["example_id"].to_pylist()]
-        groups.append(np.repeat(numbers, lengths))
-        sizes += lengths
-        tokens.append(np.concatenate(responses))
-        truth = table["planted"] if "planted" in table.column_names else None
-        clean = np.zeros(sum(lengths), np.int8)
-        codes.append(clean if truth is None else truth.combine_chunks().flatten().to_numpy())
+        groups.append(np.repeat(numbers, rows.responses))
+        sizes.append(rows.responses)
+        tokens.append(rows.response_ids)
+        planted = "planted" in table.column_names
+        codes.append(rows.of_responses("planted") if planted else np.zeros(int(rows.responses.sum()), np.int8))
         for name, detector in detectors(table, config.threshold, config.plant.seed).items():
             found[name].append(detector)
-    whole = np.concatenate(codes)
+    whole, every = np.concatenate(codes), np.concatenate(sizes)
     return PlantedTokens(
         case,
         share,
         float((whole > 0).mean()),
         whole,
         np.concatenate(groups),
-        np.repeat(np.arange(len(sizes)), sizes),
+        np.repeat(np.arange(len(every)), every),
         np.concatenate(tokens),
         {name: _joined(parts) for name, parts in found.items() if len(parts) == len(runs)},
         runs[0][0],
