@@ -77,13 +77,10 @@ def cell_of(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any]
     """A cell from finished runs and the folders of unfinished ones; `listed`: what its sweep says of it."""
     runs = [each for each in found if isinstance(each, Run)]
     unfinished = [each for each in found if isinstance(each, Path)]
-    if runs:
-        record = runs[0].record
-        setting = {key: record[key] for key in SETTING} | dict(record["overrides"])
-        case = [record[key] for key in CASE]
-    elif listed is not None:
-        setting = {key: listed[key] for key in SETTING} | dict(listed["overrides"])
-        case = [listed[key] for key in CASE]
+    said = runs[0].record if runs else listed
+    if said is not None:
+        setting = {key: said[key] for key in SETTING} | dict(said["overrides"])
+        case = [said[key] for key in CASE]
     else:  # the folder says it: <task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<overrides>]
         folder = RunFolder(parent / "seed0")
         setting, case = folder.setting, list(folder.case)
