@@ -199,7 +199,7 @@ def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRec
         environment = Environment(
             undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
         )
-        page = environment.from_string(template).render(trainer=trainer, recipe=recipe, **whole)
+        page = environment.from_string(template).render({**whole, "trainer": trainer, "recipe": recipe})
         (temporary / "README.md").write_text(page, encoding="utf-8")
         write_json(temporary / RECORD, whole)
         if folder.is_dir():
