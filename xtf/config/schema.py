@@ -635,6 +635,7 @@ class PretrainConfig:
     warmup_ratio: float = within(0.11, 0, 1)
     learning_rate: float = within(3e-3, 0)
     weight_decay: float = within(0.1, 0)
+    temperature: float = within(1.0, 0.1, 10)  # that the finished model's logits are divided by
 
 
 @dataclass

@@ -190,6 +190,8 @@ def _pretrain(config: Config, folder: Path) -> dict[str, Any]:
     log = read_log(work / LOG)
     write_atomic(folder / LOG, lambda path: shutil.copyfile(work / LOG, path))
     trained = Qwen2ForCausalLM.from_pretrained(work / "model", dtype=torch.bfloat16)
+    with torch.no_grad():  # the last norm stands before the LM head, so this divides the logits
+        trained.model.norm.weight /= settings.temperature
     trained.generation_config.eos_token_id = tokenizer.eos_token_id
     trained.generation_config.pad_token_id = pad_id
     shutil.rmtree(folder / "model", ignore_errors=True)

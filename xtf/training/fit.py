@@ -42,6 +42,7 @@ from xtf.training.packed import PACKED, enable_packing
 LOG = "train_log.csv"
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
+SMALL = 2**28  # bytes of weights
 VALIDATION_STREAM = 2**31 + 1  # keeps the split apart from the training order, whose streams are epochs
 MODEL_PREFIX = "packed.model."  # of parameter names within the LightningModule
 RECORD = "training.json"  # in the model's folder, which is complete when it is renamed into place
@@ -101,7 +102,8 @@ def fit(
         trainer = _trainer(config, run_dir, loggers, progress)
     trainable = _trainable(model, tuning, config.seed)
     budget = microbatch(trainable, config, longest, run_dir)
-    if budget.tokens < LARGEST and model.device.type == "cpu":
+    # Small models have memory enough, and mapping their activations anew in each step takes a third of its time.
+    if budget.tokens < LARGEST and model.device.type == "cpu" and model.get_memory_footprint() > SMALL:
         return_freed_memory()
     loader = StepLoader(
         training,
