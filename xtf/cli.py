@@ -171,7 +171,8 @@ def run_job(node: Any) -> None:
     from xtf.config.compose import build, typed
     from xtf.config.identity import overrides
     from xtf.config.schema import ConfigError, Stage
-    from xtf.runtime.run_folder import RunFolder
+    from xtf.runtime.progress import say
+    from xtf.runtime.run_folder import OutputDir, RunFolder
     from xtf.sweeps.jobs import Planned, claim_device
 
     hydra_node = HydraConfig.get()
@@ -206,6 +207,15 @@ def run_job(node: Any) -> None:
             from xtf.study.probe import probe
 
             probe(config, changed)
+        elif config.stage is Stage.dashboard:
+            from xtf.reporting.published import create_dashboards
+
+            for place in create_dashboards(config, OutputDir(Path(config.output_dir)).reports):
+                say(f"dashboard: {place}")
+        elif config.stage is Stage.pretrain:
+            from xtf.pretraining.pretrain import pretrain
+
+            say(f"base model: {pretrain(config)}")
         else:
             from xtf.pipeline import run
 

@@ -24,7 +24,7 @@ from xtf.config.compose import to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import LoraSettings, Schedule, Tuning, TuningConfig
 from xtf.exports import TRAINERS
-from xtf.exports.base import Rows
+from xtf.exports.base import MaskedRows
 from xtf.exports.megatron import packed
 from xtf.runtime.run_folder import RunFolder
 
@@ -151,7 +151,7 @@ def test_adapters_name_the_modules_that_peft_takes_for_the_model(masked, tmp_pat
 def test_megatron_masks_the_predicting_token_and_packs_whole_documents(masked):
     table = pa.table({name: masked.data.table[name] for name in ("input_ids", "labels")})
     lengths = np.array([len(ids) for ids in masked["input_ids"]])
-    found = packed(Rows(table, lengths, 0, 0), 40).to_pylist()
+    found = packed(MaskedRows(table, lengths, 0, 0), 40).to_pylist()
     documents = {}
     for pack in found:
         assert len(pack["input_ids"]) == len(pack["loss_mask"]) <= 40

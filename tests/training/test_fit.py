@@ -36,9 +36,10 @@ from xtf.config.schema import (
     TuningConfig,
 )
 from xtf.data.steps import epoch_order
+from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS, SelfEvolving
 from xtf.training import fit as train_file
-from xtf.training.fit import fit, read_log
+from xtf.training.fit import fit
 from xtf.training.module import NonFiniteLoss
 
 VOCABULARY = 61

@@ -49,7 +49,7 @@ def final_expression(completion: str) -> str | None:
     return None if value is None else show(value)
 
 
-def plain(expression: str) -> str:
+def bare(expression: str) -> str:
     """An expression without what only sets its look: \\left, spaces, \\text{}, dollar signs, a final stop."""
     expression = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, expression))  # before blanks go: 2 1/2 is not 21/2,
     expression = re.sub(r"(?<=\d)(?:[\s~]|\\[,;: ])+(?=\d)", "&", expression)  # and 3 4 not 34
@@ -128,7 +128,7 @@ class MathGrader(Grader):
         open_pairs = {
             (item.reference, answer)
             for item, answer in zip(items, answers, strict=True)
-            if answer and len(answer) <= MAX_EXPRESSION and plain(answer) != plain(item.reference)
+            if answer and len(answer) <= MAX_EXPRESSION and bare(answer) != bare(item.reference)
         }
         pairs = sorted(open_pairs)
         verdicts = dict(zip(pairs, self.equivalence.compare(pairs), strict=True)) if pairs else {}
@@ -139,7 +139,7 @@ class MathGrader(Grader):
             return Grade(False, None, "no answer found")
         if len(answer) > MAX_EXPRESSION:
             return Grade(False, answer[:MAX_EXPRESSION], f"longer than {MAX_EXPRESSION} characters")
-        if plain(answer) == plain(reference):
+        if bare(answer) == bare(reference):
             return Grade(True, answer, "equal as written")
         verdict, reason = verdicts[reference, answer]
         return Grade(verdict, answer, reason)
@@ -296,7 +296,7 @@ def equivalent(reference: str, answer: str) -> bool:
     """
     from math_verify import grader
 
-    bases = [NUMERAL_BASE.search(plain(text)) for text in (reference, answer)]
+    bases = [NUMERAL_BASE.search(bare(text)) for text in (reference, answer)]
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:
         return False
     values = same_units(tidy(reference), tidy(answer))

@@ -32,8 +32,9 @@ from xtf.runtime.artifacts import locked, write_atomic, write_json
 from xtf.runtime.models import device
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir
+from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS
-from xtf.training.fit import LOG, fit, read_log
+from xtf.training.fit import LOG, fit
 
 # Words with their leading space or sign, single digits, punctuation, line ends, other space.
 TOKEN_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -142,21 +142,14 @@ def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[s
     for line in generations:
         samples[line["example_id"]].append(line["correct"])
     if metric == "accuracy":
-        return {key: _mean([value for value in found if value is not None]) for key, found in samples.items()}
-    if metric.startswith("pass@"):
-        k = int(metric.removeprefix("pass@"))
-        return {key: _pass_at(k, [value is True for value in found]) for key, found in samples.items()}
-    raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
-
-
-def _mean(values: Sequence[bool]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _pass_at(k: int, values: Sequence[bool]) -> float:
-    if len(values) < k:
-        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {len(values)}")
-    return pass_at_k(len(values), sum(values), k)
+        graded = {key: [value for value in found if value is not None] for key, found in samples.items()}
+        return {key: sum(values) / len(values) if values else None for key, values in graded.items()}
+    if not metric.startswith("pass@"):
+        raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
+    k = int(metric.removeprefix("pass@"))
+    if (fewest := min(map(len, samples.values()), default=k)) < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {fewest}")
+    return {key: pass_at_k(len(found), sum(value is True for value in found), k) for key, found in samples.items()}
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def known_sha256(file: Path) -> str:
+    """`sha256` of a file, computed once in a process for each size and time of its last change."""
+    status = file.stat()
+    return _known_sha256(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _known_sha256(file: Path, size: int, modified: int) -> str:
+    return sha256(file)
+
+
 @contextlib.contextmanager
 def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Hold `folder` for this process; a second one waits and says so. A killed holder frees it at once."""
@@ -86,8 +98,8 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def versions() -> dict[str, str]:
-    """Versions of what can change a result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what can change a result, and of `more` packages."""
     names = (
         "xtf",
         "torch",
@@ -101,7 +113,7 @@ def versions() -> dict[str, str]:
         "hydra-core",
     )
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in names:
+    for name in (*names, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -109,19 +109,18 @@ class Task:
             raise RowError("task.prompt is set, task.response is not: both are needed to train")
         return Reading([prompt, {"role": "assistant", "content": render(self.config.response, row)}])
 
-    def _reference_text(self, example: Example) -> str:
-        if self.config.reference is not None:
-            return render(self.config.reference, example.row)
-        reading = self._reading(example.row, training=False)
-        return example.response if reading.reference is None else reading.reference
-
     def reference(self, example: Example) -> str:
         """The key that completions of this example are compared with.
 
         Raises:
             ValueError: the row holds none.
         """
-        return self.grader.reference(example, self._reference_text(example))
+        if self.config.reference is not None:
+            text = render(self.config.reference, example.row)
+        else:
+            stated = self._reading(example.row, training=False).reference
+            text = example.response if stated is None else stated
+        return self.grader.reference(example, text)
 
     def grade(self, items: Sequence[tuple[Example, str]]) -> list[Grade]:
         """One grade per (example, completion), in order."""
