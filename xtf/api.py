@@ -29,6 +29,8 @@ from xtf.config.schema import (
     ExportConfig,
     Schedule,
     ScorerConfig,
+    TemplateChecks,
+    Think,
     ThresholdConfig,
     ThresholdEnd,
     Tuning,
@@ -36,13 +38,14 @@ from xtf.config.schema import (
 )
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
-from xtf.data.ragged import Sequences, with_ends
+from xtf.data.ragged import Sequences, with_ends, with_row_weights
+from xtf.data.templates import Chat
 from xtf.exports import TRAINERS
 from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import export_table
 from xtf.graders import grade
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
-from xtf.scoring.masks import build_mask
+from xtf.scoring.masks import build_mask, row_weighted
 from xtf.scoring.scorers import count_tokens, score_rows, tr_table
 from xtf.tasks import as_examples
 
@@ -62,6 +65,9 @@ def score(
     max_length: int = 2048,
     tokens_per_batch: int = 16384,
     domain_words: Sequence[str] = (),
+    think: str = "open",
+    date: str = Chat.date,
+    template_checks: str = "warn",
 ) -> datasets.Dataset:
     """Scores every response token of `examples` with the base model, where it is and in its precision.
 
@@ -70,17 +76,21 @@ def score(
     with an "id". Prompts go through the tokenizer's chat template. `scorer` is "xtf" (RI, KN and TR), one of them, or a
     pair such as "kn_tr"; a `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples
     whose prompt leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
-    `domain_words` are for the released TR.
+    `domain_words` are for the released TR. `think` (open, close), `date` and `template_checks` (warn, refuse) say what
+    becomes of unusual chat templates (`xtf.data.templates`).
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends
-    with the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off), and per response token `ri`,
-    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`).
+    with the template's end of a turn, or the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off),
+    and per response token `ri`, `kn`, `tr` and `logp`, those that were asked for (see
+    `xtf.scoring.scorers.score_rows`), and `row_weights` where rows weigh their turns.
 
     Raises:
         ValueError: input that cannot be scored.
     """
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
-    rows, report = encode(tokenizer, as_examples(examples), max_length)
+    rows, report = encode(
+        tokenizer, as_examples(examples), max_length, Chat(Think(think), date, TemplateChecks(template_checks))
+    )
     for what, ids in (("cut to", report.truncated), ("left out, without room within", report.no_room)):
         if ids:
             named = ", ".join(ids[:10])
@@ -103,7 +113,8 @@ def score(
         for start in range(0, len(rows), SHARD)
     ]
     said = {"model": getattr(model, "name_or_path", ""), "tokenizer": tokenizer_digest(tokenizer)}
-    return datasets.Dataset(with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows)), info=_info(said))
+    scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
+    return datasets.Dataset(with_row_weights(scored, [row.weights for row in rows]), info=_info(said))
 
 
 def mask(
@@ -119,6 +130,8 @@ def mask(
     `threshold` is "paper", "released", "quantile" or a `ThresholdConfig`. `attributes` may drop tokens; by
     default all that were scored. What is dropped by which attribute, and attributes that tell nothing, are
     logged.
+
+    Weights of the rows' own (`row_weights`) are multiplied into labels and a column `weights`.
 
     The end token that `score` appended to a response is not the data's: it is neither judged nor counted, and always
     kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`
@@ -144,7 +157,7 @@ def mask(
                 "not known: give eos_token_id=tokenizer.eos_token_id, or a threshold with end=ThresholdEnd.scored to "
                 "judge it like the data's tokens"
             )
-    masked = build_mask(table, threshold, attributes)
+    masked = row_weighted(build_mask(table, threshold, attributes))
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)
     by = ", ".join(masked.stats.thresholds) or "none"

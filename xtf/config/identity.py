@@ -7,13 +7,14 @@ import difflib
 import hashlib
 import importlib
 import json
+import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.schema import METHODS, Config, ThresholdEnd
+from xtf.config.schema import GRADER_VERSION, METHODS, Config, ThresholdEnd
 
 
 def plain(value: Any) -> Any:
@@ -101,6 +102,7 @@ _NEUTRAL = (
     "task.sandbox.",
     "task.size.",
     "task.bundled_grader",
+    "task.template_checks",
     "model.shape.",
     "plan.",
 )
@@ -147,9 +149,15 @@ def _defaults(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def grader_identity(config: Config) -> str:
-    """A digest of what decides a completion's verdict."""
+    """A digest of what decides a completion's verdict; version 1 of a grader has the digest of the time
+    before versions."""
     task = config.task
-    return digest([task.grader, task.choices, task.reference, task.judge, task.sandbox])
+    settings = [task.grader, task.choices, task.reference, task.judge, task.sandbox]
+    try:
+        version = pkgutil.resolve_name(GRADER_VERSION)(task.grader)
+    except ValueError:  # no such grader: refused where it is loaded
+        version = 1
+    return digest(settings if version == 1 else [*settings, version])
 
 
 def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:

@@ -162,6 +162,20 @@ class Turns(Enum):
     all = "all"  # every assistant turn becomes an example of its own, with the turns before it as its prompt
 
 
+class Think(Enum):
+    """What becomes of a thought that the chat template's generation prompt opens (`<think>`)."""
+
+    open = "open"  # nothing: the prompt is the template's own, so that responses are trained within the thought
+    close = "close"  # the prompt closes it, or asks the template not to think: responses stand behind the thought
+
+
+class TemplateChecks(Enum):
+    """What is made of a chat template that does not do what is usual (`xtf.data.templates`)."""
+
+    warn = "warn"  # one warning for each finding, which also says what is done about it
+    refuse = "refuse"
+
+
 class CheckpointChoice(Enum):
     """Which weights the trained model has."""
 
@@ -363,6 +377,9 @@ class TaskConfig:
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
+    think: Think = Think.open
+    template_checks: TemplateChecks = TemplateChecks.warn
+    date: str = "2024-07-26"  # what a chat template that writes today's date is told; Llama 3's own where it knows none
     # exact, contains, substring, number, math, choice, decision, code or judge; python:module.function or module.Class
     grader: str = MISSING
     choices: list[str] = field(default_factory=list)
@@ -666,8 +683,9 @@ class Config:
     cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 
-# By name, the built-in methods and the trainers of stage=export; dotted, for this room imports none above it.
+# By name, the built-in methods, a grader's version and the trainers of stage=export: this room imports none above it.
 METHODS = "xtf.scoring.methods.METHODS"
+GRADER_VERSION = "xtf.graders.version"
 TRAINERS = "xtf.exports.TRAINERS"
 
 # The folders of conf/ whose choice fills the field of that name.

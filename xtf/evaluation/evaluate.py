@@ -65,7 +65,8 @@ def generate_share(
     seeds: Sequence[int],
     stop: Sequence[str] = (),
 ) -> Iterator[tuple[int, str]]:
-    """Yields (index into `prompts`, completion) as they end: at EOS, or before a `stop` string.
+    """Yields (index into `prompts`, completion) as they end: at EOS or the template's end of a turn, or before
+    a `stop` string.
 
     `seeds` has one for each prompt: what is drawn for one does not depend on the others. Of the model's generation
     settings the EOS ids alone are heeded: how the models are decoded is the task's choice, alike for all of them.
@@ -73,10 +74,12 @@ def generate_share(
     import torch
 
     from xtf.data.encode import decode_response
+    from xtf.data.templates import turn_end
     from xtf.evaluation.generation import complete, draw, greedy
 
     eos = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [] if eos is None else [eos])}
+    named = {tokenizer.eos_token_id, turn_end(tokenizer), *(eos if isinstance(eos, list) else [eos])}
+    stops = {token for token in named if token is not None}
     uniform = [np.random.default_rng(seed).random(decoding.max_new_tokens, np.float32) for seed in seeds]
 
     def sample(logits: torch.Tensor, rows: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.schema import ThresholdConfig, ThresholdEnd
-from xtf.data.ragged import IGNORED, Responses, Sequences, as_lists
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses, Sequences, as_lists, flat
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
 from xtf.scoring.thresholds import fit
 
@@ -44,7 +44,8 @@ class MaskStats:
 
     `overlap` is keyed by the attributes that agree: "ri_kn" is dropped by both, whatever TR says.
     `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing
-    or more than half. `examples_without_loss` counts those whose every response token is dropped.
+    or more than half. `examples_without_loss` counts those whose every response token is dropped. `untrained_tokens`
+    have the weight 0 in the rows themselves (`row_weighted`), whatever the other figures say of them.
     """
 
     examples: int
@@ -57,6 +58,7 @@ class MaskStats:
     degenerate: list[dict[str, str]] = field(default_factory=list)
     examples_without_loss: int = 0
     end_tokens: int = 0
+    untrained_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the record."""
@@ -132,14 +134,14 @@ def weights_to_labels(
     rows = [np.asarray(row, dtype=np.float32) for row in weights]
     if [len(row) for row in rows] != np.concatenate([part.responses for part in parts]).tolist():
         raise ValueError("weights must come as one array per example, each as long as the example's response")
-    flat = np.concatenate(rows)
-    if not np.isfinite(flat).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(flat))} of {len(flat)} weights are not finite numbers")
-    fractional = bool(((flat != 0) & (flat != 1)).any())
+    every = np.concatenate(rows)
+    if not np.isfinite(every).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(every))} of {len(every)} weights are not finite numbers")
+    fractional = bool(((every != 0) & (every != 1)).any())
     tally, masked, start = _Tally(), [], 0
     for part in parts:
         block = Responses(part.responses, {})
-        own = flat[start : start + block.tokens]
+        own = every[start : start + block.tokens]
         start += block.tokens
         which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
         counted = block.select(which)
@@ -147,6 +149,39 @@ def weights_to_labels(
         columns = {"weights": as_lists(own, part.responses)} if fractional else {}
         masked.append(_with_columns(part, {**columns, "labels": _labels(part, own != 0)}))
     return Mask(pa.Table.from_batches(masked), tally.stats({}, []))
+
+
+def row_weighted(mask: Mask) -> Mask:
+    """The mask with every token's weight multiplied by that of its row (`ROW_WEIGHTS`), where rows have any.
+
+    The statistics stay those of the method's own mask, but for `untrained_tokens`.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    if ROW_WEIGHTS not in mask.table.column_names:
+        return mask
+    masked, untrained = [], 0
+    for rows in _parts(mask.table):
+        given = rows.of_responses(ROW_WEIGHTS)
+        kept = rows.of_sequences("labels")[rows.in_response] != IGNORED
+        own = rows.of_responses("weights") if "weights" in rows.table.schema.names else kept
+        columns = {
+            attribute.drops: rows.table.column(attribute.drops)
+            for attribute in ATTRIBUTES.values()
+            if attribute.drops in rows.table.schema.names
+        }
+        untrained += int(np.count_nonzero(given == 0))
+        weights = (given * own * kept).astype(np.float32)
+        columns |= {"weights": as_lists(weights, rows.responses), "labels": _labels(rows, weights != 0)}
+        masked.append(_with_columns(rows, columns))
+    table = pa.Table.from_batches(masked)
+    weights, _ = flat(table["weights"])
+    if not weights.any():
+        raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
+    if np.isin(weights, (0, 1)).all():
+        table = table.drop_columns("weights")
+    return Mask(table, replace(mask.stats, untrained_tokens=untrained))
 
 
 # --- Arrow buffers ------------------------------------------------------------------------------------------

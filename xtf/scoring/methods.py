@@ -23,7 +23,7 @@ import pyarrow as pa
 from xtf.config.checks import check_ranges
 from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd, within
 from xtf.data.augment import augment
-from xtf.data.ragged import IGNORED, Responses
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses
 from xtf.scoring.masks import build_mask, weights_to_labels
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ class Method:
         names = set(self.needs) | ({"labels"} if self.masked else set())
         if self.masked and threshold.end is ThresholdEnd.kept:
             names.add("end")
+        if self.masked and ROW_WEIGHTS in scored.column_names:
+            names.add(ROW_WEIGHTS)
         scores = Responses.from_table(mask.table, names)
         weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
         return weights_to_labels(scored, weights, threshold if self.masked else None)
@@ -191,8 +193,9 @@ class Matched(Method):
             raise ConfigError(f"method.match={self.match}: only the mask of xtf can be matched")
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
-        dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
-        order = self.order(scores, seed)
+        untrained = scores.columns.get(ROW_WEIGHTS, np.ones(scores.tokens)) == 0
+        dropped = np.bincount(scores.example, scores.columns["dropped"] & ~untrained, len(scores.lengths))
+        order = np.where(untrained, np.inf, self.order(scores, seed))
         if "end" in scores.columns:  # what the mask leaves alone comes last: the mask drops no more than the others
             order = np.where(scores.columns["end"], np.inf, order)
         rank = scores.rank(order)

@@ -26,13 +26,13 @@ from transformers.utils import logging as transformers_logging
 
 from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
 from xtf.data.encode import Encoded
-from xtf.data.ragged import Responses
+from xtf.data.ragged import ROW_WEIGHTS, Responses
 from xtf.data.steps import Step, StepLoader, TrainingRows
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console
-from xtf.scoring.masks import weights_to_labels
+from xtf.scoring.masks import row_weighted, weights_to_labels
 from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
 from xtf.training.budget import LARGEST, microbatch
@@ -195,8 +195,10 @@ def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int
     rows = [Encoded(*row) for row in zip(*columns, strict=True)]
     scored = score_rows(model, rows, ScorerConfig(name="none"), logp=True, tokens_per_batch=budget, pad_id=pad_id)
     both = scored.rename_columns({"logp": "ref_logp"}).append_column("logp", part["logp"])
+    if ROW_WEIGHTS in part.column_names:
+        both = both.append_column(ROW_WEIGHTS, part[ROW_WEIGHTS])
     scores = Responses.from_table(both, ("logp", "ref_logp"))
-    return weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1])).table
+    return row_weighted(weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1]))).table
 
 
 # -- before training -----------------------------------------------------------------------------------------
