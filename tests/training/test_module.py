@@ -269,7 +269,7 @@ def oracle(model: PreTrainedModel, source: pa.Table) -> list[dict[str, torch.Ten
             {
                 "logp": logits.log_softmax(-1)[torch.arange(len(logits)), torch.tensor(ids[prompt:])],
                 "entropy": -(top * top.log()).sum(-1),
-                "attention": output.attentions[-1][0, :, prompt - 1 : -1, :prompt].sum(-1).mean(0).detach(),
+                "attention": output.attentions[-1][0, :, prompt:, :prompt].sum(-1).mean(0).detach(),
             }
         )
     model.set_attn_implementation(PACKED)
@@ -279,7 +279,8 @@ def oracle(model: PreTrainedModel, source: pa.Table) -> list[dict[str, torch.Ten
 def online_weights(name: str, source: pa.Table, model: PreTrainedModel) -> torch.Tensor:
     """w of all tokens of the step, in the order of the table's rows."""
     method = METHODS[name]()
-    step = whole_step(TrainingRows(source, sorted(method.needs)), budget=10_000)
+    rows = TrainingRows(source, sorted(method.needs), own_queries=method.prompt_attention)
+    step = whole_step(rows, budget=10_000)
     (micro,) = step.micro_batches
     weights = PackedLM(model, method).train()(micro)[2]
     return weights[torch.argsort(micro.rows, stable=True)]
@@ -317,7 +318,7 @@ def test_slm_and_sstoken_choose_by_the_current_model() -> None:
     for one, old, weights in zip(seen, reference, found.split([len(one["logp"]) for one in seen]), strict=True):
         gain = one["logp"] - old
         score = 0.5 * (gain - gain.min()) / (gain.max() - gain.min()) + 0.5 * one["attention"]
-        best = score.argsort(descending=True)[: max(1, round(0.6 * len(score)))]
+        best = score.argsort(descending=True)[: math.ceil(0.6 * len(score) - 1e-9)]
         assert weights.nonzero()[:, 0].tolist() == sorted(best.tolist())
 
 

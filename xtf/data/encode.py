@@ -37,6 +37,7 @@ class Encoded:
     prompt_length: int
     end_tokens: int = 0  # at the end of the response, put there by `encode`: the dataset has no such token
     weights: tuple[float, ...] | None = None  # of each response token's loss, as the row says; None: 1 each
+    source: str = ""  # the id of the row, where several examples come from one
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def encode(
             weights = _weights(tokenizer, example, text, len(response))
             if weights is not None:
                 weights = weights[: max_length - len(prompt)]
-            encoded.append(Encoded(example.example_id, input_ids[:max_length], len(prompt), int(whole), weights))
+            name, source = example.example_id, example.source or example.example_id
+            encoded.append(Encoded(name, input_ids[:max_length], len(prompt), int(whole), weights, source))
     rows = len(encoded) + len(no_room)
     if not encoded:
         raise ValueError(

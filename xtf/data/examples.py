@@ -59,6 +59,7 @@ class Example:
     weight: float = 1.0  # of the whole response's loss, its end included
     spans: tuple[WeightedSpan, ...] = ()  # parts of the response with a weight of their own, in order
     tools: tuple[Mapping[str, Any], ...] = ()  # definitions, for the chat template
+    source: str = ""  # the id of the row, where several examples come from one; "": the example's own
     answer: Message | None = None  # the response's turn, where it holds more than its text (`BEYOND_TEXT`)
 
 
@@ -347,8 +348,10 @@ def _trained(message: Message) -> bool:
     return message.get("weight", 1.0) > 0 and any(w > 0 for size, w in message.get("parts", [(1, 1.0)]) if size)
 
 
-def example_of(name: str, pair: Pair, row: Mapping[str, Any], tools: tuple[Mapping[str, Any], ...] = ()) -> Example:
-    """A prompt and its answer as an example."""
+def example_of(
+    name: str, source: str, pair: Pair, row: Mapping[str, Any], tools: tuple[Mapping[str, Any], ...] = ()
+) -> Example:
+    """A prompt and its answer as an example; `source` is the id of the row."""
     spans, start = [], 0
     for size, weight in pair.answer.get("parts", ()):
         if size and weight != 1:
@@ -362,5 +365,6 @@ def example_of(name: str, pair: Pair, row: Mapping[str, Any], tools: tuple[Mappi
         weight=pair.answer.get("weight", 1.0),
         spans=tuple(spans),
         tools=tools,
+        source=source,
         answer=_context(pair.answer) if any(key in pair.answer for key in BEYOND_TEXT) else None,
     )

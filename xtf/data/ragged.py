@@ -58,7 +58,15 @@ def with_ends(table: pa.Table, end_tokens: Iterable[int]) -> pa.Table:
     return table.add_column(place, "end_tokens", pa.array(end_tokens, pa.int8()))
 
 
+SOURCE = "source_id"  # column: the id of the row that an example was made of, where several were made of one
 ROW_WEIGHTS = "row_weights"  # column: w of each response token as the row itself says (weight, train, loss, ...)
+
+
+def with_sources(table: pa.Table, sources: Sequence[str]) -> pa.Table:
+    """The table with the column `SOURCE`, unless every example is a source of its own."""
+    if list(sources) == table["example_id"].to_pylist():
+        return table
+    return table.append_column(SOURCE, pa.array(sources, pa.string()))
 
 
 def with_row_weights(table: pa.Table, weights: Sequence[Sequence[float] | None]) -> pa.Table:

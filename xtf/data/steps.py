@@ -19,13 +19,14 @@ class TrainingRows:
 
     Columns of the table: `example_id`, `input_ids`, `prompt_length`, `labels` (as long as `input_ids`, -100
     where there is no loss), `weights` (float32, as long as the response; 1 where the table has none), and the
-    `extra` ones, as long as the response, that an online method reads.
+    `extra` ones, as long as the response, that an online method reads. `own_queries`: the model reads every target,
+    also the last one.
 
     Raises:
         ValueError: a column is missing or as long as neither the sequence nor the response.
     """
 
-    def __init__(self, table: pa.Table, extra: Iterable[str] = ()) -> None:
+    def __init__(self, table: pa.Table, extra: Iterable[str] = (), *, own_queries: bool = False) -> None:
         wanted = ["example_id", "input_ids", "prompt_length", "labels", *extra]
         if missing := [name for name in wanted if name not in table.column_names]:
             raise ValueError(f"the training table lacks the columns {missing}; it has {table.column_names}")
@@ -43,8 +44,10 @@ class TrainingRows:
         self.weights = self.columns.pop("weights", np.ones(len(self.input_ids), np.float32))
         # A document's first token is never a target: nothing precedes it.
         self.kept = (self.labels != IGNORED) & (self.weights != 0) & (self.position > 0)
-        # Tokens from the last kept one on are targets at most, so the model need not read them.
-        self.needed = np.maximum.reduceat(np.where(self.kept, self.position, 0), self.offsets[:-1])
+        # Tokens from the last kept one on are targets at most, so the model need not read them; it reads that one too
+        # where a rule asks what the kept tokens themselves attend to.
+        self.own_queries = own_queries
+        self.needed = np.maximum.reduceat(np.where(self.kept, self.position + own_queries, 0), self.offsets[:-1])
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -151,7 +154,7 @@ def _micro_batch(data: TrainingRows, rows: Sequence[int]) -> MicroBatch:
         begin, length = data.offsets[row], data.needed[row]
         ids.append(data.input_ids[begin : begin + length])
         positions.append(np.arange(length))
-        targets = begin + 1 + np.flatnonzero(data.kept[begin + 1 : begin + 1 + length])
+        targets = begin + 1 + np.flatnonzero(data.kept[begin + 1 : min(begin + 1 + length, data.offsets[row + 1])])
         kept.append(start + targets - begin - 1)
         targets_of.append(targets)
         start += length

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xtf.config.schema import Config
-from xtf.data.ragged import as_table, with_ends, with_row_weights
+from xtf.data.ragged import as_table, with_ends, with_row_weights, with_sources
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
 from xtf.scoring.attributes import sources
@@ -104,6 +104,7 @@ def training_table(rows: Callable[[], Sequence[Encoded]], passes: Mapping[Pass, 
     table = read_pass(passes[Pass.base]) if Pass.base in passes else as_table(rows())
     table = with_ends(table, (row.end_tokens for row in rows()))
     table = with_row_weights(table, [row.weights for row in rows()])
+    table = with_sources(table, [row.source or row.example_id for row in rows()])
     for name, source in COLUMNS.items():
         if source is not None and source[0] in passes:
             table = table.append_column(name, read_pass(passes[source[0]])[source[1]])

@@ -98,7 +98,7 @@ class Task:
         pairs = split_turns(conversation, self.config.turns, training)
         name = row_id(row, number)
         names = [name] if len(pairs) == 1 else [f"{name}#{turn}" for turn in range(1, len(pairs) + 1)]
-        return [example_of(name, pair, row, reading.tools) for name, pair in zip(names, pairs, strict=True)]
+        return [example_of(each, name, pair, row, reading.tools) for each, pair in zip(names, pairs, strict=True)]
 
     def _reading(self, row: Mapping[str, Any], training: bool) -> Reading:
         if self.config.prompt is None:

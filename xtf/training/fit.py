@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
 from xtf.data.encode import Encoded
-from xtf.data.ragged import ROW_WEIGHTS, Responses
+from xtf.data.ragged import ROW_WEIGHTS, SOURCE, Responses
 from xtf.data.steps import Step, StepLoader, TrainingRows
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
@@ -95,7 +95,7 @@ def fit(
     tuning, method = config.tuning, config.method
     assert tuning.batch_size is not None and tuning.epochs is not None
     extra = sorted(method.needs) if method.online else ()
-    training, validation = _split(table, tuning, config.seed, extra)
+    training, validation = _split(table, tuning, config.seed, extra, own_queries=method.prompt_attention)
     for rows in (training, validation):
         if rows is not None:
             _check_ids(rows, model)
@@ -205,22 +205,37 @@ def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int
 
 
 def _split(
-    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str]
+    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str], *, own_queries: bool = False
 ) -> tuple[TrainingRows, TrainingRows | None]:
-    """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one
-    then)."""
-    held_out = 0
+    """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one then).
+
+    Rows of one source example (`SOURCE`), its turns and its augmented copies, stay together.
+    """
+    wanted = 0
     if tuning.validation_fraction > 0:
-        held_out = max(1, round(tuning.validation_fraction * table.num_rows))
+        wanted = max(1, round(tuning.validation_fraction * table.num_rows))
     elif tuning.checkpoint is CheckpointChoice.best:
         raise ValueError("tuning.checkpoint=best needs tuning.validation_fraction above 0")
-    if held_out >= table.num_rows:
-        raise ValueError(f"{held_out} of {table.num_rows} rows for validation leave nothing to train on")
-    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(table.num_rows)
-    training = TrainingRows(table.take(np.sort(order[held_out:])), extra)
+    sources = table[SOURCE if SOURCE in table.column_names else "example_id"].to_numpy(zero_copy_only=False)
+    _, first, source, sizes = np.unique(sources, return_index=True, return_inverse=True, return_counts=True)
+    place = np.empty(len(first), np.int64)  # of each source, in the order in which they come
+    place[np.argsort(first)] = np.arange(len(first))
+    source, sizes = place[source], sizes[np.argsort(first)]
+    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(len(sizes))
+    held_out = np.isin(source, order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1]) & (wanted > 0)
+    if held_out.all():
+        raise ValueError(
+            f"{wanted} of {table.num_rows} rows for validation, with the other rows of their source examples, leave "
+            "nothing to train on"
+        )
+    training, validation = (
+        TrainingRows(table.filter(pa.array(which)), extra, own_queries=own_queries) if which.any() else None
+        for which in (~held_out, held_out)
+    )
+    assert training is not None
     if not training.kept.any():
         raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
-    return training, TrainingRows(table.take(np.sort(order[:held_out])), extra) if held_out else None
+    return training, validation
 
 
 def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:

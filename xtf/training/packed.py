@@ -139,13 +139,16 @@ class PackedLM(nn.Module):
         self.config = base.config.get_text_config()
         self.progress = 0.0  # share of the training steps done
 
-    def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of w l over the micro-batch's targets; beside it, without gradient, l [N] and w [N]."""
+    def forward(self, micro: MicroBatch, decided: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of w l over the micro-batch's targets; beside it, without gradient, l [N] and w [N].
+
+        `decided`: its weights are the online rule's already.
+        """
         prompt_attention = None
         if self.method.prompt_attention and self.training:
             prompt_attention = PromptAttention(self.config.num_hidden_layers - 1, micro.prompt_lengths)
         hidden_ND = self.hidden(micro, prompt_attention)
-        if not (self.method.online and self.training):
+        if decided or not self.method.online or (self.method.of_the_model and not self.training):
             return self._loss(hidden_ND, micro.targets, micro.weights)
         if self.method.pointwise:
             return self._loss(hidden_ND, micro.targets, micro.weights, micro)
@@ -158,6 +161,11 @@ class PackedLM(nn.Module):
         chosen_N = weights_N.nonzero()[:, 0]
         total = self._loss(hidden_ND[chosen_N], micro.targets[chosen_N], weights_N[chosen_N])[0]
         return total, losses_N, weights_N
+
+    @torch.no_grad()
+    def losses(self, micro: MicroBatch) -> Tensor:
+        """l [N] of the micro-batch's targets."""
+        return self._loss(self.hidden(micro), micro.targets, micro.weights)[1]
 
     def _loss(
         self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, pointwise: MicroBatch | None = None
@@ -197,7 +205,9 @@ class PackedLM(nn.Module):
             entropy_n = -(top_nk.exp() * top_nk).sum(-1)
         if prompt_attention is not None:
             shares = prompt_attention.shares
-            attention_N = torch.cat([shares[document] for document in range(len(shares))])[micro.predictors]
+            of_T = torch.cat([shares[document] for document in range(len(shares))])
+            own_N = (micro.predictors + 1).clamp(max=len(of_T) - 1)  # a device without a document has one token
+            attention_N = of_T[own_N]
         stored = {name: column[where] for name, column in micro.columns.items()}
         return OnlineTokens(
             -losses_N, micro.weights[where], stored, micro.rows[where], self.progress, entropy_n, attention_N
