@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.schema import GRADER_VERSION, METHODS, Config, ThresholdEnd
+from xtf.config.schema import GRADER_VERSION, METHODS, Config, ThresholdEnd, ThresholdTies, TRVariant
 
 
 def plain(value: Any) -> Any:
@@ -115,7 +115,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 # What versions that did not know a key did, where that is not the key's default now.
-_BEFORE = {"threshold.end": ThresholdEnd.scored.value}
+_BEFORE = {"threshold.end": ThresholdEnd.scored.value, "threshold.ties": ThresholdTies.earlier.value}
 
 
 def before_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +133,8 @@ def differing_keys(recorded: Mapping[str, Any], config: Config) -> list[str]:
     before = {**dict(_defaults(config, "")), **before_keys(recorded), **recorded}
     if not (config.method.masked and config.scorer.attributes):  # no threshold is read
         now["threshold.end"] = before["threshold.end"]
+    if config.scorer.tr.variant is not TRVariant.released:  # no domain word is read
+        now["task.domain_words"] = before["task.domain_words"]
     return sorted(key for key in recorded.keys() | now.keys() if before.get(key) != now.get(key))
 
 

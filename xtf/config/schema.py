@@ -115,6 +115,13 @@ class ThresholdEnd(Enum):
     scored = "scored"  # judged like the dataset's tokens, as versions without this setting did
 
 
+class ThresholdTies(Enum):
+    """Which tokens a cap takes of those with equal scores."""
+
+    earlier = "earlier"  # the earlier ones, so that the cap is met
+    none = "none"  # the authors' code: none of those that tie with the first one that is over the cap
+
+
 class Tuning(Enum):
     """Which weights are trained."""
 
@@ -477,6 +484,7 @@ class ThresholdConfig:
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
+    ties: ThresholdTies = ThresholdTies.earlier
 
 
 FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a program adds (xtf.scoring.attributes.register)
@@ -495,7 +503,7 @@ def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]
 
 def attribute_names() -> list[str]:
     """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
-    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end")]
+    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end", "ties")]
 
 
 @dataclass
@@ -695,7 +703,11 @@ GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer",
 PRESETS = {
     "paper": ThresholdConfig(name="paper"),
     "released": ThresholdConfig(
-        name="released", ri=RIThreshold(c=1.5, cap=0.05), kn=KNThreshold(cap=0.1), tr=TRThreshold(cluster=1, cap=0.05)
+        name="released",
+        ri=RIThreshold(c=1.5, cap=0.05),
+        kn=KNThreshold(cap=0.1),
+        tr=TRThreshold(cluster=1, bins=256, cap=0.05),
+        ties=ThresholdTies.none,
     ),
     "quantile": ThresholdConfig(
         name="quantile",
