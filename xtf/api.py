@@ -44,6 +44,7 @@ from xtf.exports import TRAINERS
 from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import export_table
 from xtf.graders import grade
+from xtf.runtime.heads import unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask, row_weighted
 from xtf.scoring.scorers import count_tokens, score_rows, tr_table
@@ -57,7 +58,7 @@ SHARD = 4096  # examples scored at once
 
 
 def score(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     examples: Iterable[Mapping[str, Any] | Example],
     *,
@@ -70,6 +71,9 @@ def score(
     template_checks: str = "warn",
 ) -> datasets.Dataset:
     """Scores every response token of `examples` with the base model, where it is and in its precision.
+
+    `model` is a causal language model of transformers, also quantised, compiled, in DataParallel, or with a LoRA
+    adapter, which stays in effect.
 
     `examples` are rows of the forms that the command line reads from files, {"prompt", "response"}, {"prompt",
     "completion"}, {"messages"} and so on (`xtf.tasks.custom`), or a `datasets.Dataset` or DataFrame of them, optionally
@@ -88,6 +92,7 @@ def score(
         ValueError: input that cannot be scored.
     """
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
+    model = unwrapped(model)
     rows, report = encode(
         tokenizer, as_examples(examples), max_length, Chat(Think(think), date, TemplateChecks(template_checks))
     )

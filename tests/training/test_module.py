@@ -201,24 +201,23 @@ def test_scaled_and_soft_capped_logits_keep_their_gradient(name: str) -> None:
 
 
 def test_packing_is_chosen_only_where_documents_fit_the_sliding_window() -> None:
-    assert enable_packing(build("mistral"), longest=64) == PACKED
-    assert enable_packing(build("mistral"), longest=65) == "sdpa"
+    assert enable_packing(build("mistral"), longest=64) == (PACKED, True)
+    assert enable_packing(build("mistral"), longest=65) == ("sdpa", True)
     eager = build("llama")
     eager.set_attn_implementation("eager")
-    assert enable_packing(eager, longest=30) == "eager"
+    assert enable_packing(eager, longest=30) == ("eager", True)
 
 
-def test_a_model_that_carries_state_between_documents_is_refused() -> None:
+def test_a_model_that_carries_state_between_documents_reads_one_a_row() -> None:
     model = build("llama")
     model.model.layers[0].register_forward_hook(lambda layer, inputs, output: output.cumsum(dim=1))
-    with pytest.raises(ValueError, match="cannot be trained packed"):
-        enable_packing(model, longest=30)
+    assert enable_packing(model, longest=30) == ("sdpa", False)
 
 
 def test_unknown_scaling_of_the_logits_is_refused() -> None:
     model = build("llama")
     model.register_forward_hook(lambda model, inputs, output: setattr(output, "logits", output.logits * 2))
-    with pytest.raises(ValueError, match="scaling of the logits"):
+    with pytest.raises(ValueError, match="cannot be trained here: its logits are not what its LM head"):
         enable_packing(model, longest=30)
 
 

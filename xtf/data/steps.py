@@ -47,6 +47,7 @@ class TrainingRows:
         # Tokens from the last kept one on are targets at most, so the model need not read them; it reads that one too
         # where a rule asks what the kept tokens themselves attend to.
         self.own_queries = own_queries
+        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
         self.needed = np.maximum.reduceat(np.where(self.kept, self.position + own_queries, 0), self.offsets[:-1])
 
     def __len__(self) -> int:
@@ -129,11 +130,19 @@ class Step:
 
 
 def collate(data: TrainingRows, rows: np.ndarray, budget: int, index: int, rank: int = 0, devices: int = 1) -> Step:
-    """Pack the rows of one optimizer step; every device packs all of them alike and takes its share."""
+    """Pack the rows of one optimizer step; every device packs all of them alike and takes its share.
+
+    Documents longer than `data.apart` are packed among themselves; a budget of 0 packs one document a row.
+    """
     with_loss = [int(row) for row in rows if data.needed[row] > 0]
-    bins = pack([int(data.needed[row]) for row in with_loss], budget, devices)
+    limit = sys.maxsize if data.apart is None else data.apart
+    long, short = ([row for row in with_loss if bool(data.needed[row] > limit) is which] for which in (True, False))
+    shares: list[list[int]] = []
+    for group in (long, short) if long and short else (with_loss,):
+        bins = pack([int(data.needed[row]) for row in group], budget, devices)
+        shares += [[group[one] for one in packed] for packed in bins[rank::devices]]
     # A device without a document computes one token of weight zero, so that all devices do the same work.
-    shares = [[with_loss[one] for one in packed] for packed in bins[rank::devices]] or [[]]
+    shares = shares or [[]]
     members = np.concatenate([np.arange(data.offsets[row], data.offsets[row + 1]) for row in rows])
     return Step(
         index=index,

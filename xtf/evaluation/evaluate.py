@@ -17,6 +17,7 @@ import numpy as np
 
 from xtf.config.identity import digest
 from xtf.data.examples import Example
+from xtf.data.rows import first_few
 from xtf.evaluation.decoding import Decoding
 from xtf.evaluation.vllm_engine import VLLMEngine
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
@@ -145,6 +146,8 @@ def generate(
             if progress:
                 progress(sum(map(len, chosen)))
             continue
+        from xtf.evaluation.generation import TooLong
+
         model = model or load()
         seeds = [int(digest([decoding.seed, *key]), 16) % 2**31 for key in keys]
         answers: Iterable[tuple[int, str]]
@@ -153,10 +156,14 @@ def generate(
         else:
             answers = generate_share(model, tokenizer, chosen, decoding, places=share.places, seeds=seeds, stop=stop)
         found: dict[Key, str] = {}
-        for index, text in answers:
-            found[keys[index]] = text
-            if progress:
-                progress(len(chosen[index]))
+        try:
+            for index, text in answers:
+                found[keys[index]] = text
+                if progress:
+                    progress(len(chosen[index]))
+        except TooLong as error:
+            names = first_few({keys[index][0] for index in error.prompts})
+            raise ValueError(f"{error}: examples {names}") from error
         with partial.open("a", encoding="utf-8") as handle:
             handle.writelines(_partial_line(key, found[key]) for key in keys)
         done.update(found)

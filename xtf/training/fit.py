@@ -31,13 +31,13 @@ from xtf.data.steps import Step, StepLoader, TrainingRows
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
-from xtf.runtime.progress import bar, console
+from xtf.runtime.progress import bar, console, say
 from xtf.scoring.masks import row_weighted, weights_to_labels
 from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
 from xtf.training.budget import LARGEST, microbatch
 from xtf.training.module import TokenFilteredLM
-from xtf.training.packed import PACKED, enable_packing
+from xtf.training.packed import PACKED, check_positions, enable_packing
 
 LOG_COLUMNS = (
     "step",
@@ -99,9 +99,12 @@ def fit(
     for rows in (training, validation):
         if rows is not None:
             _check_ids(rows, model)
+    check_positions(model, training, validation)
     longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
     original = model.config._attn_implementation
-    attention = enable_packing(model, longest, config.trainer.compile)
+    attention, packs = enable_packing(model, longest, config.trainer.compile)
+    if not packs:
+        say(f"{type(model).__name__} is trained with one document a row: packed, one would reach into the next")
     if method.prompt_attention and attention != PACKED:
         raise ValueError(
             f"method={method.name} reads attention in the training step, which {attention} attention does not show; "
@@ -120,7 +123,7 @@ def fit(
         epochs=tuning.epochs * method.epochs_factor,
         max_steps=tuning.max_steps,
         seed=config.seed,
-        budget=budget.tokens,
+        budget=budget.tokens if packs else 0,
         rank=trainer.global_rank,
         devices=trainer.world_size,
         fill_with=pad_id if config.trainer.compile else None,
