@@ -29,6 +29,8 @@ from xtf.config.schema import (
     ExportConfig,
     Schedule,
     ScorerConfig,
+    TemplateChecks,
+    Think,
     ThresholdConfig,
     ThresholdEnd,
     Tuning,
@@ -36,13 +38,15 @@ from xtf.config.schema import (
 )
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
-from xtf.data.ragged import Sequences, with_ends
+from xtf.data.ragged import Sequences, with_ends, with_row_weights
+from xtf.data.templates import Chat
 from xtf.exports import TRAINERS
 from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import export_table
 from xtf.graders import grade
+from xtf.runtime.heads import unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
-from xtf.scoring.masks import build_mask, notes
+from xtf.scoring.masks import build_mask, notes, row_weighted
 from xtf.scoring.scorers import (
     HIDDEN,
     context_centre,
@@ -62,7 +66,7 @@ SHARD = 4096  # examples scored at once
 
 
 def score(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     examples: Iterable[Mapping[str, Any] | Example],
     *,
@@ -70,25 +74,36 @@ def score(
     max_length: int = 2048,
     tokens_per_batch: int = 16384,
     domain_words: Sequence[str] = (),
+    think: str = "open",
+    date: str = Chat.date,
+    template_checks: str = "warn",
 ) -> datasets.Dataset:
     """Scores every response token of `examples` with the base model, where it is and in its precision.
+
+    `model` is a causal language model of transformers, also quantised, compiled, in DataParallel, or with a LoRA
+    adapter, which stays in effect.
 
     `examples` are rows of the forms that the command line reads from files, {"prompt", "response"}, {"prompt",
     "completion"}, {"messages"} and so on (`xtf.tasks.custom`), or a `datasets.Dataset` or DataFrame of them, optionally
     with an "id". Prompts go through the tokenizer's chat template. `scorer` is "xtf" (RI, KN and TR), one of them, or a
     pair such as "kn_tr"; a `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples
     whose prompt leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
-    `domain_words` are for the released TR.
+    `domain_words` are for the released TR. `think` (open, close), `date` and `template_checks` (warn, refuse) say what
+    becomes of unusual chat templates (`xtf.data.templates`).
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends
-    with the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off), and per response token `ri`,
-    `kn`, `tr` and `logp`, those that were asked for (see `xtf.scoring.scorers.score_rows`).
+    with the template's end of a turn, or the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off),
+    and per response token `ri`, `kn`, `tr` and `logp`, those that were asked for (see
+    `xtf.scoring.scorers.score_rows`), and `row_weights` where rows weigh their turns.
 
     Raises:
         ValueError: input that cannot be scored.
     """
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
-    rows, report = encode(tokenizer, as_examples(examples), max_length)
+    model = unwrapped(model)
+    rows, report = encode(
+        tokenizer, as_examples(examples), max_length, Chat(Think(think), date, TemplateChecks(template_checks))
+    )
     for what, ids in (("cut to", report.truncated), ("left out, without room within", report.no_room)):
         if ids:
             named = ", ".join(ids[:10])
@@ -114,7 +129,8 @@ def score(
         centre = context_centre(lambda: (hidden_states(shard) for shard in shards))
         shards = [with_context_tr(shard, centre) for shard in shards]
     said = {"model": getattr(model, "name_or_path", ""), "tokenizer": tokenizer_digest(tokenizer)}
-    return datasets.Dataset(with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows)), info=_info(said))
+    scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
+    return datasets.Dataset(with_row_weights(scored, [row.weights for row in rows]), info=_info(said))
 
 
 def mask(
@@ -132,6 +148,8 @@ def mask(
     logged. With a `dropped_weight` in the threshold they keep their labels: `weights` says what each token counts, and
     `dropped` which are meant. A `drop_probability` below 1 is for the training of the command line: other trainers do
     not draw anew in each epoch.
+
+    Weights of the rows' own (`row_weights`) are multiplied into labels and a column `weights`.
 
     The end token that `score` appended to a response is not the data's: it is neither judged nor counted, and always
     kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`
@@ -157,7 +175,7 @@ def mask(
                 "not known: give eos_token_id=tokenizer.eos_token_id, or a threshold with end=ThresholdEnd.scored to "
                 "judge it like the data's tokens"
             )
-    masked = build_mask(table, threshold, attributes)
+    masked = row_weighted(build_mask(table, threshold, attributes))
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)
     by = ", ".join(masked.stats.thresholds) or "none"

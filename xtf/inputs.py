@@ -78,8 +78,10 @@ class Inputs:
     def encoded(self) -> list[Encoded]:
         """The training examples as token ids."""
         from xtf.data.encode import encode
+        from xtf.data.templates import Chat
 
-        rows, report = encode(self.tokenizer, self.train_examples, self.config.model.max_length)
+        chat = Chat.of(self.config.task)
+        rows, report = encode(self.tokenizer, self.train_examples, self.config.model.max_length, chat)
         self.manifest.note(encoding=dataclasses.asdict(report))
         return rows
 

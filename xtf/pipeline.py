@@ -136,7 +136,11 @@ class Pipeline:
 
     def train(self) -> None:
         """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""
-        if "train" in self.manifest.stages and self.folder.model.is_dir():
+        evaluate = self.config.evaluate  # completions that are there are graded again without their model
+        enough = self.folder.generations.exists() and not (evaluate.losses or evaluate.general)
+        if "train" in self.manifest.stages and (
+            self.folder.model.is_dir() or (enough and self.config.stage is not Stage.train)
+        ):
             return
         self.inputs.free_memory()  # training needs it, and must start from untouched weights
         with stopwatch() as seconds:

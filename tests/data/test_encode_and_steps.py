@@ -20,7 +20,8 @@ from xtf.data.steps import StepLoader, TrainingRows, collate, epoch_order, pack
 from xtf.tasks import as_examples
 
 SHARED = Path(__file__).parents[3] / "shared"
-TOKENIZERS = ["qwen2.5", "phi-3"]
+ENDS = {"qwen2.5": "<|im_end|>", "phi-3": "<|end|>"}  # of a turn in their templates
+TOKENIZERS = [*ENDS]
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared (real data and tokenizers) is not here")
 
 
@@ -49,7 +50,7 @@ def test_response_ids_decode_to_the_response_on_all_of_gsm8k(name: str) -> None:
     assert len(encoded) == report.rows == 7473
     assert (report.truncated, report.no_room) == ((), ())
     responses = [row.input_ids[row.prompt_length :] for row in encoded]
-    assert {ids[-1] for ids in responses} == {tokenizer.eos_token_id}
+    assert {ids[-1] for ids in responses} == set(tokenizer.convert_tokens_to_ids([ENDS[name]]))
     assert tokenizer.batch_decode([ids[:-1] for ids in responses]) == [example.response for example in examples]
     for example, row in list(zip(examples, encoded, strict=True))[::100]:
         assert row.input_ids[: row.prompt_length] == encode_prompt(tokenizer, example)
@@ -70,7 +71,7 @@ def test_a_response_is_tokenised_as_it_follows_on_the_prompt() -> None:
     tokenizer = tokenizer_of("phi-3")
     (row,), _ = encode(tokenizer, [one(response="Hello")], 99)
     # Not "▁Hello": no blank stands between the prompt's line break and the response.
-    assert tokenizer.convert_ids_to_tokens(row.input_ids[row.prompt_length :]) == ["Hello", "<|endoftext|>"]
+    assert tokenizer.convert_ids_to_tokens(row.input_ids[row.prompt_length :]) == ["Hello", "<|end|>"]
     together = tokenizer("\nHello", add_special_tokens=False)["input_ids"]
     assert together[-1] == row.input_ids[row.prompt_length]
 

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import xtf
+from xtf.config.identity import digest, grader_identity
 from xtf.config.schema import SourceConfig, TaskConfig
 from xtf.data.examples import Example
 from xtf.data.rows import load_rows
-from xtf.graders import GRADERS, PROTOCOL
+from xtf.graders import GRADERS, PROTOCOL, VERSIONS
 from xtf.graders.base import Grade, Grader, accuracy_metrics
 from xtf.runtime.imports import import_named
 from xtf.tasks import Task, load_task
@@ -152,3 +154,22 @@ def test_several_samples_count_as_one_item_with_a_bootstrap_over_items() -> None
 def test_no_verdict_at_all_is_an_error_and_not_a_zero() -> None:
     with pytest.raises(RuntimeError, match="none of 2 completions could be graded: down"):
         accuracy_metrics([[FAILED], [FAILED]])
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_new_version_of_a_grader_is_another_identity_and_the_first_is_that_of_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def identity(grader: str) -> str:
+        task = TaskConfig(name="mine", grader=grader)
+        return grader_identity(SimpleNamespace(task=task))  # type: ignore[arg-type]
+
+    task = TaskConfig(name="mine", grader="judge")
+    before = digest(["judge", task.choices, task.reference, task.judge, task.sandbox])
+    assert identity("judge") == before
+    monkeypatch.setitem(VERSIONS, "judge", 2)
+    assert identity("judge") != before
+    first = identity("toy_grader.SameLength")
+    monkeypatch.setattr(sys.modules["toy_grader"].SameLength, "version", 2)
+    assert identity("toy_grader.SameLength") != first
+    assert identity("no_such_toy.Grader")  # it is refused where it is loaded

@@ -13,6 +13,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import Stage
+from xtf.graders import VERSIONS
 from xtf.reporting.runs import load_run
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished, run_folders
 from xtf.sweeps.jobs import compose_jobs, unfinished
@@ -30,6 +31,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the recorded output folder in it."""
     shutil.copytree(RECORDED, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(VERSIONS, "number", 1)  # the one that graded these runs
     return tmp_path / "recorded"
 
 
@@ -47,6 +49,17 @@ def test_a_run_of_an_earlier_version_is_found_finished(recorded: Path, arguments
     assert folder.has_results
     assert finished(config, folder)
     assert load_run(folder.path).base_generations()
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_that_an_earlier_version_of_its_grader_graded_is_left_to_do(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, changed = composed("seed=3")
+    folder = RunFolder.of(config, changed)
+    monkeypatch.setitem(VERSIONS, "number", 2)
+    assert RunFolder.of(*composed("seed=3")).path == folder.path
+    assert not finished(config, folder)
 
 
 @pytest.mark.usefixtures("composing")

@@ -18,6 +18,7 @@ from xtf.config.schema import (
     Protect,
     ThresholdConfig,
     ThresholdEnd,
+    ThresholdTies,
     TRThreshold,
 )
 from xtf.data.ragged import Responses, with_ends
@@ -431,10 +432,39 @@ def test_a_threshold_out_of_range_is_refused():
 
 
 def test_the_released_threshold_caps_each_response():
-    scored = table(([1], list(range(10, 30))), logp=[[KNOWN] * 20], tr=[[0.0] * 3 + [0.5] * 17])
-    mask = build_mask(scored, PRESETS["released"], [KN, TR])
-    assert mask.stats.dropped_share == pytest.approx({"kn": 0.1, "tr": 0.05, "union": 0.1})
+    """Against the comparisons of the authors' code, written down token by token; scores tie often."""
+    random = np.random.default_rng(0)
+    rows = [([1], random.integers(2, 90, size).tolist()) for size in (1, 7, 19, 20, 40, 101)]
+    logp = [
+        np.log(random.integers(90, 100, len(row[1])) / 100 + random.integers(0, 3, len(row[1])) / 999) for row in rows
+    ]
+    tr = [random.integers(0, 40, len(row[1])) / 40 for row in rows]
+    ri = [random.standard_cauchy(len(row[1])).round(1) for row in rows]
+    mask = build_mask(table(*rows, logp=logp, tr=tr, ri=ri), PRESETS["released"], [RI, KN, TR])
+    low = mask.stats.thresholds["tr"]["thresholds"][0]
+    for row, found in zip(zip(ri, logp, tr, strict=True), mask.table.to_pylist(), strict=True):
+        scores, p, relevance = (np.array(part, np.float32) for part in row)
+        n = len(scores)
+        q1, q3 = np.percentile(scores, [25, 75])
+        fence = q1 - 1.5 * (q3 - q1)
+        if np.mean(scores < fence) > 0.05:
+            fence = sorted(scores)[int(n * 0.05)]
+        for name, drops in [
+            ("drop_ri", [score < fence for score in scores]),
+            ("drop_kn", [one > np.log(0.95) and one > sorted(p)[int(n * (1 - 0.1))] for one in p]),
+            ("drop_tr", [one < low and one < sorted(relevance)[int(n * 0.05)] for one in relevance]),
+        ]:
+            assert found[name] == drops, (name, n)
+    assert all(0 < mask.stats.dropped_share[name] <= 0.1 for name in (RI, KN, TR))
     assert mask.stats.thresholds["tr"]["cap"] == 0.05
+
+
+def test_a_cap_takes_the_earlier_of_equal_scores_unless_ties_stay():
+    scored = table(([1], list(range(10, 30))), logp=[[KNOWN] * 20])
+    capped = ThresholdConfig("test", kn=KNThreshold(cap=0.1))
+    assert build_mask(scored, capped, [KN]).table["drop_kn"].to_pylist() == [[True] * 2 + [False] * 18]
+    whole = replace(capped, ties=ThresholdTies.none)
+    assert build_mask(scored, whole, [KN]).table["drop_kn"].to_pylist() == [[False] * 20]
 
 
 def test_a_band_of_any_cluster_can_be_dropped():

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from xtf.config.schema import Attribute, Protect, ThresholdConfig, ThresholdEnd
-from xtf.data.ragged import Responses, with_ends
+from xtf.data.ragged import IGNORED, Responses, with_ends, with_row_weights
+from xtf.scoring.masks import row_weighted
 from xtf.scoring.methods import (
     METHODS,
     Decile,
     Forgetting,
     HighLoss,
     LowLoss,
+    Matched,
     Method,
     OnlineTokens,
     Oracle,
@@ -313,3 +315,63 @@ def test_methods_import_without_torch() -> None:
 def test_every_method_has_its_configuration_file() -> None:
     folder = Path(__file__).parents[2] / "conf" / "method"
     assert {file.stem for file in folder.glob("*.yaml")} == set(METHODS)
+
+
+# -- weights of the rows' own --------------------------------------------------------------------------------
+
+GIVEN = [[1.0, 0.0, 0.5, 2.0], [0.0, 1.0]]
+
+
+def weights_of(table: pa.Table) -> list[list[float]]:
+    """What each response token's loss counts, from labels or weights."""
+    if "weights" in table.column_names:
+        return table["weights"].to_pylist()
+    prompts = table["prompt_length"].to_pylist()
+    return [
+        [float(label != IGNORED) for label in row[prompt:]]
+        for row, prompt in zip(table["labels"].to_pylist(), prompts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"given", "oracle", "decile"}))
+def test_a_rows_weights_are_multiplied_into_those_of_every_method(name: str) -> None:
+    method = METHODS[name]()
+    if isinstance(method, Matched):
+        pytest.skip("it follows the number of a mask's drops: see the next test")
+    plain, table = (
+        row_weighted(method.mask(rows, ThresholdConfig(name="paper"), [Attribute.kn], 0)).table
+        for rows in (scored(), with_row_weights(scored(), GIVEN))
+    )
+    own, found = (np.concatenate(weights_of(one)) for one in (plain, table))
+    np.testing.assert_allclose(found, own * np.concatenate(GIVEN))
+    wanted = weights_of(table)
+    for labels, weights, ids in zip(
+        table["labels"].to_pylist(), wanted, scored()["input_ids"].to_pylist(), strict=True
+    ):
+        response = [token if w else IGNORED for token, w in zip(ids[-len(weights) :], weights, strict=True)]
+        assert labels == [IGNORED] * (len(ids) - len(weights)) + response
+
+
+@pytest.mark.parametrize("method", [Random(), LowLoss(), HighLoss()], ids=lambda method: method.name)
+def test_a_control_drops_as_many_of_the_tokens_that_the_rows_train(method: Matched) -> None:
+    given = with_row_weights(scored(), [[0, 1, 1, 1], [1, 1]])  # KN drops tokens 0 and 2 of the first row
+    ours, mask = (
+        row_weighted(one.mask(given, ThresholdConfig(name="paper"), [Attribute.kn], 0)).table["labels"].to_pylist()
+        for one in (method, METHODS["xtf"]())
+    )
+    assert [row.count(IGNORED) for row in ours] == [row.count(IGNORED) for row in mask]
+
+
+def test_rows_that_leave_nothing_to_train_on_are_refused() -> None:
+    mask = METHODS["xtf"]().mask(
+        with_row_weights(scored(), [[1, 0, 1, 0], [0, 0]]), ThresholdConfig(name="paper"), [Attribute.kn], 0
+    )
+    with pytest.raises(ValueError, match="the rows' own weights leave none of the tokens"):
+        row_weighted(mask)
+
+
+def test_whole_weights_stay_labels_and_are_counted() -> None:
+    mask = row_weighted(Method().mask(with_row_weights(scored(), [None, [0, 1]]), ThresholdConfig(name="paper"), [], 0))
+    assert "weights" not in mask.table.column_names
+    assert mask.stats.untrained_tokens == 1
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 1, 2, 3, 4], [-100, -100, 6]]

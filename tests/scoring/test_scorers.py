@@ -381,6 +381,7 @@ def test_tr_alone_runs_no_forward_pass(small_model, random_rows, monkeypatch):
 
 def test_ri_alone_ends_with_the_scored_layer(small_model, random_rows, monkeypatch):
     model = small_model("qwen2")
+    score_rows(model, random_rows[:1], scorer(RI))  # the first call checks the class of the model
     calls = count_calls(monkeypatch, model)
     early = score_rows(model, random_rows, scorer(RI, layer=1))
     assert set(calls) == {"layer0", "layer1"}
@@ -486,12 +487,13 @@ SIZES = {
 }
 
 
-def test_a_class_that_scales_its_logits_is_refused_for_kn_and_scored_for_ri(random_rows):
+def test_a_class_that_changes_its_logits_in_an_unknown_way_is_refused_for_kn_and_scored_for_ri(random_rows):
     model = GraniteForCausalLM(GraniteConfig(**SIZES, initializer_range=0.3, logits_scaling=8.0)).eval()
-    with pytest.raises(ValueError, match="changes its logits"):
-        score_rows(model, random_rows, scorer(KN))
     table = score_rows(model, random_rows, scorer(RI))
     np.testing.assert_allclose(np.exp(table["ri"][1].as_py()), eager(model, random_rows[1])[0], atol=1e-5)
+    model.register_forward_hook(lambda model, inputs, output: setattr(output, "logits", output.logits * 2))
+    with pytest.raises(ValueError, match="changes its logits behind the LM head"):
+        score_rows(model, random_rows, scorer(KN))
 
 
 def test_attention_that_is_not_causal_or_windowed_is_refused(random_rows):

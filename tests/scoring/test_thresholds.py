@@ -113,7 +113,7 @@ def test_the_dataset_is_clustered_whole_not_response_by_response():
     ("scores", "expected"),
     [
         ([0.2, 0.9, 0.2, 0.5], [0, 0, 0, 1]),  # three values, five classes: three clusters, the second is 0.5
-        ([0.2, 0.9], [0, 1]),
+        ([0.2, 0.9], [0, 0]),  # the second of two is the highest: no noise
         ([1.0, 1.0, 1.0], [0, 0, 0]),  # one value: nothing to tell apart
         ([0.4], [0]),
     ],

@@ -31,10 +31,12 @@ from xtf.config.schema import (
     LoggerConfig,
     LoraSettings,
     Schedule,
+    ThresholdConfig,
     TrainerConfig,
     Tuning,
     TuningConfig,
 )
+from xtf.data.ragged import SOURCE
 from xtf.data.steps import epoch_order
 from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS, SelfEvolving
@@ -258,6 +260,93 @@ def test_online_methods_train(tmp_path: Path, method: str) -> None:
     assert np.isfinite(train(tmp_path, config(method, max_steps=2))["final_loss"])
 
 
+def with_reference(seed: int = 5) -> pa.Table:
+    """The table with stored log-probabilities of two made-up models, for whole responses."""
+    source, random = table(), np.random.default_rng(seed)
+    lengths = [len(ids) - prompt for ids, prompt in
+               zip(source["input_ids"].to_pylist(), source["prompt_length"].to_pylist(), strict=True)]  # fmt: skip
+    for name in ("logp", "ref_logp"):
+        values = [np.log(random.random(length)).astype(np.float32) for length in lengths]
+        source = source.append_column(name, pa.array(values, pa.list_(pa.float32())))
+    return source
+
+
+def slow_losses(model: PreTrainedModel, row: dict[str, Any]) -> tuple[torch.Tensor, np.ndarray]:
+    """Losses of a row's labelled tokens, one forward pass for it, and their places within the response."""
+    logits = model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0]
+    losses = F.cross_entropy(logits[:-1], torch.tensor(row["labels"][1:]), reduction="none")
+    places = np.flatnonzero(np.array(row["labels"]) != -100)
+    return losses[places - 1], places - row["prompt_length"]
+
+
+@pytest.mark.parametrize("budget", [25, 60, 10_000])
+def test_slm_ranks_the_tokens_of_the_whole_step_however_it_is_packed(tmp_path: Path, budget: int) -> None:
+    source, model = with_reference(), build()
+    rows = [source.to_pylist()[row] for row in epoch_order(20, 0, 0)[:6]]
+    with torch.no_grad():
+        found = [slow_losses(model, row) for row in rows]
+    losses = torch.cat([part for part, _ in found])
+    reference = np.concatenate([np.array(row["ref_logp"])[at] for row, (_, at) in zip(rows, found, strict=True)])
+    best = (losses + torch.tensor(reference)).argsort(descending=True)[: round(0.6 * len(losses))]
+    trainer = TrainerConfig(name="cpu", tokens_per_microbatch=budget)
+    train(tmp_path, config("slm", trainer=trainer, max_steps=1), table=source)
+    (row,) = read_log(tmp_path / "train_log.csv")
+    assert row["kept_tokens"] == round(0.6 * len(losses))
+    assert row["loss"] == pytest.approx(float(losses[best].mean()), rel=1e-5)
+
+
+def test_profit_divides_by_all_labelled_tokens(tmp_path: Path) -> None:
+    rows = [table().to_pylist()[row] for row in epoch_order(20, 0, 0)[:6]]
+    with torch.no_grad():
+        losses = torch.cat([slow_losses(build(), row)[0] for row in rows])
+    settings = config("profit", max_steps=1)
+    settings.method.tau = float(losses.neg().exp().median())
+    train(tmp_path, settings)
+    (row,) = read_log(tmp_path / "train_log.csv")
+    kept = losses[losses.neg().exp() >= settings.method.tau]
+    assert row["kept_tokens"] == len(kept) < len(losses)
+    assert row["loss"] == pytest.approx(float(kept.sum()) / len(losses), rel=1e-5)
+
+
+def test_forgettings_validation_counts_the_rest_as_its_training_does(tmp_path: Path) -> None:
+    source, method = with_reference(), METHODS["forgetting"]()
+    source = method.mask(source, ThresholdConfig(name="paper"), [], 0).table
+    settings = config("forgetting", validation_fraction=0.3, epochs=2)
+    train(tmp_path, settings, table=source)
+    log = read_log(tmp_path / "train_log.csv")
+    held = sorted(np.random.default_rng([0, train_file.VALIDATION_STREAM]).permutation(20)[:6])
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
+    total, kept = 0.0, 0
+    for row in (source.to_pylist()[place] for place in held):
+        with torch.no_grad():
+            losses, at = slow_losses(model, row)
+        weights = np.array(row["weights"])[at]
+        factors = np.where(weights > 0, 1.0, method.strength * 1.0)  # progress is 1 at the last step
+        total += float((losses.numpy() * weights * factors).sum())
+        kept += int((weights > 0).sum())
+    assert log[-1]["validation_loss"] == pytest.approx(total / kept, rel=1e-4)
+
+
+def test_the_validation_split_never_parts_rows_of_one_source(tmp_path: Path) -> None:
+    source = table()
+    sources = [f"s{row // 3}" for row in range(20)]
+    for seed in range(5):
+        training, validation = train_file._split(
+            source.append_column(SOURCE, pa.array(sources)),
+            dataclasses.replace(TUNING, validation_fraction=0.2),
+            seed,
+            (),
+        )
+        assert validation is not None
+        names = [{sources[int(name[1:])] for name in rows.example_ids} for rows in (training, validation)]
+        assert not names[0] & names[1]
+        assert 4 <= len(validation) <= 6
+    plain = train_file._split(source, dataclasses.replace(TUNING, validation_fraction=0.2), 3, ())[1]
+    assert plain is not None
+    order = np.random.default_rng([3, train_file.VALIDATION_STREAM]).permutation(20)
+    assert plain.example_ids == [f"e{row}" for row in sorted(order[:4])]
+
+
 def log_probabilities(model: PreTrainedModel, source: pa.Table) -> list[np.ndarray]:
     """log p of the response tokens, one row after the other."""
     found = []
@@ -351,7 +440,9 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def train_rank(folder: Path, strategy: str, rank: int, port: int, killed_at: int | None = None) -> None:
+def train_rank(
+    folder: Path, strategy: str, rank: int, port: int, killed_at: int | None = None, method: str = "xtf"
+) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     trainer = dataclasses.replace(TRAINER, name=strategy, strategy=strategy, devices=2)
     if killed_at is not None:
@@ -363,7 +454,8 @@ def train_rank(folder: Path, strategy: str, rank: int, port: int, killed_at: int
                 os._exit(0)
 
         train_file.Progress.on_train_batch_end = die  # type: ignore[method-assign]
-    train(folder, config(batch_size=19, trainer=trainer))
+    more = {"table": with_reference()} if method == "slm" else {}
+    train(folder, config(method, batch_size=19, trainer=trainer), **more)
 
 
 def free_port() -> int:
@@ -387,6 +479,16 @@ def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy:
     logs = [read_log(tmp_path / name / "train_log.csv") for name in ("one", "two")]
     assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-5)
     assert [row["kept_tokens"] for row in logs[0]] == [row["kept_tokens"] for row in logs[1]]
+
+
+def test_slm_on_two_processes_ranks_the_tokens_of_both(tmp_path: Path) -> None:
+    wide = TrainerConfig(name="cpu", tokens_per_microbatch=10_000)
+    train(tmp_path / "one", config("slm", trainer=wide, batch_size=19), table=with_reference())
+    port = free_port()
+    finished(train_rank, *((tmp_path / "two", "ddp", rank, port, None, "slm") for rank in (0, 1)))
+    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-5)
 
 
 # -- settings ------------------------------------------------------------------------------------------------

@@ -201,24 +201,23 @@ def test_scaled_and_soft_capped_logits_keep_their_gradient(name: str) -> None:
 
 
 def test_packing_is_chosen_only_where_documents_fit_the_sliding_window() -> None:
-    assert enable_packing(build("mistral"), longest=64) == PACKED
-    assert enable_packing(build("mistral"), longest=65) == "sdpa"
+    assert enable_packing(build("mistral"), longest=64) == (PACKED, True)
+    assert enable_packing(build("mistral"), longest=65) == ("sdpa", True)
     eager = build("llama")
     eager.set_attn_implementation("eager")
-    assert enable_packing(eager, longest=30) == "eager"
+    assert enable_packing(eager, longest=30) == ("eager", True)
 
 
-def test_a_model_that_carries_state_between_documents_is_refused() -> None:
+def test_a_model_that_carries_state_between_documents_reads_one_a_row() -> None:
     model = build("llama")
     model.model.layers[0].register_forward_hook(lambda layer, inputs, output: output.cumsum(dim=1))
-    with pytest.raises(ValueError, match="cannot be trained packed"):
-        enable_packing(model, longest=30)
+    assert enable_packing(model, longest=30) == ("sdpa", False)
 
 
 def test_unknown_scaling_of_the_logits_is_refused() -> None:
     model = build("llama")
     model.register_forward_hook(lambda model, inputs, output: setattr(output, "logits", output.logits * 2))
-    with pytest.raises(ValueError, match="scaling of the logits"):
+    with pytest.raises(ValueError, match="cannot be trained here: its logits are not what its LM head"):
         enable_packing(model, longest=30)
 
 
@@ -269,7 +268,7 @@ def oracle(model: PreTrainedModel, source: pa.Table) -> list[dict[str, torch.Ten
             {
                 "logp": logits.log_softmax(-1)[torch.arange(len(logits)), torch.tensor(ids[prompt:])],
                 "entropy": -(top * top.log()).sum(-1),
-                "attention": output.attentions[-1][0, :, prompt - 1 : -1, :prompt].sum(-1).mean(0).detach(),
+                "attention": output.attentions[-1][0, :, prompt:, :prompt].sum(-1).mean(0).detach(),
             }
         )
     model.set_attn_implementation(PACKED)
@@ -279,7 +278,8 @@ def oracle(model: PreTrainedModel, source: pa.Table) -> list[dict[str, torch.Ten
 def online_weights(name: str, source: pa.Table, model: PreTrainedModel) -> torch.Tensor:
     """w of all tokens of the step, in the order of the table's rows."""
     method = METHODS[name]()
-    step = whole_step(TrainingRows(source, sorted(method.needs)), budget=10_000)
+    rows = TrainingRows(source, sorted(method.needs), own_queries=method.prompt_attention)
+    step = whole_step(rows, budget=10_000)
     (micro,) = step.micro_batches
     weights = PackedLM(model, method).train()(micro)[2]
     return weights[torch.argsort(micro.rows, stable=True)]
@@ -317,7 +317,7 @@ def test_slm_and_sstoken_choose_by_the_current_model() -> None:
     for one, old, weights in zip(seen, reference, found.split([len(one["logp"]) for one in seen]), strict=True):
         gain = one["logp"] - old
         score = 0.5 * (gain - gain.min()) / (gain.max() - gain.min()) + 0.5 * one["attention"]
-        best = score.argsort(descending=True)[: max(1, round(0.6 * len(score)))]
+        best = score.argsort(descending=True)[: math.ceil(0.6 * len(score) - 1e-9)]
         assert weights.nonzero()[:, 0].tolist() == sorted(best.tolist())
 
 

@@ -6,6 +6,7 @@ Every check raises ConfigError, in one sentence that names the key and the remed
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import importlib.util
 import math
 import pkgutil
@@ -274,7 +275,11 @@ def _bundled(task: TaskConfig, which: str) -> str | None:
 
 
 def check_task(task: TaskConfig) -> None:
-    """Refuse samples and pass@k that do not fit each other."""
+    """Refuse samples and pass@k that do not fit each other, and a date that is none."""
+    try:
+        datetime.date.fromisoformat(task.date)
+    except ValueError as error:
+        raise ConfigError(f"task.date={task.date} must be a date like 2024-07-26") from error
     if task.samples > 1 and task.temperature == 0:
         raise ConfigError(
             f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "

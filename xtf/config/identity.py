@@ -7,13 +7,14 @@ import difflib
 import hashlib
 import importlib
 import json
+import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.schema import METHODS, Config, Protect, ThresholdEnd
+from xtf.config.schema import GRADER_VERSION, METHODS, Config, Protect, ThresholdEnd, ThresholdTies, TRVariant
 
 
 def plain(value: Any) -> Any:
@@ -101,6 +102,7 @@ _NEUTRAL = (
     "task.sandbox.",
     "task.size.",
     "task.bundled_grader",
+    "task.template_checks",
     "model.shape.",
     "plan.",
 )
@@ -122,7 +124,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 # What versions that did not know a key did, where that is not the key's default now.
-_BEFORE = {"threshold.end": ThresholdEnd.scored.value}
+_BEFORE = {"threshold.end": ThresholdEnd.scored.value, "threshold.ties": ThresholdTies.earlier.value}
 
 
 def before_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +142,8 @@ def differing_keys(recorded: Mapping[str, Any], config: Config) -> list[str]:
     before = {**dict(_defaults(config, "")), **before_keys(recorded), **recorded}
     if not (config.method.masked and config.scorer.attributes):  # no threshold is read
         now["threshold.end"] = before["threshold.end"]
+    if config.scorer.tr.variant is not TRVariant.released:  # no domain word is read
+        now["task.domain_words"] = before["task.domain_words"]
     return sorted(key for key in recorded.keys() | now.keys() if before.get(key) != now.get(key))
 
 
@@ -156,9 +160,15 @@ def _defaults(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def grader_identity(config: Config) -> str:
-    """A digest of what decides a completion's verdict."""
+    """A digest of what decides a completion's verdict; version 1 of a grader has the digest of the time
+    before versions."""
     task = config.task
-    return digest([task.grader, task.choices, task.reference, task.judge, task.sandbox])
+    settings = [task.grader, task.choices, task.reference, task.judge, task.sandbox]
+    try:
+        version = pkgutil.resolve_name(GRADER_VERSION)(task.grader)
+    except ValueError:  # no such grader: refused where it is loaded
+        version = 1
+    return digest(settings if version == 1 else [*settings, version])
 
 
 def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:

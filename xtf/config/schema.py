@@ -123,6 +123,13 @@ class Protect(Enum):
     answer = "answer"  # those that the task's grader reads: the decision, the number, a function's first line
 
 
+class ThresholdTies(Enum):
+    """Which tokens a cap takes of those with equal scores."""
+
+    earlier = "earlier"  # the earlier ones, so that the cap is met
+    none = "none"  # the authors' code: none of those that tie with the first one that is over the cap
+
+
 class Tuning(Enum):
     """Which weights are trained."""
 
@@ -168,6 +175,20 @@ class Turns(Enum):
 
     last = "last"  # the last assistant turn is the response; what precedes it is the prompt
     all = "all"  # every assistant turn becomes an example of its own, with the turns before it as its prompt
+
+
+class Think(Enum):
+    """What becomes of a thought that the chat template's generation prompt opens (`<think>`)."""
+
+    open = "open"  # nothing: the prompt is the template's own, so that responses are trained within the thought
+    close = "close"  # the prompt closes it, or asks the template not to think: responses stand behind the thought
+
+
+class TemplateChecks(Enum):
+    """What is made of a chat template that does not do what is usual (`xtf.data.templates`)."""
+
+    warn = "warn"  # one warning for each finding, which also says what is done about it
+    refuse = "refuse"
 
 
 class CheckpointChoice(Enum):
@@ -371,6 +392,9 @@ class TaskConfig:
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
+    think: Think = Think.open
+    template_checks: TemplateChecks = TemplateChecks.warn
+    date: str = "2024-07-26"  # what a chat template that writes today's date is told; Llama 3's own where it knows none
     # exact, contains, substring, number, math, choice, decision, code or judge; python:module.function or module.Class
     grader: str = MISSING
     choices: list[str] = field(default_factory=list)
@@ -472,6 +496,7 @@ class ThresholdConfig:
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
+    ties: ThresholdTies = ThresholdTies.earlier
 
 
 FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a program adds (xtf.scoring.attributes.register)
@@ -679,8 +704,9 @@ class Config:
     cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 
-# By name, the built-in methods and the trainers of stage=export; dotted, for this room imports none above it.
+# By name, the built-in methods, a grader's version and the trainers of stage=export: this room imports none above it.
 METHODS = "xtf.scoring.methods.METHODS"
+GRADER_VERSION = "xtf.graders.version"
 TRAINERS = "xtf.exports.TRAINERS"
 
 # The folders of conf/ whose choice fills the field of that name.
@@ -690,7 +716,11 @@ GROUPS = ("model", "task", "scorer", "threshold", "method", "tuning", "trainer",
 PRESETS = {
     "paper": ThresholdConfig(name="paper"),
     "released": ThresholdConfig(
-        name="released", ri=RIThreshold(c=1.5, cap=0.05), kn=KNThreshold(cap=0.1), tr=TRThreshold(cluster=1, cap=0.05)
+        name="released",
+        ri=RIThreshold(c=1.5, cap=0.05),
+        kn=KNThreshold(cap=0.1),
+        tr=TRThreshold(cluster=1, bins=256, cap=0.05),
+        ties=ThresholdTies.none,
     ),
     "quantile": ThresholdConfig(
         name="quantile",

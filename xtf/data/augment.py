@@ -38,7 +38,8 @@ def augment(examples: Sequence[Example], factor: int, path: Path | None = None) 
         for number, prompt in enumerate(prompts.get(example.example_id, [])[: factor - 1], 1):
             last = Message(role=example.messages[-1]["role"], content=prompt)
             turns = (*example.messages[:-1], last)
-            grown.append(replace(example, example_id=f"{example.example_id}/{number}", messages=turns))
+            source = example.source or example.example_id
+            grown.append(replace(example, example_id=f"{example.example_id}/{number}", messages=turns, source=source))
     return grown
 
 

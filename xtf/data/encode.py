@@ -6,7 +6,9 @@ Only this file decides where a prompt ends.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,7 +16,11 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from xtf.data.examples import Example
+from xtf.data.examples import BEYOND_TEXT, REASONING, Example, Message
+from xtf.data.rows import first_few
+from xtf.data.templates import DEFAULT, Chat, Template, first_marker, name_of, render, special_text, template_of
+
+log = logging.getLogger(__name__)
 
 PLAIN_TURN = "### {role}:\n{content}\n\n"  # prompt of a tokenizer without a chat template, one per turn
 PLAIN_CUE = "### Assistant:\n"
@@ -30,6 +36,8 @@ class Encoded:
     input_ids: list[int]
     prompt_length: int
     end_tokens: int = 0  # at the end of the response, put there by `encode`: the dataset has no such token
+    weights: tuple[float, ...] | None = None  # of each response token's loss, as the row says; None: 1 each
+    source: str = ""  # the id of the row, where several examples come from one
 
 
 @dataclass(frozen=True)
@@ -41,37 +49,52 @@ class EncodeReport:
     no_room: tuple[str, ...]  # ids of examples left out: the prompt alone fills `max_length`
     tokens: int
     response_tokens: int
+    template: tuple[str, ...] = ()  # what is unusual about the chat template, and what is done about it
+    special_text: tuple[str, ...] = ()  # ids of examples whose response holds the text of a special token, as text
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int
+    tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int, chat: Chat = DEFAULT
 ) -> tuple[list[Encoded], EncodeReport]:
     """Token ids of every example, prompt and response tokenised apart so that the boundary is exact.
 
-    The response ends with the tokenizer's EOS, where generation stops, unless `max_length` cut it off.
+    The response ends with the token that ends a turn in the chat template (`xtf.data.templates`), else with the
+    tokenizer's EOS; generation stops there. `max_length` may cut it off. Special tokens that a response spells out are
+    text.
 
     Raises:
-        ValueError: the tokenizer has no EOS token; its chat template refuses a conversation; no example has
-            room for a single response token.
+        ValueError: no token ends an answer; the chat template refuses a conversation, or drops a part of it; no example
+            has room for a single response token; the template is unusual, and `task.template_checks=refuse`.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"{_name(tokenizer)} has no EOS token, so no answer could end; set one")
+    template = template_of(tokenizer, chat)
+    if template.end is None:
+        raise ValueError(f"{name_of(tokenizer)} has no EOS token, so no answer could end; set one")
+    special, spelt = special_text(tokenizer), []
     encoded: list[Encoded] = []
     truncated: list[str] = []
     no_room: list[str] = []
     stream = iter(examples)
     while batch := list(islice(stream, ENCODE_BATCH)):
-        prompts = encode_prompts(tokenizer, batch)
-        responses = _response_ids(tokenizer, [example.response for example in batch])
-        for example, prompt, response in zip(batch, prompts, responses, strict=True):
+        prompts = encode_prompts(tokenizer, batch, chat)
+        texts = [_response(tokenizer, example, template, chat) for example in batch]
+        written = {place for place, example in enumerate(batch) if example.answer is not None}
+        responses = _response_ids(tokenizer, texts, written)
+        for example, prompt, response, text in zip(batch, prompts, responses, texts, strict=True):
+            if special and example.answer is None and special.search(text):
+                spelt.append(example.example_id)
             if len(prompt) >= max_length:
                 no_room.append(example.example_id)
                 continue
-            input_ids = prompt + response + [tokenizer.eos_token_id]
+            end = _end(tokenizer, example, template, chat)
+            input_ids = [*prompt, *response, end]
             if len(input_ids) > max_length:
                 truncated.append(example.example_id)
             whole = len(input_ids) <= max_length
-            encoded.append(Encoded(example.example_id, input_ids[:max_length], len(prompt), int(whole)))
+            weights = _weights(tokenizer, example, text, len(response))
+            if weights is not None:
+                weights = weights[: max_length - len(prompt)]
+            name, source = example.example_id, example.source or example.example_id
+            encoded.append(Encoded(name, input_ids[:max_length], len(prompt), int(whole), weights, source))
     rows = len(encoded) + len(no_room)
     if not encoded:
         raise ValueError(
@@ -81,44 +104,167 @@ def encode(
         )
     tokens = sum(len(one.input_ids) for one in encoded)
     response_tokens = tokens - sum(one.prompt_length for one in encoded)
-    return encoded, EncodeReport(rows, tuple(truncated), tuple(no_room), tokens, response_tokens)
+    if spelt:
+        log.warning(
+            "%d responses spell out special tokens of %s, which are encoded as text: %s",
+            len(spelt), name_of(tokenizer), first_few(spelt),
+        )  # fmt: skip
+    return encoded, EncodeReport(
+        rows, tuple(truncated), tuple(no_room), tokens, response_tokens, template.findings, tuple(spelt)
+    )
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, chat: Chat = DEFAULT) -> list[int]:
     """Token ids of the prompt with the cue for the assistant's turn: what generation starts from."""
-    return encode_prompts(tokenizer, [example])[0]
+    return encode_prompts(tokenizer, [example], chat)[0]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], chat: Chat = DEFAULT
+) -> list[list[int]]:
     """Token ids of every prompt, with the cue for the assistant's turn."""
-    texts = [render_prompt(tokenizer, example) for example in examples]
+    texts = [render_prompt(tokenizer, example, chat) for example in examples]
     prompts = _ids(tokenizer, texts)
     if tokenizer.chat_template is None and _adds_bos(tokenizer):
         return [[tokenizer.bos_token_id, *ids] for ids in prompts]
     return prompts
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """The prompt as text: by the tokenizer's chat template, or `PLAIN_TURN` per turn and `PLAIN_CUE`."""
+def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, chat: Chat = DEFAULT) -> str:
+    """The prompt as text: by the tokenizer's chat template, or `PLAIN_TURN` per turn and `PLAIN_CUE`.
+
+    Raises:
+        ValueError: the template refuses the conversation, or drops a part of it.
+    """
     messages = example.messages
     if tokenizer.chat_template is None:
+        if example.tools or any(m["role"] == "tool" or any(k in m for k in BEYOND_TEXT) for m in messages):
+            raise ValueError(
+                f"example {example.example_id} has tools or reasoning, which only a chat template can write, and "
+                f"{name_of(tokenizer)} has none"
+            )
         texts = [PLAIN_TURN.format(role=m["role"].capitalize(), content=m["content"]) for m in messages]
         return "".join([*texts, PLAIN_CUE])
-    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+    template = template_of(tokenizer, chat)
+    text = _rendered(tokenizer, messages, example, chat) + template.cue + template.closing
+    for message in messages:
+        if message["role"] in ("system", "tool") and message["content"].strip() not in text:
+            remedy = "; unset task.system or write it into the prompt" if message["role"] == "system" else ""
+            raise _dropped(tokenizer, example, f"the {message['role']} message", remedy)
+        if "reasoning_content" in message and not any(name in str(tokenizer.chat_template) for name in REASONING):
+            raise _dropped(tokenizer, example, "reasoning_content")  # a template that knows it may leave out old ones
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in text:
+                raise _dropped(tokenizer, example, "tool_calls")
+    for tool in example.tools:
+        if str(tool.get("function", tool).get("name")) not in text:
+            raise _dropped(tokenizer, example, "tools")
+    return text
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], example: Example, chat: Chat, cue: bool = True
+) -> str:
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return render(tokenizer, turns, chat, example.tools, cue=cue)
     except TemplateError as error:
         raise ValueError(
-            f"the chat template of {_name(tokenizer)} refuses example {example.example_id}: {error}"
+            f"the chat template of {name_of(tokenizer)} refuses example {example.example_id}: {error}"
         ) from error
-    assert isinstance(text, str)
-    for message in messages:
-        if message["role"] == "system" and message["content"].strip() not in text:
+
+
+def _dropped(tokenizer: PreTrainedTokenizerBase, example: Example, what: str, remedy: str = "") -> ValueError:
+    return ValueError(
+        f"the chat template of {name_of(tokenizer)} drops {what} of example {example.example_id}"
+        + (remedy or "; leave the row out, or write it as text")
+    )
+
+
+def _response(tokenizer: PreTrainedTokenizerBase, example: Example, template: Template, chat: Chat) -> str:
+    """The text behind the prompt: the response itself, or what the template makes of reasoning and tool calls.
+
+    Raises:
+        ValueError: the template drops a part of it, or does not write it behind its generation prompt; a thought of the
+            response's own where the prompt has closed one.
+    """
+    if example.answer is None:
+        own = OPENS.match(example.response) if template.opened else None
+        if own and template.closing:
             raise ValueError(
-                f"the chat template of {_name(tokenizer)} drops the system message of example "
-                f"{example.example_id}; unset task.system or write it into the prompt"
+                f"the response of example {example.example_id} opens a thought, which task.think=close has closed "
+                "before it: use task.think=open"
             )
-    return text
+        return example.response[own.end() :] if own else example.response  # the prompt has opened it
+    prompt = render_prompt(tokenizer, example, chat)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the response of example {example.example_id} has tool calls or reasoning, which only a chat template can "
+            f"write, and {name_of(tokenizer)} has none"
+        )
+    whole = _rendered(tokenizer, [*example.messages, example.answer], example, chat, cue=False)
+    texts = [("content", example.response.strip()), ("reasoning_content", example.answer.get("reasoning_content", ""))]
+    texts += [("tool_calls", call["function"]["name"]) for call in example.answer.get("tool_calls", ())]
+    if not whole.startswith(prompt):
+        raise ValueError(
+            f"the chat template of {name_of(tokenizer)} does not write the response of example {example.example_id}, "
+            "which has tool calls or reasoning, behind its generation prompt" + " (task.think)" * bool(template.closing)
+        )
+    text = whole[len(prompt) :]
+    for what, part in texts:
+        if part.strip() not in text:
+            raise _dropped(tokenizer, example, what)
+    special = special_text(tokenizer)
+    if special and any(special.search(part) for _, part in texts):
+        raise ValueError(
+            f"example {example.example_id}: a response with tool calls or reasoning spells out a special token; leave "
+            "the row out"
+        )
+    end = _marker(tokenizer, _end(tokenizer, example, template, chat))
+    return text[: -len(end)] if (text := text.rstrip()).endswith(end) else text
+
+
+OPENS = re.compile(r"<(?:think|thinking|thought|reasoning)>\n?")
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, example: Example, template: Template, chat: Chat) -> int:
+    """The id that ends the response; behind tool calls it may be another one than behind text."""
+    assert template.end is not None
+    if example.answer is None or "tool_calls" not in example.answer:
+        return template.end
+    turns = [*example.messages, example.answer]
+    whole, more = (
+        _rendered(tokenizer, some, example, chat, cue=False)
+        for some in (turns, [*turns, Message(role="tool", content="7354")])
+    )
+    if whole.rstrip().endswith(_marker(tokenizer, template.end)) or not more.startswith(whole):
+        return template.end
+    following = first_marker(tokenizer, more[len(whole) :])
+    return template.end if following is None else following
+
+
+def _marker(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return str(tokenizer.added_tokens_decoder[token].content) if token in tokenizer.added_tokens_decoder else ""
+
+
+def _weights(tokenizer: PreTrainedTokenizerBase, example: Example, text: str, tokens: int) -> tuple[float, ...] | None:
+    """w of each response token and of its end, None where all are 1. A token counts as the least of its characters.
+
+    Raises:
+        ValueError: marked parts in a response that the chat template writes, or a tokenizer that tells no characters.
+    """
+    if not example.spans:
+        return None if example.weight == 1 else (example.weight,) * (tokens + 1)
+    if text != example.response:
+        raise ValueError(
+            f"example {example.example_id} marks parts of a response with reasoning or tool calls, whose text the chat "
+            "template writes; mark the whole turn"
+        )
+    of_characters = np.ones(len(text))
+    for span in example.spans:
+        of_characters[span.start : span.end] = span.weight
+    (offsets,) = response_offsets(tokenizer, [text])
+    found = [min(of_characters[start:end], default=1.0) * example.weight for start, end in offsets.tolist()]
+    return (*map(float, found), example.weight)
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -145,16 +291,22 @@ def continuation_anchor(tokenizer: PreTrainedTokenizerBase) -> str:
         continued = _decode(tokenizer, behind_newline + whole[len(start) :])
         if continued == _decode(tokenizer, behind_newline) + "a":
             return anchor
-    raise ValueError(f"{_name(tokenizer)} does not give back the text that it tokenised; use a lossless one")
+    raise ValueError(f"{name_of(tokenizer)} does not give back the text that it tokenised; use a lossless one")
 
 
-def _response_ids(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) -> list[list[int]]:
+def _response_ids(
+    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], written: Collection[int] = ()
+) -> list[list[int]]:
+    """Ids of the responses; special tokens that they spell out are text, but for those `written` by the template."""
     anchor = continuation_anchor(tokenizer)
-    start = _ids(tokenizer, [anchor])[0]
+    start, special = _ids(tokenizer, [anchor])[0], special_text(tokenizer)
     rows = _ids(tokenizer, [anchor + response for response in responses])
+    for place, response in enumerate(responses):
+        if place not in written and special and special.search(response):
+            rows[place] = _ids(tokenizer, [anchor + response], split_special_tokens=True)[0]
     for ids, response in zip(rows, responses, strict=True):
         if ids[: len(start)] != start:
-            raise ValueError(f"{_name(tokenizer)} merges {response[:40]!r} with the text before it")
+            raise ValueError(f"{name_of(tokenizer)} merges {response[:40]!r} with the text before it")
     return [ids[len(start) :] for ids in rows]
 
 
@@ -168,18 +320,22 @@ def response_offsets(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str
         ValueError: the tokenizer knows no offsets (a slow one), or they do not cover the text.
     """
     if not tokenizer.is_fast:
-        raise ValueError(f"{_name(tokenizer)} gives no character offsets; a fast tokenizer is needed here")
+        raise ValueError(f"{name_of(tokenizer)} gives no character offsets; a fast tokenizer is needed here")
     anchor = continuation_anchor(tokenizer)
     skipped = len(_ids(tokenizer, [anchor])[0])
     texts = [anchor + response for response in responses]
-    found = tokenizer(texts, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-    rows = []
-    for response, mapping in zip(responses, found["offset_mapping"], strict=True):
+    special, rows = special_text(tokenizer), []
+    for response, text in zip(responses, texts, strict=True):
+        as_text = bool(special and special.search(response))
+        found = tokenizer(
+            text, add_special_tokens=False, verbose=False, return_offsets_mapping=True, split_special_tokens=as_text
+        )
+        mapping = found["offset_mapping"]
         offsets = np.array(mapping[skipped:], np.int64).reshape(-1, 2) - len(anchor)
         ends = np.maximum.accumulate(offsets[:, 1])
         offsets[:, 0] = np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]]))
         if len(ends) and ends[-1] != len(response):
-            raise ValueError(f"the offsets of {_name(tokenizer)} end at {ends[-1]} of {response[:40]!r}")
+            raise ValueError(f"the offsets of {name_of(tokenizer)} end at {ends[-1]} of {response[:40]!r}")
         rows.append(offsets)
     return rows
 
@@ -214,8 +370,8 @@ def tokens_within(
     return found
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **more: bool) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False, **more)["input_ids"]
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -229,10 +385,6 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     if tokenizer.bos_token_id is None:
         return False
     return bool(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-
-
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import string
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,28 @@ from xtf.config.schema import PlantKind, Turns
 
 
 class Message(TypedDict):
-    """A turn of a conversation."""
+    """A turn of a conversation; beside role and content what the chat template is handed as it is."""
 
-    role: str  # system, user or assistant
+    role: str  # system, user, assistant or tool
     content: str
-    trained: NotRequired[bool]  # False: an assistant's turn that is context, and no response to learn
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    weight: NotRequired[float]  # of the loss of an assistant's turn; 0: it is context, and no response to learn
+    parts: NotRequired[list[tuple[int, float]]]  # the content's parts: characters and weight of each
+
+
+BEYOND_TEXT = ("reasoning_content", "tool_calls")  # of a response: only the chat template can write it
+
+
+@dataclass(frozen=True)
+class WeightedSpan:
+    """Characters [start, end) of a response whose loss counts `weight` times."""
+
+    start: int
+    end: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,11 @@ class Example:
     response: str
     row: Mapping[str, Any] = field(repr=False)  # the raw row: what a grader may need beside the response
     planted: tuple[PlantedSpan, ...] = ()  # noise in the response, in order
+    weight: float = 1.0  # of the whole response's loss, its end included
+    spans: tuple[WeightedSpan, ...] = ()  # parts of the response with a weight of their own, in order
+    tools: tuple[Mapping[str, Any], ...] = ()  # definitions, for the chat template
+    source: str = ""  # the id of the row, where several examples come from one; "": the example's own
+    answer: Message | None = None  # the response's turn, where it holds more than its text (`BEYOND_TEXT`)
 
 
 class RowError(ValueError):
@@ -53,6 +76,7 @@ class Reading:
 
     messages: Sequence[Message]
     reference: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def text_field(row: Mapping[str, Any], *names: str, empty: bool = False) -> str:
@@ -89,95 +113,164 @@ def instruction_turns(row: Mapping[str, Any]) -> list[Message]:
     return turns(f"{instruction}\n\n{extra}" if extra.strip() else instruction, text_field(row, "output"))
 
 
-ROLES = {name: name for name in ("system", "user", "assistant")} | {
+ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {
     "human": "user",
     "bot": "assistant",
     "gpt": "assistant",
 }
 CONVERSATIONS = ("messages", "conversations", "chat_rounds")  # of Hugging Face, ShareGPT, CodeFuse
-MARKS = ("weight", "loss", "train", "loss_scale")  # of a turn: whether it is to be trained
-UNREAD = {  # keys of a turn that no prompt is made with, so a row that uses one is refused
-    "reasoning_content": "reasoning", "reasoning": "reasoning", "thinking": "reasoning", "tool_calls": "tool calls",
-    "function_call": "tool calls", "tool_call_id": "tool calls",
-}  # fmt: skip
+NUMBERS, SWITCHES = ("weight", "loss_scale"), ("train", "loss")  # how much, and whether, a turn or part is trained
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
-def chat(row: Mapping[str, Any]) -> list[Message] | None:
-    """The conversation in one of `CONVERSATIONS` that is not null; None without.
+def chat(row: Mapping[str, Any]) -> Reading | None:
+    """The conversation in one of `CONVERSATIONS` that is not null, with the row's tools; None without.
 
     Raises:
-        RowError: see `conversation`; tool definitions beside it.
+        RowError: see `conversation` and `tool_definitions`.
     """
     name = next((name for name in CONVERSATIONS if row.get(name) is not None), None)
-    if name is None:
-        return None
-    for key in ("tools", "functions"):
-        if row.get(key):
-            raise RowError(f"field '{key}': tool definitions are not read; leave the row out, or write them as text")
-    return conversation(row[name], name)
+    return None if name is None else Reading(conversation(row[name], name), tools=tool_definitions(row))
+
+
+def tool_definitions(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The row's `tools`: a list of objects, or the same as JSON.
+
+    Raises:
+        RowError: something else, or the older `functions`.
+    """
+    if row.get("functions"):
+        raise RowError("field 'functions' is not read: write the definitions as 'tools'")
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        tools = _parsed(tools, "field 'tools'")
+    if not tools:
+        return ()
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise RowError("field 'tools' must be a list of definitions")
+    return tuple(_without_nulls(tool) for tool in tools)
 
 
 def conversation(turns: Any, name: str) -> list[Message]:
     """Turns with `role` and `content` (or `from` and `value`) as messages; parts of text are joined.
 
-    `weight`, `loss`, `train` and `loss_scale` of 0 or false make an assistant's turn context that is not trained.
+    `weight`, `loss_scale` (numbers), `train` and `loss` (true or false) say how much an assistant's turn, or a part of
+    its content, is trained. Reasoning, tool calls and tools' turns are kept for the chat template.
 
     Raises:
-        RowError: turns that are not of this form, or that hold what would be lost: other weights than 0 and 1, parts
-            that are not text, reasoning, tool calls.
+        RowError: turns that are not of this form, or that hold what would be lost.
     """
     if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
         raise RowError(f"field '{name}' must be a list of turns with role and content")
     found: list[Message] = []
     for place, turn in enumerate(turns, start=1):
         where = f"field '{name}': turn {place}"
-        for key, what in UNREAD.items():
-            if turn.get(key):
-                raise RowError(f"{where} has '{key}': {what} are not read; leave the row out, or write them as text")
         role = turn.get("role", turn.get("from"))
         if role not in ROLES:
             raise RowError(f"{where} has the role {role!r}; known are {', '.join(ROLES)}")
-        content = _content(turn.get("content", turn.get("value")), where)
-        if ROLES[role] == "system" and not content.strip():
-            continue
-        message: Message = {"role": ROLES[role], "content": content}
-        if not _trained(turn, ROLES[role] == "assistant", where):
-            message["trained"] = False
-        found.append(message)
+        message = _message(turn, ROLES[role], where)
+        if message["role"] == "tool" and not (found and (found[-1]["role"] == "tool" or "tool_calls" in found[-1])):
+            raise RowError(f"{where} is a tool's answer, and no turn with tool_calls precedes it")
+        if message["role"] != "system" or message["content"].strip():
+            found.append(message)
     return found
 
 
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, list):
-        for part in content:
-            if (
-                not isinstance(part, Mapping)
-                or part.get("type", "text") != "text"
-                or not isinstance(part.get("text"), str)
-            ):
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                raise RowError(f"{where} has a part of type {kind!r}; only parts of text are read")
-            if mark := next((key for key in MARKS if part.get(key) is not None), None):
-                raise RowError(f"{where} marks a part with '{mark}', which is not read; mark whole turns")
-        return "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise RowError(f"{where} has no text content")
-    return content
+def _message(turn: Mapping[str, Any], role: str, where: str) -> Message:
+    assistant = role == "assistant"
+    if turn.get("function_call"):
+        raise RowError(f"{where} has 'function_call', which is not read: write it as 'tool_calls'")
+    calls = _tool_calls(turn["tool_calls"], where) if turn.get("tool_calls") else None
+    content, parts = _content(turn.get("content", turn.get("value")), assistant, where, empty=calls is not None)
+    message: Message = {"role": role, "content": content}
+    reasoning = [key for key in REASONING if turn.get(key)]
+    if reasoning:
+        if len(reasoning) > 1 or not isinstance(turn[reasoning[0]], str):
+            raise RowError(f"{where} must have its reasoning as one text, not as {', '.join(reasoning)}")
+        message["reasoning_content"] = turn[reasoning[0]]
+    if calls is not None:
+        message["tool_calls"] = calls
+    if not assistant and (calls is not None or reasoning):
+        raise RowError(
+            f"{where} has {(['tool_calls'] if calls else reasoning)[0]!r}, which only assistants' turns have"
+        )
+    if role == "tool":
+        for key in ("tool_call_id", "name"):
+            if turn.get(key):
+                message[key] = str(turn[key])
+    if (weight := _weight(turn, assistant, where)) is not None:
+        message["weight"] = weight
+    if parts is not None:
+        message["parts"] = parts
+    return message
 
 
-def _trained(turn: Mapping[str, Any], assistant: bool, where: str) -> bool:
-    """What the marks of a turn say; they must agree. Without marks assistants' turns are trained."""
-    said = {key: turn[key] for key in MARKS if turn.get(key) is not None}
+def _content(content: Any, assistant: bool, where: str, empty: bool) -> tuple[str, list[tuple[int, float]] | None]:
+    """A turn's text, and its parts where one of them has a weight; `empty`: there may be none."""
+    if content is None and empty:
+        return "", None
+    if not isinstance(content, list | tuple):
+        if not isinstance(content, str):
+            raise RowError(f"{where} has no text content")
+        return content, None
+    parts: list[tuple[int, float]] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise RowError(f"{where} has a part of type {kind!r}; only parts of text are read")
+        weight = _weight(part, assistant, f"{where} has a part that")
+        parts.append((len(text), 1.0 if weight is None else weight))
+    return "".join(part["text"] for part in content), parts if any(weight != 1 for _, weight in parts) else None
+
+
+def _weight(marked: Mapping[str, Any], assistant: bool, where: str) -> float | None:
+    """What the marks of a turn or a part say, which must agree; None without marks."""
+    said = {key: marked[key] for key in (*NUMBERS, *SWITCHES) if marked.get(key) is not None}
     for key, value in said.items():
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise RowError(
-                f"{where} has {key}={value!r}; 0 and 1 are read here: give other weights token by token (method=given)"
-            )
+        number = isinstance(value, bool | int | float) and math.isfinite(value) and value >= 0
+        if not number or (key in SWITCHES and value not in (0, 1)):
+            wanted = "true or false" if key in SWITCHES else "a number from 0 (not trained)"
+            raise RowError(f"{where} has {key}={value!r}; it must be {wanted}")
         if value and not assistant:
             raise RowError(f"{where} has {key}={value!r}; only assistants' turns can be trained")
-    if len({bool(value) for value in said.values()}) > 1:
+    numbers = {float(said[key]) for key in NUMBERS if key in said}
+    if len(numbers) > 1 or len({bool(value) for value in said.values()}) > 1:
         raise RowError(f"{where} has marks that disagree: {said}")
-    return all(said.values())
+    return None if not said else max(numbers, default=float(all(said.values())))
+
+
+def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    """Calls with their arguments as objects: templates write them as JSON, and would write JSON text as a string."""
+    if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
+        raise RowError(f"{where}: 'tool_calls' must be a list of calls")
+    found = []
+    for call in calls:
+        function = call.get("function", call)
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError(f"{where} has a tool call without a function's name")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            arguments = _parsed(arguments or "{}", f"{where}: the arguments of the call of {function['name']}")
+        if not isinstance(arguments, Mapping | None):
+            raise RowError(f"{where}: the arguments of the call of {function['name']} must be an object")
+        own = {"name": function["name"], "arguments": _without_nulls(arguments or {})}
+        found.append({"type": "function", **({"id": call["id"]} if call.get("id") else {}), "function": own})
+    return found
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RowError(f"{what} cannot be read as JSON: {error}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the null fields that Parquet gives every object for the fields of the others."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 class _RowFormatter(string.Formatter):
@@ -203,29 +296,75 @@ def render(template: str, row: Mapping[str, Any]) -> str:
         raise RowError(f"template {template!r}: {error}") from error
 
 
-def split_turns(conversation: Sequence[Message], keep: Turns, training: bool) -> list[tuple[tuple[Message, ...], str]]:
-    """(prompt turns, response) pairs of a conversation; RowError if an answer has no question or no text."""
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and the turn that answers it; without an answer the prompt is to be graded by a reference elsewhere."""
+
+    prompt: tuple[Message, ...]
+    answer: Message
+
+
+def split_turns(conversation: Sequence[Message], keep: Turns, training: bool) -> list[Pair]:
+    """The prompts and answers of a conversation; RowError if an answer has no question or no text."""
     if not conversation:
         raise RowError("the conversation is empty")
-    if not training and conversation[-1]["role"] == "user":
-        return [(tuple(conversation), "")]  # nothing to learn from, but a reference elsewhere in the row may grade it
+    if not training and conversation[-1]["role"] in ASKING:
+        # nothing to learn from, but a reference elsewhere in the row may grade it
+        return [Pair(tuple(_context(message) for message in conversation), {"role": "assistant", "content": ""})]
     if conversation[-1]["role"] != "assistant":
         raise RowError("the conversation does not end with the assistant's turn")
     places = [place for place, message in enumerate(conversation) if message["role"] == "assistant"]
-    trained = [place for place in places if conversation[place].get("trained", True)]
-    if keep is Turns.last and places[-1] not in trained:
+    trained = [place for place in places if _trained(conversation[place])]
+    if training and keep is Turns.last and places[-1] not in trained:
         raise RowError("the last turn, which is the response, is marked not to be trained")
-    if not trained:
+    if training and not trained:
         raise RowError("every assistant's turn is marked not to be trained")
     pairs = []
-    for place in trained if keep is Turns.all else places[-1:]:
-        prompt = tuple(Message(role=m["role"], content=m["content"]) for m in conversation[:place])
-        response = conversation[place]["content"]
-        if not prompt or prompt[-1]["role"] != "user":
+    for place in (trained or places) if keep is Turns.all else places[-1:]:
+        prompt, answer = tuple(_context(message) for message in conversation[:place]), conversation[place]
+        if not prompt or prompt[-1]["role"] not in ASKING:
             raise RowError(f"turn {place + 1} answers no user turn")
-        if not prompt[-1]["content"].strip():
+        if not prompt[-1]["content"].strip() and prompt[-1]["role"] == "user":
             raise RowError("the prompt is empty")
-        if training and not response.strip():
+        if training and not answer["content"].strip() and "tool_calls" not in answer:
             raise RowError("the response is empty")
-        pairs.append((prompt, response))
+        pairs.append(Pair(prompt, answer))
     return pairs
+
+
+ASKING = ("user", "tool")  # roles that an answer may follow
+
+
+def _context(message: Message) -> Message:
+    """The message without its marks, which concern its training only."""
+    rest: Message = {**message}
+    rest.pop("weight", None)
+    rest.pop("parts", None)
+    return rest
+
+
+def _trained(message: Message) -> bool:
+    """Whether any of an assistant's turn is trained."""
+    return message.get("weight", 1.0) > 0 and any(w > 0 for size, w in message.get("parts", [(1, 1.0)]) if size)
+
+
+def example_of(
+    name: str, source: str, pair: Pair, row: Mapping[str, Any], tools: tuple[Mapping[str, Any], ...] = ()
+) -> Example:
+    """A prompt and its answer as an example; `source` is the id of the row."""
+    spans, start = [], 0
+    for size, weight in pair.answer.get("parts", ()):
+        if size and weight != 1:
+            spans.append(WeightedSpan(start, start + size, weight))
+        start += size
+    return Example(
+        name,
+        pair.prompt,
+        pair.answer["content"],
+        row,
+        weight=pair.answer.get("weight", 1.0),
+        spans=tuple(spans),
+        tools=tools,
+        source=source,
+        answer=_context(pair.answer) if any(key in pair.answer for key in BEYOND_TEXT) else None,
+    )

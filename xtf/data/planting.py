@@ -385,7 +385,16 @@ def plant(
     between the kinds. Rows are gone through in order, and what a row is short of, or has too much, is made good
     by the next ones: single rows differ (a short one gets no noise or a whole sentence), the set as a whole is
     met to within a sentence. A kind for which the rows have too little room leaves its part to the others.
+
+    Raises:
+        ValueError: a response that is more than one plain text.
     """
+    for example in examples:
+        if example.spans or example.answer is not None:
+            raise ValueError(
+                f"plant.share={config.share}: example {example.example_id} marks parts of its response, or has tool "
+                "calls or reasoning there, among which nothing can be planted; leave such rows out"
+            )
     planter = _Planter(config, tokenizer, task)
     return [planter.row(example) for example in examples]
 

@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 IGNORED = -100  # the label that Hugging Face losses skip
 
@@ -55,6 +56,26 @@ def with_ends(table: pa.Table, end_tokens: Iterable[int]) -> pa.Table:
     end of its response that encoding appended."""
     place = table.column_names.index("prompt_length") + 1
     return table.add_column(place, "end_tokens", pa.array(end_tokens, pa.int8()))
+
+
+SOURCE = "source_id"  # column: the id of the row that an example was made of, where several were made of one
+ROW_WEIGHTS = "row_weights"  # column: w of each response token as the row itself says (weight, train, loss, ...)
+
+
+def with_sources(table: pa.Table, sources: Sequence[str]) -> pa.Table:
+    """The table with the column `SOURCE`, unless every example is a source of its own."""
+    if list(sources) == table["example_id"].to_pylist():
+        return table
+    return table.append_column(SOURCE, pa.array(sources, pa.string()))
+
+
+def with_row_weights(table: pa.Table, weights: Sequence[Sequence[float] | None]) -> pa.Table:
+    """The table with the column `ROW_WEIGHTS` list<float32>, as long as the responses, unless every row has None."""
+    if not any(row is not None for row in weights):
+        return table
+    lengths = pa.compute.list_value_length(table["input_ids"]).to_numpy() - table["prompt_length"].to_numpy()
+    rows = [np.ones(n) if row is None else np.asarray(row) for row, n in zip(weights, lengths, strict=True)]
+    return table.append_column(ROW_WEIGHTS, as_lists(np.concatenate(rows).astype(np.float32), lengths))
 
 
 # --- lists end to end ---------------------------------------------------------------------------------------

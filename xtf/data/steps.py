@@ -23,7 +23,8 @@ class TrainingRows:
 
     Columns of the table: `example_id`, `input_ids`, `prompt_length`, `labels` (as long as `input_ids`, -100
     where there is no loss), `weights` (float32, as long as the response; 1 where the table has none), and the
-    `extra` ones, as long as the response, that an online method reads.
+    `extra` ones, as long as the response, that an online method reads. `own_queries`: the model reads every target,
+    also the last one.
 
     A mask whose holes move has two columns more, `drop_probability` (a number for each row) and `dropped` (bool, as
     long as the response): with that probability a dropped token has its stored weight in an epoch, else 1. Here stands
@@ -33,7 +34,7 @@ class TrainingRows:
         ValueError: a column is missing or as long as neither the sequence nor the response.
     """
 
-    def __init__(self, table: pa.Table, extra: Iterable[str] = ()) -> None:
+    def __init__(self, table: pa.Table, extra: Iterable[str] = (), *, own_queries: bool = False) -> None:
         wanted = ["example_id", "input_ids", "prompt_length", "labels", *extra]
         if missing := [name for name in wanted if name not in table.column_names]:
             raise ValueError(f"the training table lacks the columns {missing}; it has {table.column_names}")
@@ -42,6 +43,8 @@ class TrainingRows:
         self.input_ids, self.offsets, self.lengths = rows.ids, rows.offsets, rows.lengths
         self.labels = rows.of_sequences("labels")
         self.prompt_lengths = rows.prompts
+        self.own_queries = own_queries
+        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
         self.position = positions(self.lengths)
         self.in_response = self.position >= np.repeat(self.prompt_lengths, self.lengths)
         self.columns: dict[str, np.ndarray] = {}
@@ -62,8 +65,9 @@ class TrainingRows:
         self.weights = weights
         # A document's first token is never a target: nothing precedes it.
         self.kept = (self.labels != IGNORED) & (self.weights != 0) & (self.position > 0)
-        # Tokens from the last kept one on are targets at most, so the model need not read them.
-        self.needed = np.maximum.reduceat(np.where(self.kept, self.position, 0), self.offsets[:-1])
+        # Tokens from the last kept one on are targets at most, so the model need not read them; it reads that one too
+        # where a rule asks what the kept tokens themselves attend to.
+        self.needed = np.maximum.reduceat(np.where(self.kept, self.position + self.own_queries, 0), self.offsets[:-1])
 
     def in_epoch(self, seed: int, epoch: int) -> TrainingRows:
         """The rows with the weights of an epoch; themselves where these are the same in all.
@@ -166,11 +170,19 @@ class Step:
 
 
 def collate(data: TrainingRows, rows: np.ndarray, budget: int, index: int, rank: int = 0, devices: int = 1) -> Step:
-    """Pack the rows of one optimizer step; every device packs all of them alike and takes its share."""
+    """Pack the rows of one optimizer step; every device packs all of them alike and takes its share.
+
+    Documents longer than `data.apart` are packed among themselves; a budget of 0 packs one document a row.
+    """
     with_loss = [int(row) for row in rows if data.needed[row] > 0]
-    bins = pack([int(data.needed[row]) for row in with_loss], budget, devices)
+    limit = sys.maxsize if data.apart is None else data.apart
+    long, short = ([row for row in with_loss if bool(data.needed[row] > limit) is which] for which in (True, False))
+    shares: list[list[int]] = []
+    for group in (long, short) if long and short else (with_loss,):
+        bins = pack([int(data.needed[row]) for row in group], budget, devices)
+        shares += [[group[one] for one in packed] for packed in bins[rank::devices]]
     # A device without a document computes one token of weight zero, so that all devices do the same work.
-    shares = [[with_loss[one] for one in packed] for packed in bins[rank::devices]] or [[]]
+    shares = shares or [[]]
     members = np.concatenate([np.arange(data.offsets[row], data.offsets[row + 1]) for row in rows])
     return Step(
         index=index,
@@ -191,7 +203,7 @@ def _micro_batch(data: TrainingRows, rows: Sequence[int]) -> MicroBatch:
         begin, length = data.offsets[row], data.needed[row]
         ids.append(data.input_ids[begin : begin + length])
         positions.append(np.arange(length))
-        targets = begin + 1 + np.flatnonzero(data.kept[begin + 1 : begin + 1 + length])
+        targets = begin + 1 + np.flatnonzero(data.kept[begin + 1 : min(begin + 1 + length, data.offsets[row + 1])])
         kept.append(start + targets - begin - 1)
         targets_of.append(targets)
         start += length

@@ -17,6 +17,7 @@ import numpy as np
 
 from xtf.config.identity import digest
 from xtf.data.examples import Example
+from xtf.data.rows import first_few
 from xtf.evaluation.decoding import Decoding
 from xtf.evaluation.vllm_engine import VLLMEngine
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
@@ -65,7 +66,8 @@ def generate_share(
     seeds: Sequence[int],
     stop: Sequence[str] = (),
 ) -> Iterator[tuple[int, str]]:
-    """Yields (index into `prompts`, completion) as they end: at EOS, or before a `stop` string.
+    """Yields (index into `prompts`, completion) as they end: at EOS or the template's end of a turn, or before
+    a `stop` string.
 
     `seeds` has one for each prompt: what is drawn for one does not depend on the others. Of the model's generation
     settings the EOS ids alone are heeded: how the models are decoded is the task's choice, alike for all of them.
@@ -73,10 +75,12 @@ def generate_share(
     import torch
 
     from xtf.data.encode import decode_response
+    from xtf.data.templates import turn_end
     from xtf.evaluation.generation import complete, draw, greedy
 
     eos = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [] if eos is None else [eos])}
+    named = {tokenizer.eos_token_id, turn_end(tokenizer), *(eos if isinstance(eos, list) else [eos])}
+    stops = {token for token in named if token is not None}
     uniform = [np.random.default_rng(seed).random(decoding.max_new_tokens, np.float32) for seed in seeds]
 
     def sample(logits: torch.Tensor, rows: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -138,6 +142,8 @@ def generate(load: Callable[[], Generator], request: Request) -> dict[Key, str]:
         if all(key in done for key in keys):
             request.progress(sum(map(len, chosen)))
             continue
+        from xtf.evaluation.generation import TooLong
+
         model = model or load()
         seeds = [int(digest([decoding.seed, *key]), 16) % 2**31 for key in keys]
         answers: Iterable[tuple[int, str]]
@@ -148,9 +154,13 @@ def generate(load: Callable[[], Generator], request: Request) -> dict[Key, str]:
                 model, request.tokenizer, chosen, decoding, places=share.places, seeds=seeds, stop=stop
             )
         found: dict[Key, str] = {}
-        for index, text in answers:
-            found[keys[index]] = text
-            request.progress(len(chosen[index]))
+        try:
+            for index, text in answers:
+                found[keys[index]] = text
+                request.progress(len(chosen[index]))
+        except TooLong as error:
+            names = first_few({keys[index][0] for index in error.prompts})
+            raise ValueError(f"{error}: examples {names}") from error
         with partial.open("a", encoding="utf-8") as handle:
             handle.writelines(_partial_line(key, found[key]) for key in keys)
         done.update(found)

@@ -17,6 +17,8 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from xtf.runtime.heads import position_table
+
 SPARE = 64  # columns to grow into before the cache is laid out afresh
 IDLE = 8  # places are filled again, or given up, as soon as one in so many is idle
 
@@ -43,6 +45,14 @@ def draw(logits_NV: torch.Tensor, uniform_N: torch.Tensor, temperature: float, t
     return ids_NV.gather(-1, place_N1)[:, 0]
 
 
+class TooLong(ValueError):
+    """Prompts, by index, for whose completions the model has no positions."""
+
+    def __init__(self, prompts: list[int], message: str) -> None:
+        super().__init__(message)
+        self.prompts = prompts
+
+
 @torch.inference_mode()
 def complete(
     model: PreTrainedModel,
@@ -58,7 +68,17 @@ def complete(
 
     It ends before a token of `stops`, at `max_new_tokens`, or when `over`, shown its tokens after each new one, says
     so. The longest prompts go first, so that a prompt that joins is never longer than the rows that run.
+
+    Raises:
+        TooLong: a prompt and its new tokens run off the model's table of positions.
     """
+    table = position_table(model)
+    if table is not None and (long := [i for i, ids in enumerate(prompts) if len(ids) + max_new_tokens - 1 > table]):
+        raise TooLong(
+            long,
+            f"{type(model).__name__} has positions for {table} tokens, fewer than a prompt and {max_new_tokens} new "
+            "tokens need (task.max_new_tokens)",
+        )
     waiting = deque(sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index)))
     rows = _Rows(model, max_new_tokens, frozenset(stops), choose, over)
     while waiting or rows.running:
@@ -136,6 +156,7 @@ class _Rows:
             self._lay_out(range(len(self.prompt)))
         last_B1 = torch.tensor([[new[-1]] for new in self.new], device=self.model.device)
         position_B1 = self.seen_BW.sum(1, keepdim=True)
+        position_B1[self.idle] = 0  # what an idle place says is not read, but a table of positions has an end
         self.seen_BW = torch.cat([self.seen_BW, self.seen_BW.new_ones(len(last_B1), 1)], 1)
         logits_BV = self.model(
             input_ids=last_B1,

@@ -53,8 +53,9 @@ class Items:
     def prompts(self) -> list[list[int]]:
         """Token ids of every prompt."""
         from xtf.data.encode import encode_prompts
+        from xtf.data.templates import Chat
 
-        return encode_prompts(self.tokenizer, self.examples)
+        return encode_prompts(self.tokenizer, self.examples, Chat.of(self.task.config))
 
     def responses(self, max_length: int) -> list[Encoded]:
         """The rows with their reference responses, encoded as training rows are.
@@ -63,6 +64,7 @@ class Items:
             ValueError: a row has no response.
         """
         from xtf.data.encode import encode
+        from xtf.data.templates import Chat
 
         without = [example.example_id for example in self.examples if not example.response.strip()]
         if without:
@@ -70,7 +72,7 @@ class Items:
                 f"evaluate.losses needs a response in every evaluation row; {len(without)} have none: "
                 f"{', '.join(without[:5])}"
             )
-        rows, report = encode(self.tokenizer, self.examples, max_length)
+        rows, report = encode(self.tokenizer, self.examples, max_length, Chat.of(self.task.config))
         if report.no_room:
             say(f"no loss of {len(report.no_room)} evaluation rows: their prompts fill model.max_length")
         return rows
@@ -109,12 +111,15 @@ def evaluate_model(
         What the manifest says of the stage: seconds, grader, path, metrics, grading, and with losses `forgetting`.
     """
     from xtf.data.encode import stop_strings
+    from xtf.data.templates import turn_end
 
     decoding, grader = Decoding.of(config.task, config.seed), grader_identity(config)
     dtype = inference_dtype(config.trainer)
     what: dict[str, Any] = {"eval": items.sha256, "dtype": str(dtype)}
     if config.evaluate.backend is not Backend.hf:
         what["backend"] = config.evaluate.backend.value
+    if (end := turn_end(items.tokenizer)) != items.tokenizer.eos_token_id:
+        what["end"] = end  # versions that did not know it went on behind it
     tuned = None
     if which is Which.base:
         what |= {"model": fingerprint(config.model)}

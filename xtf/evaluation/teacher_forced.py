@@ -65,17 +65,18 @@ def predict(
     from lightning_fabric.utilities import move_data_to_device
 
     from xtf.data.steps import TrainingRows, collate
-    from xtf.training.packed import PackedLM, enable_packing
+    from xtf.training.packed import PackedLM, check_positions, enable_packing
 
     every = [np.ones(len(row.input_ids) - row.prompt_length, np.float32) for row in rows]
     data = TrainingRows(weights_to_labels(as_table(rows), every).table)
     tokens, nll, bins = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros((len(rows), BINS, 3))
     original = model.config._attn_implementation
-    enable_packing(model, int(data.needed.max()))
+    check_positions(model, data)
+    _, packs = enable_packing(model, int(data.needed.max()))
     packed = PackedLM(model, Method()).eval()
     try:
         with torch.inference_mode():
-            for micro in collate(data, np.arange(len(rows)), budget, 0).micro_batches:
+            for micro in collate(data, np.arange(len(rows)), budget if packs else 0, 0).micro_batches:
                 micro = move_data_to_device(micro, model.device)
                 hidden = packed.hidden(micro)
                 for start in range(0, len(hidden), packed.chunk):

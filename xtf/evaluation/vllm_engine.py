@@ -60,6 +60,9 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         from xtf.data.encode import decode_response
+        from xtf.data.templates import turn_end
+
+        ends = {tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
 
         settings = [
             SamplingParams(
@@ -68,7 +71,7 @@ class VLLMEngine:
                 top_p=decoding.top_p,
                 seed=seed,
                 stop=list(stop) or None,
-                stop_token_ids=[tokenizer.eos_token_id],
+                stop_token_ids=sorted(ends),
             )
             for seed in seeds
         ]

@@ -24,6 +24,8 @@ GRADERS = {
     "code": "xtf.graders.code.CodeGrader",
     "judge": "xtf.graders.judge.JudgeGrader",
 }
+# Counted up when a grader says something else of a completion than before: finished runs are then graded again.
+VERSIONS = dict.fromkeys(("exact", "contains", "substring", "number", "math", "choice", "decision", "code"), 2)
 OWN_FUNCTION = "python:"
 PROTOCOL = ("of", "check", "reference", "grade", "metrics", "system_info")
 
@@ -52,6 +54,14 @@ def load_grader(config: TaskConfig, output_dir: Path) -> Grader:
         )
     grader: Grader = found.of(config, output_dir)
     return grader
+
+
+def version(name: str) -> int:
+    """The version of a value of `task.grader`: of `VERSIONS`, or the attribute `version` of an own grader; else 1."""
+    if name in GRADERS:
+        return VERSIONS.get(name, 1)
+    found = import_named(f"task.grader={name}", name.removeprefix(OWN_FUNCTION), "module.MyGrader")
+    return int(getattr(found, "version", 1))
 
 
 def grade(

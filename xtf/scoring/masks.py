@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
-from xtf.data.ragged import IGNORED, Responses, Sequences, as_lists
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses, Sequences, as_lists, flat
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
 from xtf.scoring.thresholds import fit
 
@@ -56,7 +56,8 @@ class MaskStats:
     or more than half. `examples_without_loss` counts those whose every response token is dropped. `dropped_weight` is
     what the loss of a dropped token counts, 0 where it is left out, and `drop_probability` in how many epochs it is
     dropped at all; no other figure depends on them. `protected_tokens` are never dropped, `given_back` of them would be
-    if they were not protected; `examples_unprotected` have none.
+    if they were not protected; `examples_unprotected` have none. `untrained_tokens` have the weight 0 in the rows
+    themselves (`row_weighted`), whatever the other figures say of them.
     """
 
     examples: int
@@ -74,6 +75,7 @@ class MaskStats:
     protected_tokens: int = 0
     given_back: int = 0
     examples_unprotected: int = 0
+    untrained_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the record."""
@@ -169,13 +171,13 @@ def weights_to_labels(
     rows = [np.asarray(row, dtype=np.float32) for row in weights]
     if [len(row) for row in rows] != np.concatenate([part.responses for part in parts]).tolist():
         raise ValueError("weights must come as one array per example, each as long as the example's response")
-    flat = np.concatenate(rows)
-    if not np.isfinite(flat).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(flat))} of {len(flat)} weights are not finite numbers")
+    every = np.concatenate(rows)
+    if not np.isfinite(every).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(every))} of {len(every)} weights are not finite numbers")
     tally, own, start = _Tally(), [], 0
     for part in parts:
         block = Responses(part.responses, {})
-        own.append(flat[start : start + block.tokens])
+        own.append(every[start : start + block.tokens])
         start += block.tokens
         which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
         counted = block.select(which)
@@ -215,6 +217,46 @@ def _weighed(
             columns["drop_probability"] = pa.array(np.full(len(rows.lengths), some.drop_probability, np.float32))
         batches.append(_with_columns(rows, {**columns, "labels": _labels(rows, (counts != 0) | moving)}))
     return pa.Table.from_batches(batches)
+
+
+def row_weighted(mask: Mask) -> Mask:
+    """The mask with every token's weight multiplied by that of its row (`ROW_WEIGHTS`), where rows have any.
+
+    The statistics stay those of the method's own mask, but for `untrained_tokens`.
+
+    Raises:
+        ValueError: nothing is left to train on, or dropped tokens are to be drawn anew in each epoch.
+    """
+    if ROW_WEIGHTS not in mask.table.column_names:
+        return mask
+    if "drop_probability" in mask.table.column_names:
+        raise ValueError(
+            "threshold.drop_probability trains a token in some epochs, with the weight 1: it does not go with rows "
+            "that have weights of their own (weight, train or loss in messages)"
+        )
+    masked, untrained = [], 0
+    for rows in _parts(mask.table):
+        given = rows.of_responses(ROW_WEIGHTS)
+        kept = rows.of_sequences("labels")[rows.in_response] != IGNORED
+        own = rows.of_responses("weights") if "weights" in rows.table.schema.names else kept
+        columns = {
+            attribute.drops: rows.table.column(attribute.drops)
+            for attribute in ATTRIBUTES.values()
+            if attribute.drops in rows.table.schema.names
+        }
+        if "dropped" in rows.table.schema.names:
+            columns["dropped"] = rows.table.column("dropped")
+        untrained += int(np.count_nonzero(given == 0))
+        weights = (given * own * kept).astype(np.float32)
+        columns |= {"weights": as_lists(weights, rows.responses), "labels": _labels(rows, weights != 0)}
+        masked.append(_with_columns(rows, columns))
+    table = pa.Table.from_batches(masked)
+    weights, _ = flat(table["weights"])
+    if not weights.any():
+        raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
+    if np.isin(weights, (0, 1)).all():
+        table = table.drop_columns("weights")
+    return Mask(table, replace(mask.stats, untrained_tokens=untrained))
 
 
 # --- Arrow buffers ------------------------------------------------------------------------------------------

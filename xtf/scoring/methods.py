@@ -23,7 +23,7 @@ import pyarrow as pa
 from xtf.config.checks import check_ranges
 from xtf.config.schema import Config, ConfigError, Protect, SourceConfig, ThresholdConfig, ThresholdEnd, within
 from xtf.data.augment import augment
-from xtf.data.ragged import IGNORED, Responses
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses
 from xtf.scoring.masks import build_mask, weights_to_labels
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class OnlineTokens:
     """What an online rule sees of N response tokens of a packed micro-batch, all without gradient.
 
-    A `pointwise` rule is given them in chunks.
+    A `pointwise` rule is given them in chunks, an `over_step` one those of the whole optimizer step, on all devices.
     """
 
     logp: torch.Tensor  # [N] float32, log p_t under the model in training
@@ -46,7 +46,7 @@ class OnlineTokens:
     example: torch.Tensor  # [N] int64; tokens of one example are adjacent
     progress: float  # share of the training steps done, 0 at the first and 1 at the last
     entropy: torch.Tensor | None = None  # [N] nats, of the `entropy_top` most likely tokens, renormalised
-    prompt_attention: torch.Tensor | None = None  # [N] share of the predicting token's attention on the prompt
+    prompt_attention: torch.Tensor | None = None  # [N] share of the token's own attention that goes to the prompt
 
 
 @dataclass
@@ -59,6 +59,9 @@ class Method:
     masked: ClassVar[bool] = False  # whether `weights` reads the mask of the run's scorer and threshold
     online: ClassVar[bool] = False
     pointwise: ClassVar[bool] = True  # an online weight depends on its own token alone
+    over_step: ClassVar[bool] = False  # an online weight depends on all tokens of the optimizer step
+    of_the_model: ClassVar[bool] = True  # an online weight depends on the model in training; else validation has it too
+    divided_by_all: ClassVar[bool] = False  # divisor=kept counts the tokens to which the online rule gives 0 as well
     entropy_top: ClassVar[int] = 0
     prompt_attention: ClassVar[bool] = False
     epochs_factor: ClassVar[int] = 1
@@ -106,6 +109,8 @@ class Method:
             names.add("end")
         if self.masked and threshold.protect is not Protect.none:
             names.add("protected")
+        if self.masked and ROW_WEIGHTS in scored.column_names:
+            names.add(ROW_WEIGHTS)
         scores = Responses.from_table(mask.table, names)
         weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
         return weights_to_labels(scored, weights, threshold if self.masked else None)
@@ -194,8 +199,9 @@ class Matched(Method):
             raise ConfigError(f"method.match={self.match}: only the mask of xtf can be matched")
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
-        dropped = np.bincount(scores.example, scores.columns["dropped"], len(scores.lengths))
-        order = self.order(scores, seed)
+        untrained = scores.columns.get(ROW_WEIGHTS, np.ones(scores.tokens)) == 0
+        dropped = np.bincount(scores.example, scores.columns["dropped"] & ~untrained, len(scores.lengths))
+        order = np.where(untrained, np.inf, self.order(scores, seed))
         for name in {"end", "protected"} & scores.columns.keys():
             # What the mask leaves alone comes last: it drops no more than the others.
             order = np.where(scores.columns[name], np.inf, order)
@@ -363,17 +369,20 @@ WARMUP_SEED = 2502_01968
 
 @dataclass
 class SLM(Referenced):
-    """Online: keep the tokens with the largest excess loss l - l_ref of a micro-batch (Rho-1, arXiv
+    """Online: keep the tokens with the largest excess loss l - l_ref of the whole optimizer step (Rho-1, arXiv
     2404.07965)."""
 
     name: str = "slm"
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
     online: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
+    over_step: ClassVar[bool] = True
 
     def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
         excess = tokens.stored["ref_logp"] - tokens.logp
-        chosen = excess.argsort(descending=True, stable=True)[: max(1, round(self.keep * len(excess)))]
+        by_row = tokens.example.argsort(stable=True)  # so that ties do not depend on the packing
+        best = excess[by_row].argsort(descending=True, stable=True)
+        chosen = by_row[best[: max(1, round(self.keep * len(excess)))]]
         weights = excess.new_zeros(len(excess))
         weights[chosen] = 1.0
         return weights
@@ -442,6 +451,7 @@ class Forgetting(Referenced):
     strength: float = within(0.25, 0)
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
+    of_the_model: ClassVar[bool] = False
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         top = top_share(excess_loss(scores), self.keep)
@@ -460,8 +470,8 @@ class Forgetting(Referenced):
 class SSToken(Method):
     """Keep the tokens of each example that training has moved and that look at the prompt (arXiv 2510.18250).
 
-    Score: gamma * minmax(l_base - l) + (1 - gamma) * minmax(attention to the prompt), both within the
-    example.
+    Score: gamma * minmax(l_base - l), within the example, + (1 - gamma) * the share of the token's own attention (last
+    layer, mean of the heads) that goes to the prompt. The ceil(keep * n) best of an example's n tokens are kept.
     """
 
     name: str = "sstoken"
@@ -482,7 +492,7 @@ class SSToken(Method):
             low, high = excess[part].min(), excess[part].max()
             moved = (excess[part] - low) / (high - low).clamp(min=1e-12)
             score = self.gamma * moved + (1 - self.gamma) * tokens.prompt_attention[part]
-            chosen = score.argsort(descending=True, stable=True)[: max(1, round(self.keep * length))]
+            chosen = score.argsort(descending=True, stable=True)[: math.ceil(self.keep * length - 1e-9)]
             weights[start + chosen] = 1.0
             start += length
         return weights
@@ -515,14 +525,15 @@ class EAFT(Method):
 
 @dataclass
 class ProFit(Method):
-    """Keep p_t > tau (arXiv 2601.09195)."""
+    """Keep p_t >= tau (arXiv 2601.09195); the sum is divided by all response tokens, as the authors' code does."""
 
     name: str = "profit"
     tau: float = within(0.1, 0, 1, excluding=(1,))
     online: ClassVar[bool] = True
+    divided_by_all: ClassVar[bool] = True
 
     def online_weights(self, tokens: OnlineTokens) -> torch.Tensor:
-        return (tokens.logp > (math.log(self.tau) if self.tau else -math.inf)).to(tokens.logp.dtype)
+        return (tokens.logp >= (math.log(self.tau) if self.tau else -math.inf)).to(tokens.logp.dtype)
 
 
 # -- methods by name, and their training tables --------------------------------------------------------------

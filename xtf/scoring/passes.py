@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xtf.config.schema import Config
-from xtf.data.ragged import as_table, with_ends
+from xtf.data.ragged import as_table, with_ends, with_row_weights, with_sources
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
 from xtf.scoring.attributes import sources
+from xtf.scoring.masks import row_weighted
 from xtf.scoring.store import Load, read_pass, scoring_pass
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def training_table(rows: Callable[[], Sequence[Encoded]], passes: Mapping[Pass, 
     """The training rows with every score column that the passes bring, and `end_tokens`, which no pass stores."""
     table = read_pass(passes[Pass.base]) if Pass.base in passes else as_table(rows())
     table = with_ends(table, (row.end_tokens for row in rows()))
+    table = with_row_weights(table, [row.weights for row in rows()])
+    table = with_sources(table, [row.source or row.example_id for row in rows()])
     for name, source in COLUMNS.items():
         if source is not None and source[0] in passes:
             table = table.append_column(name, read_pass(passes[source[0]])[source[1]])
@@ -112,6 +115,6 @@ def write_mask(config: Config, table: pa.Table, path: Path) -> dict[str, Any]:
     """Write the method's mask of a training table to `path`; returns its statistics. No model is loaded."""
     import pyarrow.parquet as pq
 
-    mask = config.method.mask(table, config.threshold, config.scorer.attributes, config.seed)
+    mask = row_weighted(config.method.mask(table, config.threshold, config.scorer.attributes, config.seed))
     write_atomic(path, functools.partial(pq.write_table, mask.table))
     return mask.stats.to_dict()

@@ -34,6 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from xtf.config.schema import RIVariant, Scale, ScorerConfig, TRVariant
 from xtf.data.ragged import Row, Sequences, as_lists, as_table, places
+from xtf.runtime.heads import decoder_of, logits_of, position_table, rope_limit, unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, Brought, brought, computed
 
 HIDDEN = "hidden"  # the column of unit vectors that stands for `tr` until that can be worked out
@@ -89,18 +90,22 @@ def _sequences(rows: Sequence[Row]) -> Sequences:
     return flat
 
 
-def batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
+def batches(lengths: np.ndarray, tokens_per_batch: int, apart: int | None = None) -> Iterator[np.ndarray]:
     """Row numbers in batches of like length, longest first, of at most `tokens_per_batch` tokens with
     padding.
 
-    A row longer than that is a batch of its own. Longest first: if memory runs out, it does so at once.
+    A row longer than that is a batch of its own. Longest first: if memory runs out, it does so at once. Rows longer
+    than `apart` share no batch with others.
     """
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch={tokens_per_batch}: it must be at least 1")
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        count = max(1, tokens_per_batch // int(lengths[order[start]]))
+        widest = int(lengths[order[start]])
+        count = max(1, tokens_per_batch // widest)
+        if apart is not None and widest > apart:
+            count = min(count, int(np.count_nonzero(lengths[order[start:]] > apart)))
         yield order[start : start + count]
         start += count
 
@@ -134,15 +139,27 @@ def score_rows(
         ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
             scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
     """
+    model = unwrapped(model)
     flat, wanted = _sequences(rows), computed(scorer)
     needs = brought(wanted, scorer)
     want_ri, want_logp = Brought.attention in needs, logp or Brought.logp in needs
     want_hidden = Brought.hidden in needs
     scores: dict[str, np.ndarray] = {}
-    if want_ri or want_logp or want_hidden:
-        with _scoring_attention(model):
+    forward = want_ri or want_logp or want_hidden
+    if forward and (table_size := position_table(model)) is not None:
+        too_long = flat.lengths > table_size
+        flat.refuse(too_long, f"{type(model).__name__} has positions for {table_size} tokens; longer are the")
+    if forward:
+        with _scoring_attention(model, needed=want_ri) as exchanged:
             scores = _forward_scores(
-                model, flat, scorer if want_ri else None, want_logp, want_hidden, tokens_per_batch, pad_id, progress
+                model,
+                flat,
+                scorer if want_ri else None,
+                want_logp,
+                want_hidden,
+                tokens_per_batch if exchanged else 1,  # with its own attention a row is read alone, without padding
+                pad_id,
+                progress,
             )
     hidden_NE = scores.pop(HIDDEN, None)
     if Brought.embeddings in needs:
@@ -191,7 +208,7 @@ def _forward_scores(
     starts, response_starts = flat.offsets[:-1], np.cumsum(flat.responses) - flat.responses
     found: dict[str, list[torch.Tensor]] = {}
     found_at = []
-    for batch in batches(flat.lengths, tokens_per_batch):
+    for batch in batches(flat.lengths, tokens_per_batch, rope_limit(model)):
         lengths, prompts, responses = flat.lengths[batch], flat.prompts[batch], flat.responses[batch]
         T = int(lengths[0])
         padded = np.full(len(batch) * T, pad_id, dtype=np.int64)
@@ -257,7 +274,7 @@ def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None =
     """Last hidden states (B, T, E); an empty tensor if the probe ended the pass at its layer."""
     kwargs: dict[str, Any] = {} if probe is None else {"xtf_probe": probe}
     try:
-        hidden_BTE: torch.Tensor = model.base_model(input_ids=ids_BT, use_cache=False, **kwargs).last_hidden_state
+        hidden_BTE: torch.Tensor = decoder_of(model)(input_ids=ids_BT, use_cache=False, **kwargs).last_hidden_state
     except _ScoredLayerDone:
         return torch.empty(0)
     if probe is not None and probe.scores_BT is None:
@@ -273,12 +290,11 @@ def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None =
 
 def _log_p(model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """log p of each target under the LM head, float32 (N,): a chunk of N by V logits at a time."""
-    head = model.get_output_embeddings()
     elements = LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else ON_GPU
     chunk = max(1, elements // model.config.get_text_config().vocab_size)
     return torch.cat(
         [
-            -F.cross_entropy(head(part_NE).float(), part_N, reduction="none")
+            -F.cross_entropy(logits_of(model, part_NE).float(), part_N, reduction="none")
             for part_NE, part_N in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True)
         ]
     )
@@ -288,7 +304,7 @@ _head_checked: WeakSet[PreTrainedModel] = WeakSet()
 
 
 def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
-    """Refuses a class whose logits are not the output of its LM head: Granite and Cohere scale them.
+    """Refuses a class that does more between its last hidden states and its logits than `logits_of` knows.
 
     Compares both on a few tokens. Attention and precision are the same, so they agree to rounding.
     """
@@ -296,12 +312,12 @@ def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
         return
     ids_1T = ids_1T.to(model.device)
     own_1TV = model(input_ids=ids_1T, use_cache=False).logits.float()
-    head_1TV = model.get_output_embeddings()(_hidden(model, ids_1T)).float()
+    head_1TV = logits_of(model, _hidden(model, ids_1T)).float()
     gap = ((head_1TV - own_1TV).norm() / own_1TV.norm()).item()
     if gap > (1e-4 if own_1TV.dtype == model.dtype else 1e-2):
         raise ValueError(
-            f"{type(model).__name__} changes its logits after the LM head (by {gap:.2g} of their size), which is "
-            "not supported; use a scorer without KN, such as ri_tr"
+            f"{type(model).__name__} changes its logits behind the LM head (by {gap:.2g} of their size) in a way that "
+            "is not known here; use a scorer without KN, such as ri_tr"
         )
     _head_checked.add(model)
 
@@ -426,19 +442,58 @@ AttentionMaskInterface.register(ATTENTION, _causal_mask)
 
 
 @contextmanager
-def _scoring_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode and the scoring attention inside the block; what was before, after it."""
+def _scoring_attention(model: PreTrainedModel, needed: bool = False) -> Iterator[bool]:
+    """Eval mode and the scoring attention inside the block, if the class can have it; what was before, after it.
+
+    Raises:
+        ValueError: it cannot, and it is `needed`.
+    """
     before, training = model.config._attn_implementation, model.training
     try:
-        model.set_attn_implementation("sdpa")  # ValueError for a class that fused attention cannot serve
-        model.set_attn_implementation(ATTENTION)
-        if model.config._attn_implementation != ATTENTION:
-            raise ValueError(f"{type(model).__name__} does not let its attention be exchanged; it cannot be scored")
         model.eval()
-        yield
+        cause = _exchange(model, before)
+        if cause is not None and needed:
+            raise ValueError(
+                f"{type(model).__name__} does not show its attention ({cause}), so the attention that tokens receive "
+                "cannot be seen; use a scorer without RI"
+            )
+        yield cause is None
     finally:
-        model.set_attn_implementation(before)
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
         model.train(training)
+
+
+def _exchange(model: PreTrainedModel, before: str) -> str | None:
+    """Puts the scoring attention in; why it cannot be, with the model as it was, or None.
+
+    Whether a class lets its attention be exchanged shows on a few tokens: were it another, so would be their states.
+    """
+    ids_1T = torch.arange(1, 13, device=model.device)[None] * 7919 % model.config.get_text_config().vocab_size
+    known = model in _exchangeable
+    with torch.inference_mode():
+        own_BTE = torch.empty(0) if known else _hidden(model, ids_1T).float()
+        try:
+            model.set_attn_implementation("sdpa")  # ValueError for a class that fused attention cannot serve
+            model.set_attn_implementation(ATTENTION)
+            if model.config._attn_implementation != ATTENTION:
+                cause: str | None = "its attention cannot be exchanged"
+            elif known:
+                cause = None
+            else:
+                gap = float((_hidden(model, ids_1T).float() - own_BTE).norm() / own_BTE.norm())
+                exact = 1e-3 if model.dtype == torch.float32 else 0.1
+                cause = None if gap < exact else "it adds something of its own to the weights"
+        except (ValueError, TypeError, RuntimeError) as error:
+            cause = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+    if cause is None:
+        _exchangeable.add(model)
+    elif model.config._attn_implementation != before:
+        model.set_attn_implementation(before)
+    return cause
+
+
+_exchangeable: WeakSet[PreTrainedModel] = WeakSet()
 
 
 # --- TR: the table ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ append to a response is none of them, so `xtf.scoring.masks` leaves it out of wh
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from typing import Any
 import numpy as np
 
 from xtf.config.checks import check_threshold
-from xtf.config.schema import KNRule, RIRule, ThresholdConfig, TRRule, TRThreshold
+from xtf.config.schema import KNRule, RIRule, ThresholdConfig, ThresholdTies, TRRule, TRThreshold
 from xtf.data.ragged import Responses
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
+
+log = logging.getLogger(__name__)
 
 # --- the rules ----------------------------------------------------------------------------------------------
 
@@ -97,15 +100,19 @@ class Band:
 def otsu_band(counts: np.ndarray, config: TRThreshold) -> Band:
     """The `cluster`-th lowest of `classes` clusters (eq. 7), from the histogram of the dataset's TR.
 
-    With fewer occupied bins than classes each bin is a cluster of its own. If that leaves fewer than two
-    clusters, or fewer than `cluster`, the band is empty.
+    With fewer occupied bins than classes each bin is a cluster of its own. If that makes `cluster` the highest one, or
+    leaves fewer, the band is empty: what lies nearest to the task is no noise.
     """
     edges = np.linspace(0.0, 1.0, len(counts) + 1)
     edges[-1] = np.nextafter(1.0, 2.0)  # the last bin includes 1
     classes = min(config.classes, int(np.count_nonzero(counts)))
     starts = multi_otsu(counts, classes)
     thresholds = tuple(float(edges[start]) for start in starts[1:])
-    if classes < 2 or config.cluster > classes:
+    if config.cluster >= classes < config.classes or classes < 2:
+        log.warning(
+            "TR takes only %d values that a histogram of %d bins tells apart, so there is no cluster %d below the "
+            "highest: TR drops nothing", classes, len(counts), config.cluster,
+        )  # fmt: skip
         return Band(math.inf, math.inf, thresholds, classes)
     bounds = [0.0, *thresholds, float(edges[-1])]
     return Band(bounds[config.cluster - 1], bounds[config.cluster], thresholds, classes)
@@ -140,7 +147,11 @@ class Cuts:
         margins = self.margins(attribute, block)
         dropped = margins > self.levels[attribute.name]
         cap = rule_of(self.config, attribute).cap
-        return dropped if cap is None else _capped(block, dropped, margins, cap)
+        if cap is None:
+            return dropped
+        if self.config.ties is ThresholdTies.none:
+            return dropped & (margins > _limits(block, margins, cap, of_the_highest=attribute.noise > 0))
+        return _capped(block, dropped, margins, cap)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The thresholds in numbers, in the units of the scores; None: there is none that drops some."""
@@ -224,6 +235,19 @@ def level_for(margins: np.ndarray, count: int) -> float:
     if count - without <= with_them - count:
         return float(tied)
     return float(ranked[below - 1]) if below > 0 else -math.inf
+
+
+def _limits(block: Responses, margins: np.ndarray, cap: float, of_the_highest: bool) -> np.ndarray:
+    """The margin that a drop must exceed where no tie at the cap is dropped, float64 (N,).
+
+    The authors' code compares with one of the sorted scores of a response of n tokens: the score at int(cap * n) where
+    low scores are dropped, that at int((1 - cap) * n) where high ones are.
+    """
+    ordered = margins[block.order(margins)]  # ascending within each response; low scores have the high margins
+    n = block.lengths
+    place = (n * (1 - cap)).astype(np.int64) if of_the_highest else n - 1 - (n * cap).astype(np.int64)
+    last = np.minimum(block.offsets[:-1] + np.clip(place, 0, np.maximum(n - 1, 0)), max(len(ordered) - 1, 0))
+    return np.repeat(ordered[last], n) if len(ordered) else ordered
 
 
 def _capped(block: Responses, dropped: np.ndarray, margins: np.ndarray, cap: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any
 
 from xtf.config.identity import nearest
 from xtf.config.schema import ConfigError, TaskConfig
-from xtf.data.examples import Example, Message, Reading, RowError, render, split_turns
+from xtf.data.examples import Example, Message, Reading, RowError, example_of, render, split_turns
 from xtf.data.rows import Rows, first_few, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
@@ -89,7 +89,8 @@ class Task:
         return examples
 
     def _examples_of(self, row: Mapping[str, Any], number: int, training: bool) -> list[Example]:
-        conversation = list(self._reading(row, training).messages)
+        reading = self._reading(row, training)
+        conversation = list(reading.messages)
         if self.config.system:
             if conversation and conversation[0]["role"] == "system":
                 raise RowError("the row has a system message of its own, and task.system is set too: unset one")
@@ -97,7 +98,7 @@ class Task:
         pairs = split_turns(conversation, self.config.turns, training)
         name = row_id(row, number)
         names = [name] if len(pairs) == 1 else [f"{name}#{turn}" for turn in range(1, len(pairs) + 1)]
-        return [Example(name, prompt, response, row) for name, (prompt, response) in zip(names, pairs, strict=True)]
+        return [example_of(each, name, pair, row, reading.tools) for each, pair in zip(names, pairs, strict=True)]
 
     def _reading(self, row: Mapping[str, Any], training: bool) -> Reading:
         if self.config.prompt is None:

@@ -30,8 +30,8 @@ def read(row: Mapping[str, Any]) -> Reading:
         tests = "\n".join(text_list(row, "test_list"))
         prompt = f"{text_field(row, 'text', 'prompt')}\nYour code should pass these tests:\n{tests}"
         return Reading(turns(unix_lines(prompt), unix_lines(text_field(row, "code"))))
-    if (conversation := chat(row)) is not None:
-        return Reading(conversation)
+    if (found := chat(row)) is not None:
+        return found
     raise RowError(
         "needs prompt, canonical_solution, test, entry_point (HumanEval), or text, code, test_list (MBPP), or messages"
     )

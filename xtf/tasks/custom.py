@@ -13,18 +13,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xtf.data.examples import Message, Reading, RowError, chat, conversation, instruction_turns, text_field
+from xtf.data.examples import (
+    Message,
+    Reading,
+    RowError,
+    chat,
+    conversation,
+    instruction_turns,
+    text_field,
+    tool_definitions,
+)
 
 
 def read(row: Mapping[str, Any]) -> Reading:
     """A row in any of the forms above."""
     if (found := chat(row)) is not None:
-        return Reading(found)
+        return found
     if "instruction" in row:
         return Reading(instruction_turns(row))
     for prompt, responses in (("prompt", ("response", "completion")), ("question", ("answer",))):
         if row.get(prompt) is not None:
-            return Reading(_asked(row, prompt) + _answered(row, responses))
+            asked = _asked(row, prompt)
+            tools = tool_definitions(row) if isinstance(row[prompt], list | tuple) else ()
+            return Reading(asked + _answered(row, responses), tools=tools)
     raise RowError(
         f"no known columns in ({', '.join(map(str, row))}): name yours with "
         "task.prompt='{your_column}' and task.response='{your_column}'"

@@ -20,6 +20,6 @@ def read(row: Mapping[str, Any]) -> Reading:
         return Reading(instruction_turns(row))
     if "question" in row:
         return Reading(turns(text_field(row, "question"), text_field(row, "answer")))
-    if (conversation := chat(row)) is not None:
-        return Reading(conversation)
+    if (found := chat(row)) is not None:
+        return found
     raise RowError("needs instruction, input and output, or question and answer, or messages")

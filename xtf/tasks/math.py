@@ -22,6 +22,6 @@ def read(row: Mapping[str, Any]) -> Reading:
     if "problem" in row:
         reference = text_field(row, "answer") if isinstance(row.get("answer"), str) else None
         return Reading(turns(text_field(row, "problem"), text_field(row, "solution", "answer")), reference)
-    if (conversation := chat(row)) is not None:
-        return Reading(conversation)
+    if (found := chat(row)) is not None:
+        return found
     raise RowError("needs question and answer (GSM8K), problem and solution (MATH), or messages")

@@ -28,8 +28,8 @@ def read(row: Mapping[str, Any]) -> Reading:
         return Reading(turns(prompt, response), reference=decision)
     if "instruction" in row:
         return Reading(instruction_turns(row))
-    if (conversation := chat(row)) is not None:
-        return Reading(conversation)
+    if (found := chat(row)) is not None:
+        return found
     raise RowError("needs question, context, long_answer and final_decision (PubMedQA), or instruction and output")
 
 

@@ -25,19 +25,19 @@ from transformers.utils import logging as transformers_logging
 
 from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
 from xtf.data.encode import Encoded
-from xtf.data.ragged import Responses
+from xtf.data.ragged import ROW_WEIGHTS, SOURCE, Responses
 from xtf.data.steps import Step, StepLoader, TrainingRows
 from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
-from xtf.runtime.progress import bar, console
+from xtf.runtime.progress import bar, console, say
 from xtf.runtime.train_log import add_to_log, read_log, write_log
-from xtf.scoring.masks import weights_to_labels
+from xtf.scoring.masks import row_weighted, weights_to_labels
 from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
 from xtf.training.budget import LARGEST, microbatch
 from xtf.training.module import TokenFilteredLM
-from xtf.training.packed import PACKED, enable_packing
+from xtf.training.packed import PACKED, check_positions, enable_packing
 
 LOG = "train_log.csv"
 LAST = "checkpoints/last.ckpt"
@@ -85,13 +85,16 @@ def fit(
     tuning, method = config.tuning, config.method
     assert tuning.batch_size is not None and tuning.epochs is not None
     extra = sorted(method.needs) if method.online else ()
-    training, validation = _split(table, tuning, config.seed, extra)
+    training, validation = _split(table, tuning, config.seed, extra, own_queries=method.prompt_attention)
     for rows in (training, validation):
         if rows is not None:
             _check_ids(rows, model)
+    check_positions(model, training, validation)
     longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
     original = model.config._attn_implementation
-    attention = enable_packing(model, longest, config.trainer.compile)
+    attention, packs = enable_packing(model, longest, config.trainer.compile)
+    if not packs:
+        say(f"{type(model).__name__} is trained with one document a row: packed, one would reach into the next")
     if method.prompt_attention and attention != PACKED:
         raise ValueError(
             f"method={method.name} reads attention in the training step, which {attention} attention does not show; "
@@ -111,7 +114,7 @@ def fit(
         epochs=tuning.epochs * method.epochs_factor,
         max_steps=tuning.max_steps,
         seed=config.seed,
-        budget=budget.tokens,
+        budget=budget.tokens if packs else 0,
         rank=trainer.global_rank,
         devices=trainer.world_size,
         fill_with=pad_id if config.trainer.compile else None,
@@ -186,30 +189,47 @@ def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int
     rows = [Encoded(*row) for row in zip(*columns, strict=True)]
     scored = score_rows(model, rows, ScorerConfig(name="none"), logp=True, tokens_per_batch=budget, pad_id=pad_id)
     both = scored.rename_columns({"logp": "ref_logp"}).append_column("logp", part["logp"])
+    if ROW_WEIGHTS in part.column_names:
+        both = both.append_column(ROW_WEIGHTS, part[ROW_WEIGHTS])
     scores = Responses.from_table(both, ("logp", "ref_logp"))
-    return weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1])).table
+    return row_weighted(weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1]))).table
 
 
 # -- before training -----------------------------------------------------------------------------------------
 
 
 def _split(
-    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str]
+    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str], *, own_queries: bool = False
 ) -> tuple[TrainingRows, TrainingRows | None]:
-    """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one
-    then)."""
-    held_out = 0
+    """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one then).
+
+    Rows of one source example (`SOURCE`), its turns and its augmented copies, stay together.
+    """
+    wanted = 0
     if tuning.validation_fraction > 0:
-        held_out = max(1, round(tuning.validation_fraction * table.num_rows))
+        wanted = max(1, round(tuning.validation_fraction * table.num_rows))
     elif tuning.checkpoint is CheckpointChoice.best:
         raise ValueError("tuning.checkpoint=best needs tuning.validation_fraction above 0")
-    if held_out >= table.num_rows:
-        raise ValueError(f"{held_out} of {table.num_rows} rows for validation leave nothing to train on")
-    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(table.num_rows)
-    training = TrainingRows(table.take(np.sort(order[held_out:])), extra)
+    sources = table[SOURCE if SOURCE in table.column_names else "example_id"].to_numpy(zero_copy_only=False)
+    _, first, source, sizes = np.unique(sources, return_index=True, return_inverse=True, return_counts=True)
+    place = np.empty(len(first), np.int64)  # of each source, in the order in which they come
+    place[np.argsort(first)] = np.arange(len(first))
+    source, sizes = place[source], sizes[np.argsort(first)]
+    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(len(sizes))
+    held_out = np.isin(source, order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1]) & (wanted > 0)
+    if held_out.all():
+        raise ValueError(
+            f"{wanted} of {table.num_rows} rows for validation, with the other rows of their source examples, leave "
+            "nothing to train on"
+        )
+    training, validation = (
+        TrainingRows(table.filter(pa.array(which)), extra, own_queries=own_queries) if which.any() else None
+        for which in (~held_out, held_out)
+    )
+    assert training is not None
     if not training.kept.any():
         raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
-    return training, TrainingRows(table.take(np.sort(order[:held_out])), extra) if held_out else None
+    return training, validation
 
 
 def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from xtf.config.schema import Divisor, Optimizer, Schedule, TuningConfig
-from xtf.data.steps import Step, StepLoader, TrainingRows, collate
-from xtf.scoring.methods import Method
+from xtf.data.steps import MicroBatch, Step, StepLoader, TrainingRows, collate
+from xtf.scoring.methods import Method, OnlineTokens
 from xtf.training.muon import Muon
 from xtf.training.packed import PackedLM
 
@@ -56,9 +57,9 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int, warmup_ratio
 class TokenFilteredLM(pl.LightningModule):
     """Fine-tuning on weighted response tokens: loss = sum(w l) / Z over a whole optimizer step.
 
-    Z is the number of tokens with w > 0 (`divisor=kept`) or of all response tokens (`divisor=response`) in
-    the step, over all its micro-batches and devices. A batch is a whole optimizer step (`xtf.data.steps.Step`),
-    which is why optimization is manual.
+    Z is the number of tokens with w > 0 (`divisor=kept`; before the online rule for a method `divided_by_all`) or of
+    all response tokens (`divisor=response`) in the step, over all its micro-batches and devices. A batch is a whole
+    optimizer step (`xtf.data.steps.Step`), which is why optimization is manual.
     """
 
     def __init__(
@@ -123,9 +124,13 @@ class TokenFilteredLM(pl.LightningModule):
         loss_sum = torch.zeros((), device=self.device)
         kept = torch.zeros((), device=self.device)
         suspects: list[str] = []
+        several = len(step.micro_batches) > 1 or self.trainer.world_size > 1
+        decided = self.method.over_step and several  # one micro-batch is the step, whose rule the forward pass follows
+        if decided:
+            step.micro_batches = self._decide(step.micro_batches)
         for number, micro in enumerate(step.micro_batches):
             with self._accumulate(last=number == len(step.micro_batches) - 1):
-                total, losses, weights = self.packed(micro)
+                total, losses, weights = self.packed(micro, decided)
                 self.manual_backward(total)
             loss_sum += total.detach()
             kept += (weights > 0).sum()
@@ -133,6 +138,39 @@ class TokenFilteredLM(pl.LightningModule):
                 rows = micro.rows[~torch.isfinite(losses * weights)].unique().tolist()
                 suspects += [self.loader.data.example_ids[row] for row in rows]
         return {"record": self._update(step, loss_sum, kept, suspects)}
+
+    def _decide(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """The micro-batches with the weights of a rule that looks at the tokens of all of them, on all devices."""
+        losses = torch.cat([self.packed.losses(micro) for micro in micro_batches])
+        names = sorted(micro_batches[0].columns)
+        parts = [
+            torch.cat([micro.rows for micro in micro_batches]),
+            losses,
+            torch.cat([micro.weights for micro in micro_batches]),
+            *(torch.cat([micro.columns[name] for micro in micro_batches]) for name in names),
+        ]
+        shares = self._all_devices(torch.stack([part.double() for part in parts]))
+        everything = torch.cat(shares, dim=1)
+        there = everything[2] != 0  # a device without a document has a token of weight 0, which is none of the step's
+        _, loss, weight, *stored = everything[:, there].float()
+        columns = dict(zip(names, stored, strict=True))
+        seen = OnlineTokens(-loss, weight, columns, everything[0, there].long(), self.packed.progress)
+        factors = torch.zeros_like(everything[0], dtype=torch.float32)
+        factors[there] = self.method.online_weights(seen)
+        start = sum(share.shape[1] for share in shares[: self.global_rank])
+        found = factors[start : start + len(losses)].split([len(micro.weights) for micro in micro_batches])
+        return [
+            replace(micro, weights=micro.weights * factor) for micro, factor in zip(micro_batches, found, strict=True)
+        ]
+
+    def _all_devices(self, own: Tensor) -> list[Tensor]:
+        """The (K, N) tensors of all devices, whose N differ, in the order of the devices."""
+        if self.trainer.world_size == 1:
+            return [own]
+        gather = self.trainer.strategy.all_gather
+        lengths = gather(torch.tensor(own.shape[1], device=own.device)).tolist()
+        padded = torch.nn.functional.pad(own, (0, max(lengths) - own.shape[1]))
+        return [share[:, :length] for share, length in zip(gather(padded), lengths, strict=True)]
 
     def _accumulate(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Under ddp, gradients are exchanged in the last micro-batch's backward pass only."""
@@ -146,7 +184,8 @@ class TokenFilteredLM(pl.LightningModule):
         optimizers = found if isinstance(found, list) else [found]
         totals = self._sum_over_devices(torch.stack([loss_sum, kept]))
         kept_tokens = int(totals[1])
-        divisor = max(1, kept_tokens if self.tuning.divisor is Divisor.kept else step.response_tokens)
+        counted = step.kept_tokens if self.method.divided_by_all else kept_tokens
+        divisor = max(1, counted if self.tuning.divisor is Divisor.kept else step.response_tokens)
         loss = float(totals[0]) / divisor
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         # The sum's gradient becomes the mean's here; ddp and fsdp have averaged it over the devices on the

@@ -7,6 +7,7 @@ are a chunk; H query heads, K key heads, S head width, D hidden size, V vocabula
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
-from xtf.data.steps import MicroBatch, pack_documents
+from xtf.data.rows import first_few
+from xtf.data.steps import MicroBatch, TrainingRows, pack_documents
+from xtf.runtime.heads import decoder_of, logits_of, position_table, rope_limit
 from xtf.scoring.methods import Method, OnlineTokens
 
 PACKED = "packed_sdpa"  # name of the attention function below in transformers' registry
@@ -135,17 +138,20 @@ class PackedLM(nn.Module):
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(base, PreTrainedModel)
         # In a tuple, so that they are not registered a second time: `model` holds them already.
-        self._parts = (base, base.get_decoder(), base.get_output_embeddings())
+        self._parts = (base, decoder_of(base), base.get_output_embeddings())
         self.config = base.config.get_text_config()
         self.progress = 0.0  # share of the training steps done
 
-    def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of w l over the micro-batch's targets; beside it, without gradient, l [N] and w [N]."""
+    def forward(self, micro: MicroBatch, decided: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of w l over the micro-batch's targets; beside it, without gradient, l [N] and w [N].
+
+        `decided`: its weights are the online rule's already.
+        """
         prompt_attention = None
         if self.method.prompt_attention and self.training:
             prompt_attention = PromptAttention(self.config.num_hidden_layers - 1, micro.prompt_lengths)
         hidden_ND = self.hidden(micro, prompt_attention)
-        if not (self.method.online and self.training):
+        if decided or not self.method.online or (self.method.of_the_model and not self.training):
             return self._loss(hidden_ND, micro.targets, micro.weights)
         if self.method.pointwise:
             return self._loss(hidden_ND, micro.targets, micro.weights, micro)
@@ -158,6 +164,11 @@ class PackedLM(nn.Module):
         chosen_N = weights_N.nonzero()[:, 0]
         total = self._loss(hidden_ND[chosen_N], micro.targets[chosen_N], weights_N[chosen_N])[0]
         return total, losses_N, weights_N
+
+    @torch.no_grad()
+    def losses(self, micro: MicroBatch) -> Tensor:
+        """l [N] of the micro-batch's targets."""
+        return self._loss(self.hidden(micro), micro.targets, micro.weights)[1]
 
     def _loss(
         self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, pointwise: MicroBatch | None = None
@@ -197,7 +208,9 @@ class PackedLM(nn.Module):
             entropy_n = -(top_nk.exp() * top_nk).sum(-1)
         if prompt_attention is not None:
             shares = prompt_attention.shares
-            attention_N = torch.cat([shares[document] for document in range(len(shares))])[micro.predictors]
+            of_T = torch.cat([shares[document] for document in range(len(shares))])
+            own_N = (micro.predictors + 1).clamp(max=len(of_T) - 1)  # a device without a document has one token
+            attention_N = of_T[own_N]
         stored = {name: column[where] for name, column in micro.columns.items()}
         return OnlineTokens(
             -losses_N, micro.weights[where], stored, micro.rows[where], self.progress, entropy_n, attention_N
@@ -209,20 +222,15 @@ class PackedLM(nn.Module):
         packed: dict[str, Any] = {}
         if base.config._attn_implementation == PACKED:
             packed = {"document_lengths": micro.document_lengths, "prompt_attention": prompt_attention}
-        output = decoder(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, **packed)
+        if len(micro.document_lengths) > 1 or packed:  # a single document has the positions that a model counts itself
+            packed["position_ids"] = micro.position_ids
+        output = decoder(input_ids=micro.input_ids, use_cache=False, **packed)
         hidden_ND: Tensor = output.last_hidden_state[0, micro.predictors]
         return hidden_ND
 
     def logits(self, hidden_nD: Tensor) -> Tensor:
-        """LM head with the scaling and soft-capping that the architecture puts behind it, [n, D] -> [n, V]."""
-        logits_nV: Tensor = self._parts[2](hidden_nD)
-        if scale := getattr(self.config, "logit_scale", None):
-            logits_nV = logits_nV * scale
-        if scaling := getattr(self.config, "logits_scaling", None):
-            logits_nV = logits_nV / scaling
-        if cap := getattr(self.config, "final_logit_softcapping", None):
-            logits_nV = cap * torch.tanh(logits_nV / cap)
-        return logits_nV
+        """Logits from last hidden states, [n, D] -> [n, V]."""
+        return logits_of(self._parts[0], hidden_nD)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -235,47 +243,92 @@ class PackedLM(nn.Module):
         return max(1, LOGITS_AT_ONCE // self.config.vocab_size)
 
 
-def enable_packing(model: PreTrainedModel, longest: int, compiled: bool = False) -> str:
-    """Let `model` read packed rows; returns the name of its attention implementation, now `PACKED` where it was
-    sdpa.
+def enable_packing(model: PreTrainedModel, longest: int, compiled: bool = False) -> tuple[str, bool]:
+    """Let `model` read packed rows; returns the name of its attention implementation, now `PACKED` where it was sdpa,
+    and whether several documents may share a row.
+
+    They may not where one document's states or attention reach into the next (recurrent layers, attention that looks
+    past the documents' bounds); each then has a row of its own.
 
     Args:
         longest: tokens of the longest document; sliding windows shorter than that stay with masked attention.
         compiled: whether the model will be compiled; then the attention stays, as document lengths are no fixed shape.
 
     Raises:
-        ValueError: packing changes the loss of two documents: recurrent or convolutional layers carry state from one
-            document to the next, and a scaling behind the head may be unknown to `PackedLM.logits`.
+        ValueError: the loss of single documents differs too: something unknown stands between the last hidden states
+            and the logits; or the weights are broken.
     """
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.arange(1, 15, device=model.device) * 7919 % vocabulary
     documents = [tokens[:6], tokens[6:]]
-    training = model.training
+    training, original = model.training, model.config._attn_implementation
     model.eval()
-    with torch.no_grad():
-        apart = []
-        for ids in documents:
-            logits = model(ids[None], use_cache=False).logits[0, :-1].float()
-            apart.append(F.cross_entropy(logits, ids[1:], reduction="none"))
-        if not compiled:
-            _choose_attention(model, longest)
+    try:
+        with torch.no_grad():
+            apart = []
+            for ids in documents:
+                logits = model(ids[None], use_cache=False).logits[0, :-1].float()
+                apart.append(F.cross_entropy(logits, ids[1:], reduction="none"))
+            if not torch.cat(apart).isfinite().all():
+                raise ValueError(
+                    f"the weights of {type(model).__name__} are broken: its loss on plain token ids is not finite"
+                )
+            if not compiled:
+                _choose_attention(model, longest)
+            # Chunks of attention are counted from the row's start, not from a document's.
+            chunk = getattr(model.config.get_text_config(), "attention_chunk_size", None) or longest
+            if longest <= chunk and _difference(model, [documents], apart) is None:
+                return str(model.config._attn_implementation), True
+            if model.config._attn_implementation != original:
+                model.set_attn_implementation(original)
+            if (difference := _difference(model, [[ids] for ids in documents], apart)) is None:
+                return str(original), False
+    finally:
+        model.train(training)
+    raise ValueError(
+        f"{type(model).__name__} cannot be trained here: its logits are not what its LM head makes of its last hidden "
+        f"states (the loss of single documents differs by {difference:.2g}; an unknown scaling behind the head?)"
+    )
+
+
+def _difference(model: PreTrainedModel, rows: Sequence[Sequence[Tensor]], apart: Sequence[Tensor]) -> float | None:
+    """By how much the losses of documents packed into rows differ from those `apart`; None: not beyond rounding.
+
+    Infinity for a model that does not take them so.
+    """
+    found = []
+    for documents in rows:
         micro = move_data_to_device(pack_documents(documents), model.device)
-        packed = PackedLM(model, Method())(micro)[1]
-    model.train(training)
-    if not torch.cat(apart).isfinite().all():
-        raise ValueError(f"the weights of {type(model).__name__} are broken: its loss on plain token ids is not finite")
-    difference = float((packed - torch.cat(apart)).abs().max())
-    if not difference < (1e-3 if model.dtype == torch.float32 else 0.1):
-        raise ValueError(
-            f"{type(model).__name__} cannot be trained packed: its loss differs by {difference:.2g} "
-            "from that of the documents one by one (recurrent layers, or an unknown scaling of the logits)"
-        )
-    return str(model.config._attn_implementation)
+        try:
+            found.append(PackedLM(model, Method())(micro)[1])
+        except (TypeError, ValueError, RuntimeError, AssertionError):
+            return math.inf
+    difference = float((torch.cat(found) - torch.cat(list(apart))).abs().max())
+    return None if difference < (1e-3 if model.dtype == torch.float32 else 0.1) else difference
+
+
+def check_positions(model: PreTrainedModel, *parts: TrainingRows | None) -> None:
+    """Refuse rows that a table of learned positions is too short for; keep those apart that longrope would change.
+
+    Raises:
+        ValueError: naming the examples.
+    """
+    table = position_table(model)
+    for rows in parts:
+        if rows is None:
+            continue
+        rows.apart = rope_limit(model)
+        if table is not None and (rows.needed > table).any():
+            names = [name for name, long in zip(rows.example_ids, rows.needed > table, strict=True) if long]
+            raise ValueError(
+                f"{type(model).__name__} has positions for {table} tokens; longer are the examples {first_few(names)}: "
+                f"set model.max_length={table}"
+            )
 
 
 def _choose_attention(model: PreTrainedModel, longest: int) -> None:
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    parameters = inspect.signature(model.get_decoder().forward).parameters.values()
+    parameters = inspect.signature(decoder_of(model).forward).parameters.values()
     passes_lengths_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     if model.config._attn_implementation == "sdpa" and passes_lengths_on and (window is None or longest <= window):
         model.set_attn_implementation(PACKED)

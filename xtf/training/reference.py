@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config
-from xtf.data.ragged import as_table
+from xtf.data.ragged import ROW_WEIGHTS, as_table, with_row_weights, with_sources
 from xtf.runtime.artifacts import locked, read_json, write_json
 from xtf.runtime.models import fingerprint, inference_dtype, load_model
 from xtf.runtime.progress import say, stopwatch
@@ -48,12 +48,15 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
         return Reference(fingerprint(other), functools.partial(load_model, other, config.trainer, dtype))
     chosen = method.warmup_rows(len(rows))
     warmup = dataclasses.replace(config, method=METHODS["normal"](), seed=0)
-    table = as_table(rows).take(pa.array(chosen))
+    table = with_row_weights(as_table(rows), [row.weights for row in rows])
+    table = with_sources(table, [row.source or row.example_id for row in rows]).take(pa.array(chosen))
     what = {
         "base": fingerprint(config.model),
         "tuning": plain(config.tuning),
         "tokens": digest(table["input_ids"].to_pylist(), 64),
     }
+    if ROW_WEIGHTS in table.column_names:
+        what[ROW_WEIGHTS] = digest(table[ROW_WEIGHTS].to_pylist(), 64)
     folder = RunFolder(OutputDir(Path(config.output_dir)).references / digest(what))
     with locked(folder.path, say):
         if not folder.model.is_dir():

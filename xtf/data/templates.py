@@ -1,0 +1,202 @@
+"""A tokenizer's chat template, taken as it is: what opens an answer, what ends it, and what is unusual about it.
+
+Templates are tried out once on a made-up conversation. What is found unusual is warned of, once for each finding, or
+refused (`task.template_checks=refuse`):
+
+- an answer does not end with the tokenizer's EOS: the token that ends it there is trained and stops generation;
+- nothing ends an answer, but the next turn begins with a token of its own (GLM-4.5): that one is trained there;
+- the generation prompt opens a thought (DeepSeek-R1): `task.think`;
+- `add_generation_prompt` changes nothing though answers have a heading: the heading is added;
+- today's date is written: it is `task.date`, so that no token depends on the day.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from xtf.config.schema import TaskConfig, TemplateChecks, Think
+
+log = logging.getLogger(__name__)
+
+TODAY = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")  # a template's call for today's date
+OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")  # at the end of a generation prompt
+USER, ANSWER, NEXT = "question 7351", "answer 7352", "question 7353"  # of the conversation that is tried
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The settings of a task that concern its model's chat template."""
+
+    think: Think = Think.open
+    date: str = TaskConfig.date
+    checks: TemplateChecks = TemplateChecks.warn
+
+    @classmethod
+    def of(cls, task: TaskConfig) -> Chat:
+        """Those of a task."""
+        return cls(task.think, task.date, task.template_checks)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a template was found to do.
+
+    end: the id that ends an answer; cue: what the generation prompt lacks; opened, closing: the tag of the thought that
+    it opens, and the text that closes it where `task.think=close`; findings: what is unusual, a sentence each.
+    """
+
+    end: int | None
+    cue: str = ""
+    opened: str | None = None
+    closing: str = ""
+    findings: tuple[str, ...] = ()
+
+
+DEFAULT = Chat()
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, chat: Chat = DEFAULT) -> Template:
+    """What the tokenizer's template does under these settings; says what is unusual, each finding once.
+
+    Raises:
+        ValueError: something is, and `task.template_checks=refuse`.
+    """
+    found = _tried(tokenizer, str(tokenizer.chat_template), chat)
+    if found.findings and chat.checks is TemplateChecks.refuse:
+        raise ValueError(
+            f"the chat template of {name_of(tokenizer)}: {'; '.join(found.findings)} (task.template_checks=refuse)"
+        )
+    said = _said.setdefault(tokenizer, set())
+    for finding in found.findings:
+        if finding not in said:
+            said.add(finding)
+            log.warning("the chat template of %s: %s", name_of(tokenizer), finding)
+    return found
+
+
+_said: WeakKeyDictionary[PreTrainedTokenizerBase, set[str]] = WeakKeyDictionary()
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that ends an answer: trained behind every response, and where generation stops."""
+    return _tried(tokenizer, str(tokenizer.chat_template), DEFAULT).end
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Mapping[str, Any]],
+    chat: Chat,
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    cue: bool = True,
+) -> str:
+    """The turns as the template writes them, with its generation prompt if `cue`.
+
+    Raises:
+        TemplateError: it refuses them.
+    """
+    settings: dict[str, Any] = {"enable_thinking": False} if chat.think is Think.close else {}
+    day = datetime.datetime.fromisoformat(chat.date)
+    try:
+        source = tokenizer.get_chat_template(tools=[dict(tool) for tool in tools] or None)
+        text = tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns],
+            tools=[dict(tool) for tool in tools] or None,
+            chat_template=TODAY.sub(lambda call: json.dumps(day.strftime(call[2]), ensure_ascii=False), source),
+            add_generation_prompt=cue,
+            tokenize=False,
+            **settings,
+        )
+    except (TypeError, ValueError, KeyError) as error:  # what a template stumbles over
+        raise TemplateError(repr(error)) from error
+    assert isinstance(text, str)
+    return text
+
+
+@functools.lru_cache(maxsize=32)
+def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Template:
+    """See `Template`; `source` is the template's text, which a caller may exchange."""
+    eos = tokenizer.eos_token_id
+    if tokenizer.chat_template is None:
+        return Template(eos)
+    user, answer, following = (
+        {"role": role, "content": text} for role, text in (("user", USER), ("assistant", ANSWER), ("user", NEXT))
+    )
+    try:
+        prompt, bare = (render(tokenizer, [user], chat, cue=cue) for cue in (True, False))
+        whole = render(tokenizer, [user, answer], chat, cue=False)
+        more = render(tokenizer, [user, answer, following], chat, cue=False)
+        other_day = render(tokenizer, [user], Chat(chat.think, "2001-02-03"))
+    except TemplateError as error:
+        return Template(eos, findings=(f"it could not be tried out ({error}); responses end with EOS",))
+    findings: list[str] = []
+    if ANSWER not in whole or NEXT not in more:
+        return Template(eos, findings=("it does not show what an assistant says; responses end with EOS",))
+    tail, between = whole.rpartition(ANSWER)[2], more.rpartition(ANSWER)[2].partition(NEXT)[0]
+    written = bool(tail.strip())  # something stands behind the last answer
+    end = first_marker(tokenizer, tail if written else between)
+    shown = None if end is None else tokenizer.convert_ids_to_tokens(end)
+    if shown is None:
+        findings.append("no token of its own ends an answer; responses end with the tokenizer's EOS")
+    elif not written:
+        findings.append(f"nothing ends an answer but the {shown} of the next turn: that is trained as its end")
+    elif end != eos:
+        findings.append(
+            f"an answer ends with {shown}, not with EOS ({tokenizer.eos_token}): {shown} is trained, and ends answers"
+        )
+    heading = whole.partition(ANSWER)[0]
+    cue = ""
+    if prompt == bare and heading.startswith(prompt) and heading[len(prompt) :].strip():
+        cue = heading[len(prompt) :]
+        findings.append(f"it ignores add_generation_prompt: {cue!r}, which it writes before an answer, is added")
+    opened = OPENED.search(prompt + cue)
+    closing = ""
+    if opened:
+        tag = opened[1]
+        closing = f"\n</{tag}>\n\n" if chat.think is Think.close else ""
+        findings.append(
+            f"the generation prompt opens <{tag}>; "
+            + (
+                f"</{tag}> is put behind it (task.think=close)"
+                if closing
+                else "responses are trained within it (task.think=open; task.think=close closes it before them)"
+            )
+        )
+    if "strftime_now(" in TODAY.sub("", source):
+        findings.append("it writes today's date in a form that task.date does not reach: its tokens depend on the day")
+    elif other_day != prompt:
+        findings.append(f"it writes today's date: {chat.date} stands there, whatever the day (task.date)")
+    return Template(eos if end is None else end, cue, opened and opened[1], closing, tuple(findings))
+
+
+def first_marker(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The id of the added token with which the text begins, blanks aside; None if it begins with anything else."""
+    for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+        if token in tokenizer.added_tokens_decoder:
+            return int(token)
+        if str(tokenizer.decode([token])).strip():
+            return None
+    return None
+
+
+@functools.lru_cache(maxsize=32)
+def special_text(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds the text of a special token; None where there are none."""
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
+
+
+def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer in a message."""
+    return f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}"

@@ -1,0 +1,90 @@
+"""From last hidden states to logits, as the architecture has it; and a model without what wraps it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def logits_of(model: PreTrainedModel, hidden_nD: Tensor) -> Tensor:
+    """LM head with the scaling and soft-capping that the architecture puts behind it, (n, D) -> (n, V)."""
+    config: Any = model.config.get_text_config()
+    logits_nV: Tensor = model.get_output_embeddings()(hidden_nD)
+    if scale := getattr(config, "logit_scale", None):
+        logits_nV = logits_nV * scale
+    if scaling := getattr(config, "logits_scaling", None):
+        logits_nV = logits_nV / scaling
+    if cap := getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None):
+        logits_nV = cap * (logits_nV / cap).tanh()
+    return logits_nV
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """What makes last hidden states from token ids: all but the head."""
+    return model.base_model if model.base_model is not model else model.model
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The model of transformers within torch.compile, DataParallel, DistributedDataParallel and PEFT.
+
+    A PEFT adapter that changes the model's own layers, such as LoRA, stays in effect.
+
+    Raises:
+        ValueError: there is none, or an adapter that adds to the prompt.
+    """
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    kind = type(model).__name__
+    while not isinstance(model, PreTrainedModel):
+        if isinstance(model, PeftModel):
+            if model.active_peft_config.is_prompt_learning:
+                raise ValueError(
+                    f"{kind} with {model.active_peft_config.peft_type.value} puts tokens of its own before every "
+                    "text, which cannot be scored; score the base model, or merge a LoRA adapter"
+                )
+            model = model.get_base_model()
+        elif hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        elif type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            model = model.module
+        else:
+            raise ValueError(f"a causal language model of transformers is needed, not {kind}")
+    return model
+
+
+def position_table(model: PreTrainedModel) -> int | None:
+    """How many positions a table of learned position embeddings has; None for a model without one."""
+    import torch
+
+    config: Any = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    own = model.get_input_embeddings()
+    for name, part in model.named_modules():
+        # OPT's table has two rows more than positions.
+        if (
+            isinstance(part, torch.nn.Embedding)
+            and part is not own
+            and limit is not None
+            and limit <= part.num_embeddings <= limit + 2
+            and ("pos" in name.rpartition(".")[2] or name.rpartition(".")[2] == "wpe")
+        ):
+            return int(limit)
+    return None
+
+
+def rope_limit(model: PreTrainedModel) -> int | None:
+    """Tokens beyond which longrope takes other frequencies, for all rows of a batch: shorter and longer ones must not
+    be computed together. None for a model without longrope."""
+    config: Any = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in rope.values() if rope and all(isinstance(part, dict) for part in rope.values()) else [rope]:
+        if one.get("rope_type", one.get("type")) == "longrope":
+            first = one.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            return int(first or config.max_position_embeddings)
+    return None
