@@ -112,7 +112,7 @@ class Inputs:
         if (own := config.method.own_table(config.task.train)) is not None:
             file = sha256(Path(config.task.train.path or ""))
             name = Path(config.task.train.path or "").name
-            self.manifest.note_rows("train", {"source": name, "sha256": file, "file_sha256": file})
+            self.manifest.note_rows("train", {"source": name, "rows": len(own), "sha256": file, "file_sha256": file})
             return own
         table = training_table(lambda: self.encoded, passes)
         if config.method.masked and config.threshold.protect is Protect.answer:

@@ -540,10 +540,10 @@ class TuningConfig:
     max_steps: int | None = within(None, 1)  # stop after so many optimizer steps
     schedule: Schedule | None = None  # None: from the recipe
     warmup_ratio: float | None = within(None, 0, 1)  # share of the steps; None: from the recipe
-    weight_decay: float = within(0.0, 0)
+    weight_decay: float = within(0.0, 0)  # the authors' code: 0.01, PyTorch's default
     optimizer: Optimizer = Optimizer.adamw
     betas: list[float] = within([0.9, 0.999], 0, 1, excluding=(1,))
-    max_grad_norm: float = within(1.0, 0)  # 0: no clipping
+    max_grad_norm: float = within(1.0, 0)  # 0: no clipping, as in the authors' code
     divisor: Divisor = Divisor.kept
     gradient_checkpointing: bool = False
     validation_fraction: float = within(0.0, 0, 0.5)  # split off the training rows, never the evaluation set

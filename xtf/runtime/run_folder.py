@@ -265,6 +265,7 @@ class Manifest:
                 f"the {which} rows ({entry['source']}) have changed since {self.folder.path} was begun; "
                 "delete that folder or choose another output_dir"
             )
+        self.data[which] = {**entry, **before}  # with what an earlier version did not note
         self.save()
 
     def changed_data(self, config: Config) -> list[str]:
