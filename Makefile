@@ -32,6 +32,7 @@ tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base mode
 	rm -rf outputs/pretrained/tiny-*
 	$(BIN)/python run.py stage=pretrain trainer.tokens_per_microbatch=2048
 	cp outputs/pretrained/tiny-*/model/* xtf/tiny/model/
+	cp outputs/pretrained/tiny-*/pretrain.json xtf/tiny/model/training.json
 
 interop: $(VENV)/.base  ## LLaMA-Factory and Axolotl, each in an environment of its own, train an export: their loss against ours
 	for to in llamafactory axolotl; do \

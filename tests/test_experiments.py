@@ -16,7 +16,7 @@ from xtf.config.compose import to_config
 from xtf.sweeps.jobs import compose_jobs
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = cli.choices(ROOT, "experiments")
+EXPERIMENTS = cli.choices("experiments")
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,16 @@ from xtf.exports.write import export_table
 from xtf.graders import grade
 from xtf.runtime.heads import unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
-from xtf.scoring.masks import build_mask, row_weighted
-from xtf.scoring.scorers import count_tokens, score_rows, tr_table
+from xtf.scoring.masks import build_mask, notes, row_weighted
+from xtf.scoring.scorers import (
+    HIDDEN,
+    context_centre,
+    count_tokens,
+    hidden_states,
+    score_rows,
+    tr_table,
+    with_context_tr,
+)
 from xtf.tasks import as_examples
 
 __all__ = ["export", "grade", "mask", "score"]
@@ -101,7 +109,7 @@ def score(
             named = ", ".join(ids[:10])
             log.warning("%d of %d examples %s max_length=%d: %s", len(ids), report.rows, what, max_length, named)
     table = None
-    if Brought.embeddings in brought(computed(config)):
+    if Brought.embeddings in brought(computed(config), config):
         counts = count_tokens(rows)
         table = tr_table(
             model, counts, config, domain_words=domain_words, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch
@@ -117,6 +125,9 @@ def score(
         )
         for start in range(0, len(rows), SHARD)
     ]
+    if HIDDEN in shards[0].column_names:
+        centre = context_centre(lambda: (hidden_states(shard) for shard in shards))
+        shards = [with_context_tr(shard, centre) for shard in shards]
     said = {"model": getattr(model, "name_or_path", ""), "tokenizer": tokenizer_digest(tokenizer)}
     scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
     return datasets.Dataset(with_row_weights(scored, [row.weights for row in rows]), info=_info(said))
@@ -134,7 +145,9 @@ def mask(
 
     `threshold` is "paper", "released", "quantile" or a `ThresholdConfig`. `attributes` may drop tokens; by
     default all that were scored. What is dropped by which attribute, and attributes that tell nothing, are
-    logged.
+    logged. With a `dropped_weight` in the threshold they keep their labels: `weights` says what each token counts, and
+    `dropped` which are meant. A `drop_probability` below 1 is for the training of the command line: other trainers do
+    not draw anew in each epoch.
 
     Weights of the rows' own (`row_weights`) are multiplied into labels and a column `weights`.
 
@@ -170,6 +183,7 @@ def mask(
         f"threshold={threshold.name}, end={threshold.end.value}, attributes: {by}",
         *(f"{name}: {values}" for name, values in masked.stats.thresholds.items()),
         f"dropped of {masked.stats.response_tokens:,} response tokens: {shares}",
+        *notes(masked.stats.to_dict()),
     ]
     return datasets.Dataset(masked.table, info=_info({**_said(scored), "rule": rule}))
 

@@ -10,6 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from xtf.config.home import COMMAND, CONF, EXPERIMENTS, HOME, PACKAGE
+
 # As in any Hydra program, HYDRA_FULL_ERROR=1 asks for tracebacks. Hydra itself is then always told to raise, so that
 # `main` can word its errors for users.
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
@@ -17,46 +19,46 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 # conf/hydra/launcher/joblib.yaml has the name of the plugin's own schema, and is meant to be checked against it.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/joblib' is validated", UserWarning)
 
-USAGE = """\
+USAGE = f"""\
 XTF finds which label tokens of a fine-tuning set teach a language model, trains without the rest,
 and shows whether that helped.
 
-usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
+usage: {COMMAND} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
 
-  python run.py                                       tiny bundled model, bundled math data: the whole pipeline
-  python run.py model=qwen task=math                  a model of the paper on GSM8K from the hub
-  python run.py task.train.path=my.jsonl              own rows
-  python run.py -m scorer=none,ri,kn,tr,xtf seed=0,1  a sweep: one run for each combination
-  python run.py -m experiments=NAME                   a table or figure of the paper: one of the experiments below
-  python run.py -m experiments=NAME stage=plan        what that would cost
-  python run.py experiments=NAME stage=report         its report, also while it is running
-  python run.py stage=preview preview.format=text     every token and its reason, in the terminal (html: a page)
-  python run.py stage=export export.to=trl            the masked rows for TRL, Axolotl, ... with a configuration
-  python run.py stage=score                           one stage; earlier artifacts are reused
-  python run.py probe=true task.train.path=my.jsonl   what would be dropped, a short pilot, how large a study must be
-  python run.py --config-dir my/conf model=mine       choices of your own (docs/extending.md)
+  {COMMAND}                                       tiny bundled model, bundled math data: the whole pipeline
+  {COMMAND} model=qwen task=math                  a model of the paper on GSM8K from the hub
+  {COMMAND} task.train.path=my.jsonl              own rows
+  {COMMAND} -m scorer=none,ri,kn,tr,xtf seed=0,1  a sweep: one run for each combination
+  {COMMAND} -m experiments=NAME                   a table or figure of the paper: one of the experiments below
+  {COMMAND} -m experiments=NAME stage=plan        what that would cost
+  {COMMAND} experiments=NAME stage=report         its report, also while it is running
+  {COMMAND} stage=preview preview.format=text     every token and its reason, in the terminal (html: a page)
+  {COMMAND} stage=export export.to=trl            the masked rows for TRL, Axolotl, ... with a configuration
+  {COMMAND} stage=score                           one stage; earlier artifacts are reused
+  {COMMAND} probe=true task.train.path=my.jsonl   what would be dropped, a short pilot, how large a study must be
+  {COMMAND} --config-dir my/conf model=mine       choices of your own (docs/extending.md)
 """
 
 
-def choices(root: Path, group: str) -> dict[str, Path]:
-    """The YAML files of a group in the repository, by name."""
-    folder = root / group if group == "experiments" else root / "conf" / group
+def choices(group: str) -> dict[str, Path]:
+    """The YAML files of a group that came with the program, by name."""
+    folder = EXPERIMENTS if group == "experiments" else CONF / group
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def help_text(root: Path) -> str:
+def help_text() -> str:
     """Usage, and groups with their choices and defaults. Reads the names of files; imports nothing heavy."""
     out = [USAGE, "groups (the default is marked *):"]
-    for line in (root / "conf" / "config.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
         group, _, default = line.removeprefix("  - ").partition(": ")
         if default and group.isidentifier() and line.startswith("  - "):
-            names = (f"*{name}" if name == default else name for name in choices(root, group))
+            names = (f"*{name}" if name == default else name for name in choices(group))
             out.append(f"  {group:11} {', '.join(names)}")
     out.append(
         "\nother keys: stage=all|score|mask|train|evaluate|report|preview|export|plan|dashboard|pretrain,\n"
         "seed=N, and every key of a group. xtf/config/schema.py lists all of them with types, defaults and meaning,\n"
         "experiments/README.md the experiments;\n"
-        "python run.py --cfg job prints the composed configuration without running it."
+        f"{COMMAND} --cfg job prints the composed configuration without running it."
     )
     return "\n".join(out)
 
@@ -73,7 +75,7 @@ def check_arguments(arguments: list[str], sweep: bool) -> None:
         if override.is_sweep_override() and not sweep:
             literal = quoted(key, text.partition("=")[2])
             raise ConfigError(
-                f"{text} names several runs: put -m before it (python run.py -m {text}), or for one run with this as "
+                f"{text} names several runs: put -m before it ({COMMAND} -m {text}), or for one run with this as "
                 f"a single value write {literal}"
             )
         one = None if override.is_sweep_override() else override.value()
@@ -95,7 +97,7 @@ def _check_launcher(name: str) -> None:
         raise ConfigError(f"hydra/launcher={name} needs the extra {extra!r}: pip install 'xtf[{extra}]'")
 
 
-def _keep_search_path(root: Path, argument: str) -> str:
+def _keep_search_path(argument: str) -> str:
     """hydra.searchpath=[...] adds to the search path: experiments/ stays on it."""
     from xtf.config.compose import override_value, parse_overrides
 
@@ -103,14 +105,14 @@ def _keep_search_path(root: Path, argument: str) -> str:
         return argument
     given = parse_overrides([argument])[0].value()
     entries = given if isinstance(given, list) else [given]
-    return f"hydra.searchpath={override_value([f'file://{root}', *entries])}"
+    return f"hydra.searchpath={override_value([f'file://{HOME}', *entries])}"
 
 
-def main(root: Path, argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     typed = arguments = list(sys.argv[1:] if argv is None else argv)
     if any(flag in arguments for flag in ("-h", "--help")):
-        print(help_text(root))
+        print(help_text())
         return 0
 
     import hydra
@@ -126,22 +128,22 @@ def main(root: Path, argv: list[str] | None = None) -> int:
         sweep = any(flag in arguments for flag in ("-m", "--multirun"))
         plain = [a for a in arguments if not a.startswith("-") and "=" in a]
         check_arguments(plain, sweep)
-        arguments = [_keep_search_path(root, argument) for argument in arguments]
+        arguments = [_keep_search_path(argument) for argument in arguments]
         if sweep:
             # What jobs in other processes have to know: the command as it was typed, and where xtf lies.
-            os.environ["XTF_COMMAND"] = shlex.join(["python", "run.py", *typed])
-            paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+            os.environ["XTF_COMMAND"] = shlex.join([*COMMAND.split(), *typed])
+            paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
             # Flags first: Hydra's parser takes no overrides before and behind a flag.
             rest = [a for a in arguments if a not in ("-m", "--multirun")]
             arguments = ["--multirun", *rest]
-        sys.argv = [str(root / "run.py"), *arguments]
-        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name="config")(run_job)()
+        sys.argv = [str(HOME / "run.py"), *arguments]
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}\n(python run.py --help lists groups and keys)", file=sys.stderr)
+        print(f"error: {explain(error)}\n({COMMAND} --help lists groups and keys)", file=sys.stderr)
         return 2
     except (JobFailedError, JobsFailedError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
@@ -169,7 +171,8 @@ def run_job(node: Any) -> None:
     from xtf.config.compose import build, typed
     from xtf.config.identity import overrides
     from xtf.config.schema import ConfigError, Stage
-    from xtf.runtime.run_folder import RunFolder
+    from xtf.runtime.progress import say
+    from xtf.runtime.run_folder import OutputDir, RunFolder
     from xtf.sweeps.jobs import Planned, claim_device
 
     hydra_node = HydraConfig.get()
@@ -179,7 +182,7 @@ def run_job(node: Any) -> None:
         return
     if not sweep and hydra_node.sweeper.get("params"):
         name = hydra_node.runtime.choices["experiments"]
-        raise ConfigError(f"experiments={name} is a sweep: run it as python run.py -m experiments={name}")
+        raise ConfigError(f"experiments={name} is a sweep: run it as {COMMAND} -m experiments={name}")
     node = typed(node)
     changed = overrides(node, typed(_default(hydra_node.runtime.choices)))
     composed = build(node)
@@ -204,6 +207,15 @@ def run_job(node: Any) -> None:
             from xtf.study.probe import probe
 
             probe(config, changed)
+        elif config.stage is Stage.dashboard:
+            from xtf.reporting.published import create_dashboards
+
+            for place in create_dashboards(config, OutputDir(Path(config.output_dir)).reports):
+                say(f"dashboard: {place}")
+        elif config.stage is Stage.pretrain:
+            from xtf.pretraining.pretrain import pretrain
+
+            say(f"base model: {pretrain(config)}")
         else:
             from xtf.pipeline import run
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xtf.config.schema import Config
+from xtf.config.schema import Config, Protect
 from xtf.data.planting import plant, with_truth
 from xtf.data.rows import load_rows
 from xtf.evaluation.stage import Items
@@ -39,7 +39,10 @@ class Inputs:
     @functools.cached_property
     def task(self) -> Task:
         """The task's reader and grader."""
-        return load_task(self.config.task, self.config.output_dir)
+        task = load_task(self.config.task, self.config.output_dir)
+        if self.config.threshold.protect is Protect.answer:
+            task.check_names_answers()
+        return task
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -112,11 +115,31 @@ class Inputs:
             self.manifest.note_rows("train", {"source": name, "rows": len(own), "sha256": file, "file_sha256": file})
             return own
         table = training_table(lambda: self.encoded, passes)
+        if config.method.masked and config.threshold.protect is Protect.answer:
+            table = table.append_column("protected", self._protected())
         if not config.plant.share:
             return table
         table, report = with_truth(table, config.plant, self.tokenizer, self.train_examples, self.encoded)
         self.manifest.note(planting=report)
         return table
+
+    def _protected(self) -> pa.Array:
+        """Which response tokens the grader reads, list<bool>.
+
+        Raises:
+            ValueError: it reads nothing in any response.
+        """
+        import pyarrow as pa
+
+        from xtf.data.encode import tokens_within
+
+        found = tokens_within(self.tokenizer, self.train_examples, self.encoded, self.task.answer_spans)
+        if not any(map(any, found)):
+            raise ValueError(
+                f"threshold.protect=answer: task.grader={self.config.task.grader} finds no answer in any of "
+                f"{len(found)} training responses, so there is nothing to protect; unset it"
+            )
+        return pa.array(found, pa.list_(pa.bool_()))
 
     def base_model(self) -> PreTrainedModel:
         """The untouched base model, for scoring and generation."""

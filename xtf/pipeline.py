@@ -16,28 +16,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xtf.config.identity import to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
 from xtf.evaluation.stage import Which, check_evaluation, evaluate_model
-from xtf.exports.write import export_run, export_summary
+from xtf.exports.write import export_run
 from xtf.inputs import Inputs
-from xtf.reporting.explorer import explore_run, preview_text
-from xtf.reporting.published import create_dashboards, note_published, publish_stages
+from xtf.reporting.explorer import explore_run, show_preview
+from xtf.reporting.published import note_published, publish_stages
 from xtf.reporting.record import write_record
-from xtf.reporting.run_report import console_table, run_report
-from xtf.runtime.artifacts import locked, read_json, sha256, write_atomic
-from xtf.runtime.loggers import check_logger
+from xtf.reporting.run_report import run_report, show_report
+from xtf.runtime.artifacts import locked, read_json, sha256
+from xtf.runtime.loggers import wandb_mode
 from xtf.runtime.models import device, location
-from xtf.runtime.progress import console, say, stopwatch
-from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
+from xtf.runtime.progress import say, stopwatch
+from xtf.runtime.run_folder import Manifest, RunFolder, finished
 from xtf.scoring.passes import Pass, score, write_mask
 from xtf.scoring.regime import Regime, regime_of
 from xtf.training.device_process import train
-
-if TYPE_CHECKING:
-    pass
 
 ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
 
@@ -52,15 +48,6 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: something that the user can mend; the message says what.
     """
-    if config.stage is Stage.dashboard:
-        for place in create_dashboards(config, OutputDir(Path(config.output_dir)).reports):
-            say(f"dashboard: {place}")
-        return None
-    if config.stage is Stage.pretrain:
-        from xtf.pretraining.pretrain import pretrain
-
-        say(f"base model: {pretrain(config)}")
-        return None
     folder = RunFolder.of(config, changed)
     with locked(folder.path, say):
         pipeline = Pipeline(config, changed, folder)
@@ -76,9 +63,9 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
             record = read_json(folder.metrics)
         else:
             record = pipeline.stages()
-        pipeline.publish()
+        publish_stages(config, folder, pipeline.manifest, lambda: pipeline.inputs.tokenizer)
         if record is not None:
-            pipeline.report(record)
+            show_report(record, folder, [pipeline.explorer(), *run_report(folder.path, folder.reports)])
         return record
 
 
@@ -89,12 +76,7 @@ class Pipeline:
         self.config, self.changed, self.folder = config, changed, folder
         self.manifest = Manifest(folder)
         self.manifest.begin(config)
-        self.manifest.refuse_other_data(config)
-        text = to_yaml(config)
-        write_atomic(folder.config, lambda path: path.write_text(text, encoding="utf-8"))
         self.inputs = Inputs(config, self.manifest)
-
-    # -- the stages ----------------------------------------------------------------------------------------------
 
     def stages(self) -> dict[str, Any] | None:
         """All stages up to the one asked for; returns the record if that is the last one."""
@@ -103,7 +85,11 @@ class Pipeline:
         wanted = Stage.mask if config.stage in (Stage.preview, Stage.export) else config.stage
         last = ORDER.index(wanted) if wanted in ORDER else len(ORDER) - 1
         if last >= ORDER.index(Stage.train):
-            self.check()
+            # Whatever could make the end of a long run fail is tried at its beginning.
+            device(config.trainer)
+            if config.logger.name == "wandb":
+                wandb_mode(config)
+            check_evaluation(config, lambda: self.inputs.items)
         passes = self.score()
         if last == ORDER.index(Stage.score):
             for path in passes.values():
@@ -115,9 +101,9 @@ class Pipeline:
             return None
         self.mask(passes)
         if config.stage is Stage.preview:
-            self.preview()
+            show_preview(config, self.folder, self.explorer, lambda: self.inputs.tokenizer)
         if config.stage is Stage.export:
-            self.export()
+            export_run(config, self.folder, self.manifest, lambda: self.inputs.encoded, self.inputs.tokenizer)
         if last == ORDER.index(Stage.mask):
             say(f"mask: {self.folder.mask}")
             return None
@@ -129,12 +115,6 @@ class Pipeline:
             return None
         self.evaluate(Which.tuned)
         return write_record(config, self.changed, self.folder, self.manifest)
-
-    def check(self) -> None:
-        """Try at the beginning of a long run everything that could make its end fail."""
-        device(self.config.trainer)
-        check_logger(self.config)
-        check_evaluation(self.config, lambda: self.inputs.items)
 
     def score(self) -> dict[Pass, Path]:
         """The scoring passes that the run reads, made unless they are there."""
@@ -171,47 +151,13 @@ class Pipeline:
 
     def evaluate(self, which: Which) -> None:
         """Generate and grade with the untouched model, shared between runs, or with this run's."""
+        inputs = self.inputs
         trained = self.manifest.stages["train"]["record"] if which is Which.tuned else None
         entry = evaluate_model(
-            which,
-            self.config,
-            self.folder,
-            self.inputs.items,
-            trained=trained,
-            base_model=self.inputs.base_model,
-            free_memory=self.inputs.free_memory,
+            which, self.config, self.folder, inputs.items, trained, inputs.base_model, inputs.free_memory
         )
         self.manifest.done(which.value, **entry)
-
-    def publish(self) -> None:
-        """Mirror each finished stage once on the chosen logger; the files remain the record."""
-        publish_stages(self.config, self.folder, self.manifest, lambda: self.inputs.tokenizer)
-
-    def report(self, record: Mapping[str, Any]) -> None:
-        """Write the run's report, the explorer beside it, and show the summary."""
-        files = [self.explorer(), *run_report(self.folder.path, self.folder.reports)]
-        console.print(console_table(dict(record)))
-        say(f"metrics: {self.folder.metrics}")
-        for file in files:
-            if file.suffix in (".html", ".md"):
-                say(f"report:  {file}")
 
     def explorer(self) -> Path:
         """The page that shows which tokens train and why the others were dropped."""
         return explore_run(self.config, self.changed, self.folder, self.manifest, lambda: self.inputs.tokenizer)
-
-    def preview(self) -> None:
-        """The explorer, or with preview.format=text coloured examples on the terminal."""
-        if self.config.preview.format == "html":
-            say(f"preview: {self.explorer()}")
-            return
-        import pyarrow.parquet as pq
-
-        examples = self.config.preview.examples or 5
-        console.print(preview_text(pq.read_table(self.folder.mask), self.inputs.tokenizer, examples=examples))
-
-    def export(self) -> None:
-        """mask.parquet for another trainer, with its configuration and a README."""
-        place = export_run(self.config, self.folder, self.manifest, lambda: self.inputs.encoded, self.inputs.tokenizer)
-        for line in export_summary(place):
-            say(line)

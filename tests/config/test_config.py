@@ -33,7 +33,7 @@ def compose(monkeypatch):
 
 
 def every_choice():
-    return [(group, name) for group in GROUPS for name in cli.choices(ROOT, group)]
+    return [(group, name) for group in GROUPS for name in cli.choices(group)]
 
 
 @pytest.mark.parametrize(("group", "name"), every_choice())
@@ -116,6 +116,13 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
         (["task.train.path=nowhere.jsonl"], r"task\.train\.path=nowhere\.jsonl: there is no such file"),
         (["evaluate.forgetting=mix.jsonl"], r"is read with evaluate\.losses=true only"),
         (["evaluate.forgetting=mix.jsonl", "evaluate.losses=true"], "there is no such file"),
+        (["threshold.dropped_weight=1"], r"dropped_weight=1\.0 is out of range: it must be at least 0 and below 1"),
+        (["threshold.drop_probability=0"], r"drop_probability=0\.0 is out of range: it must be above 0 and at most 1"),
+        (["threshold.drop_probability=0.5", "method=normal"], "not by method=normal: unset it"),
+        (
+            ["threshold.dropped_weight=0.1", "method=dft"],
+            r"is read by methods that drop .*, not by method=dft: unset it",
+        ),
         (["trainer.devices=2"], "needs trainer=ddp or trainer=fsdp"),
     ],
 )
@@ -397,6 +404,30 @@ def test_a_stored_configuration_without_the_end_setting_is_read_as_it_was_meant(
     assert load_config(node).threshold.end is ThresholdEnd.kept
     del node.threshold["end"]
     assert load_config(node).threshold.end is ThresholdEnd.scored
+
+
+def test_settings_of_the_mask_name_the_run_where_they_are_not_the_papers(compose):
+    as_in_the_paper = ["threshold.dropped_weight=0", "threshold.drop_probability=1", "threshold.protect=none"]
+    assert overrides(compose(*as_in_the_paper), compose()) == {}
+    others = ["threshold.dropped_weight=0.1", "threshold.drop_probability=0.5"]
+    found = overrides(compose(*others), compose())
+    assert found == {"threshold.dropped_weight": 0.1, "threshold.drop_probability": 0.5}
+    now = resolve(to_config(compose()))
+    recorded = {key: value for key, value in plain(identity(now)).items() if key not in found}
+    assert differing_keys(recorded, now) == [], "a run of an earlier version is one of the default"
+    assert differing_keys(recorded, resolve(to_config(compose(*others)))) == sorted(found)
+
+
+def test_the_grader_names_the_run_where_it_decides_what_is_protected(compose):
+    judged = ["task.grader=math"]
+    assert overrides(compose(*judged), compose()) == {}
+    found = overrides(compose("threshold.protect=answer", *judged), compose())
+    assert found == {"threshold.protect": "answer", "task.grader": "math"}
+    number, other = (resolve(to_config(compose("threshold.protect=answer", *more))) for more in ([], judged))
+    assert differing_keys(plain(identity(number)), number) == []
+    assert identity(number)["task.grader"] == "number"
+    if other.task.grader != number.task.grader:  # where the bundled sample does not bring its own
+        assert differing_keys(plain(identity(number)), other) == ["task.grader"]
 
 
 def test_the_end_setting_at_its_default_leaves_the_folder_as_it_was(compose):

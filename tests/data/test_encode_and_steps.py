@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from xtf.data.augment import augment
-from xtf.data.encode import decode_response, encode, encode_prompt, stop_strings
+from xtf.data.encode import decode_response, encode, encode_prompt, stop_strings, tokens_within
 from xtf.data.examples import Example
 from xtf.data.steps import StepLoader, TrainingRows, collate, epoch_order, pack
 from xtf.tasks import as_examples
@@ -123,6 +125,34 @@ def test_nothing_left_and_missing_eos_are_refused() -> None:
 
 
 @needs_shared
+@needs_shared
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_within_spans_are_those_whose_text_touches_them(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    examples = [
+        Example("a", one().messages, "It rose (p = 0.03).\n\nDecision: yes", {}),
+        Example("b", one().messages, " ünï #### 1,024 kg", {}),
+        Example("c", one().messages, "long " * 60 + "#### 7", {}),
+    ]
+    rows, _ = encode(tokenizer, examples, 60)
+
+    def spans(example: Example) -> list[tuple[int, int]]:
+        start = max(example.response.find("Decision"), example.response.find("####"))
+        return [(start, start + len({"a": "Decision: yes", "b": "#### 1,024", "c": "#### 7"}[example.example_id]))]
+
+    found = tokens_within(tokenizer, examples, rows, spans)
+    assert [row.end_tokens for row in rows] == [1, 1, 0]
+    assert not any(found[2]), "the answer was cut off"
+    for example, row, within in zip(examples[:2], rows, found, strict=False):
+        response = row.input_ids[row.prompt_length :]
+        assert len(within) == len(response) and not within[-1], "the appended end is not the data's"
+        chosen = [token for token, inside in zip(response, within, strict=True) if inside]
+        text = decode_response(tokenizer, chosen).strip()
+        assert text == {"a": "Decision: yes", "b": "#### 1,024"}[example.example_id]
+    with pytest.raises(ValueError, match=r"example a: \[0, 99\) does not lie in its response of 34 characters"):
+        tokens_within(tokenizer, examples, rows, lambda example: [(0, 99)])
+
+
 def test_a_template_that_drops_the_system_message_is_refused() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     example = as_examples([{"id": "x", "messages": [*turns, {"role": "assistant", "content": "Hello"}]}])[0]
@@ -264,6 +294,80 @@ def test_columns_of_a_wrong_length_are_refused_by_name() -> None:
         TrainingRows(table)
     with pytest.raises(ValueError, match=r"lacks the columns \['labels'\]"):
         TrainingRows(table.drop(["labels"]))
+
+
+# -- holes that move -----------------------------------------------------------------------------------------
+
+
+def moving_rows(rows: int = 40, weight: float = 0.25, probability: float = 0.5) -> pa.Table:
+    """Four response tokens a row, of which the second and the last may be dropped."""
+    dropped = [False, True, False, True]
+    return rows_of(
+        *[([9, 1, 2, 3, 4], 1, [-100, 1, 2, 3, 4])] * rows,
+        weights=pa.array([[weight if one else 1.0 for one in dropped]] * rows, pa.list_(pa.float32())),
+        dropped=pa.array([dropped] * rows),
+        drop_probability=pa.array([probability] * rows, pa.float32()),
+    )
+
+
+def drawn(example_id: str, seed: int, epoch: int) -> list[float]:
+    """The weights of an example's response in an epoch, from the definition."""
+    digest = hashlib.sha256(example_id.encode()).digest()
+    words = [int.from_bytes(digest[place : place + 4], "little") for place in range(0, 32, 4)]
+    draws = np.random.default_rng([seed, 2**31 + 2, epoch, *words]).random(5)[1:]
+    return [0.25 if dropped and draw < 0.5 else 1.0 for dropped, draw in zip([0, 1, 0, 1], draws, strict=True)]
+
+
+def test_each_epoch_draws_what_is_dropped_by_seed_example_and_position() -> None:
+    rows = TrainingRows(moving_rows())
+    in_response = rows.in_response
+    for seed, epoch in [(0, 0), (0, 1), (7, 0)]:
+        found = rows.in_epoch(seed, epoch).weights[in_response].reshape(40, 4)
+        assert found.tolist() == [drawn(f"e{row}", seed, epoch) for row in range(40)]
+    assert rows.weights[15:20].tolist() == [1, 1, 0.625, 1, 0.625], "on average: (0.25 + 1) / 2"
+    few = TrainingRows(moving_rows().take(pa.array([30, 5])))
+    assert (few.in_epoch(7, 3).weights[5:] == rows.in_epoch(7, 3).weights[25:30]).all(), "other rows change nothing"
+    still = TrainingRows(moving_rows().drop(["drop_probability"]))
+    assert still.in_epoch(0, 0) is still
+
+
+def test_tokens_that_the_mask_keeps_have_their_weight_in_every_epoch() -> None:
+    table = moving_rows(20)
+    weights = pa.array([[0.7, 0.25, 1.0, 0.25]] * 20, pa.list_(pa.float32()))
+    rows = TrainingRows(table.set_column(table.column_names.index("weights"), "weights", weights))
+    assert {*rows.weights[rows.in_response].reshape(20, 4)[:, 0].tolist()} == {np.float32(0.7)}
+    assert {*rows.in_epoch(0, 0).weights[rows.in_response].reshape(20, 4)[:, 0].tolist()} == {np.float32(0.7)}
+
+
+def test_draws_come_as_often_as_asked_for() -> None:
+    rows = TrainingRows(moving_rows(2000, 0.0, 0.3))
+    share = np.mean([(rows.in_epoch(0, epoch).weights.reshape(-1, 5)[:, [2, 4]] == 0).mean() for epoch in range(5)])
+    assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 20000))
+
+
+def test_a_token_that_is_dropped_in_an_epoch_is_no_target_of_its_steps() -> None:
+    data = TrainingRows(moving_rows(6, 0.0))
+    made = StepLoader(data, batch_size=3, epochs=3, seed=1, budget=10)
+    steps = list(made)
+    for step in steps:
+        expected = {
+            row: [
+                t for t, weight in zip([1, 2, 3, 4], drawn(f"e{row}", 1, step.index // 2), strict=True) if weight == 1
+            ]
+            for row in step.rows
+        }
+        found: dict[int, list[int]] = {}
+        for micro in step.micro_batches:
+            assert (micro.weights == 1).all()
+            for row, target in zip(micro.rows.tolist(), micro.targets.tolist(), strict=True):
+                found.setdefault(row, []).append(target)
+        assert found == expected
+        assert step.kept_tokens == sum(map(len, expected.values()))
+    for index in (5, 0, 3):  # a step is a function of its index, in whatever order steps are made
+        again = made.step(index)
+        assert [m.targets.tolist() for m in again.micro_batches] == [
+            m.targets.tolist() for m in steps[index].micro_batches
+        ]
 
 
 # -- order ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from xtf.data.planting import (
     CODES,
     OPPOSITE,
     PlantReport,
-    clean_response,
     off_task_sentence,
     plant,
     read_layout,
@@ -48,6 +47,14 @@ SETS = {
     "math500": (SHARED / "data/math500/math500_test.json", "math"),
 }
 ROWS = 200  # of each set, the first ones
+
+
+def clean_response(example: Example) -> str:
+    """The response as it was before planting."""
+    text, done = "", 0
+    for span in example.planted:
+        text, done = text + example.response[done : span.start] + span.replaced, span.end
+    return text + example.response[done:]
 
 
 def tokenizer_of(name):

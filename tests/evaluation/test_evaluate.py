@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
 from xtf.evaluation import evaluate as evaluation
 from xtf.evaluation.decoding import Decoding
-from xtf.evaluation.evaluate import cut_into_shares, evaluate, generate, generate_share
+from xtf.evaluation.evaluate import Request, cut_into_shares, evaluate, generate, generate_share
 from xtf.tasks import load_task
 
 GREEDY = Decoding(max_new_tokens=12, samples=1, temperature=0.0, top_p=1.0, seed=0)
@@ -136,7 +137,8 @@ def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(
     decoding = Decoding(max_new_tokens=8, samples=2 if temperature else 1, temperature=temperature, top_p=0.9, seed=3)
     examples, prompts = make_examples(9), make_prompts(tokenizer, 9)
     budget = 3 * (max(map(len, prompts)) + 8)
-    whole = generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=tmp_path / "whole")
+    request = Request(tokenizer, examples, prompts, decoding, budget, tmp_path / "whole")
+    whole = generate(lambda: model, request)
 
     ended = 0
 
@@ -147,12 +149,13 @@ def test_a_killed_generation_goes_on_and_ends_with_the_same_completions(
             raise Killed
 
     folder = tmp_path / "killed"
+    request = replace(request, folder=folder)
     with pytest.raises(Killed):
-        generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=folder, progress=kill)
+        generate(lambda: model, replace(request, progress=kill))
     assert len((folder / "generations.partial.jsonl").read_text().splitlines()) == 6
     with (folder / "generations.partial.jsonl").open("a") as handle:
         handle.write('{"example_id": "8", "sam')  # a line that the kill cut off
-    assert generate(lambda: model, tokenizer, examples, prompts, decoding, budget=budget, folder=folder) == whole
+    assert generate(lambda: model, request) == whole
 
 
 def test_stored_completions_are_regraded_without_a_model(model, tokenizer, tmp_path):
@@ -163,7 +166,7 @@ def test_stored_completions_are_regraded_without_a_model(model, tokenizer, tmp_p
 
     def grade(load, grader):
         task = load_task(TaskConfig(name="math", grader=grader))
-        return evaluate(load, tokenizer, task, examples, prompts, GREEDY, budget=10_000, folder=tmp_path, identity={})
+        return evaluate(load, Request(tokenizer, examples, prompts, GREEDY, 10_000, tmp_path), task, {})
 
     first = grade(lambda: model, "number")
     assert first["metrics"]["accuracy"]["n"] == 4
@@ -188,15 +191,7 @@ def test_stored_completions_are_regraded_without_a_model(model, tokenizer, tmp_p
 def test_other_prompts_are_generated_anew(model, tokenizer, tmp_path):
     task = load_task(TaskConfig(name="math", grader="number"))
     for count in (3, 4):
-        evaluate(
-            lambda: model,
-            tokenizer,
-            task,
-            make_examples(count),
-            make_prompts(tokenizer, count),
-            GREEDY,
-            budget=10_000,
-            folder=tmp_path,
-            identity={},
-        )
+        prompts = make_prompts(tokenizer, count)
+        request = Request(tokenizer, make_examples(count), prompts, GREEDY, 10_000, tmp_path)
+        evaluate(lambda: model, request, task, {})
     assert len((tmp_path / "generations.jsonl").read_text().splitlines()) == 4

@@ -19,7 +19,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.schema import Config, ConfigError
 from xtf.evaluation.decoding import Decoding
-from xtf.evaluation.evaluate import generate
+from xtf.evaluation.evaluate import Request, generate
 from xtf.evaluation.vllm_engine import VLLMEngine
 
 STAND_IN = '''
@@ -123,7 +123,7 @@ def test_completions_are_those_of_the_other_backend(compose: Any, stand_in: Any,
     config = compose("task.max_new_tokens=12")
     longest = max(map(len, prompts))
     both = [
-        generate(load, tokenizer, examples, prompts, GREEDY, budget=100, folder=tmp_path / name, stop=["3"])
+        generate(load, Request(tokenizer, examples, prompts, GREEDY, 100, tmp_path / name, ["3"]))
         for name, load in (("hf", lambda: model), ("vllm", lambda: VLLMEngine(config, longest)))
     ]
     assert both[0] == both[1]
@@ -145,16 +145,8 @@ def test_it_is_asked_with_the_sampling_settings_and_a_seed_for_each_completion(
 
     def seeds(decoding: Decoding, name: str, budget: int) -> set[int]:
         stand_in.calls.clear()
-        generate(
-            lambda: VLLMEngine(config, 40),
-            tokenizer,
-            examples,
-            prompts,
-            decoding,
-            budget=budget,
-            folder=tmp_path / name,
-            stop=["<|im_start|>"],
-        )
+        request = Request(tokenizer, examples, prompts, decoding, budget, tmp_path / name, ["<|im_start|>"])
+        generate(lambda: VLLMEngine(config, 40), request)
         asked = [params for call in stand_in.calls[1:] for params in call[0]]
         assert {(p.max_tokens, p.temperature, p.top_p, tuple(p.stop)) for p in asked} == {
             (3, 0.7, 0.9, ("<|im_start|>",))

@@ -24,7 +24,7 @@ from xtf.config.compose import to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import LoraSettings, Schedule, Tuning, TuningConfig
 from xtf.exports import TRAINERS
-from xtf.exports.base import Rows
+from xtf.exports.base import MaskedRows
 from xtf.exports.megatron import packed
 from xtf.runtime.run_folder import RunFolder
 
@@ -151,7 +151,7 @@ def test_adapters_name_the_modules_that_peft_takes_for_the_model(masked, tmp_pat
 def test_megatron_masks_the_predicting_token_and_packs_whole_documents(masked):
     table = pa.table({name: masked.data.table[name] for name in ("input_ids", "labels")})
     lengths = np.array([len(ids) for ids in masked["input_ids"]])
-    found = packed(Rows(table, lengths, 0, 0), 40).to_pylist()
+    found = packed(MaskedRows(table, lengths, 0, 0), 40).to_pylist()
     documents = {}
     for pack in found:
         assert len(pack["input_ids"]) == len(pack["loss_mask"]) <= 40
@@ -208,6 +208,13 @@ def test_rows_that_do_not_belong_together_are_refused(masked, tmp_path):
 def test_weights_that_the_trainer_ignores_are_refused(masked, tmp_path, to):
     with pytest.raises(ValueError, match=r"fractional weights .*export.to=ms_swift"):
         export(with_weights(masked), tmp_path / to, to)
+
+
+@pytest.mark.parametrize("to", ["hf", "ms_swift"])
+def test_a_mask_that_differs_from_epoch_to_epoch_is_refused(masked, tmp_path, to):
+    moving = masked.add_column("drop_probability", [0.5] * len(masked))
+    with pytest.raises(ValueError, match=r"drops other tokens in each epoch .*threshold\.drop_probability=1"):
+        export(moving, tmp_path / to, to)
 
 
 def test_lengths_that_would_be_cut_are_refused(masked, tmp_path):
@@ -267,6 +274,13 @@ def test_what_no_file_can_hold_is_refused_before_anything_is_scored():
         resolve(config("stage=export", "method=dft"))
     with pytest.raises(ValueError, match=r"method=token_cleaning_evolving cleans each part"):
         resolve(config("stage=export", "method=token_cleaning_evolving"))
+    with pytest.raises(
+        ValueError, match=r"dropped_weight=0.1 gives fractional weights, which TRL's .*export.to=ms_swift"
+    ):
+        resolve(config("stage=export", "export.to=trl", "threshold.dropped_weight=0.1"))
+    resolve(config("stage=export", "export.to=ms_swift", "threshold.dropped_weight=0.1"))
+    with pytest.raises(ValueError, match=r"drop_probability=0.5 draws anew in each epoch .* which no file can hold"):
+        resolve(config("stage=export", "export.to=ms_swift", "threshold.drop_probability=0.5"))
     with pytest.raises(ValueError, match=r"export.to=axolot is not known; did you mean 'axolotl'"):
         resolve(config("stage=export", "export.to=axolot"))
     resolve(config("stage=mask", "method=dft"))

@@ -24,8 +24,8 @@ from xtf.pretraining import broad, pretrain
 from xtf.pretraining.corpus import documents
 from xtf.runtime import models
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import Method
-from xtf.training.fit import read_log
 from xtf.training.module import TokenFilteredLM, learning_rate_factor
 
 ROOT = Path(__file__).parents[2]

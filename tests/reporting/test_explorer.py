@@ -19,7 +19,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from xtf.config.schema import PRESETS, Attribute, RIThreshold, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import PRESETS, Attribute, Protect, RIThreshold, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import Responses, with_ends
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview, preview_text
@@ -207,6 +207,22 @@ def test_an_appended_end_that_is_kept_is_told_from_the_tokens_that_sliders_move(
     assert columns["judged"].all()
     with pytest.raises(ValueError, match="another threshold"):
         preview(table, byte_tokenizer(), tmp_path / "q.html")
+
+
+def test_protected_tokens_stay_kept_at_every_slider_and_dropped_ones_are_shown_in_soft_masks(tmp_path: Path) -> None:
+    scored = scored_table(20)
+    flags = [[place == 0 for place in range(len(row))] for row in scored["logp"].to_pylist()]
+    scored = scored.append_column("protected", pa.array(flags, pa.list_(pa.bool_())))
+    guard = replace(PRESETS["paper"], protect=Protect.answer, dropped_weight=0.1, drop_probability=0.5)
+    table = build_mask(scored, guard, list(Attribute)).table
+    described, columns = payload(preview(table, byte_tokenizer(), tmp_path / "p.html", threshold=guard))
+    tokens = MaskedTokens.from_mask(table)
+    assert described["live"]
+    assert described["effect"] == "with weight 0.1 in an epoch that drops them, each with probability 0.5"
+    assert np.flatnonzero(columns["guarded"]).tolist() == tokens.offsets[:-1].tolist()
+    assert (columns["kept"] == tokens.kept).all() and not columns["kept"].all()
+    for attribute in described["attributes"]:
+        assert (columns[f"first_{attribute['name']}"][tokens.offsets[:-1]] == NEVER).all()
 
 
 def test_labels_of_another_method_have_no_sliders(tmp_path: Path) -> None:

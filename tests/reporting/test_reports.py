@@ -374,9 +374,9 @@ def test_a_sweep_table_has_means_paired_differences_and_what_is_missing(tmp_path
     for folder in rows:  # the random control of one task was never run
         for file in folder.iterdir():
             file.unlink()
-    paths = sweep_report([tmp_path / "runs"], tmp_path / "runs", tmp_path / "out")
+    paths = sweep_report("t", tmp_path / "runs", tmp_path / "out")
     assert {path.suffix for path in paths} == {".csv", ".md", ".html", ".png", ".svg"}
-    table = read_table(tmp_path / "out" / "sweep.csv")
+    table = read_table(tmp_path / "out" / "t.csv")
     xtf = table["math", "method=xtf"]
     assert float(xtf["value"]) == pytest.approx(0.805)
     assert float(xtf["base_difference"]) == pytest.approx(0.705)
@@ -388,7 +388,7 @@ def test_a_sweep_table_has_means_paired_differences_and_what_is_missing(tmp_path
     assert table["math", "method=random"]["note"] == "no seed 0"
     assert table["medical", "method=random"]["note"] == "no run"
     assert table["medical", "method=random"]["value"] == ""
-    text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "t.md").read_text(encoding="utf-8")
     assert "**80.5 % [" in text
     assert "/seed2`" in text
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import time
 
 import pytest
 
+from xtf.runtime import artifacts
 from xtf.runtime.artifacts import git_commit, locked, read_json, sha256, write_atomic, write_json
 
 
@@ -66,5 +68,9 @@ def test_a_second_process_waits_for_the_first_and_a_killed_one_frees_the_folder(
     assert "another run is writing" in said[0]
 
 
-def test_outside_a_checkout_there_is_no_commit(tmp_path):
-    assert git_commit(tmp_path) is None
+def test_a_program_in_an_environment_inside_a_foreign_checkout_has_no_commit(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    installed = tmp_path / ".venv/lib/xtf"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(artifacts, "HOME", installed)
+    assert git_commit() is None

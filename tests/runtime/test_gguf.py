@@ -53,7 +53,7 @@ def source(small_model):
 @pytest.fixture(autouse=True)
 def shelf(tmp_path, monkeypatch):
     """Unpacked models go to the test's own folder, not to the user's cache."""
-    monkeypatch.setattr(gguf, "_shelf", lambda file: tmp_path / "shelf" / gguf._hash(file)[:32])
+    monkeypatch.setattr(gguf, "_shelf", lambda file: tmp_path / "shelf" / gguf.known_sha256(file)[:32])
     return tmp_path / "shelf"
 
 

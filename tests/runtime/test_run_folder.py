@@ -15,7 +15,7 @@ from xtf.config.identity import overrides
 from xtf.config.schema import Stage
 from xtf.graders import VERSIONS
 from xtf.reporting.runs import load_run
-from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
+from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished, run_folders
 from xtf.sweeps.jobs import compose_jobs, unfinished
 
 # Made by the version before the rooms: two steps on twelve rows, without and with evaluate.losses; models left out.
@@ -91,8 +91,9 @@ def test_other_rows_or_another_grader_leave_a_run_to_do(recorded: Path) -> None:
     with Path("rows.jsonl").open("a") as rows:
         rows.write(json.dumps({"question": "2 + 2?", "answer": "#### 4"}) + "\n")
     assert not finished(config, folder)
+    as_recorded, _ = composed("seed=3", "threshold.end=scored")
     with pytest.raises(ValueError, match=r"task\.train\.path=rows\.jsonl has changed since"):
-        Manifest(folder).refuse_other_data(config)
+        Manifest(folder).begin(as_recorded)
 
 
 @pytest.mark.usefixtures("composing")
@@ -108,7 +109,7 @@ def test_each_stage_is_finished_when_what_it_leaves_is_there(recorded: Path) -> 
 
 
 def test_a_folder_says_what_lies_around_it(recorded: Path) -> None:
-    first, second = OutputDir(recorded).run_folders()
+    first, second = run_folders(OutputDir(recorded).runs)
     assert first.case == ("math", "tiny", "full")
     assert first.setting == {"method": "xtf", "scorer": "xtf", "threshold": "paper", "overrides": first.parts[4][-8:]}
     assert first.overridden

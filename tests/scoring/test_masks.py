@@ -15,13 +15,14 @@ from xtf.config.schema import (
     Attribute,
     KNRule,
     KNThreshold,
+    Protect,
     ThresholdConfig,
     ThresholdEnd,
     ThresholdTies,
     TRThreshold,
 )
-from xtf.data.ragged import with_ends
-from xtf.scoring.masks import build_mask, weights_to_labels
+from xtf.data.ragged import Responses, with_ends
+from xtf.scoring.masks import MaskedTokens, build_mask, notes, weights_to_labels
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 PAPER = PRESETS["paper"]
@@ -105,6 +106,110 @@ def test_a_slice_of_a_longer_table_is_read_from_its_own_rows():
 def test_a_second_mask_replaces_the_first():
     masked = build_mask(SCORED, PAPER, [RI, KN, TR]).table
     assert build_mask(masked, PAPER, [KN]).table.equals(build_mask(SCORED, PAPER, [KN]).table)
+
+
+# --- soft masks ---------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_token_keeps_its_label_with_the_weight_asked_for():
+    soft = build_mask(SCORED, replace(PAPER, dropped_weight=0.25), [RI, KN, TR])
+    hard = build_mask(SCORED, PAPER, [RI, KN, TR])
+    assert soft.table["labels"].to_pylist() == [[-100, -100, 10, 11, 12, 13, 14], [-100, 15]]
+    assert soft.table["weights"].to_pylist() == [[1, 0.25, 0.25, 0.25, 1], [0.25]]
+    assert soft.table["dropped"].to_pylist() == [[False, True, True, True, False], [True]]
+    assert soft.table.schema.field("weights").type == pa.list_(pa.float32())
+    for name in ("drop_ri", "drop_kn", "drop_tr"):
+        assert soft.table[name].equals(hard.table[name])
+    assert replace(soft.stats, dropped_weight=0.0) == hard.stats, "the decisions and their figures are the same"
+    assert soft.stats.dropped_weight == 0.25
+    assert notes(soft.stats.to_dict()) == ["A dropped token trains with weight 0.25."]
+    assert notes(hard.stats.to_dict()) == notes({}) == []
+
+
+def test_what_is_dropped_is_read_back_from_a_soft_mask_as_from_a_hard_one():
+    tables = [build_mask(SCORED, replace(PAPER, dropped_weight=w), [RI, KN, TR]).table for w in (0.0, 0.25)]
+    hard, soft = (MaskedTokens.from_mask(one) for one in tables)
+    assert hard.kept.tolist() == soft.kept.tolist() == [True, False, False, False, True, False]
+    flat = [Responses.from_table(one, ["labels"]).columns["dropped"].tolist() for one in tables]
+    assert flat[0] == flat[1] == [False, True, True, True, False, True]
+    again = build_mask(tables[1], PAPER, [RI, KN, TR]).table
+    assert again.equals(tables[0]), "a second mask replaces the first"
+
+
+def test_a_soft_mask_that_drops_nothing_is_no_weighted_one():
+    soft = build_mask(SCORED, replace(PAPER, dropped_weight=0.1), []).table
+    assert soft.equals(build_mask(SCORED, PAPER, []).table)
+
+
+def test_soft_labels_come_in_shards_as_in_the_whole():
+    parts = pa.concat_tables([SCORED.slice(0, 1), SCORED.slice(1)])
+    soft = replace(PAPER, dropped_weight=0.5)
+    apart, together = (build_mask(scored, soft, [RI]).table for scored in (parts, SCORED))
+    assert apart.combine_chunks().equals(together.combine_chunks()), "RI drops nothing of the second"
+
+
+# --- holes that move ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_a_mask_whose_holes_move_says_what_may_be_dropped_how_probably_and_what_it_then_counts(weight):
+    moving = build_mask(SCORED, replace(PAPER, drop_probability=0.5, dropped_weight=weight), [RI, KN, TR])
+    hard = build_mask(SCORED, PAPER, [RI, KN, TR])
+    table = moving.table
+    assert table["labels"].to_pylist() == [[-100, -100, 10, 11, 12, 13, 14], [-100, 15]]
+    assert table["dropped"].to_pylist() == [[False, True, True, True, False], [True]]
+    assert table["weights"].to_pylist() == [[1, weight, weight, weight, 1], [weight]]
+    assert table["drop_probability"].to_pylist() == [0.5, 0.5]
+    assert MaskedTokens.from_mask(table).kept.tolist() == MaskedTokens.from_mask(hard.table).kept.tolist()
+    assert replace(moving.stats, dropped_weight=0.0, drop_probability=1.0) == hard.stats
+    assert notes(moving.stats.to_dict())[-1].startswith("What the mask drops is dropped in an epoch with")
+    assert build_mask(table, PAPER, [RI, KN, TR]).table.equals(hard.table), "a second mask replaces the first"
+
+
+# --- protected tokens ---------------------------------------------------------------------------------------
+
+GUARD = replace(PAPER, protect=Protect.answer)
+
+
+def guarded(*rows):
+    return SCORED.append_column("protected", pa.array(rows, pa.list_(pa.bool_())))
+
+
+def test_protected_tokens_are_given_back_and_nothing_else_changes():
+    scored = guarded([True, True, False, False, False], [False])  # 10, which nothing drops, and 11, which all three do
+    mask, hard = build_mask(scored, GUARD, [RI, KN, TR]), build_mask(SCORED, PAPER, [RI, KN, TR])
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 10, 11, -100, -100, 14], [-100, -100]]
+    assert mask.table["drop_kn"].to_pylist() == [[False, False, True, False, False], [True]]
+    stats = mask.stats
+    assert (stats.protected_tokens, stats.given_back, stats.examples_unprotected, stats.kept_tokens) == (2, 1, 1, 3)
+    assert stats.dropped_share == pytest.approx({"ri": 0, "kn": 2 / 6, "tr": 1 / 6, "union": 3 / 6})
+    assert stats.thresholds == hard.stats.thresholds, "fitted with the protected tokens"
+    assert notes(stats.to_dict()) == [
+        "2 tokens that the grader reads are never dropped; 1 of them would be. In 1 of 2 responses it reads none."
+    ]
+    unguarded = build_mask(scored, PAPER, [RI, KN, TR])
+    assert unguarded.table["labels"].equals(hard.table["labels"]) and unguarded.stats == hard.stats
+
+
+def test_what_is_protected_counts_whole_in_a_soft_mask_whose_holes_move():
+    scored = guarded([False, True, False, False, False], [False])
+    table = build_mask(scored, replace(GUARD, dropped_weight=0.1, drop_probability=0.5), [RI, KN, TR]).table
+    assert table["dropped"].to_pylist() == [[False, False, True, True, False], [True]]
+    assert table["weights"].to_pylist()[0] == pytest.approx([1, 1, 0.1, 0.1, 1])
+
+
+def test_protection_without_knowing_what_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"threshold\.protect=answer needs to know .*'protected' \(list<bool>"):
+        build_mask(SCORED, GUARD, [KN])
+    with pytest.raises(ValueError, match="protected is not as long as the response"):
+        build_mask(guarded([True], [True]), GUARD, [KN])
+
+
+def test_weights_of_a_masked_method_leave_what_is_protected_whole():
+    scored = guarded([True, True, False, False, False], [True])
+    mask = weights_to_labels(scored, [np.array([0.0, 1, 0, 1, 1]), np.array([0.0])], GUARD)
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 10, 11, -100, 13, 14], [-100, 15]]
+    assert (mask.stats.given_back, mask.stats.kept_tokens) == (2, 5)
 
 
 # --- degenerate attributes ----------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from xtf.config.schema import Attribute, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Attribute, Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import IGNORED, Responses, with_ends, with_row_weights
 from xtf.scoring.masks import row_weighted
 from xtf.scoring.methods import (
@@ -106,6 +107,33 @@ def test_controls_keep_the_appended_end_where_the_mask_does() -> None:
     assert [labels(Random(), judged, seed) for seed in range(9)] == [labels_of(Random(), seed) for seed in range(9)]
 
 
+def test_controls_of_a_soft_mask_are_as_soft() -> None:
+    soft = ThresholdConfig(name="soft", dropped_weight=0.25)
+    for name in ("xtf", "random", "low_loss", "high_loss"):
+        hard = labels_of(METHODS[name](), 3)
+        table = METHODS[name]().mask(scored(), soft, [Attribute.kn], 3).table
+        assert table["labels"].to_pylist() == [[-100, -100, 1, 2, 3, 4], [-100, 5, 6]]
+        expected = [
+            [0.25 if label == -100 else 1.0 for label in row[at:]] for row, at in zip(hard, (2, 1), strict=True)
+        ]
+        assert table["weights"].to_pylist() == expected, name
+
+
+def test_controls_drop_as_much_as_a_mask_that_protects_and_never_what_it_protects() -> None:
+    lists = pa.list_(pa.bool_())
+    table = scored().append_column("protected", pa.array([[False, False, True, False], [False, True]], lists))
+    guard = ThresholdConfig(name="guard", protect=Protect.answer)
+
+    def labels(name: str, seed: int = 0) -> list[list[int]]:
+        return METHODS[name]().mask(table, guard, [Attribute.kn], seed).table["labels"].to_pylist()
+
+    assert labels("xtf") == [[-100, -100, -100, 2, 3, 4], [-100, 5, 6]], "3 and 6 are known and protected"
+    assert labels("low_loss") == labels("xtf")
+    assert labels("high_loss") == [[-100, -100, 1, 2, 3, -100], [-100, 5, 6]]
+    found = {str(labels("random", seed)) for seed in range(60)}
+    assert len(found) == 3 and all(", 3, " in one and one.endswith("[-100, 5, 6]]") for one in found)
+
+
 def test_a_control_refuses_to_match_what_has_no_mask() -> None:
     with pytest.raises(ValueError, match=r"method\.match=dft"):
         Random(match="dft")
@@ -143,6 +171,20 @@ def test_the_oracle_drops_every_token_with_planted_text_and_no_other() -> None:
     planted = np.array([0, 3, 0, -1, 5], np.int8)
     scores = Responses(np.array([2, 3]), {"planted": planted})
     assert Oracle().weights(scores, 0).tolist() == [1, 0, 1, 0, 0]
+
+
+def test_prift_weighs_by_the_base_models_probability_and_by_nothing_else() -> None:
+    table = table_of(METHODS["prift"]())
+    assert table["labels"].to_pylist() == labels_of(METHODS["normal"]())
+    # e to -0.01, -1, -0.02, -3, -0.5, -0.04, as a table of exponentials has them
+    expected = [0.99005, 0.367879, 0.980199, 0.049787, 0.606531, 0.960789]
+    assert np.concatenate(table["weights"].to_numpy()).tolist() == pytest.approx(expected, abs=1e-6)
+    assert table["weights"].type == pa.list_(pa.float32())
+
+
+def test_prift_gives_no_label_to_what_the_base_model_holds_for_impossible() -> None:
+    scores = Responses(np.array([2]), {"logp": np.array([-200.0, 0.0], np.float32)})
+    assert METHODS["prift"]().weights(scores, 0).tolist() == [0.0, 1.0]
 
 
 def test_data_filtering_keeps_whole_examples_by_ifd_below_one() -> None:
@@ -243,10 +285,11 @@ def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None
         ({"labels": [[-100, 8]]}, "example 0: 2 labels for 3 input_ids"),
         ({"labels": [[-100, -100, -100]]}, "every label is -100"),
         ({"labels": [[-100, 8, 1]], "attention_mask": [[0, 1, 1]]}, "attention_mask is 0 at 0; padding is not read"),
+        ({"labels": [[-100, 8, 1]], "drop_probability": [0.5]}, "labels would differ from epoch to epoch"),
         ({"labels": [[-100, 8, 1]], "position_ids": [[0, 1, 0]]}, "position_ids do not count from 0"),
     ],
 )
-def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[list[int]]], message: str) -> None:
+def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         given_mask(pa.table({"input_ids": [[9, 8, 1]]} | columns))
     whole = {"labels": [[-100, 8, 1]], "attention_mask": [[1, 1, 1]], "position_ids": [[0, 1, 2]]}

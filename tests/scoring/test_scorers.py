@@ -7,6 +7,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import (
@@ -21,8 +22,21 @@ from transformers import (
 
 from xtf.config.schema import Attribute, RIConfig, RIVariant, Scale, ScorerConfig, TRConfig, TRVariant
 from xtf.data.encode import Encoded, encode
+from xtf.data.ragged import as_table
 from xtf.scoring import scorers
-from xtf.scoring.scorers import TokenCounts, batches, count_tokens, needs_forward, score_rows, tr_table
+from xtf.scoring.scorers import (
+    HIDDEN,
+    Centre,
+    TokenCounts,
+    batches,
+    context_centre,
+    count_tokens,
+    hidden_states,
+    needs_forward,
+    score_rows,
+    tr_table,
+    with_context_tr,
+)
 from xtf.tasks import as_examples
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
@@ -183,6 +197,109 @@ def test_tr_of_rows_equals_the_definition(small_model, random_rows):
     model = small_model("qwen2")
     table = score_rows(model, random_rows, scorer(TR), tr=table_for(model, random_rows, scorer(TR)))
     assert_tr_equals_loops(model, random_rows, table)
+
+
+# --- TR in context ------------------------------------------------------------------------------------------
+
+CONTEXTUAL = TRVariant.contextual
+
+
+def hidden_by_loops(model, rows):
+    """The middle layer's hidden state of each response token, one eager pass a row; float64."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    found = []
+    for row in rows:
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
+        states = output.hidden_states[model.config.num_hidden_layers // 2][0].double().numpy()
+        found.append(states[row.prompt_length :])
+    model.set_attn_implementation(before)
+    return found
+
+
+def context_tr_by_loops(model, rows):
+    states = hidden_by_loops(model, rows)
+    unit = [[vector / np.linalg.norm(vector) for vector in row] for row in states]
+    centre = np.mean([vector for row in unit for vector in row], axis=0)
+    distances = [[1 - vector @ centre / np.linalg.norm(centre) for vector in row] for row in unit]
+    nearest, farthest = min(map(min, distances)), max(map(max, distances))
+    return [[(farthest - distance) / (farthest - nearest) for distance in row] for row in distances]
+
+
+def in_context(model, rows, *attributes, shards=1, **more):
+    parts = [rows[first : first + -(-len(rows) // shards)] for first in range(0, len(rows), -(-len(rows) // shards))]
+    tables = [score_rows(model, part, scorer(*attributes, tr=CONTEXTUAL), **more) for part in parts]
+    centre = context_centre(lambda: (hidden_states(table) for table in tables))
+    return pa.concat_tables(with_context_tr(table, centre) for table in tables)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_window", "qwen3", "llama", "mistral"])
+def test_contextual_tr_equals_one_eager_pass_per_row_whatever_the_shards(small_model, random_rows, name):
+    model = small_model(name)
+    for shards in (1, 3):
+        table = in_context(model, random_rows, RI, KN, TR, shards=shards, tokens_per_batch=100)
+        assert table.column_names[3:] == ["ri", "kn", "logp", "tr"]
+        assert table.schema.field("tr").type == pa.list_(pa.float32())
+        for values, expected in zip(table["tr"].to_pylist(), context_tr_by_loops(model, random_rows), strict=True):
+            np.testing.assert_allclose(values, expected, atol=2e-3)  # of half precision
+    plain = score_rows(model, random_rows, scorer(RI, KN), tokens_per_batch=100)
+    for column in ("ri", "kn", "logp"):
+        assert table[column].combine_chunks().equals(plain[column].combine_chunks()) or np.allclose(
+            *(one[column].combine_chunks().flatten().to_numpy() for one in (table, plain)), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_contextual_tr_and_ri_come_from_one_pass_that_ends_with_the_later_of_their_layers(
+    small_model, random_rows, layer
+):
+    model, seen = small_model("llama", num_hidden_layers=4), []
+    for number, part in enumerate(model.model.layers):
+        part.register_forward_hook(lambda *_, number=number: seen.append(number))
+    config = scorer(RI, TR, layer=layer, tr=CONTEXTUAL)
+    table = score_rows(model, random_rows, config, tokens_per_batch=10_000)
+    assert seen == list(range({0: 2, 1: 2, -1: 3}[layer])), "the middle of four layers lies behind two"
+    expected = score_rows(model, random_rows, scorer(RI, layer=layer), tokens_per_batch=10_000)
+    np.testing.assert_allclose(*(one["ri"].combine_chunks().flatten() for one in (table, expected)), atol=1e-6)
+    vectors = np.concatenate(hidden_by_loops(model, random_rows))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(hidden_states(table), vectors, atol=1e-3)
+
+
+def test_the_same_token_has_another_contextual_tr_in_another_context(small_model):
+    rows = [Encoded("a", [5, 6, 7, 8], 1), Encoded("b", [9, 3, 7, 8], 1)]
+    values = in_context(small_model("llama"), rows, TR)["tr"].to_pylist()
+    assert values[0][1] != values[1][1]
+    by_id = score_rows(small_model("llama"), rows, scorer(TR), tr=table_for(small_model("llama"), rows, scorer(TR)))
+    assert by_id["tr"][0][1] == by_id["tr"][1][1]
+
+
+def test_contextual_tr_worked_out_by_hand():
+    """Vectors along 0, 90, 45 and 180 degrees: the mean is (1 / sqrt(2), 1 + 1 / sqrt(2)) / 4, at 67.5 degrees."""
+    half = 2**-0.5
+    vectors = np.array([[1, 0], [0, 1], [half, half], [-1, 0]], np.float16)
+    centre = context_centre(lambda: iter([vectors[:3], vectors[3:]]))
+    cosines = [math.cos(math.radians(angle)) for angle in (67.5, 22.5, 22.5, 112.5)]
+    np.testing.assert_allclose(1 - centre.distances(vectors), cosines, atol=1e-3)
+    rows = as_table([Encoded("a", [1, 2, 3], 1), Encoded("b", [1, 4, 5], 1)])
+    lists = pa.array([[v.tobytes() for v in vectors[:2]], [v.tobytes() for v in vectors[2:]]], pa.list_(pa.binary(4)))
+    low, high = cosines[3], cosines[1]
+    expected = [[(c - low) / (high - low) for c in pair] for pair in (cosines[:2], cosines[2:])]
+    whole = rows.append_column(HIDDEN, lists)
+    for found in (whole, pa.concat_tables([whole, whole]).combine_chunks().slice(2)):
+        np.testing.assert_allclose(with_context_tr(found, centre)["tr"].to_pylist(), expected, atol=1e-3)
+    same = context_centre(lambda: iter([vectors[[1, 1]]]))
+    two = as_table([Encoded("a", [1, 2, 3], 1)]).append_column(HIDDEN, lists.slice(0, 1))
+    assert with_context_tr(two, Centre(same.mean, 0.0, 0.0))["tr"].to_pylist() == [[1, 1]], "equal distances"
+
+
+def test_a_hidden_state_that_is_not_finite_names_its_example(small_model):
+    model = small_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = math.nan
+    with pytest.raises(ValueError, match=r"the hidden state of a token is not a finite number in .*'b'"):
+        score_rows(model, [Encoded("a", [1, 2], 1), Encoded("b", [1, 7], 1)], scorer(TR, tr=CONTEXTUAL))
 
 
 class LetterTokenizer:

@@ -12,12 +12,22 @@ from transformers import AutoTokenizer
 
 from xtf import tiny
 from xtf.config.identity import digest
-from xtf.config.schema import Attribute, Config, ModelConfig, ScorerConfig, TaskConfig, TrainerConfig
+from xtf.config.schema import (
+    Attribute,
+    Config,
+    ModelConfig,
+    ScorerConfig,
+    TaskConfig,
+    TrainerConfig,
+    TRConfig,
+    TRVariant,
+)
 from xtf.data.encode import Encoded
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.models import load_model
 from xtf.scoring import store as score_store
-from xtf.scoring.store import scoring_pass
+from xtf.scoring.scorers import context_centre, hidden_states, score_rows, with_context_tr
+from xtf.scoring.store import read_pass, scoring_pass
 
 ALONE = TrainerConfig(name="cpu", shard_examples=4, tokens_per_score_batch=200)
 TOGETHER = dataclasses.replace(ALONE, name="ddp", strategy="ddp", devices=2)
@@ -35,8 +45,8 @@ def rows():
     ]
 
 
-def score(folder, rows, trainer):
-    scorer = ScorerConfig("xtf", list(Attribute))
+def score(folder, rows, trainer, scorer=None):
+    scorer = scorer or ScorerConfig("xtf", list(Attribute))
     tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
     load = functools.partial(load_model, MODEL, trainer, torch.float32)
     config = Config(scorer=scorer, trainer=trainer, model=MODEL, task=TaskConfig(name="math"))
@@ -69,6 +79,42 @@ def test_two_processes_write_the_bytes_of_one_and_their_kill_loses_no_shard(rows
     (manifest,) = (tmp_path / "together").glob("*/manifest.json")
     assert not read_json(manifest)["complete"] and len(read_json(manifest)["shards"]) == 4
     assert shards(score(tmp_path / "together", rows, ALONE)) == expected, "one process may go on"
+
+
+def test_contextual_tr_is_of_the_whole_pass_and_a_kill_while_it_is_worked_out_changes_nothing(
+    rows, tmp_path, monkeypatch
+):
+    contextual = ScorerConfig("xtf", list(Attribute), tr=TRConfig(TRVariant.contextual))
+    folder = score(tmp_path / "whole", rows, ALONE, contextual)
+    expected = shards(folder)
+    table = read_pass(folder)
+    assert table.column_names == ["example_id", "input_ids", "prompt_length", "ri", "kn", "logp", "tr"]
+    values = np.concatenate(table["tr"].to_numpy())
+    assert (values.min(), values.max()) == (0, 1), "of all shards together"
+    model, scorer = load_model(MODEL, ALONE, torch.float32), dataclasses.replace(contextual, attributes=[Attribute.tr])
+    at_once = score_rows(model, rows, scorer, tokens_per_batch=200)
+    at_once = with_context_tr(at_once, context_centre(lambda: iter([hidden_states(at_once)])))
+    np.testing.assert_allclose(values, np.concatenate(at_once["tr"].to_numpy()), atol=2e-3)
+
+    class Killed(Exception):
+        pass
+
+    done = []
+
+    def killed(path, write):
+        if path.suffix == ".parquet":
+            done.append(path)
+            if len(done) == 5 + 3:  # five shards with hidden states, then the third of those with TR
+                raise Killed
+        write_atomic(path, write)
+
+    write_atomic = score_store.write_atomic
+    monkeypatch.setattr(score_store, "write_atomic", killed)
+    with pytest.raises(Killed):
+        score(tmp_path / "killed", rows, ALONE, contextual)
+    monkeypatch.undo()
+    assert shards(score(tmp_path / "killed", rows, ALONE, contextual)) == expected
+    assert score(tmp_path / "killed", rows, ALONE) != score(tmp_path / "killed", rows, ALONE, contextual)
 
 
 def test_the_digest_of_the_tokens_is_that_of_any_value(rows):

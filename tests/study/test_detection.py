@@ -27,6 +27,7 @@ from xtf.study.detection import (
     dropped_instead,
     findings,
     rule_measures,
+    score_counts,
     score_measures,
     unseen,
 )
@@ -40,29 +41,29 @@ def test_auroc_and_average_precision_of_a_hand_worked_case():
     score = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
     noise = np.array([True, False, True, True, False])
     # pairs (noise above clean): 0.9 beats both, 0.7 and 0.6 beat one each: 4 of 6
-    assert auroc(score, noise) == pytest.approx(4 / 6)
+    assert auroc(*score_counts(score, noise)) == pytest.approx(4 / 6)
     # precision at each noise token, from the top: 1/1, 2/3, 3/4
-    assert average_precision(score, noise) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert average_precision(*score_counts(score, noise)) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
 
 
 def test_ties_count_half_and_are_dropped_together():
     score = np.array([1.0, 1.0, 1.0, 0.0])
     noise = np.array([True, False, False, True])
     # noise at 1.0 ties with both clean ones: 1/2 each; noise at 0.0 loses to both: (0.5 + 0.5 + 0 + 0) / 4
-    assert auroc(score, noise) == pytest.approx(0.25)
+    assert auroc(*score_counts(score, noise)) == pytest.approx(0.25)
     # at 1.0: precision 1/3, recall 1/2; at 0.0: precision 2/4, recall another 1/2
-    assert average_precision(score, noise) == pytest.approx(0.5 * 1 / 3 + 0.5 * 2 / 4)
+    assert average_precision(*score_counts(score, noise)) == pytest.approx(0.5 * 1 / 3 + 0.5 * 2 / 4)
 
 
 def test_scores_that_say_nothing_have_auroc_one_half_and_the_share_of_noise_as_precision():
     noise = np.arange(50) < 10
-    assert auroc(np.ones(50), noise) == 0.5
-    assert average_precision(np.ones(50), noise) == pytest.approx(0.2)
+    assert auroc(*score_counts(np.ones(50), noise)) == 0.5
+    assert average_precision(*score_counts(np.ones(50), noise)) == pytest.approx(0.2)
 
 
 def test_measures_without_both_sorts_are_undefined():
-    assert math.isnan(auroc(np.arange(3.0), np.zeros(3, bool)))
-    assert math.isnan(average_precision(np.arange(3.0), np.zeros(3, bool)))
+    assert math.isnan(auroc(*score_counts(np.arange(3.0), np.zeros(3, bool))))
+    assert math.isnan(average_precision(*score_counts(np.arange(3.0), np.zeros(3, bool))))
     with pytest.raises(ValueError, match="0 of 3 tokens"):
         score_measures(np.arange(3.0), np.zeros(3, bool), np.zeros(3, int), draws_of(1))
 
@@ -89,9 +90,9 @@ def test_both_equal_slow_oracles_and_scipy(levels):
         noise = generator.random(80) < 0.3
         score = generator.integers(levels, size=80) + 0.2 * levels * noise
         u = mannwhitneyu(score[noise], score[~noise]).statistic
-        assert auroc(score, noise) == pytest.approx(u / (noise.sum() * (~noise).sum()))
-        assert auroc(score, noise) == pytest.approx(slow_auroc(score, noise))
-        assert average_precision(score, noise) == pytest.approx(slow_average_precision(score, noise))
+        assert auroc(*score_counts(score, noise)) == pytest.approx(u / (noise.sum() * (~noise).sum()))
+        assert auroc(*score_counts(score, noise)) == pytest.approx(slow_auroc(score, noise))
+        assert average_precision(*score_counts(score, noise)) == pytest.approx(slow_average_precision(score, noise))
 
 
 def test_rule_measures_of_a_hand_worked_case():
@@ -239,7 +240,9 @@ def test_bins_do_not_move_the_intervals_whatever_the_share_of_noise(kind):
     values = []
     for counts in draws.astype(int):
         take = np.repeat(np.arange(len(score)), counts[group])
-        values.append((auroc(score[take], noise[take]), average_precision(score[take], noise[take])))
+        values.append(
+            (auroc(*score_counts(score[take], noise[take])), average_precision(*score_counts(score[take], noise[take])))
+        )
     for name, exact in zip(("auroc", "average_precision"), np.transpose(values), strict=True):
         limits = np.quantile(exact, [0.025, 0.975])
         assert (found[name].low, found[name].high) == pytest.approx(limits, abs=0.002), name
@@ -390,7 +393,7 @@ def reported(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("XTF_ROOT", str(ROOT))
         for arguments in (sweep, ["stage=report", "experiments=planted"]):
-            assert cli.main(ROOT, arguments) == 0
+            assert cli.main(arguments) == 0
     return folder / "outputs"
 
 

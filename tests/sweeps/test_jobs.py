@@ -104,7 +104,7 @@ def test_a_sweep_over_scorers_shares_one_scoring_pass(composing):
 
 
 def test_the_command_line_wins_over_the_grid_of_an_experiment():
-    grid = OmegaConf.load(cli.choices(ROOT, "experiments")["table2"]).hydra.sweeper.params
+    grid = OmegaConf.load(cli.choices("experiments")["table2"]).hydra.sweeper.params
     left = jobs.without_given(grid, ["experiments=table2", "model=tiny", "seed=0,1", "threshold.kn.pcp=0.9"])
     assert left == {key: value for key, value in grid.items() if key not in ("model", "seed")}
     assert len(left) == len(grid) - 2

@@ -30,7 +30,7 @@ def compose(composing):
 
 
 def batch(name, **fixed):
-    grid = OmegaConf.load(cli.choices(ROOT, "experiments")[name]).hydra.sweeper.params
+    grid = OmegaConf.load(cli.choices("experiments")[name]).hydra.sweeper.params
     axes = {key: str(value).split(",") for key, value in grid.items()} | fixed
     return [
         [f"experiments={name}", *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]

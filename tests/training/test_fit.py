@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -37,9 +38,10 @@ from xtf.config.schema import (
 )
 from xtf.data.ragged import SOURCE
 from xtf.data.steps import epoch_order
+from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS, SelfEvolving
 from xtf.training import fit as train_file
-from xtf.training.fit import fit, read_log
+from xtf.training.fit import fit
 from xtf.training.module import NonFiniteLoss
 
 VOCABULARY = 61
@@ -131,6 +133,67 @@ def test_training_equals_a_plain_loop(tmp_path: Path, divisor: Divisor) -> None:
         torch.testing.assert_close(trained[name], value.detach(), rtol=1e-4, atol=2e-5)
     assert (record["steps"], record["epochs"], record["examples"]) == (8, 2.0, 20)
     assert record["final_loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
+def softened(weight: float, probability: float) -> pa.Table:
+    """`table`, whose dropped tokens count `weight` in an epoch that drops them, by `probability`."""
+    source = table().to_pylist()
+    for row in source:
+        response = slice(row["prompt_length"], None)
+        row["dropped"] = [label == -100 for label in row["labels"][response]]
+        row["labels"] = [-100] * row["prompt_length"] + row["input_ids"][response]
+        row["weights"] = [weight if dropped else 1.0 for dropped in row["dropped"]]
+        row["drop_probability"] = probability
+    return pa.Table.from_pylist(source)
+
+
+@pytest.mark.parametrize(("weight", "probability"), [(0.0, 0.5), (0.3, 0.5), (0.1, 1.0)])
+def test_soft_and_moving_holes_train_as_in_a_plain_loop(tmp_path: Path, weight: float, probability: float) -> None:
+    """Micro-batches of 40 tokens in steps of 6 rows: the loss is divided once, by all that train in the step."""
+    train(tmp_path, config(), table=softened(weight, probability))
+    model, source = build().train(), softened(weight, probability).to_pylist()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
+    losses, counts = [], []
+    for step in range(8):
+        epoch, within = divmod(step, 4)
+        loss, count = torch.zeros(()), 0
+        for number in epoch_order(20, 0, epoch)[within * 6 : within * 6 + 6]:
+            row = source[number]
+            words = np.frombuffer(hashlib.sha256(row["example_id"].encode()).digest(), "<u4").tolist()
+            draws = np.random.default_rng([0, 2**31 + 2, epoch, *words]).random(len(row["input_ids"]))
+            logits = model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0].log_softmax(-1)
+            for at in range(max(1, row["prompt_length"]), len(row["input_ids"])):
+                dropped = row["dropped"][at - row["prompt_length"]] and draws[at] < probability
+                if weight or not dropped:
+                    loss = loss - (weight if dropped else 1.0) * logits[at - 1, row["input_ids"][at]]
+                    count += 1
+        (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()) / count)
+        counts.append(count)
+    log = read_log(tmp_path / "train_log.csv")
+    assert [row["kept_tokens"] for row in log] == counts
+    assert [row["loss"] for row in log] == pytest.approx(losses, rel=1e-5)
+    trained = load_file(tmp_path / "model/model.safetensors")
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(trained[name], value.detach(), rtol=1e-4, atol=5e-5)
+
+
+def test_validation_counts_a_token_that_is_dropped_at_times_as_it_counts_on_average(tmp_path: Path) -> None:
+    settings = config(validation_fraction=0.2, learning_rate=0.0)
+    train(tmp_path, settings, table=softened(0.25, 0.5))
+    held_out = np.random.default_rng([0, 2**31 + 1]).permutation(20)[:4]
+    model, source = build().eval(), softened(0.25, 0.5).to_pylist()
+    total, count = 0.0, 0
+    for row in (source[number] for number in held_out):
+        logits = model(torch.tensor([row["input_ids"]]), use_cache=False).logits[0].log_softmax(-1).detach()
+        for at in range(row["prompt_length"], len(row["input_ids"])):
+            weight = 0.625 if row["dropped"][at - row["prompt_length"]] else 1.0
+            total, count = total - weight * float(logits[at - 1, row["input_ids"][at]]), count + 1
+    found = [row["validation_loss"] for row in read_log(tmp_path / "train_log.csv") if row["validation_loss"]]
+    assert found == pytest.approx([total / count] * len(found), rel=1e-5) and len(found) == 2
 
 
 def test_a_largest_norm_of_0_is_training_without_clipping(tmp_path: Path) -> None:
@@ -340,11 +403,11 @@ def kill_after(step: int) -> None:
 
 
 def long_training(folder: Path, killed_at: int | None = None) -> None:
-    """With dropout and best-checkpoint choice, so that a resumed run has more than weights to restore."""
+    """With dropout, the best checkpoint and moving holes: a resumed run has more than weights to restore."""
     if killed_at is not None:
         kill_after(killed_at)
     settings = config(validation_fraction=0.2, checkpoint=CheckpointChoice.best, epochs=8)
-    train(folder, settings, build(attention_dropout=0.2))
+    train(folder, settings, build(attention_dropout=0.2), table=softened(0.1, 0.5))
 
 
 def finished(target: Callable[..., None], *rows: tuple[Any, ...]) -> None:

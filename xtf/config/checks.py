@@ -54,6 +54,7 @@ def resolve(config: Config) -> Config:
     check_names(config)
     check_scorer(config.scorer)
     check_threshold(config.threshold)
+    check_mask(config)
     config = dataclasses.replace(config, model=fill_in_path(config.model))
     tuning = fill_in_tuning(config)
     task = fill_in_task(config, tuning.examples)
@@ -175,6 +176,20 @@ def check_threshold(threshold: ThresholdConfig) -> None:
         )
     if tr.bins < tr.classes:
         raise ConfigError(f"threshold.tr.bins={tr.bins} is out of range: it must be at least classes ({tr.classes})")
+
+
+MASK_SETTINGS = ("dropped_weight", "drop_probability", "protect")  # of thresholds, beside what they judge by
+
+
+def check_mask(config: Config) -> None:
+    """Refuse settings of a mask where the method follows none."""
+    for name in MASK_SETTINGS:
+        value = getattr(config.threshold, name)
+        if value != getattr(ThresholdConfig, name) and not config.method.masked:
+            raise ConfigError(
+                f"threshold.{name}={plain(value)} is read by methods that drop what scorer and threshold say (xtf, "
+                f"random, low_loss, high_loss), not by method={config.method.name}: unset it"
+            )
 
 
 # --- tuning and trainer ----------------------------------------------------------------------------------------------
@@ -315,6 +330,17 @@ def check_export(config: Config) -> None:
         raise ConfigError(
             f"method={method.name} weighs tokens with the model in training, which no file can hold, so "
             f"export.to={to} would be plain fine-tuning: train it here (stage=all), or export another method"
+        )
+    if method.masked and config.threshold.drop_probability < 1:
+        raise ConfigError(
+            f"threshold.drop_probability={config.threshold.drop_probability} draws anew in each epoch what is dropped, "
+            f"which no file can hold, so export.to={to} would drop it in all: train it here (stage=all), or set it to 1"
+        )
+    if method.masked and config.threshold.dropped_weight and not trainers[to].weights:
+        reading = ", ".join(f"export.to={name}" for name, trainer in trainers.items() if trainer.weights)
+        raise ConfigError(
+            f"threshold.dropped_weight={config.threshold.dropped_weight} gives fractional weights, which "
+            f"{trainers[to].title} does not read: export to one that does ({reading}), or set it to 0"
         )
     if method.parts(1) is not None:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from xtf.config.home import HOME
 from xtf.config.identity import before_keys, built_in_methods, leaves, nearest
 from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, METHODS, Config, ConfigError, threshold_type
 
@@ -24,6 +26,7 @@ def register() -> None:
     """Put the schema into Hydra's store, one node per group and method; conf/*/*.yaml start from these."""
     from hydra.core.config_store import ConfigStore
 
+    os.environ.setdefault("XTF_ROOT", str(HOME))  # which conf/config.yaml puts on the search path, for experiments/
     store = ConfigStore.instance()
     store.store(name="run", group="schema", node=Config)
     for group, cls in _group_types().items():

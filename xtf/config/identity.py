@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xtf.config.schema import GRADER_VERSION, METHODS, Config, ThresholdEnd, ThresholdTies, TRVariant
+from xtf.config.schema import GRADER_VERSION, METHODS, Config, Protect, ThresholdEnd, ThresholdTies, TRVariant
 
 
 def plain(value: Any) -> Any:
@@ -108,9 +108,18 @@ _NEUTRAL = (
 )
 
 
+# These decide the mask where it protects what the grader reads.
+_GRADER = ("task.grader", "task.bundled_grader")
+
+
+def _neutral(protect: Any) -> tuple[str, ...]:
+    """`_NEUTRAL` under a value of `threshold.protect`, plain."""
+    return tuple(key for key in _NEUTRAL if protect != Protect.answer.value or key not in _GRADER)
+
+
 def identity(config: Config) -> dict[str, Any]:
     """The result-determining keys of a resolved configuration. Data files count by content, which the run records."""
-    skip = (*_NEUTRAL, "task.train.path", "task.eval.path")
+    skip = (*_neutral(config.threshold.protect.value), "task.train.path", "task.eval.path")
     return {key: value for key, value in leaves(plain(config)) if not key.startswith(skip)}
 
 
@@ -171,9 +180,10 @@ def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:
     def flat(part: DictConfig) -> dict[str, Any]:
         return dict(leaves(OmegaConf.to_container(part, resolve=True, enum_to_str=True)))
 
-    base = flat(default)
+    base, found = flat(default), flat(node)
+    neutral = _neutral(found.get("threshold.protect"))
     return {
         key: value
-        for key, value in flat(node).items()
-        if not key.startswith(_NEUTRAL) and (key not in base or base[key] != value)
+        for key, value in found.items()
+        if not key.startswith(neutral) and (key not in base or base[key] != value)
     }

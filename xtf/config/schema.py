@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -78,6 +78,7 @@ class TRVariant(Enum):
     """What the nearness of TR is measured between."""
 
     dataset = "dataset"  # embedding rows against the mean embedding of the training text
+    contextual = "contextual"  # the middle layer's hidden states of the tokens in their context, against their mean
     released = "released"  # the authors' code: last hidden states of one-token inputs against those of domain words
 
 
@@ -120,6 +121,13 @@ class ThresholdTies(Enum):
 
     earlier = "earlier"  # the earlier ones, so that the cap is met
     none = "none"  # the authors' code: none of those that tie with the first one that is over the cap
+
+
+class Protect(Enum):
+    """Which tokens of a response a mask never drops, whatever the attributes say."""
+
+    none = "none"
+    answer = "answer"  # those that the task's grader reads: the decision, the number, a function's first line
 
 
 class Tuning(Enum):
@@ -481,6 +489,10 @@ class ThresholdConfig:
 
     name: str = MISSING
     end: ThresholdEnd = ThresholdEnd.kept
+    dropped_weight: float = within(0.0, 0, 1, excluding=(1,))  # of a dropped token's loss; 0: none, as in the paper
+    # with which a token that the mask drops is dropped in an epoch, drawn by seed; 1: in all of them, as in the paper
+    drop_probability: float = within(1.0, 0, 1, excluding=(0,))
+    protect: Protect = Protect.none
     ri: RIThreshold = field(default_factory=RIThreshold)
     kn: KNThreshold = field(default_factory=KNThreshold)
     tr: TRThreshold = field(default_factory=TRThreshold)
@@ -503,7 +515,7 @@ def _with_fields(further: tuple[tuple[str, type], ...]) -> type[ThresholdConfig]
 
 def attribute_names() -> list[str]:
     """The attributes that can be named in `scorer.attributes`: those that have a threshold."""
-    return [item.name for item in fields(threshold_type()) if item.name not in ("name", "end", "ties")]
+    return [item.name for item in fields(threshold_type()) if is_dataclass(item.default_factory)]
 
 
 @dataclass
@@ -660,6 +672,7 @@ class PretrainConfig:
     warmup_ratio: float = within(0.11, 0, 1)
     learning_rate: float = within(3e-3, 0)
     weight_decay: float = within(0.1, 0)
+    temperature: float = within(1.0, 0.1, 10)  # that the finished model's logits are divided by
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -338,6 +338,41 @@ def response_offsets(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str
             raise ValueError(f"the offsets of {name_of(tokenizer)} end at {ends[-1]} of {response[:40]!r}")
         rows.append(offsets)
     return rows
+
+
+def tokens_within(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    rows: Sequence[Encoded],
+    spans: Callable[[Example], Sequence[tuple[int, int]]],
+) -> list[list[bool]]:
+    """Which response tokens of each row hold a character of the spans [start, end) that `spans` gives of its example's
+    response. The appended end holds none.
+
+    Raises:
+        ValueError: a span that does not lie in the response, and what `response_offsets` raises.
+    """
+    by_id = {example.example_id: example for example in examples}
+    own = [by_id[row.example_id] for row in rows]
+    found = []
+    offsets = response_offsets(tokenizer, [example.response for example in own])
+    for row, example, places in zip(rows, own, offsets, strict=True):
+        within = np.zeros(len(row.input_ids) - row.prompt_length, bool)
+        if row.end_tokens and len(places) + row.end_tokens != len(within):
+            raise ValueError(
+                f"example {example.example_id}: its response is written by the chat template (tool calls, reasoning, a "
+                "thought of its own), so no place in it can be found; leave the row out"
+            )
+        for start, end in spans(example):
+            if not 0 <= start <= end <= len(example.response):
+                raise ValueError(
+                    f"example {example.example_id}: [{start}, {end}) does not lie in its response of "
+                    f"{len(example.response)} characters"
+                )
+            touched = (places[:, 0] < end) & (places[:, 1] > start)
+            within[: len(touched)] |= touched[: len(within)]
+        found.append(within.tolist())
+    return found
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **more: bool) -> list[list[int]]:

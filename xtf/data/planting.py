@@ -166,7 +166,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Step:
+class TextStep:
     """A line, sentence or statement, characters [start, end), with the slots around it."""
 
     start: int
@@ -181,7 +181,7 @@ class Layout:
     """What may be done to a response: `slots` from first to last (at least one), steps, formatting by sort."""
 
     slots: list[Slot]
-    steps: list[Step]
+    steps: list[TextStep]
     formatting: list[list[tuple[Edit, ...]]]
 
 
@@ -239,14 +239,14 @@ def _prose(text: str, start: int, end: int) -> Layout:
     if len(lines) > 1 or text[lines[0][1] : tail] == "\n":
         slots = [Slot(at, "", "\n") for at, _ in lines]
         slots.append(Slot(tail, "" if text[tail - 1] == "\n" else " ", "\n"))
-        steps = [Step(*line, slots[i], slots[i + 1], False) for i, line in enumerate(lines)]
+        steps = [TextStep(*line, slots[i], slots[i + 1], False) for i, line in enumerate(lines)]
         marks = [_added(at, LINE_MARKS[at % len(LINE_MARKS)], 1) for at, _ in lines]
         return Layout(slots, steps, [marks, spaces, bold])
     first, last = lines[0][0], lines[0][0] + len(text[slice(*lines[0])].rstrip())
     ends = [*(m.start() for m in SENTENCE_END.finditer(text, first, last)), last]
     begins = [first, *(at + len(text[at:]) - len(text[at:].lstrip()) for at in ends[:-1])]
     slots = [Slot(first, "", " "), *(Slot(at, " ", "") for at in ends)]
-    steps = [Step(begins[i], ends[i], slots[i], slots[i + 1], False) for i in range(len(ends))]
+    steps = [TextStep(begins[i], ends[i], slots[i], slots[i + 1], False) for i in range(len(ends))]
     marks = [_added(at, SENTENCE_MARKS[at % len(SENTENCE_MARKS)], 1) for at in ends[:-1]]
     return Layout(slots, steps, [marks, spaces, bold])
 
@@ -272,7 +272,7 @@ def _code(text: str, start: int, end: int) -> Layout:
         statement = lines[first].strip()
         if first == last and len(statement) > 5 and not NOT_A_STEP.match(statement):
             begin = offsets[first] + len(indents[first])
-            steps.append(Step(begin, begin + len(statement), slots[number], slots[number + 1], True))
+            steps.append(TextStep(begin, begin + len(statement), slots[number], slots[number + 1], True))
     return Layout(slots, steps, [rules, blanks])
 
 
@@ -343,7 +343,7 @@ def _corrupted(rng: Random, layout: Layout, text: str, names: Sequence[str]) -> 
             yield (item.above.edit(text[item.start : wrong.start] + wrong.text + text[wrong.end : item.end]),)
 
 
-def _atoms(rng: Random, text: str, step: Step, names: Sequence[str]) -> list[Edit]:
+def _atoms(rng: Random, text: str, step: TextStep, names: Sequence[str]) -> list[Edit]:
     """Every change of one number, operator, name or word that makes the step say something else."""
     found = {}
     for match in NUMBER.finditer(text, step.start, step.end):
@@ -474,14 +474,6 @@ def _apply(example: Example, edits: Sequence[tuple[PlantKind, Edit]]) -> Example
     return replace(example, response=text + example.response[done:], planted=tuple(spans))
 
 
-def clean_response(example: Example) -> str:
-    """The response as it was before planting."""
-    text, done = "", 0
-    for span in example.planted:
-        text, done = text + example.response[done : span.start] + span.replaced, span.end
-    return text + example.response[done:]
-
-
 # --- the truth, token by token ------------------------------------------------------------------------------
 
 
@@ -555,10 +547,6 @@ class PlantReport:
         touched = sum(any(row) for row in kinds)
         return cls(config.share, reached, len(kinds), touched, len(flat), int(np.count_nonzero(flat < 0)), counts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The counts as plain values."""
-        return asdict(self)
-
 
 def with_truth(
     table: pa.Table,
@@ -572,5 +560,4 @@ def with_truth(
     import pyarrow as pa
 
     kinds = token_kinds(tokenizer, examples, rows)
-    report = PlantReport.of(config, kinds).to_dict()
-    return table.append_column("planted", pa.array(kinds, pa.list_(pa.int8()))), report
+    return table.append_column("planted", pa.array(kinds, pa.list_(pa.int8()))), asdict(PlantReport.of(config, kinds))

@@ -123,8 +123,9 @@ class Responses:
 
     @classmethod
     def from_table(cls, table: pa.Table, names: Iterable[str]) -> Responses:
-        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label is -100;
-        `end` is true for the tokens that `Sequences.ends` names.
+        """The columns `names` of a scored or masked table; `labels` becomes `dropped`, true where a label is -100, or
+        where the column of that name says so, as the labels of dropped tokens may count for something; `end` is true
+        for the tokens that `Sequences.ends` names.
 
         Raises:
             ValueError: a column is missing, holds nulls or is not as long as the response.
@@ -133,7 +134,7 @@ class Responses:
         columns = {}
         for name in sorted(names):
             if name == "labels":
-                columns["dropped"] = rows.of_sequences(name)[rows.in_response] == IGNORED
+                columns["dropped"] = rows.dropped
             else:
                 columns[name] = rows.ends if name == "end" else rows.of_responses(name)
         return cls(rows.responses, columns)
@@ -222,6 +223,15 @@ class Sequences:
         count = self._column("end_tokens").to_numpy().astype(np.int64)
         self.refuse((count < 0) | (count > self.responses), "end_tokens is not within the response")
         return positions(self.responses) >= np.repeat(self.responses - count, self.responses)
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """Which response tokens a masked table drops, bool (N,): those that its column `dropped`, list<bool>, names, or
+        where it has none those without a label."""
+        if "dropped" in self.table.schema.names:
+            return self.of_responses("dropped").astype(bool)
+        ignored: np.ndarray = self.of_sequences("labels")[self.in_response] == IGNORED
+        return ignored
 
     def ending_with(self, token: int) -> np.ndarray:
         """1 for each row whose response ends with `token`, else 0; int8 (R,)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xtf.data.ragged import IGNORED, Sequences, positions
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Sequences, positions
+
+DRAWS = 2**31 + 2  # keeps these draws apart from the order of rows, whose streams are epochs, and from other streams
 
 
 class TrainingRows:
@@ -21,6 +25,10 @@ class TrainingRows:
     where there is no loss), `weights` (float32, as long as the response; 1 where the table has none), and the
     `extra` ones, as long as the response, that an online method reads. `own_queries`: the model reads every target,
     also the last one.
+
+    A mask whose holes move has two columns more, `drop_probability` (a number for each row) and `dropped` (bool, as
+    long as the response): with that probability a dropped token has its stored weight in an epoch, else its row's. Here
+    stands what it has on average; `in_epoch` draws.
 
     Raises:
         ValueError: a column is missing or as long as neither the sequence nor the response.
@@ -41,17 +49,53 @@ class TrainingRows:
         for name in ["weights", *extra] if "weights" in table.column_names else list(extra):
             self.columns[name] = np.ones(len(self.input_ids), np.float32)
             self.columns[name][self.in_response] = rows.of_responses(name)
-        self.weights = self.columns.pop("weights", np.ones(len(self.input_ids), np.float32))
+        weights = self.columns.pop("weights", np.ones(len(self.input_ids), np.float32))
+        self.moving = "drop_probability" in table.column_names
+        if self.moving:
+            self.when_dropped = weights
+            self.chance = np.zeros(len(self.input_ids), np.float32)  # of being dropped in an epoch
+            self.chance[self.in_response] = rows.of_responses("dropped")
+            self.chance *= np.repeat(table["drop_probability"].to_numpy().astype(np.float32), self.lengths)
+            self.when_kept = np.ones(len(self.input_ids), np.float32)
+            if ROW_WEIGHTS in table.column_names:
+                self.when_kept[self.in_response] = rows.of_responses(ROW_WEIGHTS)
+            weights = np.where(self.chance > 0, self.when_kept - self.chance * (self.when_kept - weights), weights)
+        self.own_queries = own_queries
+        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
+        self._weigh(weights)
+
+    def _weigh(self, weights: np.ndarray) -> None:
+        self.weights = weights
         # A document's first token is never a target: nothing precedes it.
         self.kept = (self.labels != IGNORED) & (self.weights != 0) & (self.position > 0)
         # Tokens from the last kept one on are targets at most, so the model need not read them; it reads that one too
         # where a rule asks what the kept tokens themselves attend to.
-        self.own_queries = own_queries
-        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
-        self.needed = np.maximum.reduceat(np.where(self.kept, self.position + own_queries, 0), self.offsets[:-1])
+        reach = np.where(self.kept, self.position + self.own_queries, 0)
+        self.needed = np.maximum.reduceat(reach, self.offsets[:-1])
+
+    def in_epoch(self, seed: int, epoch: int) -> TrainingRows:
+        """The rows with the weights of an epoch; themselves where these are the same in all.
+
+        A draw is a function of (seed, epoch, example id, position in the row): neither the order of the rows nor how
+        they are batched, spread over devices or resumed changes it.
+        """
+        if not self.moving:
+            return self
+        draws = np.concatenate(
+            [_draws(seed, epoch, name, length) for name, length in zip(self.example_ids, self.lengths, strict=True)]
+        )
+        found = copy.copy(self)
+        found._weigh(np.where((self.chance > 0) & (draws >= self.chance), self.when_kept, self.when_dropped))
+        return found
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+
+def _draws(seed: int, epoch: int, example_id: str, tokens: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) for the tokens of an example in an epoch."""
+    words = np.frombuffer(hashlib.sha256(example_id.encode()).digest(), np.uint32).tolist()
+    return np.random.default_rng([seed, DRAWS, epoch, *words]).random(tokens)
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
@@ -247,6 +291,7 @@ class StepLoader:
         self.steps_per_epoch = -(-len(data) // batch_size)
         self.steps = min(self.steps_per_epoch * epochs, max_steps or sys.maxsize)
         self.next = 0
+        self._drawn: tuple[int, TrainingRows] | None = None  # the rows as they are in an epoch
 
     def __len__(self) -> int:
         return self.steps
@@ -259,10 +304,16 @@ class StepLoader:
 
     def step(self, index: int) -> Step:
         """The step at a 0-based index, as this device sees it."""
-        step = collate(self.data, self.rows(index), self.budget, index, self.rank, self.devices)
+        data = self._in_epoch(index // self.steps_per_epoch)
+        step = collate(data, self.rows(index), self.budget, index, self.rank, self.devices)
         if self.fill_with is not None:
             step.micro_batches = [filled(micro, self.budget, self.fill_with) for micro in step.micro_batches]
         return step
+
+    def _in_epoch(self, epoch: int) -> TrainingRows:
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self.data.in_epoch(self.seed, epoch)
+        return self._drawn[1]
 
     def rows(self, index: int) -> np.ndarray:
         """Table rows of a step."""

@@ -109,27 +109,24 @@ def generate_share(
         yield index, text
 
 
-def generate(
-    load: Callable[[], Generator],
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    *,
-    budget: int,
-    folder: Path,
-    stop: Sequence[str] = (),
-    progress: Callable[[int], None] | None = None,
-) -> dict[Key, str]:
-    """All completions, by (example_id, sample). Finished shares are kept in `folder`, so a killed call goes on.
+@dataclass(frozen=True)
+class Request:
+    """What a model is to complete, and how."""
 
-    Args:
-        load: gives the model; not called when every completion is there already.
-        prompts: token ids, one list per example.
-        budget: tokens in the KV cache at most, new tokens included.
-        progress: told the number of prompt tokens of each finished completion.
-    """
-    partial = folder / "generations.partial.jsonl"
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    prompts: Sequence[Sequence[int]]  # token ids, one list per example
+    decoding: Decoding
+    budget: int  # tokens in the KV cache at most, new tokens included
+    folder: Path  # keeps finished shares, so that a killed call goes on
+    stop: Sequence[str] = ()
+    progress: Callable[[int], None] = lambda tokens: None  # told the prompt tokens of each finished completion
+
+
+def generate(load: Callable[[], Generator], request: Request) -> dict[Key, str]:
+    """All completions, by (example_id, sample); `load` is not called when every one is there already."""
+    prompts, decoding, stop = request.prompts, request.decoding, request.stop
+    partial = request.folder / "generations.partial.jsonl"
     done: dict[Key, str] = {}
     if partial.exists():
         for line in partial.read_bytes().split(b"\n")[:-1]:  # a line without its newline was cut off by a kill
@@ -137,14 +134,13 @@ def generate(
             done[item["example_id"], item["sample"]] = item["completion"]
         kept = [_partial_line(key, text) for key, text in done.items()]
         write_atomic(partial, lambda path: path.write_text("".join(kept), encoding="utf-8"))
-    folder.mkdir(parents=True, exist_ok=True)
+    request.folder.mkdir(parents=True, exist_ok=True)
     model = None
-    for share in cut_into_shares([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, budget):
-        keys = [(examples[i].example_id, k) for i, k in share.items]
+    for share in cut_into_shares([len(p) for p in prompts], decoding.max_new_tokens, decoding.samples, request.budget):
+        keys = [(request.examples[i].example_id, k) for i, k in share.items]
         chosen = [prompts[i] for i, _ in share.items]
         if all(key in done for key in keys):
-            if progress:
-                progress(sum(map(len, chosen)))
+            request.progress(sum(map(len, chosen)))
             continue
         from xtf.evaluation.generation import TooLong
 
@@ -152,15 +148,16 @@ def generate(
         seeds = [int(digest([decoding.seed, *key]), 16) % 2**31 for key in keys]
         answers: Iterable[tuple[int, str]]
         if isinstance(model, VLLMEngine):
-            answers = enumerate(model.complete(tokenizer, chosen, decoding, stop, seeds))
+            answers = enumerate(model.complete(request.tokenizer, chosen, decoding, stop, seeds))
         else:
-            answers = generate_share(model, tokenizer, chosen, decoding, places=share.places, seeds=seeds, stop=stop)
+            answers = generate_share(
+                model, request.tokenizer, chosen, decoding, places=share.places, seeds=seeds, stop=stop
+            )
         found: dict[Key, str] = {}
         try:
             for index, text in answers:
                 found[keys[index]] = text
-                if progress:
-                    progress(len(chosen[index]))
+                request.progress(len(chosen[index]))
         except TooLong as error:
             names = first_few({keys[index][0] for index in error.prompts})
             raise ValueError(f"{error}: examples {names}") from error
@@ -175,25 +172,15 @@ def _partial_line(key: Key, completion: str) -> str:
 
 
 def evaluate(
-    load: Callable[[], Generator],
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    examples: Sequence[Example],
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    *,
-    budget: int,
-    folder: Path,
-    identity: Mapping[str, Any],
-    stop: Sequence[str] = (),
-    progress: Callable[[int], None] | None = None,
+    load: Callable[[], Generator], request: Request, task: Task, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Generate (unless `folder` holds the completions of the same `identity`), grade, and write generations.jsonl.
+    """Generate (unless the folder holds the completions of the same `identity`), grade, and write generations.jsonl.
 
-    A change of grader alone regrades the stored completions. Returns {"metrics", "grading", "generated"}.
+    A change of grader alone regrades the stored completions. Returns {"metrics", "grading"}.
     """
+    folder, examples, decoding = request.folder, request.examples, request.decoding
     record_file, stored = folder / "generations.json", folder / "generations.jsonl"
-    key = digest({"identity": identity, "decoding": decoding, "prompts": prompts, "stop": stop})
+    key = digest({"identity": identity, "decoding": decoding, "prompts": request.prompts, "stop": request.stop})
     record = read_json(record_file) if record_file.exists() else {}
     if record.get("key") == key and stored.exists():
         items = [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -203,9 +190,7 @@ def evaluate(
         if not marker.exists() or marker.read_text() != key:
             (folder / "generations.partial.jsonl").unlink(missing_ok=True)
             write_atomic(marker, lambda path: path.write_text(key))
-        completions = generate(
-            load, tokenizer, examples, prompts, decoding, budget=budget, folder=folder, stop=stop, progress=progress
-        )
+        completions = generate(load, request)
 
     order = [(example, k) for example in examples for k in range(decoding.samples)]
     grades = task.grade([(example, completions[example.example_id, k]) for example, k in order])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xtf.config.identity import digest, grader_identity
 from xtf.config.schema import Backend, Config, Stage
 from xtf.evaluation.decoding import Decoding
-from xtf.evaluation.evaluate import evaluate
+from xtf.evaluation.evaluate import Request, evaluate
 from xtf.evaluation.general import check_general, general_figures
 from xtf.evaluation.teacher_forced import teacher_forced_figures
 from xtf.evaluation.vllm_engine import VLLMEngine
@@ -96,7 +96,6 @@ def evaluate_model(
     config: Config,
     run: RunFolder,
     items: Items,
-    *,
     trained: Mapping[str, Any] | None,
     base_model: Callable[[], PreTrainedModel],
     free_memory: Callable[[], None],
@@ -114,11 +113,8 @@ def evaluate_model(
     from xtf.data.encode import stop_strings
     from xtf.data.templates import turn_end
 
-    decoding, grader, dtype = (
-        Decoding.of(config.task, config.seed),
-        grader_identity(config),
-        inference_dtype(config.trainer),
-    )
+    decoding, grader = Decoding.of(config.task, config.seed), grader_identity(config)
+    dtype = inference_dtype(config.trainer)
     what: dict[str, Any] = {"eval": items.sha256, "dtype": str(dtype)}
     if config.evaluate.backend is not Backend.hf:
         what["backend"] = config.evaluate.backend.value
@@ -150,19 +146,17 @@ def evaluate_model(
             cost = FORWARD * tokens + answers
             announce(config, f"evaluating the {name} model", tokens + round(answers), cost, "evaluate")
             with stopwatch() as seconds, bar(f"evaluating the {name} model", tokens) as progress:
-                result = evaluate(
-                    generator,
+                request = Request(
                     items.tokenizer,
-                    items.task,
                     items.examples,
                     items.prompts,
                     decoding,
-                    budget=config.trainer.tokens_per_eval_batch,
-                    folder=folder,
-                    identity=what,
-                    stop=stop_strings(items.tokenizer),
-                    progress=progress,
+                    config.trainer.tokens_per_eval_batch,
+                    folder,
+                    stop_strings(items.tokenizer),
+                    progress,
                 )
+                result = evaluate(generator, request, items.task, what)
                 entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
                 measured(config, cost, seconds(), "evaluate")
             write_json(entry_file, entry)
@@ -170,8 +164,7 @@ def evaluate_model(
         if config.evaluate.losses:
             rows = functools.partial(items.responses, config.model.max_length)
             metrics |= teacher_forced_figures(config, name, folder, what, items.tokenizer, rows, load)
-    found = {"seconds": entry["seconds"], "grader": grader, "path": str(stored), "metrics": metrics,
-             "grading": entry["grading"]}  # fmt: skip
+    found = {name: entry[name] for name in ("seconds", "grader", "grading")} | {"path": str(stored), "metrics": metrics}
     return found | ({"forgetting": forgetting_source(config)} if config.evaluate.losses else {})
 
 

@@ -97,27 +97,21 @@ def predict(
     return Predictions(tokens, nll, bins)
 
 
+def per_token(sums: np.ndarray, found: Predictions) -> Metric:
+    """Sums over the tokens of each row [R] as a mean over tokens, with the interval over rows."""
+    return bootstrap(lambda rows: float(sums[rows].sum() / found.tokens[rows].sum()), len(sums), over="rows")
+
+
 def mean_loss(found: Predictions) -> Metric:
     """Nats per token with the interval over rows."""
-    metric = bootstrap(
-        lambda rows: float(found.nll[rows].sum() / found.tokens[rows].sum()), len(found.tokens), over="rows"
-    )
-    return dataclasses.replace(metric, unit="nats")
+    return dataclasses.replace(per_token(found.nll, found), unit="nats")
 
 
 def response_figures(found: Predictions) -> dict[str, Metric]:
     """`loss`, `token_accuracy` and `calibration_error` with their intervals over rows."""
-    rows = len(found.tokens)
+    binned = bootstrap(lambda rows: calibration_error(found.bins[rows].sum(axis=0)), len(found.tokens), over="rows")
     right = found.bins[:, :, 2].sum(axis=1)
-    return {
-        "loss": mean_loss(found),
-        "token_accuracy": bootstrap(
-            lambda chosen: float(right[chosen].sum() / found.tokens[chosen].sum()), rows, over="rows"
-        ),
-        "calibration_error": bootstrap(
-            lambda chosen: calibration_error(found.bins[chosen].sum(axis=0)), rows, over="rows"
-        ),
-    }
+    return {"loss": mean_loss(found), "token_accuracy": per_token(right, found), "calibration_error": binned}
 
 
 def calibration_error(bins: np.ndarray) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler, write_yaml
+import pyarrow.parquet as pq
+
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
 
 
 class Axolotl(Trainer):
@@ -14,7 +16,6 @@ class Axolotl(Trainer):
     name = "axolotl"
     title = "Axolotl"
     packages = ("axolotl", "transformers", "datasets", "peft")
-    columns = "`train.parquet`: `input_ids` list<int32>, `attention_mask` list<int8>, `labels` list<int32>"
     note = (
         "Rows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
         "row, for Axolotl leaves longer ones out. `sample_packing: true` keeps documents apart only with an attention "
@@ -25,21 +26,19 @@ class Axolotl(Trainer):
         "losses (`make interop`) is written and has not been run"
     )
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.parquet, axolotl.yaml."""
-        import pyarrow.parquet as pq
-
         pq.write_table(rows.table, folder / "train.parquet")
         write_yaml(folder / "axolotl.yaml", _settings(recipe), "axolotl train axolotl.yaml")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """The configuration names the data relative to the folder."""
         return "axolotl train axolotl.yaml"
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(recipe: TrainingRecipe) -> dict[str, Any]:
     tuning = recipe.tuning
-    settings: dict[str, Any] = {
+    settings = training_settings(recipe) | {
         "base_model": recipe.model,
         **({"revision_of_model": recipe.revision} if recipe.revision else {}),
         "datasets": [{"path": "train.parquet", "ds_type": "parquet", "type": None}],
@@ -50,23 +49,11 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "pad_to_sequence_len": False,
         "num_epochs": recipe.epochs,
         "micro_batch_size": 1,
-        "gradient_accumulation_steps": tuning.batch_size,
-        "learning_rate": tuning.learning_rate,
         "lr_scheduler": scheduler(tuning),
         "warmup_ratio": tuning.warmup_ratio,
         "optimizer": "adamw_torch",
-        "adam_beta1": tuning.betas[0],
-        "adam_beta2": tuning.betas[1],
-        "weight_decay": tuning.weight_decay,
-        "max_grad_norm": tuning.max_grad_norm,
         "gradient_checkpointing": tuning.gradient_checkpointing,
-        "bf16": recipe.bf16,
-        "seed": recipe.seed,
-        "logging_steps": 1,
-        "output_dir": "output",
     }
-    if tuning.max_steps is not None:
-        settings["max_steps"] = tuning.max_steps
     if recipe.lora:
         settings |= {
             "adapter": "lora",

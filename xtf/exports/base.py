@@ -5,7 +5,6 @@ A trainer derives from `Trainer` in a file of its own, says what it takes, and w
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.schema import ConfigError, EmptyRows, Optimizer, Schedule, Tuning, TuningConfig
-from xtf.scoring.masks import IGNORED
+from xtf.data.ragged import IGNORED, as_lists, flat, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+PARQUET = "`train.parquet`: `input_ids` list<int32>, `attention_mask` list<int8>, `labels` list<int32>"
+
+
 @dataclass(frozen=True)
-class Rows:
+class MaskedRows:
     """What is exported.
 
     `table`, one row per example: `input_ids` list<int32>; `attention_mask` list<int8>, all 1; `labels` list<int32>,
@@ -51,7 +53,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """What a trainer's configuration is written from; `tuning` leaves none of its hyper-parameters open."""
 
     model: str  # a folder, or an id on the hub
@@ -62,6 +64,11 @@ class Recipe:
     seed: int
     bf16: bool  # compute in bfloat16
     lora_targets: Sequence[str] = ()  # modules that get an adapter; only with tuning=lora
+
+    @property
+    def pretrained(self) -> str:
+        """The arguments of `from_pretrained`, as source."""
+        return f"{self.model!r}" + (f", revision={self.revision!r}" if self.revision else "")
 
     @property
     def lora(self) -> bool:
@@ -89,15 +96,15 @@ class Trainer:
     title: ClassVar[str]  # for people
     weights: ClassVar[bool] = False  # whether it reads a weight for each token
     packages: ClassVar[tuple[str, ...]] = ()  # those whose versions decide whether the files fit
-    columns: ClassVar[str]  # what its data holds, for the README
+    columns: ClassVar[str] = PARQUET  # what its data holds, for the README
     note: ClassVar[str]  # what to know before changing the configuration
     tried: ClassVar[str]  # with which versions, when, and how it came out
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """Write data and configuration into an empty folder."""
         raise NotImplementedError
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """What is typed in the folder to train."""
         raise NotImplementedError
 
@@ -105,7 +112,7 @@ class Trainer:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
+def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> MaskedRows:
     """The rows of a masked table as `trainer` takes them.
 
     A label at a row's first token is left out: nothing precedes it, so no trainer learns from it, but some count it.
@@ -121,19 +128,23 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
         )
     if "input_ids" not in names:
         raise ValueError(f"this table has no column 'input_ids' but {', '.join(names)}")
+    if "drop_probability" in names:
+        raise ValueError(
+            "the mask drops other tokens in each epoch (column `drop_probability`), which no file can hold: "
+            f"{trainer.title} would drop them in all; mask the rows with threshold.drop_probability=1"
+        )
     if "weights" in names and not trainer.weights:
         raise ValueError(
             f"the mask has fractional weights (column `weights`), which {trainer.title} does not read: it would train "
             "every token alike; export to one that does (export.to=ms_swift), or take a mask of 0 and 1"
         )
-    labels = "examples" if "example_id" not in names else "example"
     ids, lengths = _flat(masked, "input_ids")
     found, label_lengths = _flat(masked, "labels")
 
     def refuse(rows: np.ndarray, what: str) -> None:
         if rows.any():
-            first = np.flatnonzero(rows)[:5].tolist()
-            own = [masked["example_id"][i].as_py() if labels == "example" else i for i in first]
+            first = np.flatnonzero(rows)[:5]
+            own = masked["example_id"].take(first).to_pylist() if "example_id" in names else first.tolist()
             more = f" and {int(rows.sum()) - len(own)} more" if rows.sum() > len(own) else ""
             raise ValueError(f"{what}: example {', '.join(map(str, own))}{more}; mask the rows again (xtf.mask)")
 
@@ -158,18 +169,17 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Rows:
     with_label = np.bincount(row[found != IGNORED], minlength=len(lengths)) > 0
     if not with_label.any():
         raise ValueError("every label is -100: there is nothing to train on")
-    table = pa.table({name: _lists(values, lengths) for name, values in columns.items()})
+    table = pa.table({name: as_lists(values, lengths) for name, values in columns.items()})
     if empty is EmptyRows.drop:
         table, lengths = table.filter(pa.array(with_label)), lengths[with_label]
     kept = int(np.count_nonzero(found != IGNORED))
-    return Rows(table.combine_chunks(), lengths, kept, int(np.count_nonzero(~with_label)))
+    return MaskedRows(table.combine_chunks(), lengths, kept, int(np.count_nonzero(~with_label)))
 
 
 def _weights(masked: pa.Table, ids: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The responses' weights as one for each token, [tokens]; 0 where no loss falls."""
     values, _ = _flat(masked, "weights")
-    place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    response = place >= np.repeat(masked["prompt_length"].to_numpy(), lengths)
+    response = positions(lengths) >= np.repeat(masked["prompt_length"].to_numpy(), lengths)
     if len(values) != np.count_nonzero(response):
         raise ValueError("the column `weights` is not as long as the responses; mask the rows again (xtf.mask)")
     weights = np.zeros(len(ids), np.float32)
@@ -178,7 +188,7 @@ def _weights(masked: pa.Table, ids: np.ndarray, lengths: np.ndarray, labels: np.
     return weights
 
 
-def fitting_length(rows: Rows, wanted: int | None, limit: int | None) -> int:
+def fitting_length(rows: MaskedRows, wanted: int | None, limit: int | None) -> int:
     """The length that the configuration allows: `wanted`, by default the longest row's.
 
     Args:
@@ -207,7 +217,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
 
 
-def check_vocabulary(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(rows: MaskedRows, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises:
     ValueError: an input id that the tokenizer does not have.
     """
@@ -219,21 +229,11 @@ def check_vocabulary(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-# -- Arrow -----------------------------------------------------------------------------------------------------------
-
-
 def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The values of a list column end to end, and the length of each list (int64)."""
-    lists = table[name].combine_chunks()
-    if lists.null_count:
-        raise ValueError(f"column {name!r} holds {lists.null_count} nulls")
-    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    return lists.flatten().to_numpy(zero_copy_only=False), lengths
-
-
-def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    if nulls := table[name].null_count:
+        raise ValueError(f"column {name!r} holds {nulls} nulls")
+    return flat(table[name])
 
 
 # -- files that several trainers share -------------------------------------------------------------------------------
@@ -246,26 +246,26 @@ def write_yaml(path: Path, values: Mapping[str, Any], heading: str) -> None:
     path.write_text(f"# {heading}\n" + yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
 
 
+def training_settings(recipe: TrainingRecipe) -> dict[str, Any]:
+    """The settings of one device that transformers' Trainer and the tools built on it know by the same names."""
+    tuning = recipe.tuning
+    found = {
+        "output_dir": "output",
+        "gradient_accumulation_steps": tuning.batch_size,
+        "learning_rate": tuning.learning_rate,
+        "adam_beta1": tuning.betas[0],
+        "adam_beta2": tuning.betas[1],
+        "weight_decay": tuning.weight_decay,
+        "max_grad_norm": tuning.max_grad_norm,
+        "bf16": recipe.bf16,
+        "seed": recipe.seed,
+        "logging_steps": 1,
+    }
+    return found if tuning.max_steps is None else {**found, "max_steps": tuning.max_steps}
+
+
 def scheduler(tuning: TuningConfig) -> str:
     """The learning rate's course by the name that transformers has for it."""
     if tuning.schedule is Schedule.constant:
         return "constant_with_warmup" if tuning.warmup_ratio else "constant"
     return "cosine" if tuning.schedule is Schedule.cosine else "linear"
-
-
-def with_epochs(tuning: TuningConfig, factor: int) -> int:
-    """Epochs of a resolved tuning by a method's factor."""
-    assert tuning.epochs is not None, "the tuning is resolved"
-    return tuning.epochs * factor
-
-
-def plain_lora(recipe: Recipe) -> dict[str, Any]:
-    """The adapters' settings as keyword arguments of `peft.LoraConfig`."""
-    lora = dataclasses.asdict(recipe.tuning.lora)
-    return {
-        "r": lora["r"],
-        "lora_alpha": lora["alpha"],
-        "lora_dropout": lora["dropout"],
-        "target_modules": list(recipe.lora_targets),
-        "task_type": "CAUSAL_LM",
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler, write_yaml
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
 
 
 class LlamaFactory(Trainer):
@@ -27,21 +27,21 @@ class LlamaFactory(Trainer):
         "(tried by hand on such a folder). The comparison by `make interop` is written and has not been run"
     )
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """data/, llamafactory.yaml."""
         import datasets
 
         datasets.DatasetDict(train=datasets.Dataset(rows.table)).save_to_disk(folder / "data")
         write_yaml(folder / "llamafactory.yaml", _settings(recipe), "llamafactory-cli train llamafactory.yaml")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """The configuration names the data relative to the folder."""
         return "llamafactory-cli train llamafactory.yaml"
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(recipe: TrainingRecipe) -> dict[str, Any]:
     tuning = recipe.tuning
-    settings: dict[str, Any] = {
+    settings = training_settings(recipe) | {
         "model_name_or_path": recipe.model,
         **({"model_revision": recipe.revision} if recipe.revision else {}),
         "stage": "sft",
@@ -53,23 +53,11 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "packing": False,
         "num_train_epochs": recipe.epochs,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": tuning.batch_size,
-        "learning_rate": tuning.learning_rate,
         "lr_scheduler_type": scheduler(tuning),
         "warmup_ratio": tuning.warmup_ratio,
         "optim": "adamw_torch",
-        "adam_beta1": tuning.betas[0],
-        "adam_beta2": tuning.betas[1],
-        "weight_decay": tuning.weight_decay,
-        "max_grad_norm": tuning.max_grad_norm,
         "disable_gradient_checkpointing": not tuning.gradient_checkpointing,
-        "bf16": recipe.bf16,
-        "seed": recipe.seed,
-        "logging_steps": 1,
-        "output_dir": "output",
     }
-    if tuning.max_steps is not None:
-        settings["max_steps"] = tuning.max_steps
     if recipe.lora:
         settings |= {
             "lora_rank": tuning.lora.r,

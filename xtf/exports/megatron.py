@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from xtf.exports.base import IGNORED, Recipe, Rows, Trainer
+from xtf.data.ragged import IGNORED
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe
 
 FILE = "train.idx.parquet"  # the ending by which Megatron-Bridge knows packed Parquet
 
@@ -30,19 +32,17 @@ class Megatron(Trainer):
     )
     tried = "written from the source of Megatron-Bridge (commit 067f987d, 2026-08-22); not run"
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.idx.parquet, dataset.py."""
-        import pyarrow.parquet as pq
-
         pq.write_table(packed(rows, recipe.max_length), folder / FILE)
         (folder / "dataset.py").write_text(_script(recipe), encoding="utf-8")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """A recipe of Megatron-Bridge takes the dataset; its other settings depend on the machines."""
         return "cfg.dataset = dataset.masked_rows()   # in a recipe of Megatron-Bridge for this model"
 
 
-def packed(rows: Rows, length: int) -> pa.Table:
+def packed(rows: MaskedRows, length: int) -> pa.Table:
     """Rows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
     from xtf.data.steps import pack
 
@@ -58,7 +58,7 @@ def packed(rows: Rows, length: int) -> pa.Table:
     return pa.table({name: pa.array(values, pa.list_(types[name])) for name, values in columns.items()})
 
 
-def _script(recipe: Recipe) -> str:
+def _script(recipe: TrainingRecipe) -> str:
     return f'''\
 """The masked rows as a dataset of Megatron-Bridge: cfg.dataset = dataset.masked_rows()"""
 

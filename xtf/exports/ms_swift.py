@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from xtf.exports.base import Recipe, Rows, Trainer, scheduler
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings
 
 PLUGIN = '''\
 """Reads train.jsonl for ms-swift: every token with the scale of its loss, and nothing of a template around them."""
@@ -55,7 +55,7 @@ class MsSwift(Trainer):
     )
     tried = "written from the source of ms-swift 4.6.0.dev0 (commit 3602360a, 2026-08-22); not run"
 
-    def write(self, rows: Rows, recipe: Recipe, folder: Path) -> None:
+    def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.jsonl, plugin.py, train.sh."""
         weighted = "loss_weights" in rows.table.column_names
         with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
@@ -71,19 +71,19 @@ class MsSwift(Trainer):
         ]
         (folder / "train.sh").write_text("\n".join(lines).removesuffix(" \\") + "\n", encoding="utf-8")
 
-    def command(self, recipe: Recipe) -> str:
+    def command(self, recipe: TrainingRecipe) -> str:
         """plugin.py is named relative to the folder."""
         return "sh train.sh"
 
 
-def _binary(rows: Rows) -> bool:
+def _binary(rows: MaskedRows) -> bool:
     values = pc.list_flatten(rows.table["loss_weights"]).to_numpy()
     return bool(np.isin(values, (0, 1)).all())
 
 
-def _arguments(recipe: Recipe, *, binary: bool) -> dict[str, str]:
+def _arguments(recipe: TrainingRecipe, *, binary: bool) -> dict[str, str]:
     tuning = recipe.tuning
-    arguments: dict[str, object] = {
+    arguments = training_settings(recipe) | {
         "model": recipe.model,
         **({"model_revision": recipe.revision} if recipe.revision else {}),
         "tuner_type": "lora" if recipe.lora else "full",
@@ -91,31 +91,19 @@ def _arguments(recipe: Recipe, *, binary: bool) -> dict[str, str]:
         "template": "xtf_tokens",
         "dataset": "xtf_masked",
         "split_dataset_ratio": 0,
-        "strict": "true",
-        "is_binary_loss_scale": str(binary).lower(),
+        "strict": True,
+        "is_binary_loss_scale": binary,
         "max_length": recipe.max_length,
         "truncation_strategy": "raise",
-        "packing": "false",
+        "packing": False,
         "num_train_epochs": recipe.epochs,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": tuning.batch_size,
-        "learning_rate": tuning.learning_rate,
         "lr_scheduler_type": scheduler(tuning),
         "warmup_ratio": tuning.warmup_ratio,
-        "adam_beta1": tuning.betas[0],
-        "adam_beta2": tuning.betas[1],
-        "weight_decay": tuning.weight_decay,
-        "max_grad_norm": tuning.max_grad_norm,
-        "gradient_checkpointing": str(tuning.gradient_checkpointing).lower(),
-        "bf16": str(recipe.bf16).lower(),
+        "gradient_checkpointing": tuning.gradient_checkpointing,
         "torch_dtype": "float32",
-        "seed": recipe.seed,
-        "logging_steps": 1,
-        "output_dir": "output",
     }
-    if tuning.max_steps is not None:
-        arguments["max_steps"] = tuning.max_steps
     if recipe.lora:
         arguments |= {"lora_rank": tuning.lora.r, "lora_alpha": tuning.lora.alpha, "lora_dropout": tuning.lora.dropout}
-        return {key: str(value) for key, value in arguments.items()} | {"target_modules": " ".join(recipe.lora_targets)}
-    return {key: str(value) for key, value in arguments.items()}
+        arguments["target_modules"] = " ".join(recipe.lora_targets)
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in arguments.items()}

@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
 from xtf.exports import TRAINERS
 from xtf.exports.base import (
-    Recipe,
-    Rows,
+    MaskedRows,
     Trainer,
+    TrainingRecipe,
     check_vocabulary,
     checked_rows,
     fitting_length,
     tokenizer_digest,
-    with_epochs,
 )
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
 from xtf.runtime.models import location
+from xtf.runtime.progress import say
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.masks import notes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,8 +44,8 @@ def export_run(
     manifest: Manifest,
     rows: Callable[[], Sequence[Encoded]],
     tokenizer: PreTrainedTokenizerBase,
-) -> Path:
-    """Export a run's mask.parquet; returns the folder.
+) -> None:
+    """stage=export: a run's mask.parquet for another trainer, and what there is to know of it on the console.
 
     Args:
         rows: gives the training rows encoded by `tokenizer`; not called where the method reads a table of its own.
@@ -66,7 +69,7 @@ def export_run(
         },
     }
     base = location(config.model)
-    return export_table(
+    place = export_table(
         masked,
         config.export,
         folder.export(config.export.to),
@@ -74,12 +77,19 @@ def export_run(
         model=str(Path(base).resolve()) if Path(base).is_dir() else base,
         revision=config.model.revision,
         tuning=config.tuning,
-        epochs=with_epochs(config.tuning, config.method.epochs_factor),
+        epochs=(config.tuning.epochs or 1) * config.method.epochs_factor,
         seed=config.seed,
         bf16=config.trainer.precision is Precision("bf16-mixed")
         or (config.trainer.precision is Precision.auto and config.trainer.accelerator is Accelerator.gpu),
         about=about,
     )
+    said = read_json(place / RECORD)
+    empty = said["rows_without_label"]
+    what = "kept" if empty["empty_rows"] == "keep" else "left out"
+    say(f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}")
+    for line in said["not_carried"]:
+        say(f"not in the export's configuration: {line}")
+    say(f"how to train with it: {place / 'README.md'}")
 
 
 def export_table(
@@ -117,7 +127,7 @@ def export_table(
             f"the configuration of the model {model!r}, which the export names, cannot be read: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         model=model,
         revision=revision,
         max_length=fitting_length(rows, export.max_length, getattr(shape, "max_position_embeddings", None)),
@@ -166,87 +176,38 @@ def _is_there(folder: Path, record: Mapping[str, Any]) -> bool:
             f"this one: rows {record['rows_sha256'][:12]}, identity {record['identity'][:12]}): delete it, or give "
             "another folder"
         )
-    changed = [name for name, hashed in before["files"].items() if _hash(folder / name) != hashed]
+    now = {name: sha256(folder / name) for name in before["files"] if (folder / name).exists()}
+    changed = [name for name, hashed in before["files"].items() if now.get(name) != hashed]
     if changed:
         raise ValueError(f"{folder}: {', '.join(changed)} changed since it was exported; delete the folder to redo it")
     return True
 
 
-def _hash(path: Path) -> str | None:
-    return sha256(path) if path.exists() else None
-
-
-def _write(folder: Path, trainer: Trainer, rows: Rows, recipe: Recipe, record: dict[str, Any]) -> None:
+def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRecipe, record: dict[str, Any]) -> None:
     """Write everything beside `folder` and rename it there: an export is whole or not there."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         trainer.write(rows, recipe, temporary)
-        used = versions() | {name: _version(name) for name in trainer.packages}
-        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        whole = {**record, "files": files, "versions": used, "not_carried": recipe.not_carried()}
-        (temporary / "README.md").write_text(readme(trainer, recipe, whole), encoding="utf-8")
+        hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        whole = {
+            **record,
+            "files": hashes,
+            "versions": versions(*trainer.packages),
+            "not_carried": recipe.not_carried(),
+        }
+        template = (files("xtf.exports") / "README.md.j2").read_text(encoding="utf-8")
+        environment = Environment(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        )
+        page = environment.from_string(template).render({**whole, "trainer": trainer, "recipe": recipe})
+        (temporary / "README.md").write_text(page, encoding="utf-8")
         write_json(temporary / RECORD, whole)
         if folder.is_dir():
             folder.rmdir()  # empty, says _is_there
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed here"
-
-
-def readme(trainer: Trainer, recipe: Recipe, record: Mapping[str, Any]) -> str:
-    """The README.md of an export, from its record."""
-    empty = record["rows_without_label"]
-    what = "kept" if empty["empty_rows"] == "keep" else "left out"
-    tuning = recipe.tuning
-    lines = [
-        f"# Masked rows for {trainer.title}",
-        "",
-        "In this folder:",
-        "",
-        f"    {trainer.command(recipe)}",
-        "",
-        f"{record['rows']:,} rows, {record['tokens']:,} tokens, of which {record['kept_tokens']:,} carry loss. "
-        f"{empty['count']:,} rows have no label at all and are {what} (`export.empty_rows={empty['empty_rows']}`). "
-        f"The longest fits into {recipe.max_length:,} tokens.",
-        "",
-        f"Data: {trainer.columns}. {trainer.note}",
-        "",
-        f"The model is `{recipe.model}`" + (f" at `{recipe.revision}`" if recipe.revision else "") + ", in "
-        f"{recipe.epochs} epochs of {tuning.batch_size} rows a step at a learning rate of {tuning.learning_rate:g} on "
-        "one device: with several, divide the accumulation by their number."
-        + (" Adapters (LoRA) are trained." if recipe.lora else ""),
-        *(["", "Not in this configuration:", ""] if record["not_carried"] else []),
-        *(f"- {line}" for line in record["not_carried"]),
-        "",
-        f"Tried: {trainer.tried}.",
-        "",
-        "## What is masked",
-        "",
-        "A masked token stays in the input; its label is -100. Prompts never carry loss.",
-        "",
-        *(f"- {line}" for line in record["rule"]),
-        "",
-        "## Hashes (SHA-256)",
-        "",
-        *(f"- {name}: `{value}`" for name, value in record["sources"].items()),
-        f"- the exported rows: `{record['rows_sha256']}`",
-        *(f"- {name}: `{value}`" for name, value in record["files"].items()),
-        f"- the tokenizer's ids: `{record['tokenizer']}`",
-        "",
-        "## Versions",
-        "",
-        ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "",
-    ]
-    return "\n".join(lines)
 
 
 # -- what a run says -------------------------------------------------------------------------------------------------
@@ -277,6 +238,7 @@ def _rule(config: Config, stats: Mapping[str, Any]) -> list[str]:
             f"scorer={config.scorer.name} (attributes: {attributes}), threshold={config.threshold.name}, "
             f"end tokens {config.threshold.end.value}"
         )
+        lines += notes(stats)
         lines += [f"{name}: {values}" for name, values in stats["thresholds"].items()]
     shares = ", ".join(f"{name} {share:.1%}" for name, share in stats["dropped_share"].items())
     lines.append(f"dropped of {stats['response_tokens']:,} response tokens: {shares}")
@@ -294,15 +256,3 @@ def _lora_targets(tuning: TuningConfig, architecture: str) -> list[str]:
     if not chosen:
         raise ConfigError(f"PEFT names no modules for {architecture}: set tuning.lora.target_modules, e.g. [q_proj]")
     return chosen
-
-
-def export_summary(place: Path) -> list[str]:
-    """What an export holds and how to go on with it, in lines for the terminal."""
-    said = read_json(place / "export.json")
-    empty = said["rows_without_label"]
-    what = "kept" if empty["empty_rows"] == "keep" else "left out"
-    return [
-        f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}",
-        *(f"not in the export's configuration: {line}" for line in said["not_carried"]),
-        f"how to train with it: {place / 'README.md'}",
-    ]

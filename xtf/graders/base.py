@@ -86,6 +86,15 @@ class Grader:
         """One grade per item, in order."""
         return [self.verdict(item) for item in items]
 
+    def names_answers(self) -> bool:
+        """Whether `answer_spans` says what `grade` reads, so that `threshold.protect=answer` can keep it."""
+        return type(self).answer_spans is not Grader.answer_spans
+
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """Characters [start, end) of the example's response in which `grade` finds the answer: with the words that mark
+        it, without which it would not be found; none where it finds none."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
+
     def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
         """Figures over all examples; `grades[i]`: those of example i's samples, `references[i]` its key."""
         return accuracy_metrics(grades)
@@ -99,6 +108,11 @@ def final_part(completion: str) -> str:
     """What a reasoning model says after its `</think>`; the whole completion for any other model."""
     tail = completion.rpartition("</think>")[2]
     return tail if tail.strip() else completion
+
+
+def final_offset(completion: str) -> int:
+    """Where `final_part` begins, and with it each of `answer_parts`."""
+    return len(completion) - len(final_part(completion))
 
 
 NEXT_TURN = re.compile(

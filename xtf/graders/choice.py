@@ -12,7 +12,7 @@ import numpy as np
 
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, RowError
-from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, answer_parts
+from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, answer_parts, final_offset
 from xtf.graders.metrics import Metric, bootstrap, wilson
 
 DECISIONS = ("yes", "no", "maybe")
@@ -32,6 +32,7 @@ CORRECT = (
     r"(?:clearly\s+|probably\s+|most likely\s+)?(?:the\s+)?"
     r"(?:(?:most\s+)?(?:correct|right|best|likely|appropriate|accurate)\b|(?:final\s+)?(?:answer|choice)\b)"
 )
+IS_CORRECT = re.compile(CORRECT, re.IGNORECASE)
 # What may follow a choice that stands by itself: the end, punctuation, or a reason.
 STANDS = re.compile(
     r"(?!\w|[-/'’]\w|[.,:]\d)(?:\W*\Z|[ \t]*[.,;:!)\]}\"'*_`\n(—–-]|\s+(?:because|since|as|given|due|for)\b)",
@@ -85,11 +86,28 @@ class ChoiceGrader(Grader):
 
     def decide(self, completion: str) -> str | None:
         """The choice that a text settles on, spelled as in `choices`; None if it cannot be read."""
-        for text in map(str.strip, answer_parts(completion)):
+        found = self._settled(completion)
+        return None if found is None else found[0]
+
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """The choice that the response settles on, with the words that led to it ("Decision: yes")."""
+        found = self._settled(example.response)
+        return [] if found is None else [found[1:]]
+
+    def _settled(self, completion: str) -> tuple[str, int, int] | None:
+        """The choice, and where what was read begins and ends."""
+        for part in answer_parts(completion):
+            text = part.strip()
             for rule in self.rules:
-                hits = [found for match in rule.finditer(text) if (found := self._hit(match, text)) is not None]
+                hits = [(said, match) for match in rule.finditer(text) if (said := self._hit(match, text)) is not None]
                 if hits:
-                    return hits[-1]
+                    said, match = hits[-1]
+                    start, end = match.span()
+                    if match.groupdict().get("correct") and (behind := IS_CORRECT.match(text, end)):
+                        end = behind.end()
+                    start += len(text[start:end]) - len(text[start:end].lstrip())
+                    first = final_offset(completion) + len(part) - len(part.lstrip())
+                    return said, first + start, first + end
         return None
 
     def _hit(self, match: re.Match[str], text: str) -> str | None:

@@ -20,6 +20,7 @@ from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, final_part
 from xtf.graders.metrics import Metric, bootstrap, pass_at_k
 from xtf.graders.sandbox import Sandbox, Trial, check_isolation, isolation_record
 
+DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(?P<name>\w+)[^\n]*", re.MULTILINE)
 MAX_PROGRAM = 50_000  # characters of a completion that are looked at
 PYTHON_FENCES = ("", "python", "python3", "py")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -226,6 +227,16 @@ class CodeGrader(Grader):
             else Grade((outcome := outcomes[next(results)]).passed, source, outcome.reason)
             for source in programs
         ]
+
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """The first line of every function and class that the row's tests need; without tests, of all of them that
+        stand at the margin. None where the response only continues the prompt, in which that line is."""
+        try:
+            names = suite(example.row).names
+        except RowError:
+            names = ()
+        found = DEFINITION.finditer(example.response)
+        return [match.span() for match in found if not names or match["name"] in names]
 
     def metrics(self, references: Sequence[str], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
         """`pass@k` for each k asked for; with one sample per problem its pass@1 is a proportion (Wilson)."""

@@ -22,12 +22,15 @@ from typing import Any
 
 from xtf.data.examples import Example, RowError
 from xtf.data.numbers import SCALES, show
-from xtf.graders.base import Grade, Grader, Item, answer_parts
-from xtf.graders.number import HASHES, boxed, final_number, stated_answer
+from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
+from xtf.graders.number import HASHES, boxed, final_number, located_number, marked_answer, stated_answer
 
 EQUIVALENCE_SECONDS = 10  # of CPU time per pair of expressions: a busy machine must not change a verdict
 EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing process
 MAX_EXPRESSION = 2000  # characters; a longer "answer" is not one
+
+
+FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
 # -- expressions ---------------------------------------------------------------------------------------------
@@ -39,14 +42,14 @@ def final_expression(completion: str) -> str | None:
     for part in parts:
         if (stated := stated_answer(part)) is not None:
             return stated.rstrip("$ ")  # "The answer is $x$": the first sign went with the marker
-    formulas = re.findall(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", parts[0], re.DOTALL)
+    formulas = FORMULA.findall(parts[0])
     if formulas:
         return next(part for part in formulas[-1] if part).strip()
     value = final_number(parts[0])
     return None if value is None else show(value)
 
 
-def plain(expression: str) -> str:
+def bare(expression: str) -> str:
     """An expression without what only sets its look: \\left, spaces, \\text{}, dollar signs, a final stop."""
     expression = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, expression))  # before blanks go: 2 1/2 is not 21/2,
     expression = re.sub(r"(?<=\d)(?:[\s~]|\\[,;: ])+(?=\d)", "&", expression)  # and 3 4 not 34
@@ -109,12 +112,23 @@ class MathGrader(Grader):
             raise RowError("the reference has no \\boxed{} answer")
         return (text if content is None else content).strip()
 
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """What the response marks as its answer ("\\boxed{2}"), else its last formula or number."""
+        parts, first = answer_parts(example.response), final_offset(example.response)
+        for part in parts:
+            if (marked := marked_answer(part)) is not None:
+                return [(first + marked.start, first + marked.end)]
+        if formulas := list(FORMULA.finditer(parts[0])):
+            return [(first + formulas[-1].start(), first + formulas[-1].end())]
+        found = located_number(parts[0], strict=False)
+        return [] if found is None else [(first + found[1], first + found[2])]
+
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         answers = [final_expression(item.completion) for item in items]
         open_pairs = {
             (item.reference, answer)
             for item, answer in zip(items, answers, strict=True)
-            if answer and len(answer) <= MAX_EXPRESSION and plain(answer) != plain(item.reference)
+            if answer and len(answer) <= MAX_EXPRESSION and bare(answer) != bare(item.reference)
         }
         pairs = sorted(open_pairs)
         verdicts = dict(zip(pairs, self.equivalence.compare(pairs), strict=True)) if pairs else {}
@@ -125,7 +139,7 @@ class MathGrader(Grader):
             return Grade(False, None, "no answer found")
         if len(answer) > MAX_EXPRESSION:
             return Grade(False, answer[:MAX_EXPRESSION], f"longer than {MAX_EXPRESSION} characters")
-        if plain(answer) == plain(reference):
+        if bare(answer) == bare(reference):
             return Grade(True, answer, "equal as written")
         verdict, reason = verdicts[reference, answer]
         return Grade(verdict, answer, reason)
@@ -282,7 +296,7 @@ def equivalent(reference: str, answer: str) -> bool:
     """
     from math_verify import grader
 
-    bases = [NUMERAL_BASE.search(plain(text)) for text in (reference, answer)]
+    bases = [NUMERAL_BASE.search(bare(text)) for text in (reference, answer)]
     if bases[0] and bases[1] and bases[0][1] != bases[1][1]:
         return False
     values = same_units(tidy(reference), tidy(answer))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.schema import JudgeConfig, TaskConfig
-from xtf.data.examples import Example, RowError
 from xtf.graders.base import Grade, Grader, Item, final_part
 from xtf.graders.choice import ChoiceGrader
+from xtf.runtime.artifacts import read_json, write_json
 
 if TYPE_CHECKING:
     import openai
@@ -70,11 +69,6 @@ class JudgeGrader(Grader):
         if "<reference>" not in text or "<answer>" not in text:
             raise ValueError("task.judge.prompt must show the judge both {reference} and {answer}")
 
-    def reference(self, example: Example, text: str) -> str:
-        if not text.strip():
-            raise RowError("the reference is empty")
-        return text
-
     def grade(self, items: Sequence[Item]) -> list[Grade]:
         self.check()
         answers = [final_part(item.completion).strip() for item in items]
@@ -84,7 +78,7 @@ class JudgeGrader(Grader):
         with self._client() as client, ThreadPoolExecutor(self.config.concurrency) as pool:
             verdicts = dict(zip(distinct, pool.map(lambda text: self._verdict(client, text), distinct), strict=True))
         return [
-            self._grade(answer, verdicts[text]) if answer else Grade(False, None, "empty answer")
+            Grade(verdicts[text][0], answer, verdicts[text][1]) if answer else Grade(False, None, "empty answer")
             for text, answer in zip(prompts, answers, strict=True)
         ]
 
@@ -100,16 +94,13 @@ class JudgeGrader(Grader):
             base_url=self.config.base_url, api_key=key, timeout=self.config.timeout_seconds, max_retries=0
         )
 
-    def _grade(self, answer: str, verdict: tuple[bool | None, str]) -> Grade:
-        return Grade(verdict[0], answer, verdict[1])
-
     def _verdict(self, client: openai.OpenAI, text: str) -> tuple[bool | None, str]:
         content = json.dumps([self.config.base_url, self.config.model, text])
         key = hashlib.sha256(content.encode()).hexdigest()
         path = self.cache / key[:2] / f"{key}.json"
         if path.is_file():
             try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
+                stored = read_json(path)
                 verdict = bool(stored["verdict"]), str(stored["reply"])
             except UNREADABLE_CACHE:  # half-written by a machine that went down: ask again, and replace it
                 pass
@@ -124,7 +115,7 @@ class JudgeGrader(Grader):
         choice = self.reader.decide(reply)
         if choice is None:
             return None, f"no verdict: the judge's reply is neither yes nor no: {reply[:200]!r}"
-        _write(path, {"model": self.config.model, "verdict": choice == "yes", "reply": reply})
+        write_json(path, {"model": self.config.model, "verdict": choice == "yes", "reply": reply})
         return choice == "yes", reply
 
     def _ask(self, client: openai.OpenAI, text: str) -> str:
@@ -178,10 +169,3 @@ def _retry_after(header: str | None) -> float:
         return float(header or 0)
     except ValueError:
         return 0.0
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False)
-    Path(file.name).replace(path)

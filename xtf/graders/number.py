@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 from xtf.data.examples import Example, RowError
 from xtf.data.numbers import Numeral, numerals, show
-from xtf.graders.base import Grade, Grader, Item, answer_parts
+from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
 HASHES = re.compile(r"####(?!#)[ \t]*(?P<rest>[^\n]*)")
@@ -32,14 +33,29 @@ SMALLER = re.compile(
 ANOTHER_SCALE = re.compile(r"(?:,|,?[ \t]+and)?[ \t]+")
 
 
+@dataclass(frozen=True)
+class Marked:
+    """Where a text marks its answer: [start, end) with the mark, of which [first, last) is the content."""
+
+    start: int
+    first: int
+    last: int
+    end: int
+
+
 def boxed(text: str) -> str | None:
     """The content of the last complete `\\boxed{...}` (or `\\fbox`), braces balanced; None without one."""
+    found = _boxed(text)
+    return None if found is None else text[found.first : found.last].strip()
+
+
+def _boxed(text: str) -> Marked | None:
     for match in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
         depth = 1
         for place in range(match.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
             if depth == 0:
-                return text[match.end() : place].strip()
+                return Marked(match.start(), match.end(), place, place + 1)
     return None
 
 
@@ -54,13 +70,26 @@ def _is_heading(match: re.Match[str]) -> bool:
 
 def stated_answer(text: str) -> str | None:
     """What the text marks as its answer: the last `\\boxed{}`, else `#### x`, else "the answer is x"."""
-    if (content := boxed(text)) is not None:
-        return content
-    hashes = [match["rest"] for match in HASHES.finditer(text) if not _is_heading(match)]
-    if hashes and hashes[-1].strip():
-        return _sentence(hashes[-1]).strip()
-    stated = [_sentence(match["rest"]).strip() for match in ANSWER_IS.finditer(text)]
-    return next((answer for answer in reversed(stated) if answer), None)
+    found = marked_answer(text)
+    return None if found is None else text[found.first : found.last].strip()
+
+
+def marked_answer(text: str) -> Marked | None:
+    """Where `stated_answer` stands."""
+    if (found := _boxed(text)) is not None:
+        return found
+    hashes = [match for match in HASHES.finditer(text) if not _is_heading(match)]
+    if hashes and hashes[-1]["rest"].strip():
+        return _of_sentence(hashes[-1])
+    stated = [_of_sentence(match) for match in ANSWER_IS.finditer(text)]
+    return next((one for one in reversed(stated) if text[one.first : one.last].strip()), None)
+
+
+def _of_sentence(match: re.Match[str]) -> Marked:
+    """The mark, and the first sentence of what follows."""
+    first = match.start("rest")
+    last = first + len(_sentence(match["rest"]))
+    return Marked(match.start(), first, last, last)
 
 
 def final_number(completion: str) -> Fraction | None:
@@ -76,19 +105,40 @@ def final_number(completion: str) -> Fraction | None:
 
 def _final(completion: str, *, strict: bool) -> Fraction | None:
     """`final_number`; the last number of a text may be the end of a range ("5-10") unless `strict`."""
-    parts = [ANNOTATION.sub("", part) for part in answer_parts(completion)]
-    for part in parts:
-        stated = stated_answer(part)
-        for content in () if stated is None else (stated.rsplit("=", 1)[-1], stated):
-            if found := numerals(content):
-                return _first(content, found)
-    for part in parts:
+    found = located_number(completion, strict=strict)
+    return None if found is None else found[0]
+
+
+def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int] | None:
+    """The final number, and where what was read begins and ends: at the mark, if it has one."""
+    parts = [_without_notes(part) for part in answer_parts(completion)]
+    first = final_offset(completion)
+    for part, places in parts:
+        if (marked := marked_answer(part)) is None:
+            continue
+        stated = part[marked.first : marked.last].strip()
+        inside = part.index(stated, marked.first)
+        for skipped in (stated.rfind("=") + 1, 0):
+            if found := numerals(stated[skipped:]):
+                value = _first(stated[skipped:], found)
+                end = marked.end if marked.end > marked.last else inside + skipped + found[0].end
+                return None if value is None else (value, first + places[marked.start], first + places[end - 1] + 1)
+    for part, places in parts:
         if found := numerals(part):
             *before, last = found
             if before and (_list(part, found) or _joined(part, before[-1], last, ranges=strict)):
                 return None
-            return last.value
+            if last.value is None:
+                return None
+            return last.value, first + places[last.start], first + places[last.end - 1] + 1
     return None
+
+
+def _without_notes(text: str) -> tuple[str, list[int]]:
+    """The text without GSM8K's calculator notes, and the place of each of its characters in the whole."""
+    noted = {place for match in ANNOTATION.finditer(text) for place in range(*match.span())}
+    places = [place for place in range(len(text)) if place not in noted]
+    return "".join(text[place] for place in places), places
 
 
 def _first(content: str, found: list[Numeral]) -> Fraction | None:
@@ -131,6 +181,11 @@ class NumberGrader(Grader):
                 raise RowError("the reference holds no number")
             raise RowError(f"the reference does not end with one number that can be read whole: {text.strip()[-80:]!r}")
         return show(value)
+
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """The final number with what marks it ("#### 18")."""
+        found = located_number(example.response, strict=False)
+        return [] if found is None else [found[1:]]
 
     def verdict(self, item: Item) -> Grade:
         value = final_number(item.completion)

@@ -16,7 +16,10 @@ from xtf.runtime.imports import import_named
 
 
 class PythonGrader(Grader):
-    """The user's own function(completion, reference, row) -> bool, None (no verdict) or Grade."""
+    """The user's own function(completion, reference, row) -> bool, None (no verdict) or Grade.
+
+    It may have an attribute `answer_spans`, a function(response, row) that says what it reads (`Grader.answer_spans`).
+    """
 
     def __init__(self, path: str) -> None:
         form = "python:module.function"
@@ -29,6 +32,14 @@ class PythonGrader(Grader):
 
     def reference(self, example: Example, text: str) -> str:
         return text
+
+    def names_answers(self) -> bool:
+        return callable(getattr(self.function, "answer_spans", None))
+
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """What `function.answer_spans(response, row)` gives."""
+        spans = self.function.answer_spans(example.response, dict(example.row))  # type: ignore[attr-defined]
+        return [(int(start), int(end)) for start, end in spans]
 
     def verdict(self, item: Item) -> Grade:
         try:

@@ -1,27 +1,11 @@
-"""Runs programs that a model wrote against tests, so that neither the machine nor the verdict is at their
-mercy. What is promised and what is not: docs/sandbox.md.
+"""Runs programs that a model wrote against tests, so that neither the machine nor the verdict is at their mercy.
 
-What is trusted: this package and the kernel. What is not: the program; and, for the machine's sake, the
-tests, which come from a dataset. Program and tests run in *different* processes, of different users where the run is
-root's. The tests call the program's functions through a channel that carries plain data only; what is not data stays
-with the program, behind a number. The tests' process hands its one verdict to a third process, the keeper, which
-alone can reach this one; the verdict bears the number and the nonce of its job. Whatever else arrives (another
-number, a second verdict, anything unasked) fails the job and costs the worker its place: the next job gets a new one.
-So a program that exits, prints, replaces `assert`'s helpers, `builtins` or the checker, or returns an object that
-equals everything, changes its own process only, and fails. What a program can still do is return right answers for
-the wrong reason (such as a table of them).
+This is the side of the run: it starts servers (`sandbox_child.py`) and believes of what they send one verdict, which
+bears the number and the nonce of the trial. Whatever else arrives (another number, a second verdict, anything unasked)
+fails the trial and costs the worker its place: the next trial gets a new one. How program and tests are kept apart,
+what is promised and what is not: docs/sandbox.md.
 
-Containment, with the kernel's namespaces (Linux 5.12 or later on x86-64 or AArch64, as root or where users may create
-user namespaces): no network; a file system that holds the interpreter, its packages and the system's libraries,
-read-only, and an empty folder in memory; no environment of the parent's; for each program its own process tree, which
-the kernel kills with its first process, its own System V and POSIX IPC and its own session keyring; no privileges and
-no way to gain any; system calls that it has no use for are refused; limits on CPU time, wall time, memory, processes,
-file size and output. The limit on CPU time holds for each process; that on memory for each and, where /proc may be
-mounted, for all of a program's processes together, shared memory included.
-
-Without namespaces nothing runs unless the configuration allows it (`task.sandbox.allow_unsandboxed=true`):
-then the limits hold, the files, the network and the tests' process do not stay out of reach, and the run's record
-says so.
+Without namespaces nothing runs unless the configuration allows it (`task.sandbox.allow_unsandboxed=true`).
 """
 
 from __future__ import annotations
@@ -40,7 +24,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +234,7 @@ class Sandbox:
         for worker in self._workers:
             worker.stop()
 
-    def run(self, trials: Sequence[Trial], progress: Callable[[], None] | None = None) -> list[Outcome]:
+    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """One outcome per trial, in order."""
         free: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
@@ -262,8 +246,6 @@ class Sandbox:
                 return worker.run(trial)
             finally:
                 free.put(worker)
-                if progress is not None:
-                    progress()
 
         with ThreadPoolExecutor(len(self._workers)) as pool:
             return list(pool.map(run_one, trials))

@@ -90,7 +90,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 # -- messages ------------------------------------------------------------------------------------------------
 
 
-def pack(message: Value) -> bytes:
+def frame(message: Value) -> bytes:
     content = json.dumps(message).encode()
     return struct.pack("!I", len(content)) + content
 
@@ -341,9 +341,9 @@ def run_candidate(channel: int) -> NoReturn:
         reply = {"value": {name: values.encode(space[name]) for name in message["names"] if name in space}}
     except BaseException as error:  # whatever the program does must reach the checker as a failure
         reply = describe(error)
-    write_all(channel, pack(reply))
+    write_all(channel, frame(reply))
     while (message := read_frame(channel)) is not None:
-        write_all(channel, pack(serve(values, message)))
+        write_all(channel, frame(serve(values, message)))
     os._exit(0)
 
 
@@ -457,7 +457,7 @@ class Checker:
         """Sends a message and waits for the answer, draining what the candidate prints."""
         if self.failure:
             raise self.failure
-        unsent, received = memoryview(pack(message)), bytearray()
+        unsent, received = memoryview(frame(message)), bytearray()
         while True:
             if len(received) >= 4:
                 (length,) = struct.unpack_from("!I", received)

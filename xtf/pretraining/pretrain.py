@@ -32,8 +32,9 @@ from xtf.runtime.artifacts import locked, write_atomic, write_json
 from xtf.runtime.models import device
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir
+from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS
-from xtf.training.fit import LOG, fit, read_log
+from xtf.training.fit import LOG, fit
 
 # Words with their leading space or sign, single digits, punctuation, line ends, other space.
 TOKEN_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -189,6 +190,8 @@ def _pretrain(config: Config, folder: Path) -> dict[str, Any]:
     log = read_log(work / LOG)
     write_atomic(folder / LOG, lambda path: shutil.copyfile(work / LOG, path))
     trained = Qwen2ForCausalLM.from_pretrained(work / "model", dtype=torch.bfloat16)
+    with torch.no_grad():  # the last norm stands before the LM head, so this divides the logits
+        trained.model.norm.weight /= settings.temperature
     trained.generation_config.eos_token_id = tokenizer.eos_token_id
     trained.generation_config.pad_token_id = pad_id
     shutil.rmtree(folder / "model", ignore_errors=True)

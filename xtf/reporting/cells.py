@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,33 +34,30 @@ class NoRuns(ValueError):
     """An experiment of which there is no run."""
 
 
-def find_cells(source: str | Sequence[Path], runs_root: Path, archive: Path | None = None) -> list[Cell]:
-    """The cells of an experiment or of a list of folders, in the order of their folders.
+def find_cells(experiment: str, runs_root: Path, archive: Path | None = None) -> list[Cell]:
+    """The cells of an experiment, in the order of their folders.
 
-    With `archive`, a folder of `xtf.study.archive` files, an experiment is read from there.
+    With `archive`, a folder of `xtf.study.archive` files, it is read from there.
 
     Raises:
         NoRuns: there is none.
     """
     parents: dict[Path, list[Path | Run]] = defaultdict(list)
+    listed: dict[Path, Mapping[str, Any]] = {}
     if archive is not None:
-        file = archive / f"{source}{SUFFIX}"
+        file = archive / f"{experiment}{SUFFIX}"
         if not file.is_file():
-            raise NoRuns(f"no run of experiment {source!r} in {archive}: there is no {file.name}")
+            raise NoRuns(f"no run of experiment {experiment!r} in {archive}: there is no {file.name}")
         for run in read_archive(file):
             parents[run.folder.parent].append(run)
-        return [_cell(parent, seeds) for parent, seeds in parents.items()]
-    listed: dict[Path, Mapping[str, Any]] = {}
-    if isinstance(source, str):
-        folders, listed = _experiment_folders(source, runs_root)
     else:
-        folders = [folder for path in source for folder in _paths(run_folders(Path(path))) or [Path(path)]]
-    for folder in dict.fromkeys(folders):
-        parents[folder.parent].append(load_run(folder) if RunFolder(folder).has_results else folder)
-    return [_cell(parent, seeds, listed.get(parent)) for parent, seeds in parents.items()]
+        folders, listed = experiment_folders(experiment, runs_root)
+        for folder in folders:
+            parents[folder.parent].append(load_run(folder) if RunFolder(folder).has_results else folder)
+    return [cell_of(parent, seeds, listed.get(parent)) for parent, seeds in parents.items()]
 
 
-def _experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Path, Mapping[str, Any]]]:
+def experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Path, Mapping[str, Any]]]:
     """The run folders of an experiment, those that its sweeps have yet to make included, and what the listed ones are.
 
     The first are in order; the second are by parent folder, that of a cell.
@@ -70,32 +67,20 @@ def _experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Pa
     """
     file = OutputDir(runs_root.parent).jobs_file(name)
     jobs = {runs_root.parent / folder: job for folder, job in (read_json(file) if file.exists() else {}).items()}
-    found = set(experiment_folders(name, runs_root))
+    found = {folder.path for folder in run_folders(runs_root, name)}
     if not found and not any(RunFolder(folder).config.exists() for folder in jobs):
         raise NoRuns(f"no run of experiment {name!r} under {runs_root}: run it first")
     return sorted(found | jobs.keys()), {folder.parent: job for folder, job in jobs.items()}
 
 
-def experiment_folders(experiment: str, runs_root: Path) -> list[Path]:
-    """The folders of an experiment's runs, finished or not, in order."""
-    return _paths(folder for folder in run_folders(runs_root) if folder.recorded["experiment"] == experiment)
-
-
-def _paths(folders: Iterable[RunFolder]) -> list[Path]:
-    return [folder.path for folder in folders]
-
-
-def _cell(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any] | None = None) -> Cell:
+def cell_of(parent: Path, found: Sequence[Path | Run], listed: Mapping[str, Any] | None = None) -> Cell:
     """A cell from finished runs and the folders of unfinished ones; `listed`: what its sweep says of it."""
     runs = [each for each in found if isinstance(each, Run)]
     unfinished = [each for each in found if isinstance(each, Path)]
-    if runs:
-        record = runs[0].record
-        setting = {key: record[key] for key in SETTING} | dict(record["overrides"])
-        case = [record[key] for key in CASE]
-    elif listed is not None:
-        setting = {key: listed[key] for key in SETTING} | dict(listed["overrides"])
-        case = [listed[key] for key in CASE]
+    said = runs[0].record if runs else listed
+    if said is not None:
+        setting = {key: said[key] for key in SETTING} | dict(said["overrides"])
+        case = [said[key] for key in CASE]
     else:  # the folder says it: <task>/<model>/<tuning>/<method>/<scorer>-<threshold>[-<overrides>]
         folder = RunFolder(parent / "seed0")
         setting, case = folder.setting, list(folder.case)

@@ -22,19 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from xtf.config.home import COMMAND
 from xtf.config.identity import digest, plain
-from xtf.config.schema import PRESETS, Config, ThresholdConfig
+from xtf.config.schema import PRESETS, Config, PreviewFormat, ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces, decoded
+from xtf.reporting.pages import templates
 from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
+from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, effect
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def preview(
     *,
     threshold: str | ThresholdConfig = "paper",
     examples: int = MOST_EXAMPLES,
-    command: str = "python run.py",
+    command: str = COMMAND,
     title: str = "XTF explorer",
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.
@@ -110,6 +112,17 @@ def explore_run(
     return path
 
 
+def show_preview(
+    config: Config, folder: RunFolder, explorer: Callable[[], Path], tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> None:
+    """stage=preview: the explorer's page, or with preview.format=text coloured examples on the terminal."""
+    if config.preview.format is PreviewFormat.html:
+        say(f"preview: {explorer()}")
+    else:
+        examples = config.preview.examples or 5
+        console.print(preview_text(pq.read_table(folder.mask), tokenizer(), examples=examples))
+
+
 def _page(
     table: pa.Table,
     tokenizer: PreTrainedTokenizerBase,
@@ -122,7 +135,9 @@ def _page(
     shown = table.take(rows)
     tokens = MaskedTokens.from_mask(shown)
     sweeps = _sweeps(MaskedTokens.from_mask(table), tokens, config)
-    live = _is_union(tokens)
+    union = np.logical_or.reduce([np.zeros(len(tokens.ids), dtype=bool), *tokens.dropped.values()])
+    # Sliders can say what a threshold would do where the labels are the attributes' union.
+    live = bool((tokens.kept == ~union).all()) and bool(tokens.dropped)
     judged = tokens.judged(config) if live else np.ones(tokens.tokens, bool)  # another method may drop any token
     if live:
         _check_threshold(tokens, sweeps)
@@ -130,6 +145,7 @@ def _page(
     meta = {
         "total": table.num_rows,
         "live": live,
+        "effect": effect(config) if "dropped" in table.column_names else "nothing",
         "command": command,
         "attributes": [_describe(ATTRIBUTES[name], found, tokens, config) for name, found in sweeps.items()],
         "bits": {name: 1 << place for place, name in enumerate(ATTRIBUTES)},
@@ -147,6 +163,7 @@ def _page(
         "id": tokens.ids.astype(np.uint32),
         "kept": tokens.kept.astype(np.uint8),
         "judged": judged.astype(np.uint8),
+        "guarded": tokens.protected(config).astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }
@@ -175,14 +192,9 @@ def _sweeps(dataset: MaskedTokens, shown: MaskedTokens, config: ThresholdConfig)
             only = sweep(attribute, config, *blocks)
             first = np.full(shown.tokens, NEVER, dtype=np.uint8)
             first[shown.judged(config)] = only.first
+            first[shown.protected(config)] = NEVER
             found[name] = replace(only, first=first)
     return found
-
-
-def _is_union(tokens: MaskedTokens) -> bool:
-    """Whether the labels are the attributes' union, so that sliders can say what a threshold would do."""
-    union = np.logical_or.reduce([np.zeros(len(tokens.ids), dtype=bool), *tokens.dropped.values()])
-    return bool((tokens.kept == ~union).all()) and bool(tokens.dropped)
 
 
 def _check_threshold(tokens: MaskedTokens, sweeps: dict[str, Sweep]) -> None:
@@ -199,20 +211,11 @@ def _check_threshold(tokens: MaskedTokens, sweeps: dict[str, Sweep]) -> None:
 
 def _describe(attribute: TokenAttribute, found: Sweep, tokens: MaskedTokens, config: ThresholdConfig) -> dict[str, Any]:
     rule = rule_of(config, attribute)
+    shown = ("name", "label", "title", "explanation", "axis", "reason", "colour", "source")
     return {
-        "name": attribute.name,
-        "label": attribute.label,
-        "title": attribute.title,
-        "explanation": attribute.explanation,
-        "axis": attribute.axis,
-        "reason": attribute.reason,
-        "colour": attribute.colour,
-        "source": attribute.source,
-        "setting": found.setting,
-        "values": found.values,
-        "chosen": found.chosen,
+        **{key: getattr(attribute, key) for key in shown},
+        **{key: getattr(found, key) for key in ("setting", "values", "chosen", "cuts")},
         "active": attribute.name in tokens.dropped,
-        "cuts": found.cuts,
         "cap": rule.cap,
         "rule": rule.rule.value,
     }
@@ -235,35 +238,29 @@ def _prompts(table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Iterator[st
 def _render(meta: dict[str, Any], blob: bytes, title: str) -> bytes:
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("xtf.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     source = (files("xtf.reporting") / "templates" / "explorer.js").read_text(encoding="utf-8")
     scripts = [get_plotlyjs(), source]
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
     )
-    text = environment.get_template("explorer.html.j2").render(
-        title=title,
-        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
-        scripts=scripts,
-        attributes=ATTRIBUTES.values(),
-        sets=_sets(),
-        other=(1 << len(ATTRIBUTES), OTHER),
-        meta=_packed(json.dumps(meta).encode()),
-        arrays=_packed(blob),
+    text = (
+        templates()
+        .get_template("explorer.html.j2")
+        .render(
+            title=title,
+            policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
+            scripts=scripts,
+            attributes=ATTRIBUTES.values(),
+            sets=[
+                (code, [row for bit, row in enumerate(ATTRIBUTES.values()) if code >> bit & 1])
+                for code in range(1, 1 << len(ATTRIBUTES))
+            ],  # every set of attributes that may drop a token, with its code on the page
+            other=(1 << len(ATTRIBUTES), OTHER),
+            meta=_packed(json.dumps(meta).encode()),
+            arrays=_packed(blob),
+        )
     )
     return text.encode()
-
-
-def _sets() -> list[tuple[int, list[TokenAttribute]]]:
-    """Every set of attributes that may drop a token, with its code on the page: bit i is that of row i of the table."""
-    rows = list(ATTRIBUTES.values())
-    return [(code, [row for place, row in enumerate(rows) if code >> place & 1]) for code in range(1, 1 << len(rows))]
 
 
 def _packed(data: bytes) -> str:

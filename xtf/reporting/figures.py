@@ -292,9 +292,9 @@ def _whiskers(value: Any, low: Any, high: Any) -> np.ndarray:
     return np.maximum([value - low, high - value], 0)
 
 
-def _panels(count: int, height: float = 2.9, sharex: bool = False, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, height: float = 2.9, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(max(6.4, 3.4 * count), height), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, count, sharex=sharex, sharey=sharey)))
+    axes = list(np.atleast_1d(figure.subplots(1, count, sharey=sharey)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes

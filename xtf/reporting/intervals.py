@@ -33,10 +33,6 @@ class Estimate:
     seeds: int
     items: int
 
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 Values = Mapping[str, float | None]
 
@@ -59,7 +55,12 @@ def mean(seeds: Sequence[Values]) -> Estimate:
 
 
 def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
-    """treated - control; entry i of both is the same seed.
+    """The mean of treated - control (`paired_values`)."""
+    return _estimate(paired_values(treated, control))
+
+
+def paired_values(treated: Sequence[Values], control: Sequence[Values]) -> np.ndarray:
+    """treated - control, float64 [seeds, items]; entry i of both is the same seed.
 
     Raises:
         ValueError: the sides have different numbers of seeds, or as `matrix`.
@@ -69,7 +70,7 @@ def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate
             f"a paired difference needs the same seeds on both sides, not {len(treated)} and {len(control)}"
         )
     values = matrix([*treated, *control])
-    return _estimate(values[: len(treated)] - values[len(treated) :])
+    return values[: len(treated)] - values[len(treated) :]
 
 
 def matrix(runs: Sequence[Values]) -> np.ndarray:

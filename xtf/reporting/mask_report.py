@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 
 from xtf.reporting import figures
 from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
+from xtf.reporting.reported import reported_of_mask
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import Manifest, RunFolder
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, notes
 
 Lines = list[list[Any]]  # a figure each, under `COLUMNS`
 # `value` is a share, seconds or MB; `at` is the threshold's setting, for points of a curve.
 COLUMNS = ("task", "model", "tuning", "run", "quantity", "at", "value", "reported")
-Reported = Sequence[Mapping[str, str]]
 
 
 def has_results(folders: Sequence[Path], listed: Sequence[str]) -> bool:
@@ -42,12 +42,11 @@ def has_results(folders: Sequence[Path], listed: Sequence[str]) -> bool:
     return not stages <= {"score", "mask"} or any(run.has_results for run in runs)
 
 
-def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Reported) -> list[Path]:
+def mask_report(name: str, folders: Sequence[Path], out_dir: Path) -> list[Path]:
     """Writes <name>.csv, .md, .html and the figures; returns their paths.
 
     Args:
         folders: the experiment's run folders, those included that are missing.
-        reported: the lines of xtf/reporting/reported.csv.
 
     Raises:
         ValueError: no run has been scored.
@@ -57,10 +56,10 @@ def mask_report(name: str, folders: Sequence[Path], out_dir: Path, reported: Rep
     if not runs:
         raise ValueError(f"none of the {len(folders)} runs of {name} has been scored")
     lines: Lines = []
-    sections = [_costs(runs, reported, lines)]
+    sections = [_costs(runs, lines)]
     for folder, manifest in runs.items():
         if "mask" in manifest.stages:
-            sections.append(_mask_section(name, folder, manifest, out_dir, reported, lines))
+            sections.append(_mask_section(name, folder, manifest, out_dir, lines))
     missing = [[str(folder.path), folder.state()] for folder in every if folder not in runs]
     if missing:
         sections.append(Section("Missing", columns=["run", "why"], rows=missing))
@@ -75,7 +74,7 @@ def _line(folder: RunFolder, quantity: str, value: float, reported: str, at: flo
 # -- tables 6 and 7 -----------------------------------------------------------------------------------------
 
 
-def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines) -> Section:
+def _costs(runs: Mapping[RunFolder, Manifest], lines: Lines) -> Section:
     """Time and memory of each run's passes over its training rows."""
     rows, seen = [], set()
     for folder, manifest in runs.items():
@@ -87,27 +86,15 @@ def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines)
             seen.add(store)
             found = read_json(store / "manifest.json")
             peak, took, tokens = found.get("peak_memory_mb"), found["seconds"], found["tokens"]
-            said = [
-                _reported(_published(folder, reported), table, task, model, "scoring", metric)
-                for table, metric in (("6", "peak memory MB"), ("7", "seconds"))
-            ]
-            rows.append(
-                [
-                    task,
-                    model,
-                    kind,
-                    found.get("device", "not recorded"),
-                    f"{tokens:,}",
-                    seconds(took),
-                    f"{tokens / took:,.0f}" if took else "-",
-                    f"{peak:,.0f}" if peak is not None else "not recorded",
-                    said[1] or "-",
-                    said[0] or "-",
-                ]
-            )
-            lines.append(_line(folder, f"{kind}: seconds", took, said[1]))
+            said_peak = reported_of_mask(folder, "6", "scoring", "peak memory MB")
+            said_took = reported_of_mask(folder, "7", "scoring", "seconds")
+            held = "not recorded" if peak is None else f"{peak:,.0f}"
+            time = [f"{tokens:,}", seconds(took), f"{tokens / took:,.0f}" if took else "-"]
+            device = found.get("device", "not recorded")
+            rows.append([task, model, kind, device, *time, held, said_took or "-", said_peak or "-"])
+            lines.append(_line(folder, f"{kind}: seconds", took, said_took))
             if peak is not None:
-                lines.append(_line(folder, f"{kind}: peak memory MB", peak, said[0]))
+                lines.append(_line(folder, f"{kind}: peak memory MB", peak, said_peak))
     text = (
         "One pass over the training rows for all attributes. Peak memory: on a GPU that of tensors while scoring, on "
         "the CPU that of the whole process; MB are 1e6 bytes. The authors make three passes, on hardware that they do "
@@ -118,23 +105,10 @@ def _costs(runs: Mapping[RunFolder, Manifest], reported: Reported, lines: Lines)
     return Section("Time and memory of scoring (tables 6 and 7)", [text], columns, rows)
 
 
-def _published(folder: RunFolder, reported: Reported) -> Reported:
-    """The paper's numbers, for a run without overrides of its own."""
-    return () if folder.overridden else reported
-
-
-def _reported(reported: Reported, table: str, task: str, model: str, setting: str, metric: str) -> str:
-    """The paper's number; the empty string where it has none."""
-    key = {"table": table, "task": task, "model": model, "setting": setting, "metric": metric}
-    return next((line["value"] for line in reported if key.items() <= line.items()), "")
-
-
 # -- figures 3, 4 and 6 -------------------------------------------------------------------------------------
 
 
-def _mask_section(
-    name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, reported: Reported, lines: Lines
-) -> Section:
+def _mask_section(name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, lines: Lines) -> Section:
     """Shares dropped, beside the reported ones, and the three figures."""
     tokens = judged_tokens(folder, pq.read_table(folder.mask))
     stats = manifest.stages["mask"]["stats"]
@@ -153,28 +127,24 @@ def _mask_section(
             picture(figure, out_dir, f"{stem}-{part}", f"{' '.join(folder.case)}: {part}")
             for part, figure in parts.items()
         ]
-    task, model, _ = folder.case
     rows = []
     for quantity, share in dropped_shares(tokens).items():
-        said = _reported(_published(folder, reported), "fig4", task, model, quantity, "filtered tokens %")
+        said = reported_of_mask(folder, "fig4", quantity, "filtered tokens %")
         rows.append([quantity, percent(share, 2), f"{said} %" if said else "-"])
         lines.append(_line(folder, quantity, share, said))
     for setting, values, shares, _ in found.values():
         lines += [
             _line(folder, setting, share, "", at) for at, share in zip(values.tolist(), shares.tolist(), strict=True)
         ]
+    ends = stats.get("end_tokens", 0)  # records of earlier versions do not say
+    beside = f", beside {ends:,} appended end tokens that are kept and not counted" if ends else ""
     text = (
-        f"{len(tokens.kept):,} response tokens{_ends(stats)}. Score distributions with thresholds (figure 3), overlap "
+        f"{len(tokens.kept):,} response tokens{beside}. Score distributions with thresholds (figure 3), overlap "
         '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
     )
+    text = " ".join([text, *notes(stats)])
     title = f"Dropped tokens: {' · '.join(folder.parts)}"
     return Section(title, [text], ["dropped by", "ours", "reported"], rows, drawn)
-
-
-def _ends(stats: Mapping[str, Any]) -> str:
-    """What is said of the appended end tokens, if the mask left any alone."""
-    ends = stats.get("end_tokens", 0)  # records of earlier versions do not say
-    return f", beside {ends:,} appended end tokens that are kept and not counted" if ends else ""
 
 
 def dropped_shares(tokens: MaskedTokens) -> dict[str, float]:

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from xtf.reporting import figures
-from xtf.reporting.intervals import Estimate
+from xtf.reporting.intervals import Comparison, Estimate
 from xtf.runtime.artifacts import write_atomic
 
 # -- numbers as text -----------------------------------------------------------------------------------------
@@ -34,12 +34,17 @@ def with_interval(metric: Mapping[str, Any]) -> str:
     return f"{percent(metric['value'])} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
 
 
+def estimated(found: Estimate | None) -> str:
+    """The same of a mean over seeds and items; "-" where there is none."""
+    return "-" if found is None else with_interval(vars(found))
+
+
 def figure(metric: Any) -> str:
     """A figure between -1 and 1 with its interval: 0.62 [0.58, 0.66]; "-" where it is undefined."""
     return "-" if metric is None else f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]"
 
 
-def points(found: Estimate) -> str:
+def points(found: Estimate | Comparison) -> str:
     """A difference in percentage points with its interval: +3.2 [-0.4, +6.9]."""
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
@@ -63,7 +68,7 @@ class Picture:
 
     title: str
     png: str  # seen from the page's folder
-    data: str  # the SVG as an address
+    data: str  # the SVG itself as an address, so that a page needs no other file
     files: tuple[Path, ...]
 
 
@@ -71,7 +76,8 @@ def picture(figure: Figure, out_dir: Path, name: str, title: str) -> Picture:
     """Draws `figure` to `out_dir`/figures/`name`.png and .svg, for a page in `out_dir`."""
     paths = figures.save(figure, out_dir / "figures", name)
     png = paths["png"].relative_to(out_dir).as_posix()
-    return Picture(title, png, _data_url(paths["svg"]), tuple(paths.values()))
+    data = "data:image/svg+xml;base64," + base64.b64encode(paths["svg"].read_bytes()).decode()
+    return Picture(title, png, data, tuple(paths.values()))
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 def render_sections(title: str, sections: Sequence[Section], out_dir: Path, stem: str) -> list[Path]:
     """Writes a page of sections, `stem`.html and `stem`.md; returns the paths of its pictures and its own."""
     drawn = [file for section in sections for shown in section.pictures for file in shown.files]
-    return drawn + render("tables", {"title": title, "sections": sections}, out_dir, stem)
+    return drawn + render_page("tables", {"title": title, "sections": sections}, out_dir, stem)
 
 
-def render(template: str, context: Mapping[str, Any], out_dir: Path, stem: str | None = None) -> list[Path]:
-    """Fills `template`.html.j2 and .md.j2; writes `stem`.html and .md (by default, named as the template)."""
+def templates() -> Environment:
+    """The templates of this room, with what they write numbers and code with."""
     environment = Environment(
         loader=PackageLoader("xtf.reporting"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
@@ -115,16 +121,20 @@ def render(template: str, context: Mapping[str, Any], out_dir: Path, stem: str |
         "percent": percent,
         "interval": with_interval,
         "figure": figure,
-        "estimate": lambda found: "-" if found is None else with_interval(vars(found)),
+        "estimate": estimated,
         "estimated_difference": lambda found: found if isinstance(found, str) else points(found),
         "seconds": seconds,
         "fenced": fenced,
         "code": inline_code,
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
+    return environment
+
+
+def render_page(template: str, context: Mapping[str, Any], out_dir: Path, stem: str | None = None) -> list[Path]:
+    """Fills `template`.html.j2 and .md.j2; writes `stem`.html and .md (by default, named as the template)."""
     written = []
     for suffix in ("html", "md"):
-        text = environment.get_template(f"{template}.{suffix}.j2").render(context)
+        text = templates().get_template(f"{template}.{suffix}.j2").render(context)
         path = out_dir / f"{stem or template}.{suffix}"
         write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
         written.append(path)
@@ -144,8 +154,3 @@ def inline_code(text: str) -> str:
     fence = "`" * (longest + 1)
     pad = " " if "`" in text or not text.strip() else ""
     return f"{fence}{pad}{text}{pad}{fence}".replace("|", "\\|")
-
-
-def _data_url(svg: Path) -> str:
-    """The file itself as an address, so that a page needs no other file."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()

@@ -22,12 +22,9 @@ mirrors them, and can be published again from them.
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +40,10 @@ from xtf.reporting.explorer import preview_text
 from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
-from xtf.runtime.artifacts import read_json, write_atomic
+from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.loggers import STEP, start_run, wandb_mode
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.runtime.train_log import read_log
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.store import read_pass
 
@@ -56,13 +54,13 @@ if TYPE_CHECKING:
 BINS = 64
 SHOWN_EXAMPLES = 20
 SHOWN_GENERATIONS = 200
-CURVES = {  # name -> column of train_log.csv
-    "train/loss": "loss",
-    "train/kept_tokens": "kept_tokens",
-    "train/tokens_per_second": "tokens_per_second",
-    "train/learning_rate": "learning_rate",
-    "train/grad_norm": "grad_norm",
-    "validation/loss": "validation_loss",
+CURVES = {  # name -> column of train_log.csv, and in words
+    "train/loss": ("loss", "loss per kept token"),
+    "train/kept_tokens": ("kept_tokens", "kept tokens per step"),
+    "train/tokens_per_second": ("tokens_per_second", "tokens per second"),
+    "train/learning_rate": ("learning_rate", "learning rate"),
+    "train/grad_norm": ("grad_norm", "gradient norm"),
+    "validation/loss": ("validation_loss", "validation loss"),
 }
 
 
@@ -150,8 +148,9 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
     stages = read_json(folder.manifest)["stages"]
     with start_run(config, folder, stage) as session:
         if stage == "train":
-            for row in read_curves(folder.train_log):
-                session.log(row)
+            for row in read_log(folder.train_log):  # under the names that training logged live
+                values = {name: row[column] for name, (column, _) in CURVES.items() if row.get(column) is not None}
+                session.log({**values, STEP: row["step"]})
             return
         found: dict[str, float] = {}
         media: dict[str, Any] = {}
@@ -169,14 +168,6 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
             media["generations"] = _generations(run)
         session.log({**found, **media})
         session.summary.update(found)
-
-
-def read_curves(path: Path) -> Iterator[dict[str, float]]:
-    """The lines of a train_log.csv as training logged them live: names of `CURVES`, and the step."""
-    with path.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            values = {name: float(row[column]) for name, column in CURVES.items() if row.get(column)}
-            yield {**values, STEP: int(row["step"])}
 
 
 def _histograms(table: pa.Table, prefix: str) -> dict[str, wandb.Histogram]:
@@ -245,17 +236,7 @@ QUALITY = (
     Panel("95 % interval", "bar", tuple(f"eval/{name}_{end}" for name in HEADLINES for end in ("low", "high"))),
 )
 COLUMNS = (*(f"{who}/{name}" for name in HEADLINES for who in ("base", "eval", "difference", "reported")), "mask/kept")
-TRAINING = tuple(
-    Panel(title, "line", (key,))
-    for title, key in (
-        ("loss per kept token", "train/loss"),
-        ("kept tokens per step", "train/kept_tokens"),
-        ("tokens per second", "train/tokens_per_second"),
-        ("learning rate", "train/learning_rate"),
-        ("gradient norm", "train/grad_norm"),
-        ("validation loss", "validation/loss"),
-    )
-)
+TRAINING = tuple(Panel(title, "line", (name,)) for name, (_, title) in CURVES.items())
 
 
 def dashboards() -> list[Dashboard]:
@@ -298,8 +279,7 @@ def create_dashboards(config: Config, out_dir: Path) -> list[str]:
     logger = config.logger
     if wandb_mode(config) != "online":
         path = out_dir / "dashboards.json"
-        text = json.dumps([asdict(board) for board in dashboards()], indent=2) + "\n"
-        write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_json(path, [asdict(board) for board in dashboards()])
         return [str(path)]
     if logger.entity is None:
         raise ValueError("set logger.entity to the W&B user or team that the dashboards are for")

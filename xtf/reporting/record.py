@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import plain
@@ -60,7 +59,7 @@ def write_record(config: Config, changed: Mapping[str, Any], folder: RunFolder, 
         },
         "command": command(),
         "versions": versions(),
-        "git_commit": git_commit(Path(__file__).parent),
+        "git_commit": git_commit(),
     }
     write_scalars(Run(folder.path, record))
     write_json(folder.metrics, record)

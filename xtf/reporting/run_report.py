@@ -6,7 +6,6 @@ report can be made again at any time, on any machine, without the model; torch i
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +26,13 @@ from xtf.data.tokens import visible
 from xtf.reporting import figures
 from xtf.reporting.cells import CASE, SETTING
 from xtf.reporting.intervals import Estimate, difference
-from xtf.reporting.pages import Picture, counted, percent, picture, points, render, seconds, with_interval
+from xtf.reporting.pages import Picture, counted, percent, picture, points, render_page, seconds, with_interval
 from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import RunFolder
+from xtf.runtime.train_log import read_log
 from xtf.scoring.attributes import ATTRIBUTES
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, notes
 from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
 
@@ -64,8 +65,9 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
     for name in metrics["timing"]:
         times.add_column(name.replace("_", " "), justify="right")
     times.add_row(*(seconds(value) for value in metrics["timing"].values()))
+    remarks = [Text(line) for line in notes(stats)]
     warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
-    return Group(quality, dropped, times, *warnings)
+    return Group(quality, dropped, *remarks, times, *warnings)
 
 
 def degenerate(stats: Mapping[str, Any]) -> list[str]:
@@ -73,12 +75,21 @@ def degenerate(stats: Mapping[str, Any]) -> list[str]:
     return [f"{entry['attribute'].upper()}: {entry['reason']}" for entry in stats["degenerate"]]
 
 
+def show_report(record: Mapping[str, Any], folder: RunFolder, files: Sequence[Path]) -> None:
+    """The same on the console, and where to read on: the record, and those of its `files` that are pages."""
+    console.print(console_table(record))
+    say(f"metrics: {folder.metrics}")
+    for file in files:
+        if file.suffix in (".html", ".md"):
+            say(f"report:  {file}")
+
+
 # -- did it help? --------------------------------------------------------------------------------------------
 
 
 def verdict(run: Run) -> list[str]:
     """Answers "did it help?": against the base model, then against each control that was run."""
-    arm = _seeds(run)
+    arm = [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
     sentences = [_against_base(run, arm)]
     if run.record["method"] == "normal":
         return sentences
@@ -88,7 +99,11 @@ def verdict(run: Run) -> list[str]:
         control = _controls(arm, method)
         shared = [one for one in arm if one.seed in control]
         if shared:
-            sentences.append(_against_control(run, shared, [control[one.seed] for one in shared], words))
+            pairs = [(one.verdicts(run.headline), control[one.seed].verdicts(run.headline)) for one in shared]
+            found = difference(*zip(*pairs, strict=True))
+            sentences.append(
+                f"Against {words}: {points(found)} points over {_basis(found)}. {_reading(found, 'that control')}"
+            )
         else:
             wanted = command_line(run.record, method=method)
             sentences.append(f"Not compared with {words}: no such run with the same settings. To add it: {wanted}")
@@ -109,12 +124,6 @@ def _against_base(run: Run, arm: Sequence[Run]) -> str:
     )
 
 
-def _against_control(run: Run, arm: Sequence[Run], control: Sequence[Run], words: str) -> str:
-    metric = run.headline
-    found = difference([one.verdicts(metric) for one in arm], [one.verdicts(metric) for one in control])
-    return f"Against {words}: {points(found)} points over {_basis(found)}. {_reading(found, 'that control')}"
-
-
 def _basis(found: Estimate) -> str:
     seeds = counted(found.seeds, "seed")
     return f"{counted(found.items, 'item')} and {seeds}" + (
@@ -125,14 +134,9 @@ def _basis(found: Estimate) -> str:
 def _reading(found: Estimate, other: str) -> str:
     if found.low == found.high == 0:
         return f"No item came out differently than with {other}, so the interval says nothing."
-    if not found.excludes_zero():
+    if found.low <= 0 <= found.high:
         return f"The interval holds zero: this does not show a difference from {other}."
     return f"{'Better' if found.value > 0 else 'Worse'} than {other}: the interval leaves out zero."
-
-
-def _seeds(run: Run) -> list[Run]:
-    """The finished runs of the same cell (they differ in nothing but the seed), this one among them."""
-    return [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
 
 
 def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:
@@ -154,7 +158,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         ValueError: the run has not finished.
     """
     run = load_run(Path(run_dir))
-    folder = RunFolder(run.folder)
+    folder, base = RunFolder(run.folder), run.record["base_metrics"] or {}
     tokens = judged_tokens(folder, pq.read_table(folder.mask))
     drawn = _pictures(run, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
@@ -163,24 +167,22 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "title": " · ".join([*(str(run.record[key]) for key in (*CASE, *SETTING)), f"seed {run.seed}"]),
         "verdict": verdict(run),
         "degenerate": degenerate(run.record["mask"]),
-        "quality": _quality(run),
+        "quality": [
+            {"name": name, "base": base.get(name), "tuned": metric} for name, metric in run.record["metrics"].items()
+        ],
         "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
+        "notes": notes(run.record["mask"]),
         "figures": drawn,
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,
-        "generations": paired_generations(run.base_generations(), read_lines(RunFolder(run.folder).generations)),
+        "generations": paired_generations(run.base_generations(), read_lines(folder.generations)),
         "command": command_line(run.record),
         "settings": [(key.replace("_", " "), value) for key, value in run.record["training"].items()],
-        "config": RunFolder(run.folder).config.read_text(encoding="utf-8"),
+        "config": folder.config.read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
-    return [file for each in drawn for file in each.files] + render("report", context, Path(out_dir))
-
-
-def _quality(run: Run) -> list[dict[str, Any]]:
-    base = run.record["base_metrics"] or {}
-    return [{"name": name, "base": base.get(name), "tuned": metric} for name, metric in run.record["metrics"].items()]
+    return [file for each in drawn for file in each.files] + render_page("report", context, Path(out_dir))
 
 
 def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -217,8 +219,9 @@ def _pictures(run: Run, tokens: MaskedTokens, out_dir: Path) -> list[Picture]:
     shares = exclusive_shares(tokens)
     if shares:
         drawn.append(picture(figures.overlap(shares), out_dir, "overlap", "Which attributes dropped the tokens"))
-    steps, losses = read_losses(RunFolder(run.folder).train_log)
-    drawn.append(picture(figures.loss_curve(steps, losses), out_dir, "loss", "Training loss"))
+    log = [row for row in read_log(RunFolder(run.folder).train_log) if row["loss"] is not None]
+    figure = figures.loss_curve([row["step"] for row in log], [row["loss"] for row in log])
+    drawn.append(picture(figure, out_dir, "loss", "Training loss"))
     return drawn
 
 
@@ -265,13 +268,6 @@ def _accuracy_rows(run: Run) -> list[tuple[str, float, float, float]]:
     if run.record["base_metrics"]:
         rows.insert(0, ("base model", run.record["base_metrics"][metric]))
     return [(name, found["value"], found["low"], found["high"]) for name, found in rows]
-
-
-def read_losses(path: Path) -> tuple[list[float], list[float]]:
-    """Steps and training losses of a train_log.csv; rows that log something else have no loss."""
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["loss"]]
-    return [float(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
 
 
 def most_dropped(tokens: MaskedTokens, attribute: str, decode: Callable[[int], str]) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtf.config.checks import MASK_SETTINGS
 from xtf.config.compose import override_value
+from xtf.config.home import COMMAND
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
@@ -18,6 +20,7 @@ from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.methods import METHODS
 
+MASK_KEYS = {f"threshold.{name}" for name in MASK_SETTINGS}  # which methods without a mask refuse
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
 TEACHER_FORCED = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
 
@@ -109,13 +112,15 @@ def _base_figures(run: Run) -> Any:
 def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     """The command that makes the run of a record, or with `changes` one like it; quoted for a shell.
 
-    Another method has other settings: those of the record's own are left out then.
+    Another method has other settings: those of the record's own are left out then, and those of a mask if it has none.
     """
     keys = ("model", "task", "tuning", "method", "scorer", "threshold", "seed")
     other = changes.get("method", record["method"]) != record["method"]
     kept = {k: v for k, v in record["overrides"].items() if not (other and k.startswith("method."))}
+    if other and not METHODS[changes["method"]].masked:
+        kept = {k: v for k, v in kept.items() if k not in MASK_KEYS}
     settings = {key: record[key] for key in keys} | kept | changes
-    return shlex.join(["python", "run.py", *(f"{key}={override_value(value)}" for key, value in settings.items())])
+    return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -137,21 +142,14 @@ def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[s
     for line in generations:
         samples[line["example_id"]].append(line["correct"])
     if metric == "accuracy":
-        return {key: _mean([value for value in found if value is not None]) for key, found in samples.items()}
-    if metric.startswith("pass@"):
-        k = int(metric.removeprefix("pass@"))
-        return {key: _pass_at(k, [value is True for value in found]) for key, found in samples.items()}
-    raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
-
-
-def _mean(values: Sequence[bool]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _pass_at(k: int, values: Sequence[bool]) -> float:
-    if len(values) < k:
-        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {len(values)}")
-    return pass_at_k(len(values), sum(values), k)
+        graded = {key: [value for value in found if value is not None] for key, found in samples.items()}
+        return {key: sum(values) / len(values) if values else None for key, values in graded.items()}
+    if not metric.startswith("pass@"):
+        raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
+    k = int(metric.removeprefix("pass@"))
+    if (fewest := min(map(len, samples.values()), default=k)) < k:
+        raise ValueError(f"pass@{k} needs at least {k} samples per item, not {fewest}")
+    return {key: pass_at_k(len(found), sum(value is True for value in found), k) for key, found in samples.items()}
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from xtf.reporting import figures
-from xtf.reporting.cells import CASE, Cell, _experiment_folders, find_cells
+from xtf.reporting.cells import CASE, Cell, experiment_folders, find_cells
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.reporting.mask_report import has_results, mask_report
-from xtf.reporting.pages import counted, picture, render, write_csv
-from xtf.reporting.reported import _as_published, _published_names, _reported, _reported_table
+from xtf.reporting.pages import counted, picture, render_page, write_csv
+from xtf.reporting.reported import reported_percent
 from xtf.reporting.runs import base_mean, control_runs, over_base
 from xtf.runtime.run_folder import RunFolder
 
@@ -27,7 +27,7 @@ BASE = "base model"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table: a setting of a case, or the base model, and one metric."""
 
     case: tuple[str, ...]
@@ -46,36 +46,26 @@ class Row:
         return "" if self.label == BASE else str(self.estimate.seeds if self.estimate else 0)
 
 
-def sweep_report(
-    source: str | Sequence[Path],
-    runs_root: Path,
-    out_dir: Path,
-    reported_csv: Path | None = None,
-    archive: Path | None = None,
-) -> list[Path]:
-    """Writes <name>.csv, .md, .html and figures for an experiment or a list of folders; returns their paths.
+def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
+    """Writes <name>.csv, .md, .html and figures for the experiment of that name; returns their paths.
 
     Runs that did not finish are listed, not skipped.
 
     Args:
-        source: an experiment's name, whose runs are looked for under `runs_root`, <output_dir>/runs, or folders that
-            are runs or hold some; one that does not exist counts as a run that is missing.
-        reported_csv: the numbers that the paper reports (default: the package's own).
+        runs_root: <output_dir>/runs.
         archive: see `find_cells`.
 
     Raises:
         ValueError: no run was found, or none has finished.
     """
-    name = source if isinstance(source, str) else "sweep"
-    if isinstance(source, str) and archive is None:
-        folders, listed = _experiment_folders(source, Path(runs_root))
+    if archive is None:
+        folders, listed = experiment_folders(name, runs_root)
         if not has_results(folders, [job["stage"] for job in listed.values()]):
-            return mask_report(source, folders, Path(out_dir), _reported_table(reported_csv))
-    cells = find_cells(source, Path(runs_root), archive)
-    rows = _rows(cells, _reported_table(reported_csv))
+            return mask_report(name, folders, out_dir)
+    cells = find_cells(name, runs_root, archive)
+    rows = _rows(cells)
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
-    out_dir = Path(out_dir)
     written = [write_csv(out_dir / f"{name}.csv", COLUMNS, map(_csv_line, rows))]
     tables = []
     for place, (case, metric) in enumerate(dict.fromkeys((row.case, row.metric) for row in rows)):
@@ -104,10 +94,10 @@ def sweep_report(
             {"folder": str(folder), "why": RunFolder(folder).state()} for cell in cells for folder in cell.unfinished
         ],
     }
-    return written + render("sweep", context, out_dir, name)
+    return written + render_page("sweep", context, out_dir, name)
 
 
-def _bars(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def _bars(rows: Sequence[TableRow]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """By metric and label the mean with its interval, where a case has several pass@k (figure 5); else nothing."""
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for row in rows:
@@ -130,7 +120,7 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
 # -- the table ----------------------------------------------------------------------------------------------
 
 
-def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[Row]:
+def _rows(cells: Sequence[Cell]) -> list[TableRow]:
     """Case by case: the base model, then every setting of the sweep, those that this case lacks included."""
     labels = dict(zip(map(id, cells), _labels(cells), strict=True))
     seeds = sorted({seed for cell in cells for seed in cell.runs})
@@ -144,7 +134,7 @@ def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[
         record = next(iter(finished[0].runs.values())).record
         metrics = [name for name in record["metrics"] if name == "accuracy" or name.startswith("pass@")]
         for metric in metrics:
-            part = [_base_row(finished[0], metric, reported)]
+            part = [_base_row(finished[0], metric)]
             for label in dict.fromkeys(labels.values()):
                 cell = next((cell for cell in here if labels[id(cell)] == label), None)
                 if cell is None:
@@ -152,32 +142,23 @@ def _rows(cells: Sequence[Cell], reported: Sequence[Mapping[str, str]]) -> list[
                 elif not cell.runs:
                     part.append(_empty(case, label, metric, _shortfall(cell, seeds)))
                 else:
-                    part.append(_row(cell, label, metric, finished, seeds, reported))
+                    part.append(_row(cell, label, metric, finished, seeds))
             rows += _mark_best(part)
     return rows
 
 
-def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> Row:
-    return Row(case, label, metric, None, {}, None, "", note)
+def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> TableRow:
+    return TableRow(case, label, metric, None, {}, None, "", note)
 
 
-def _base_row(cell: Cell, metric: str, reported: Sequence[Mapping[str, str]]) -> Row:
-    runs = list(cell.runs.values())
-    base = base_mean(runs, metric)
+def _base_row(cell: Cell, metric: str) -> TableRow:
+    base = base_mean(list(cell.runs.values()), metric)
     if base is None:
         return _empty(cell.case, BASE, metric, "not graded (evaluate.base=false)")
-    number = _reported(reported, cell.case, metric, ["base"]) if _as_published(runs[0]) else ""
-    return Row(cell.case, BASE, metric, base, {}, None, number, "")
+    return TableRow(cell.case, BASE, metric, base, {}, None, reported_percent(cell, metric, base=True), "")
 
 
-def _row(
-    cell: Cell,
-    label: str,
-    metric: str,
-    peers: Sequence[Cell],
-    seeds: Sequence[int],
-    reported: Sequence[Mapping[str, str]],
-) -> Row:
+def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequence[int]) -> TableRow:
     runs = list(cell.runs.values())
     differences: dict[str, Estimate | str] = {}
     base = over_base(runs, metric)
@@ -186,9 +167,9 @@ def _row(
     for name in CONTROLS:
         differences[name] = _against(cell, peers, name, metric)
     kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
-    number = _reported(reported, cell.case, metric, _published_names(cell)) if _as_published(runs[0]) else ""
+    number = reported_percent(cell, metric)
     estimate = mean([run.verdicts(metric) for run in runs])
-    return Row(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
+    return TableRow(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
 
 
 def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
@@ -222,7 +203,7 @@ def _against(cell: Cell, peers: Sequence[Cell], name: str, metric: str) -> Estim
     return difference(*([side[seed].verdicts(metric) for seed in shared] for side in (cell.runs, control)))
 
 
-def _mark_best(rows: list[Row]) -> list[Row]:
+def _mark_best(rows: list[TableRow]) -> list[TableRow]:
     """Marks the highest mean, and below it the second, as far as their intervals lie above all lower means'."""
     order = sorted((row for row in rows if row.estimate), key=lambda row: -row.estimate.value)  # type: ignore[union-attr]
     marks: dict[int, str] = {}
@@ -236,7 +217,7 @@ def _mark_best(rows: list[Row]) -> list[Row]:
     return [replace(row, mark=marks.get(id(row), "")) for row in rows]
 
 
-def _answers(rows: Sequence[Row]) -> list[str]:
+def _answers(rows: Sequence[TableRow]) -> list[str]:
     """How many settings differ from each control beyond chance, control by control."""
     said = []
     for control in ("base", *CONTROLS):
@@ -263,7 +244,7 @@ NUMBERS = ("value", "low", "high", "seeds", "items")
 COLUMNS = (*CASE, "setting", "metric", *NUMBERS, *DIFFERENCES, "kept_share", "mark", "reported_percent", "note")
 
 
-def _csv_line(row: Row) -> list[Any]:
+def _csv_line(row: TableRow) -> list[Any]:
     """A row of the tables under `COLUMNS`; figures as shares, differences likewise."""
     found = row.estimate
     values: list[Any] = [found.value, found.low, found.high, found.seeds, found.items] if found else [None] * 5

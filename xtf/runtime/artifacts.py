@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from xtf.config.home import COMMAND, HOME
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -53,6 +56,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def known_sha256(file: Path) -> str:
+    """`sha256` of a file, computed once in a process for each size and time of its last change."""
+    status = file.stat()
+    return _known_sha256(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _known_sha256(file: Path, size: int, modified: int) -> str:
+    return sha256(file)
+
+
 @contextlib.contextmanager
 def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Hold `folder` for this process; a second one waits and says so. A killed holder frees it at once."""
@@ -69,9 +83,14 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         lock.release()
 
 
-def git_commit(folder: Path) -> str | None:
-    """The commit that `folder` is at, with "+changes" if tracked files differ; None outside a checkout."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+def git_commit() -> str | None:
+    """The commit that the program is at, with "+changes" if tracked files differ; None if it runs from a wheel.
+
+    A wheel may lie in an environment inside a checkout of something else, whose commit says nothing of the program.
+    """
+    if not (HOME / ".git").exists():
+        return None
+    command = ["git", "-C", str(HOME), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the record says None
@@ -79,8 +98,8 @@ def git_commit(folder: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-def versions() -> dict[str, str]:
-    """Versions of what can change a result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what can change a result, and of `more` packages."""
     names = (
         "xtf",
         "torch",
@@ -94,7 +113,7 @@ def versions() -> dict[str, str]:
         "hydra-core",
     )
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in names:
+    for name in (*names, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -104,4 +123,6 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line as typed (the interpreter's path left out), of this process or of its sweep."""
-    return os.environ.get("XTF_COMMAND") or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    program = COMMAND.split() if name == "run.py" else ["python", name]
+    return os.environ.get("XTF_COMMAND") or shlex.join([*program, *sys.argv[1:]])

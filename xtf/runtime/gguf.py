@@ -7,7 +7,6 @@ assets under the file's SHA-256. Reading the quantised file itself takes a minut
 from __future__ import annotations
 
 import fnmatch
-import functools
 import importlib.util
 import re
 import shutil
@@ -16,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.runtime.artifacts import locked, sha256, write_json
+from xtf.runtime.artifacts import known_sha256, locked, write_json
 from xtf.runtime.memory import free_memory
 from xtf.runtime.progress import console, say
 
@@ -66,17 +65,7 @@ def find(path: str) -> Path:
 def fingerprint(path: str) -> dict[str, Any]:
     """What identifies the weights: the file's name and SHA-256."""
     file = find(path)
-    return {"path": path if _PACKAGED.fullmatch(path) else file.name, "sha256": _hash(file)}
-
-
-def _hash(file: Path) -> str:
-    status = file.stat()
-    return _hash_of(file, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _hash_of(file: Path, size: int, modified: int) -> str:
-    return sha256(file)
+    return {"path": path if _PACKAGED.fullmatch(path) else file.name, "sha256": known_sha256(file)}
 
 
 def is_unpacked(path: str) -> bool:
@@ -90,7 +79,7 @@ def is_unpacked(path: str) -> bool:
 def _shelf(file: Path) -> Path:
     from huggingface_hub import cached_assets_path
 
-    return cached_assets_path("xtf", namespace="gguf", subfolder=_hash(file)[:32])
+    return cached_assets_path("xtf", namespace="gguf", subfolder=known_sha256(file)[:32])
 
 
 def unpacked(path: str) -> Path:
@@ -110,7 +99,7 @@ def unpacked(path: str) -> Path:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    parameters = check(file)
+    parameters = read_size(file)
     need, free = 2 * 4 * parameters, free_memory()  # the weights, and while they are read a second copy at worst
     if need > free:
         raise ValueError(
@@ -122,13 +111,13 @@ def _unpack(file: Path, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _convert(file, temporary)
-        write_json(temporary / "gguf.json", {"file": file.name, "sha256": _hash(file)})
+        write_json(temporary / "gguf.json", {"file": file.name, "sha256": known_sha256(file)})
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check(file: Path) -> int:
+def read_size(file: Path) -> int:
     """Weights in the file, from its header; nothing of them is read.
 
     Raises:

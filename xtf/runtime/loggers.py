@@ -81,18 +81,12 @@ def start_run(config: Config, folder: RunFolder, stage: str) -> wandb.Run:
     return session
 
 
-def check_logger(config: Config) -> None:
-    """Refuse settings with which the chosen logger could not work.
+def wandb_mode(config: Config) -> Literal["online", "offline", "disabled"]:
+    """`logger.mode`, else $WANDB_MODE, else online where a key is configured, else offline: never a prompt.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: $WANDB_MODE is none that W&B has.
     """
-    if config.logger.name == "wandb":
-        wandb_mode(config)
-
-
-def wandb_mode(config: Config) -> Literal["online", "offline", "disabled"]:
-    """`logger.mode`, else $WANDB_MODE, else online where a key is configured, else offline: never a prompt."""
     import wandb
 
     if config.logger.mode is not None:

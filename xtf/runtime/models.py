@@ -109,21 +109,19 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    def load(place: str, revision: str | None) -> PreTrainedTokenizerBase:
-        return AutoTokenizer.from_pretrained(place, revision=revision)
-
+    load = AutoTokenizer.from_pretrained
     if model.tokenizer is not None:
         try:
-            named = load(model.tokenizer, None)
+            named: PreTrainedTokenizerBase = load(model.tokenizer)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"model.tokenizer={model.tokenizer} cannot be loaded: {reason}") from error
         if gguf.is_gguf(model.path):
-            _refuse_other_tokens(model, load(location(model), None), named)
+            _refuse_other_tokens(model, load(location(model)), named)
         return named
     place = location(model)
     try:
-        return load(place, model.revision)
+        return load(place, revision=model.revision)
     except (OSError, ValueError) as error:
         raise _unreachable(model, "tokenizer", error) from error
 

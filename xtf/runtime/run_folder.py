@@ -21,14 +21,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain
+from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain, to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
-from xtf.runtime.artifacts import command, read_json, sha256, write_json
+from xtf.runtime.artifacts import command, known_sha256, read_json, sha256, write_atomic, write_json
 from xtf.runtime.models import BUNDLED
 from xtf.runtime.progress import say
 
 PARTS = ("task", "model", "tuning", "method", "setting", "seed")  # of a run folder's path below runs/
 OVERRIDDEN = re.compile(r"-[0-9a-f]{8}$")  # the end of a setting's name that has overrides of its own
+
+
+class Place:
+    """A file or folder within another, by its name there: `folder.mask` is `folder.path / "mask.parquet"`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, within: OutputDir | RunFolder, kind: type) -> Path:
+        return within.path / self.name
 
 
 @dataclass(frozen=True)
@@ -37,54 +47,18 @@ class OutputDir:
 
     path: Path
 
-    @property
-    def runs(self) -> Path:
-        """One folder a run."""
-        return self.path / "runs"
-
-    @property
-    def scores(self) -> Path:
-        """Scoring passes."""
-        return self.path / "scores"
-
-    @property
-    def base(self) -> Path:
-        """Completions of untouched models."""
-        return self.path / "base"
-
-    @property
-    def references(self) -> Path:
-        """Reference models."""
-        return self.path / "references"
-
-    @property
-    def pretrained(self) -> Path:
-        """Base models made from nothing."""
-        return self.path / "pretrained"
-
-    @property
-    def reports(self) -> Path:
-        """What people read."""
-        return self.path / "reports"
-
-    @property
-    def exports(self) -> Path:
-        """Masked rows for other trainers."""
-        return self.path / "exports"
-
-    @property
-    def devices(self) -> Path:
-        """Locks of the devices that worker processes have claimed."""
-        return self.path / ".devices"
+    runs = Place("runs")  # one folder a run
+    scores = Place("scores")  # scoring passes
+    base = Place("base")  # completions of untouched models
+    references = Place("references")  # reference models
+    pretrained = Place("pretrained")  # base models made from nothing
+    reports = Place("reports")  # what people read
+    exports = Place("exports")  # masked rows for other trainers
+    devices = Place(".devices")  # locks of the devices that worker processes have claimed
 
     def jobs_file(self, experiment: str) -> Path:
         """The list of the jobs that the sweeps of an experiment consist of."""
         return self.path / "sweeps" / f"{experiment}.json"
-
-    def run_folders(self, experiment: str | None = None) -> list[RunFolder]:
-        """The folders of all runs, finished or not, in order; those of one experiment if it is named."""
-        found = run_folders(self.runs)
-        return [folder for folder in found if experiment is None or folder.recorded["experiment"] == experiment]
 
 
 @dataclass(frozen=True, order=True)
@@ -93,14 +67,23 @@ class RunFolder:
 
     path: Path
 
+    config = Place("config.yaml")  # the resolved configuration
+    manifest = Place("manifest.json")  # what each stage left; see `Manifest`
+    mask = Place("mask.parquet")  # the training table: token ids, scores, labels
+    model = Place("model")  # the fine-tuned model, or its adapter
+    train_log = Place("train_log.csv")  # a line for every optimizer step
+    train_record = Place("train.json")  # left by the processes of a training on several devices
+    generations = Place("generations.jsonl")  # completions of the fine-tuned model with their grades
+    scalars = Place("scalars.csv")  # the figures of metrics.json under their documented names
+    metrics = Place("metrics.json")  # written last: a run that has it has finished
+    error = Place("error.json")  # why the last attempt failed; gone as soon as the run is tried again
+
     @classmethod
     def of(cls, config: Config, changed: Mapping[str, Any]) -> RunFolder:
         """Where a run lies; `changed`: the overridden keys that name it (`xtf.config.identity.overrides`)."""
         setting = f"{config.scorer.name}-{config.threshold.name}" + (f"-{digest(changed, 8)}" if changed else "")
         parts = (config.task.name, config.model.name, config.tuning.name.value, config.method.name, setting)
         return cls(OutputDir(Path(config.output_dir)).runs.joinpath(*parts, f"seed{config.seed}"))
-
-    # -- its place -----------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def parts(self) -> tuple[str, ...]:
@@ -151,59 +134,12 @@ class RunFolder:
         """The finished runs of another method on the same task, model and tuning."""
         return [RunFolder(file.parent) for file in sorted(self.path.parents[2].glob(f"{method}/*/seed*/metrics.json"))]
 
-    # -- its files -----------------------------------------------------------------------------------------------
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        """What each stage left; see `Manifest`."""
-        return self.path / "manifest.json"
-
-    @property
-    def mask(self) -> Path:
-        """The training table: token ids, scores, labels."""
-        return self.path / "mask.parquet"
-
-    @property
-    def model(self) -> Path:
-        """The fine-tuned model, or its adapter."""
-        return self.path / "model"
-
-    @property
-    def train_log(self) -> Path:
-        """A line for every optimizer step."""
-        return self.path / "train_log.csv"
-
-    @property
-    def train_record(self) -> Path:
-        """Left by the processes of a training on several devices."""
-        return self.path / "train.json"
-
-    @property
-    def generations(self) -> Path:
-        """Completions of the fine-tuned model with their grades."""
-        return self.path / "generations.jsonl"
-
-    @property
-    def scalars(self) -> Path:
-        """The figures of metrics.json under their documented names."""
-        return self.path / "scalars.csv"
-
-    @property
-    def metrics(self) -> Path:
-        """Written last: a run that has it has finished."""
-        return self.path / "metrics.json"
-
-    @property
-    def error(self) -> Path:
-        """Why the last attempt failed; gone as soon as the run is tried again."""
-        return self.path / "error.json"
-
     # -- what became of it ---------------------------------------------------------------------------------------
+
+    def write_config(self, config: Config) -> None:
+        """Leave config.yaml."""
+        text = to_yaml(config)
+        write_atomic(self.config, lambda path: path.write_text(text, encoding="utf-8"))
 
     @property
     def recorded(self) -> Mapping[str, Any]:
@@ -242,9 +178,10 @@ class RunFolder:
         return self.failure() or ("not finished" if self.config.exists() else "not begun")
 
 
-def run_folders(root: Path) -> list[RunFolder]:
-    """The run folders at or below `root`, finished or not, in order."""
-    return [RunFolder(path) for path in sorted(file.parent for file in root.rglob("config.yaml"))]
+def run_folders(root: Path, experiment: str | None = None) -> list[RunFolder]:
+    """The run folders at or below `root`, finished or not, in order; those of one experiment if it is named."""
+    found = [RunFolder(path) for path in sorted(file.parent for file in root.rglob("config.yaml"))]
+    return [folder for folder in found if experiment is None or folder.recorded["experiment"] == experiment]
 
 
 # -- what a run has done --------------------------------------------------------------------------------------------
@@ -284,13 +221,14 @@ class Manifest:
         self.save()
 
     def begin(self, config: Config) -> None:
-        """Take the folder for `config`: it holds one configuration, and edited group files must not mix with the
-        results of the old ones.
+        """Take the folder for `config` and leave config.yaml there: it holds one configuration, and edited group files
+        must not mix with the results of the old ones.
 
         A finished run of an earlier version, which did not know a key, stands as it is; that is said.
 
         Raises:
             ConfigError: the folder holds a run of another configuration.
+            ValueError: a data file has changed since the run was made.
         """
         now = plain(identity(config))
         before = self.content.setdefault("config", now)
@@ -308,6 +246,12 @@ class Manifest:
             )
         if not self.folder.manifest.exists():
             self.save()
+        if changed := self.changed_data(config):
+            raise ValueError(
+                f"{changed[0]} has changed since {self.folder.path} was made; "
+                "delete that folder or choose another output_dir"
+            )
+        self.folder.write_config(config)
 
     def note_rows(self, which: str, entry: Mapping[str, Any]) -> None:
         """Note where the `train` or `eval` rows came from.
@@ -329,24 +273,9 @@ class Manifest:
         changed = []
         for which, entry in self.data.items():
             path = getattr(config.task, which).path
-            if path and entry.get("file_sha256") not in (None, _file_hash(Path(path), Path(path).stat().st_mtime_ns)):
+            if path and entry.get("file_sha256") not in (None, known_sha256(Path(path))):
                 changed.append(f"task.{which}.path={path}")
         return changed
-
-    def refuse_other_data(self, config: Config) -> None:
-        """Raises:
-        ValueError: a data file has changed since the run was made.
-        """
-        if changed := self.changed_data(config):
-            raise ValueError(
-                f"{changed[0]} has changed since {self.folder.path} was made; "
-                "delete that folder or choose another output_dir"
-            )
-
-
-@functools.cache
-def _file_hash(path: Path, modified: int) -> str:
-    return sha256(path)
 
 
 def forgetting_source(config: Config) -> str:

@@ -25,6 +25,7 @@ from xtf.config.schema import (
     QuantileThreshold,
     ScorerConfig,
     ThresholdConfig,
+    TRVariant,
     attribute_names,
     threshold_type,
 )
@@ -42,6 +43,7 @@ class Brought(StrEnum):
     attention = "attention"  # that a token receives in one layer of the forward pass; the column `ri`
     logp = "logp"  # log-probability of the token, from the forward pass; the column `logp`
     embeddings = "embeddings"  # the embedding matrix and token counts, without a forward pass; the column `tr`
+    hidden = "hidden"  # the hidden state of the token within its row; for `tr` of variant=contextual, in place of these
 
 
 Derive = Callable[["Sequences", Mapping[str, np.ndarray]], np.ndarray]
@@ -158,9 +160,12 @@ def computed(scorer: ScorerConfig) -> list[TokenAttribute]:
     return pick([*scorer.attributes, *scorer.compute])
 
 
-def brought(attributes: Iterable[TokenAttribute]) -> set[Brought]:
+def brought(attributes: Iterable[TokenAttribute], scorer: ScorerConfig) -> set[Brought]:
     """What a scoring pass must bring for `attributes`."""
-    return {need for attribute in attributes for need in attribute.needs}
+    needs = {need for attribute in attributes for need in attribute.needs}
+    if scorer.tr.variant is TRVariant.contextual and Brought.embeddings in needs:
+        needs = needs - {Brought.embeddings} | {Brought.hidden}
+    return needs
 
 
 def sources(names: Iterable[str]) -> set[str]:

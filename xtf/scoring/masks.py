@@ -8,13 +8,22 @@ such token, and the paper and its released code score the dataset's tokens only.
 how many such tokens a response has (none where it was cut off). With `threshold.end=kept` thresholds are fitted
 without them, no attribute drops them and no share counts them; `threshold.end=scored` judges them like the others,
 as earlier versions did: TR, which decides by token id, may then drop the end of every response.
+
+What is dropped need not lose its label whole. With `threshold.dropped_weight` above 0 its loss counts with that weight:
+the labels are those of all response tokens then, the column `weights` says what each counts, and the column `dropped`
+what the mask decided. With `threshold.drop_probability` below 1 it is dropped in some epochs and kept in the others:
+the column `drop_probability` says how probably, and `weights` what the token counts in an epoch that drops it; training
+draws (`xtf.data.steps.TrainingRows.in_epoch`).
+
+With `threshold.protect=answer` the tokens that a column `protected` names are never dropped. Thresholds are fitted with
+them all the same, so that they, and the drops elsewhere, are those of a mask that protects nothing.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -22,7 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses, Sequences, as_lists, flat
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
 from xtf.scoring.thresholds import fit
@@ -44,8 +53,11 @@ class MaskStats:
 
     `overlap` is keyed by the attributes that agree: "ri_kn" is dropped by both, whatever TR says.
     `degenerate` lists {"attribute", "reason"}: scores that carry no information, or a rule that drops nothing
-    or more than half. `examples_without_loss` counts those whose every response token is dropped. `untrained_tokens`
-    have the weight 0 in the rows themselves (`row_weighted`), whatever the other figures say of them.
+    or more than half. `examples_without_loss` counts those whose every response token is dropped. `dropped_weight` is
+    what the loss of a dropped token counts, 0 where it is left out, and `drop_probability` in how many epochs it is
+    dropped at all; no other figure depends on them. `protected_tokens` are never dropped, `given_back` of them would be
+    if they were not protected; `examples_unprotected` have none. `untrained_tokens` have the weight 0 in the rows
+    themselves (`row_weighted`), whatever the other figures say of them.
     """
 
     examples: int
@@ -58,6 +70,11 @@ class MaskStats:
     degenerate: list[dict[str, str]] = field(default_factory=list)
     examples_without_loss: int = 0
     end_tokens: int = 0
+    dropped_weight: float = 0.0
+    drop_probability: float = 1.0
+    protected_tokens: int = 0
+    given_back: int = 0
+    examples_unprotected: int = 0
     untrained_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +85,9 @@ class MaskStats:
 @dataclass(frozen=True)
 class Mask:
     """`table`: the scored table with `drop_ri`, `drop_kn`, `drop_tr` list<bool>, as long as the response and for
-    the attributes in use, and `labels` list<int32>, as long as input_ids.
+    the attributes in use, and `labels` list<int32>, as long as input_ids. Where weights other than 0 and 1 occur, also
+    `weights` list<float32>, as long as the response, and `dropped` list<bool> where dropped tokens have one of them;
+    where they are dropped in some epochs only, also `drop_probability` float32.
     """
 
     table: pa.Table
@@ -95,21 +114,38 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
     if not sum(block.tokens for block in blocks):
         raise ValueError("the scored table holds no response tokens but appended ends")
     cuts = fit(blocks, threshold, [attribute.name for attribute in used])
-    tally, masked = _Tally(), []
+    tally, lists, kept = _Tally(), [], []
     for rows, which, block in zip(parts, judged, blocks, strict=True):
         drops = {attribute.name: cuts.drop(attribute, block) for attribute in used}
+        guarded = _protected(rows, threshold)[which]
+        tally.protect(block, guarded, np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()]))
+        drops = {name: drop & ~guarded for name, drop in drops.items()}
         keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
         tally.add(block, keep, drops, len(which) - block.tokens)
-        lists = {a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used}
-        masked.append(_with_columns(rows, {**lists, "labels": _labels(rows, _spread(keep, which, True))}))
+        lists.append({a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used})
+        kept.append(_spread(keep, which, True).astype(np.float32))
     degenerate = _degenerate(blocks, used, tally, threshold)
-    return Mask(pa.Table.from_batches(masked), tally.stats(cuts.to_dict(), degenerate))
+    table = _weighed(parts, kept, threshold, lists)
+    return Mask(table, tally.stats(cuts.to_dict(), degenerate, threshold))
 
 
 def _left_alone(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
     """The response tokens that no threshold judges, bool (N,)."""
     ends = rows.ends
     return ends if threshold.end is ThresholdEnd.kept else np.zeros_like(ends)
+
+
+def _protected(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
+    """The response tokens that are never dropped, bool (N,)."""
+    if threshold.protect is Protect.none:
+        return np.zeros(int(rows.responses.sum()), bool)
+    if "protected" not in rows.table.schema.names:
+        raise ValueError(
+            "threshold.protect=answer needs to know what the task's grader reads, and the scored table has no column "
+            "'protected' (list<bool>, as long as the response, true for what is never to be dropped): add it, or unset "
+            "the setting"
+        )
+    return rows.of_responses("protected").astype(bool)
 
 
 def _spread(values: np.ndarray, which: np.ndarray, otherwise: bool) -> np.ndarray:
@@ -125,7 +161,8 @@ def weights_to_labels(
     """Labels from a static method's weights: one float array per example, in order, each as long as the response.
 
     `threshold` is that of a method which follows a mask's number of drops: the statistics then count what the mask's
-    do. A token of weight 0 gets -100. Weights other than 0 and 1 are kept in a column `weights`, list<float32>.
+    do, and what it drops counts as little or as much. A token of weight 0 gets -100. Weights other than 0 and 1 are
+    kept in a column `weights`, list<float32>.
 
     Raises:
         ValueError: lengths that do not fit, a weight that is not finite, weights that are all 0.
@@ -134,21 +171,52 @@ def weights_to_labels(
     rows = [np.asarray(row, dtype=np.float32) for row in weights]
     if [len(row) for row in rows] != np.concatenate([part.responses for part in parts]).tolist():
         raise ValueError("weights must come as one array per example, each as long as the example's response")
-    every = np.concatenate(rows)
-    if not np.isfinite(every).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(every))} of {len(every)} weights are not finite numbers")
-    fractional = bool(((every != 0) & (every != 1)).any())
-    tally, masked, start = _Tally(), [], 0
+    flat = np.concatenate(rows)
+    if not np.isfinite(flat).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(flat))} of {len(flat)} weights are not finite numbers")
+    tally, own, start = _Tally(), [], 0
     for part in parts:
         block = Responses(part.responses, {})
-        own = every[start : start + block.tokens]
+        own.append(flat[start : start + block.tokens])
         start += block.tokens
         which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
         counted = block.select(which)
-        tally.add(counted, own[which] != 0, {}, block.tokens - counted.tokens)
-        columns = {"weights": as_lists(own, part.responses)} if fractional else {}
-        masked.append(_with_columns(part, {**columns, "labels": _labels(part, own != 0)}))
-    return Mask(pa.Table.from_batches(masked), tally.stats({}, []))
+        if threshold is not None:
+            guarded = _protected(part, threshold)
+            tally.protect(counted, guarded[which], own[-1][which] == 0)
+            own[-1] = np.where(guarded & (own[-1] == 0), np.float32(1), own[-1])
+        tally.add(counted, own[-1][which] != 0, {}, block.tokens - counted.tokens)
+    return Mask(_weighed(parts, own, threshold), tally.stats({}, [], threshold))
+
+
+def _weighed(
+    parts: Sequence[Sequences],
+    weights: Sequence[np.ndarray],
+    threshold: ThresholdConfig | None,
+    more: Sequence[dict[str, pa.Array]] | None = None,
+) -> pa.Table:
+    """The table with `more` columns, `labels` and, where they do not tell it all, `weights`, `dropped` and
+    `drop_probability`.
+
+    Args:
+        weights: float32 (N,) for each part; 0: the token is dropped.
+        threshold: says what a dropped token counts and when; None: nothing.
+    """
+    some = threshold if threshold is not None and any((own == 0).any() for own in weights) else ThresholdConfig()
+    soft, moving = some.dropped_weight, some.drop_probability < 1
+    fractional = bool(soft) or moving or any(((own != 0) & (own != 1)).any() for own in weights)
+    batches = []
+    for place, (rows, own) in enumerate(zip(parts, weights, strict=True)):
+        columns = dict(more[place]) if more is not None else {}
+        counts = np.where(own == 0, np.float32(soft), own)
+        if fractional:
+            columns["weights"] = as_lists(counts, rows.responses)
+        if soft or moving:
+            columns["dropped"] = as_lists(own == 0, rows.responses)
+        if moving:
+            columns["drop_probability"] = pa.array(np.full(len(rows.lengths), some.drop_probability, np.float32))
+        batches.append(_with_columns(rows, {**columns, "labels": _labels(rows, (counts != 0) | moving)}))
+    return pa.Table.from_batches(batches)
 
 
 def row_weighted(mask: Mask) -> Mask:
@@ -162,24 +230,25 @@ def row_weighted(mask: Mask) -> Mask:
     if ROW_WEIGHTS not in mask.table.column_names:
         return mask
     masked, untrained = [], 0
+    moving = "drop_probability" in mask.table.column_names  # a token of weight 0 may count in another epoch
     for rows in _parts(mask.table):
         given = rows.of_responses(ROW_WEIGHTS)
         kept = rows.of_sequences("labels")[rows.in_response] != IGNORED
         own = rows.of_responses("weights") if "weights" in rows.table.schema.names else kept
-        columns = {
-            attribute.drops: rows.table.column(attribute.drops)
-            for attribute in ATTRIBUTES.values()
-            if attribute.drops in rows.table.schema.names
-        }
+        told = ("dropped", "drop_probability", *(attribute.drops for attribute in ATTRIBUTES.values()))
+        columns = {name: rows.table.column(name) for name in told if name in rows.table.schema.names}
         untrained += int(np.count_nonzero(given == 0))
         weights = (given * own * kept).astype(np.float32)
-        columns |= {"weights": as_lists(weights, rows.responses), "labels": _labels(rows, weights != 0)}
+        columns |= {
+            "weights": as_lists(weights, rows.responses),
+            "labels": _labels(rows, kept & (given != 0) if moving else weights != 0),
+        }
         masked.append(_with_columns(rows, columns))
     table = pa.Table.from_batches(masked)
     weights, _ = flat(table["weights"])
-    if not weights.any():
+    if not weights.any() and not moving:
         raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
-    if np.isin(weights, (0, 1)).all():
+    if np.isin(weights, (0, 1)).all() and not moving:
         table = table.drop_columns("weights")
     return Mask(table, replace(mask.stats, untrained_tokens=untrained))
 
@@ -218,7 +287,13 @@ def _labels(rows: Sequences, keep: np.ndarray) -> pa.ListArray:
 
 def _with_columns(rows: Sequences, columns: dict[str, pa.Array]) -> pa.RecordBatch:
     """The batch with these columns; those of an earlier mask are replaced."""
-    stale = {"labels", "weights", *(attribute.drops for attribute in ATTRIBUTES.values())}
+    stale = {
+        "labels",
+        "weights",
+        "dropped",
+        "drop_probability",
+        *(attribute.drops for attribute in ATTRIBUTES.values()),
+    }
     kept = {name: rows.table.column(name) for name in rows.table.schema.names if name not in stale}
     return pa.RecordBatch.from_pydict({**kept, **columns})
 
@@ -229,8 +304,8 @@ def _with_columns(rows: Sequences, columns: dict[str, pa.Array]) -> pa.RecordBat
 class MaskedTokens(Responses):
     """The response tokens of a masked table: those of `Responses`, and what the mask says of them.
 
-    ids int64 (N,); kept bool (N,), the token carries loss; scores: the columns that attributes and their thresholds
-    read, float32 (N,), as far as the table has them; dropped: bool (N,) per attribute that may drop.
+    ids int64 (N,); kept bool (N,), the mask does not drop the token; scores: the columns that attributes and
+    their thresholds read, float32 (N,), as far as the table has them; dropped: bool (N,) per attribute that may drop.
     """
 
     @classmethod
@@ -247,15 +322,22 @@ class MaskedTokens(Responses):
         rows = Sequences(masked)
         in_response = rows.in_response
         columns = {"ids": rows.ids[in_response].astype(np.int64)}
-        columns["kept"] = rows.of_sequences("labels")[in_response] != IGNORED
+        columns["kept"] = ~rows.dropped
         names = [*ATTRIBUTES, "logp", *(attribute.drops for attribute in ATTRIBUTES.values())]
         columns |= {name: rows.of_responses(name) for name in names if name in masked.column_names}
         columns["end"] = rows.ends
+        if "protected" in masked.column_names:
+            columns["protected"] = rows.of_responses("protected").astype(bool)
         return cls(rows.responses, columns)
 
     def judged(self, threshold: ThresholdConfig) -> np.ndarray:
         """Which tokens the thresholds judge and shares count, bool (N,): all but the end that `threshold` keeps."""
         return ~self.columns["end"] if threshold.end is ThresholdEnd.kept else np.ones(self.tokens, bool)
+
+    def protected(self, threshold: ThresholdConfig) -> np.ndarray:
+        """Which tokens `threshold` never drops, bool (N,), whatever the attributes say."""
+        none = np.zeros(self.tokens, bool)
+        return none if threshold.protect is Protect.none else self.columns.get("protected", none)
 
     @property
     def ids(self) -> np.ndarray:
@@ -264,7 +346,7 @@ class MaskedTokens(Responses):
 
     @property
     def kept(self) -> np.ndarray:
-        """Whether each carries loss."""
+        """Whether each is kept; what is not counts nothing in the loss, or `threshold.dropped_weight`."""
         return self.columns["kept"]
 
     @property
@@ -278,6 +360,33 @@ class MaskedTokens(Responses):
         return {name: self.columns[a.drops] for name, a in ATTRIBUTES.items() if a.drops in self.columns}
 
 
+# --- in words -----------------------------------------------------------------------------------------------
+
+
+def effect(threshold: ThresholdConfig) -> str:
+    """What a dropped token does in training: "nothing", unless the threshold says otherwise."""
+    weight, probability = threshold.dropped_weight, threshold.drop_probability
+    found = f"with weight {weight:g}" if weight else "nothing"
+    return found if probability == 1 else f"{found} in an epoch that drops them, each with probability {probability:g}"
+
+
+def notes(stats: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a mask beside its shares, in sentences; `stats` as `MaskStats.to_dict` gives them, or an
+    earlier version did."""
+    found = []
+    if weight := stats.get("dropped_weight"):
+        found.append(f"A dropped token trains with weight {weight:g}.")
+    if protected := stats.get("protected_tokens"):
+        without = stats["examples_unprotected"]
+        found.append(
+            f"{protected:,} tokens that the grader reads are never dropped; {stats['given_back']:,} of them would be"
+            + (f". In {without:,} of {stats['examples']:,} responses it reads none." if without else ".")
+        )
+    if (probability := stats.get("drop_probability", 1)) < 1:
+        found.append(f"What the mask drops is dropped in an epoch with probability {probability:g}, else kept.")
+    return found
+
+
 # --- statistics ---------------------------------------------------------------------------------------------
 
 
@@ -289,6 +398,9 @@ class _Tally:
     tokens: int = 0
     kept: int = 0
     without_loss: int = 0
+    protected: int = 0
+    given_back: int = 0
+    unprotected: int = 0  # examples
     ends: int = 0  # left alone, counted nowhere else
     dropped: Counter[str] = field(default_factory=Counter)
     ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
@@ -309,7 +421,18 @@ class _Tally:
                 together = np.logical_and.reduce([drops[name] for name in names])
                 self.dropped["_".join(names)] += int(np.count_nonzero(together))
 
-    def stats(self, thresholds: dict[str, dict[str, Any]], degenerate: list[dict[str, str]]) -> MaskStats:
+    def protect(self, block: Responses, guarded: np.ndarray, drop: np.ndarray) -> None:
+        """Tokens (N,) that are never dropped, and those that would be."""
+        self.protected += int(np.count_nonzero(guarded))
+        self.given_back += int(np.count_nonzero(guarded & drop))
+        self.unprotected += int(np.count_nonzero(block.count(guarded) == 0))
+
+    def stats(
+        self,
+        thresholds: dict[str, dict[str, Any]],
+        degenerate: list[dict[str, str]],
+        threshold: ThresholdConfig | None = None,
+    ) -> MaskStats:
         """The statistics.
 
         Raises:
@@ -323,7 +446,8 @@ class _Tally:
             raise ValueError(
                 f"the mask keeps none of {self.tokens} response tokens" + (f" (dropped by {by})" if by else "")
             )
-        if self.without_loss:
+        threshold = threshold or ThresholdConfig()
+        if self.without_loss and not threshold.dropped_weight and threshold.drop_probability == 1:
             log.warning("%d of %d examples keep no token and teach nothing", self.without_loss, self.examples)
         return MaskStats(
             examples=self.examples,
@@ -339,6 +463,11 @@ class _Tally:
             degenerate=degenerate,
             examples_without_loss=self.without_loss,
             end_tokens=self.ends,
+            dropped_weight=threshold.dropped_weight,
+            drop_probability=threshold.drop_probability,
+            protected_tokens=self.protected,
+            given_back=self.given_back,
+            examples_unprotected=self.unprotected if threshold.protect is not Protect.none else 0,
         )
 
 

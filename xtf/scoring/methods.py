@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.checks import check_ranges
-from xtf.config.schema import Config, ConfigError, SourceConfig, ThresholdConfig, ThresholdEnd, within
+from xtf.config.schema import Config, ConfigError, Protect, SourceConfig, ThresholdConfig, ThresholdEnd, within
 from xtf.data.augment import augment
 from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses
 from xtf.scoring.masks import build_mask, weights_to_labels
@@ -109,6 +109,8 @@ class Method:
             names.add("end")
         if self.masked and ROW_WEIGHTS in scored.column_names:
             names.add(ROW_WEIGHTS)
+        if self.masked and threshold.protect is not Protect.none:
+            names.add("protected")
         scores = Responses.from_table(mask.table, names)
         weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
         return weights_to_labels(scored, weights, threshold if self.masked else None)
@@ -184,7 +186,8 @@ class Given(Method):
 class Matched(Method):
     """A control that drops as many tokens of each example as the mask of scorer and threshold, but other ones.
 
-    The appended end of a response, which the mask keeps unless threshold.end=scored, is kept here too.
+    The appended end of a response, which the mask keeps unless threshold.end=scored, is kept here too,
+    and so are the tokens that threshold.protect names.
     """
 
     match: str = "xtf"  # the method whose mask gives the number: the one that masks by scorer and threshold
@@ -199,8 +202,9 @@ class Matched(Method):
         untrained = scores.columns.get(ROW_WEIGHTS, np.ones(scores.tokens)) == 0
         dropped = np.bincount(scores.example, scores.columns["dropped"] & ~untrained, len(scores.lengths))
         order = np.where(untrained, np.inf, self.order(scores, seed))
-        if "end" in scores.columns:  # what the mask leaves alone comes last: the mask drops no more than the others
-            order = np.where(scores.columns["end"], np.inf, order)
+        for name in {"end", "protected"} & scores.columns.keys():
+            # What the mask leaves alone comes last: it drops no more than the others.
+            order = np.where(scores.columns[name], np.inf, order)
         rank = scores.rank(order)
         return (rank >= dropped[scores.example]).astype(np.float32)
 
@@ -275,6 +279,26 @@ class Oracle(Method):
 
     def weights(self, scores: Responses, seed: int) -> np.ndarray:
         return (scores.columns["planted"] == 0).astype(np.float32)
+
+
+# -- weights from the base model -----------------------------------------------------------------------------
+
+
+@dataclass
+class PriFT(Method):
+    """w = p of the token under the base model before training (arXiv 2606.09396): the opposite of KN.
+
+    From the paper: the weight, which is DFT's with a frozen model in place of the one in training, and the divisor,
+    in the authors' code the tokens that carry loss, not the sum of their weights; so it is here (`tuning.divisor`). As
+    there, the appended end of a response is weighed like any token. Not built: their second rule, which keeps a token
+    where it and all less likely ones together hold half of the probability; a stored `logp` does not tell that.
+    """
+
+    name: str = "prift"
+    needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+
+    def weights(self, scores: Responses, seed: int) -> np.ndarray:
+        return np.exp(scores.columns["logp"]).astype(np.float32)
 
 
 # -- data: which examples ------------------------------------------------------------------------------------
@@ -525,6 +549,7 @@ METHODS: dict[str, type[Method]] = {
         HighLoss,
         Decile,
         Oracle,
+        PriFT,
         DataFiltering,
         DataAugmentation,
         SLM,
@@ -586,6 +611,11 @@ def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
         ),
         strict=True,
     )
+    if "drop_probability" in columns:
+        raise ValueError(
+            "the data has a column drop_probability, by which labels would differ from epoch to epoch: method=given "
+            "trains the same ones in each; leave it out"
+        )
     trained = "labels" not in columns
     for name, ids, labels, mask, positions in rows:
         if mask is not None and not all(mask):

@@ -5,7 +5,9 @@ All three come from one forward pass of the base model over length-sorted batche
 - RI: attention that the token receives in one layer. PyTorch's fused attention runs everywhere; in the scored
   layer the weights are formed once more, a chunk of queries at a time, and only their column sums are kept.
 - KN: 1 - p of the token. The LM head runs only where a response token is predicted, a chunk at a time.
-- TR: a table from token id to score. It needs the embedding matrix and token counts, and no forward pass.
+- TR: a table from token id to score. It needs the embedding matrix and token counts, and no forward pass. With
+  `scorer.tr.variant=contextual` a token's vector is its hidden state on the way into the middle layer of the pass. As
+  the mean of the dataset is known at the end only, these vectors are kept until then (`with_context_tr`).
 
 Batches are padded on the *right*. With causal attention no token sees what stands right of it, so no padding
 mask is needed, positions start at 0 in every row, and memory stays linear in length.
@@ -17,8 +19,8 @@ N response tokens, U token ids. NumPy arrays are flat, (N,) or (R,) for R rows, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -35,6 +37,7 @@ from xtf.data.ragged import Row, Sequences, as_lists, as_table, places
 from xtf.runtime.heads import decoder_of, logits_of, position_table, rope_limit, unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, Brought, brought, computed
 
+HIDDEN = "hidden"  # the column of unit vectors that stands for `tr` until that can be worked out
 ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
 TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attention that rounds to 0
 # Sizes of temporaries in float32 elements. On a CPU a chunk of logits must stay below 32 MiB, above which the
@@ -48,7 +51,7 @@ ROWS_AT_ONCE = 10_000  # whose tokens are counted at once
 
 def needs_forward(scorer: ScorerConfig) -> bool:
     """Whether scoring rows runs the model: for RI and KN yes, for TR alone no."""
-    return bool(brought(computed(scorer)) & {Brought.attention, Brought.logp})
+    return bool(brought(computed(scorer), scorer) & {Brought.attention, Brought.logp, Brought.hidden})
 
 
 def scored_layer(scorer: ScorerConfig, layers: int) -> int:
@@ -126,7 +129,7 @@ def score_rows(
     Columns: `example_id` string, `input_ids` list<int32>, `prompt_length` int32, then those that `scorer`
     asks for, list<float32> as long as the response: `ri` (attention received, its logarithm by default; eq.
     2), `kn` = 1 - p (eq. 3) with `logp` = log p in nats, `tr` in [0, 1] (eq. 4). `logp=True` adds `logp`
-    without `kn`.
+    without `kn`. With variant=contextual the column `HIDDEN` stands for `tr`, which `with_context_tr` makes of it.
 
     `tr` is the table from `tr_table`, needed if TR is asked for. `progress` is called after each batch with
     its number of real tokens. `pad_id` fills places that nothing attends to: any id of the vocabulary does.
@@ -138,30 +141,36 @@ def score_rows(
     """
     model = unwrapped(model)
     flat, wanted = _sequences(rows), computed(scorer)
-    needs = brought(wanted)
+    needs = brought(wanted, scorer)
     want_ri, want_logp = Brought.attention in needs, logp or Brought.logp in needs
+    want_hidden = Brought.hidden in needs
     scores: dict[str, np.ndarray] = {}
-    if (want_ri or want_logp) and (table_size := position_table(model)) is not None:
+    if (want_ri or want_logp or want_hidden) and (table_size := position_table(model)) is not None:
         too_long = flat.lengths > table_size
         flat.refuse(too_long, f"{type(model).__name__} has positions for {table_size} tokens; longer are the")
-    if want_ri or want_logp:
+    if want_ri or want_logp or want_hidden:
         with _scoring_attention(model, needed=want_ri) as exchanged:
             scores = _forward_scores(
                 model,
                 flat,
                 scorer if want_ri else None,
                 want_logp,
+                want_hidden,
                 tokens_per_batch if exchanged else 1,  # with its own attention a row is read alone, without padding
                 pad_id,
                 progress,
             )
+    hidden_NE = scores.pop(HIDDEN, None)
     if Brought.embeddings in needs:
         if tr is None:
             raise ValueError("scoring TR needs the table that xtf.scoring.scorers.tr_table builds from all rows")
         scores["tr"] = tr.lookup(flat.response_ids)
     scores |= {attribute.name: attribute.derive(flat, scores) for attribute in wanted if attribute.derive is not None}
-    for name, values in scores.items():
-        broken = np.add.reduceat(~np.isfinite(values), np.cumsum(flat.responses) - flat.responses, dtype=int) > 0
+    finite = {name: np.isfinite(values) for name, values in scores.items()}
+    if hidden_NE is not None:
+        finite["the hidden state of a token"] = np.isfinite(hidden_NE).all(axis=1)
+    for name, which in finite.items():
+        broken = np.add.reduceat(~which, np.cumsum(flat.responses) - flat.responses, dtype=int) > 0
         if broken.any():
             raise ValueError(
                 f"{name} is not a finite number in {flat.named(broken)}; check the model's weights and "
@@ -171,6 +180,8 @@ def score_rows(
     for name in (*ATTRIBUTES, "logp"):
         if name in scores:
             table = table.append_column(name, as_lists(scores[name], flat.responses))
+    if hidden_NE is not None:
+        table = table.append_column(HIDDEN, _as_vectors(flat, hidden_NE))
     return table
 
 
@@ -180,12 +191,17 @@ def _forward_scores(
     flat: Sequences,
     ri: ScorerConfig | None,
     want_logp: bool,
+    want_hidden: bool,
     tokens_per_batch: int,
     pad_id: int,
     progress: Callable[[int], None] | None,
 ) -> dict[str, np.ndarray]:
-    """`ri`, unless None is given, and `logp` of all response tokens: float32 (N,), in the rows' order."""
-    layer = None if ri is None else scored_layer(ri, model.config.get_text_config().num_hidden_layers)
+    """`ri`, unless None is given, and `logp` of all response tokens: float32 (N,), in the rows' order; and `HIDDEN`,
+    their unit vectors, float16 (N, E)."""
+    depth = model.config.get_text_config().num_hidden_layers
+    layer = None if ri is None else scored_layer(ri, depth)
+    later = want_hidden and layer is not None and layer < depth // 2  # the middle layer comes after the scored one
+    tap = _Tap(model, ends=not want_logp and (layer is None or later)) if want_hidden else None
     if want_logp:
         _check_head(model, torch.from_numpy(flat.ids[None, : min(16, flat.lengths[0])].astype(np.int64)))
     starts, response_starts = flat.offsets[:-1], np.cumsum(flat.responses) - flat.responses
@@ -199,8 +215,11 @@ def _forward_scores(
         padded[places(row_starts, lengths)] = flat.ids[places(starts[batch], lengths)]
         ids_BT = torch.from_numpy(padded.reshape(len(batch), T)).to(model.device)
         at_N = torch.from_numpy(places(row_starts + prompts, responses)).to(model.device)  # in B * T
-        probe = None if ri is None else _Probe(ri, layer, lengths, prompts, last=not want_logp)
-        hidden_BTE = _hidden(model, ids_BT, probe)
+        probe = None if ri is None else _Probe(ri, layer, lengths, prompts, last=not want_logp and not later)
+        with nullcontext() if tap is None else tap:
+            hidden_BTE = _hidden(model, ids_BT, probe)
+        if tap is not None:
+            found.setdefault(HIDDEN, []).append(tap.vectors(at_N))
         if probe is not None and probe.scores_BT is not None:
             found.setdefault("ri", []).append(probe.scores_BT.flatten()[at_N.to(probe.scores_BT.device)])
         if want_logp:
@@ -212,6 +231,38 @@ def _forward_scores(
     # Copies to the host wait until here, so that a GPU never idles between two batches.
     back = np.argsort(np.concatenate(found_at))
     return {name: torch.cat([part.cpu() for part in parts]).numpy()[back] for name, parts in found.items()}
+
+
+class _Tap:
+    """Takes the hidden states that enter the middle layer, of an even number of layers the first after the middle."""
+
+    def __init__(self, model: PreTrainedModel, *, ends: bool) -> None:
+        layers = getattr(model.get_decoder(), "layers", None)
+        if not isinstance(layers, torch.nn.ModuleList) or len(layers) < 2:
+            raise ValueError(
+                f"{type(model).__name__} shows no layers between which hidden states could be taken; use "
+                "scorer.tr.variant=dataset"
+            )
+        self.layer, self.ends = layers[len(layers) // 2], ends  # ends: the pass may end here
+        self.hidden_BTE: torch.Tensor | None = None
+
+    def __enter__(self) -> None:
+        self.handle = self.layer.register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _take(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.hidden_BTE = args[0] if args else kwargs["hidden_states"]
+        if self.ends:
+            raise _ScoredLayerDone
+
+    def vectors(self, at_N: torch.Tensor) -> torch.Tensor:
+        """Unit vectors at places in B * T, float16 (N, E), in main memory: a pass has too many for a GPU."""
+        assert self.hidden_BTE is not None
+        hidden_NE = self.hidden_BTE.flatten(0, 1)[at_N.to(self.hidden_BTE.device)].float()
+        self.hidden_BTE = None
+        return F.normalize(hidden_NE, dim=-1).half().cpu()
 
 
 class _ScoredLayerDone(Exception):
@@ -581,3 +632,70 @@ def _released_distances(
     centre_E = torch.stack(words_E).mean(0)
     blocks = np.array_split(used, -(-len(used) // tokens_per_batch))
     return np.concatenate([1.0 - F.cosine_similarity(hidden(block[:, None])[:, 0], centre_E[None]) for block in blocks])
+
+
+# --- TR in context ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Centre:
+    """What the dataset says of its tokens' vectors: the mean of those of all response tokens, float64 (E,), and the
+    cosine distances to it that become 1 and 0."""
+
+    mean: np.ndarray
+    nearest: float
+    farthest: float
+
+    def distances(self, hidden_NE: np.ndarray) -> np.ndarray:
+        """Cosine distances to the mean, float64 (N,); a vector of zeros has cosine 0 with everything."""
+        return _cosine_distances(hidden_NE, self.mean)
+
+
+def context_centre(blocks: Callable[[], Iterable[np.ndarray]]) -> Centre:
+    """The centre of the vectors, (N, E), that `blocks` gives, which is called twice.
+
+    Every token counts alike, as each vector has length 1: some, above all the first of a row, are hundreds of times
+    longer than the others in the middle layers of language models and would be the mean.
+    """
+    total_E, tokens = np.zeros(1), 0
+    for hidden_NE in blocks():
+        total_E, tokens = total_E + hidden_NE.sum(axis=0, dtype=np.float64), tokens + len(hidden_NE)
+    mean_E = total_E / tokens
+    extremes = [(found.min(), found.max()) for found in (_cosine_distances(block, mean_E) for block in blocks())]
+    return Centre(mean_E, float(min(low for low, _ in extremes)), float(max(high for _, high in extremes)))
+
+
+def _cosine_distances(hidden_NE: np.ndarray, centre_E: np.ndarray) -> np.ndarray:
+    parts = []
+    for part_NE in np.array_split(hidden_NE, -(-len(hidden_NE) // ROWS_AT_ONCE)):
+        wide_NE = part_NE.astype(np.float64)
+        size_N = np.linalg.norm(wide_NE, axis=1) * np.linalg.norm(centre_E)
+        parts.append(1.0 - np.divide(wide_NE @ centre_E, size_N, out=np.zeros(len(wide_NE)), where=size_N > 0))
+    return np.concatenate(parts)
+
+
+def with_context_tr(table: pa.Table, centre: Centre) -> pa.Table:
+    """The table with `tr` = 1 - minmax(cosine distance) in the place of `HIDDEN`; all 1 if all distances are equal."""
+    distances = centre.distances(hidden_states(table))
+    spread = centre.farthest - centre.nearest
+    values = np.clip((centre.farthest - distances) / spread, 0, 1) if spread else np.ones(len(distances))
+    column = as_lists(values.astype(np.float32), Sequences(table).responses)
+    return table.set_column(table.column_names.index(HIDDEN), "tr", column)
+
+
+def hidden_states(table: pa.Table) -> np.ndarray:
+    """The vectors of a table's response tokens, float16 (N, E)."""
+    column = table[HIDDEN].combine_chunks().flatten()
+    width: int = column.type.byte_width
+    values = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * width : (column.offset + len(column)) * width]
+    return values.view(np.float16).reshape(len(column), -1)
+
+
+def _as_vectors(flat: Sequences, hidden_NE: np.ndarray) -> pa.ListArray:
+    """A list for each row, of as many bytes for each response token as its vector takes."""
+    width = hidden_NE.shape[1] * hidden_NE.itemsize
+    data = pa.py_buffer(np.ascontiguousarray(hidden_NE))
+    offsets = np.concatenate([[0], np.cumsum(flat.responses)]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(hidden_NE), [None, data])
+    )

@@ -111,7 +111,7 @@ def _write_shards(
     missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
     if missing:
         attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in columns]
-        counts = count_tokens(rows) if Brought.embeddings in brought(attributes) else None
+        counts = count_tokens(rows) if Brought.embeddings in brought(attributes, config.scorer) else None
         scorer = ShardScorer(folder, tuple(attribute.name for attribute in attributes), counts, config, load, tokenizer)
         tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
         before = manifest["seconds"]
@@ -125,9 +125,40 @@ def _write_shards(
                 write_json(manifest_file, manifest)
         measured(config, FORWARD * tokens, manifest["seconds"] - before)
     manifest["shards"] = {name: manifest["shards"][name] for name in parts}
+    if "tr" in columns and config.scorer.tr.variant is TRVariant.contextual:
+        _finish_tr(folder, manifest)
     manifest["complete"] = True
     manifest["tokens"] = sum(len(row.input_ids) for row in rows)
     write_json(manifest_file, manifest)
+
+
+def _finish_tr(folder: Path, manifest: dict[str, Any]) -> None:
+    """Put `tr` in the place of the hidden states in every shard that still has them.
+
+    What it takes of the whole pass is noted before the first shard is changed: after a kill the rest follows, and a
+    shard that is scored again gets the numbers that it had.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from xtf.scoring.scorers import HIDDEN, Centre, context_centre, hidden_states, with_context_tr
+
+    waiting = [name for name in manifest["shards"] if HIDDEN in pq.read_schema(folder / name).names]
+    if waiting and "tr" not in manifest:
+        found = context_centre(
+            lambda: (
+                hidden_states(pq.read_table(folder / name, columns=["input_ids", "prompt_length", HIDDEN]))
+                for name in waiting
+            )
+        )
+        manifest["tr"] = {"mean": found.mean.tolist(), "nearest": found.nearest, "farthest": found.farthest}
+        write_json(folder / "manifest.json", manifest)
+    for name in waiting:
+        centre = Centre(np.array(manifest["tr"]["mean"]), manifest["tr"]["nearest"], manifest["tr"]["farthest"])
+        table = with_context_tr(pq.read_table(folder / name), centre)
+        write_atomic(folder / name, functools.partial(pq.write_table, table))
+        manifest["shards"][name]["sha256"] = sha256(folder / name)
+        write_json(folder / "manifest.json", manifest)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`python -m xtf.study`: the analysis of experiments/study.md (`xtf.study.analysis`)."""
+"""`python -m xtf.study`: the analysis of experiments/history/study.md (`xtf.study.analysis`)."""
 
 from xtf.study.analysis import main
 

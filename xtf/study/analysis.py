@@ -1,7 +1,7 @@
-"""The analysis that experiments/study.md announces, from the runs of its sweeps.
+"""The analysis that experiments/history/study.md announces, from the runs of its sweeps.
 
     python -m xtf.study                                      # outputs/ -> outputs/reports/study
-    python -m xtf.study --source experiments/results --to reports/study     # the same from the stored runs
+    python -m xtf.study --source experiments/history/results --to X  # the same from the stored runs
 
 An *arm* is a method at a share of planted noise, on one task; its runs differ in the seed alone. Every comparison is a
 *contrast*, a weighted sum of arms, taken seed by seed and item by item over the seeds that all of them have finished,
@@ -37,7 +37,7 @@ from xtf.reporting.intervals import (
     random_effects,
     seed_effect,
 )
-from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
+from xtf.reporting.pages import Picture, Section, estimated, percent, picture, render_sections, seconds, write_csv
 from xtf.reporting.runs import TEACHER_FORCED, Run
 
 STUDY = ("study_methods", "study_attributes", "study_deciles", "study_oracle")
@@ -55,7 +55,7 @@ class Arm(NamedTuple):
     name: str
 
 
-def settings(run: Run) -> dict[str, Any]:
+def chosen_settings(run: Run) -> dict[str, Any]:
     """What was chosen for a run beside task, method and seed; the scorer of xtf is part of the method."""
     record = run.record
     chosen = {key: record[key] for key in ("model", "tuning", "threshold")}
@@ -66,7 +66,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 def common_settings(runs: Sequence[Run]) -> set[str]:
     """Keys that are set alike in all runs of a task; how noise is planted, in all that have some."""
-    found = [settings(run) for run in runs]
+    found = [chosen_settings(run) for run in runs]
     noisy = [each for each in found if each.get(SHARE)]
     scored = [each for each in found if "scorer" in each]
     keys = {key for each in found for key in each} - {SHARE, DECILE, INVERT}
@@ -80,7 +80,7 @@ def common_settings(runs: Sequence[Run]) -> set[str]:
 def arm_of(run: Run, common: Collection[str]) -> Arm:
     """Which arm a run belongs to; settings that are not `common` to the study's runs stand in the name."""
     record = run.record
-    chosen = {key: value for key, value in settings(run).items() if key not in common}
+    chosen = {key: value for key, value in chosen_settings(run).items() if key not in common}
     share = float(chosen.pop(SHARE, 0.0))
     name = record["method"]
     if name == "xtf" and record["scorer"] != "xtf":
@@ -166,6 +166,10 @@ class Study:
         by_arm = values.reshape(len(arms), len(shared), -1)
         return effect(np.tensordot([weight for weight, _ in parts], by_arm, axes=1))
 
+    def minus(self, task: str, share: float, name: str, control: str) -> Effect | None:
+        """One arm minus another at the same share of noise."""
+        return self.combination((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
+
     def figure(self, figure: str, *parts: tuple[float, Arm]) -> Effect | None:
         """The same for a figure that a run has as a whole, such as `loss`; None if a run lacks it."""
         arms = [arm for _, arm in parts]
@@ -213,16 +217,11 @@ def _answer(name: str, claim: str, wanted: Wanted, read: Callable[[list[int]], s
     return Answer(name, claim, reading, contrasts, missing)
 
 
-def _by_sign(sign: int) -> str:
-    return {1: "supported", 0: "undecided", -1: "refuted"}[sign]
-
-
 def hypotheses(study: Study, task: str) -> list[Answer]:
-    """H1 to H7 of experiments/study.md, each with the one analysis that stands there."""
+    """H1 to H7 of experiments/history/study.md, each with the one analysis that stands there."""
 
     def versus(name: str, control: str, share: float = 0.0) -> tuple[str, Effect | None]:
-        parts = ((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
-        return f"{name} - {control}, noise {share:.0%}", study.combination(*parts)
+        return f"{name} - {control}, noise {share:.0%}", study.minus(task, share, name, control)
 
     def forgetting(name: str) -> tuple[str, Effect | None]:
         parts = ((1.0, Arm(task, 0.0, name)), (-1.0, Arm(task, 0.0, "normal")))
@@ -241,7 +240,12 @@ def hypotheses(study: Study, task: str) -> list[Answer]:
         (1.0, Arm(task, 0.0, "normal")),
     )
     return [
-        _answer("H1", "XTF helps on data as they are", [versus("xtf", "normal")], lambda s: _by_sign(s[0])),
+        _answer(
+            "H1",
+            "XTF helps on data as they are",
+            [versus("xtf", "normal")],
+            lambda s: {1: "supported", 0: "undecided", -1: "refuted"}[s[0]],
+        ),
         _answer(
             "H2",
             "XTF helps more, the more noise there is",
@@ -326,11 +330,8 @@ def against_controls(study: Study, task: str, share: float) -> dict[str, list[tu
     """Every arm minus each control, by control: one family of comparisons each."""
     found = {}
     for control in CONTROLS:
-        effects = {
-            name: study.combination((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
-            for name in study.names(task, share)
-            if name != control
-        }
+        names = [name for name in study.names(task, share) if name != control]
+        effects = {name: study.minus(task, share, name, control) for name in names}
         there = {name: one for name, one in effects.items() if one is not None}
         compared = family(list(there.values()))
         found[control] = [(Arm(task, share, name), one) for name, one in zip(there, compared, strict=True)]
@@ -356,10 +357,7 @@ def over_tasks(study: Study) -> list[PooledRow]:
     for share in sorted({arm.share for arm in study.runs}):
         for control in CONTROLS:
             for name in dict.fromkeys(n for task in study.tasks for n in study.names(task, share)):
-                pairs = {
-                    task: study.combination((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
-                    for task in study.tasks
-                }
+                pairs = {task: study.minus(task, share, name, control) for task in study.tasks}
                 there = {task: one for task, one in pairs.items() if one is not None}
                 if name == control or len(there) < 2:
                     continue
@@ -391,17 +389,6 @@ def _number(value: float, unit: str) -> str:
 
 def _p_text(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
-
-
-def _figure_text(found: Effect | None, share: bool) -> str:
-    if found is None:
-        return "-"
-    low, high = found.interval()
-    if found.seeds < 2:
-        return percent(found.value) if share else f"{found.value:.3f}"
-    if share:
-        return f"{percent(found.value)} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{found.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def load(source: Path) -> tuple[Study, list[str]]:
@@ -506,7 +493,8 @@ def _effects_section(study: Study, task: str, versus: Versus, rows: Mapping[Arm,
         columns = {control: dict(pairs) for control, pairs in found.items()}
         for arm in dict.fromkeys(arm for pairs in columns.values() for arm in pairs):
             cells = [columns[control].get(arm) for control in CONTROLS]
-            texts = [text for one in cells for text in _effect_texts(one)]
+            said = [(shown(one.value, one.low, one.high), interval_text(*one.student)) if one else "" for one in cells]
+            texts = [text for each in said for text in each or ("", "")]
             seeds = "/".join(str(n) for n in dict.fromkeys(one.effect.seeds for one in cells if one is not None))
             lines.append([f"{share:.0%}", arm.name, *texts, seeds])
     text = [HOLM_TEXT + " Here a question is one control at one share of noise.", STUDENT_TEXT]
@@ -517,10 +505,6 @@ def _effects_section(study: Study, task: str, versus: Versus, rows: Mapping[Arm,
         lines,
         _effects_pictures(task, versus, rows, study.base(task), out_dir),
     )
-
-
-def _effect_texts(one: Comparison | None) -> tuple[str, str]:
-    return ("", "") if one is None else (shown(one.value, one.low, one.high), interval_text(*one.student))
 
 
 def _effects_pictures(
@@ -558,7 +542,7 @@ def _tokens_section(study: Study, task: str, rows: Sequence[ArmRow], out_dir: Pa
     lines = [
         [
             *_arm_texts(row),
-            f"{percent(row.accuracy.value)} [{100 * row.accuracy.low:.1f}, {100 * row.accuracy.high:.1f}]",
+            estimated(row.accuracy),
             percent(row.unreadable),
             f"{row.kept_tokens:,.0f}",
             f"{row.steps:,.0f}",
@@ -586,13 +570,18 @@ def _arm_texts(row: ArmRow) -> tuple[str, str]:
 
 
 def _losses_section(task: str, rows: Sequence[ArmRow], base: Mapping[str, float]) -> Section:
-    def text(name: str) -> str:
-        return percent(base[name]) if not name.endswith("loss") else f"{base[name]:.3f}"
+    def text(name: str, value: float | None, interval: Sequence[float] = ()) -> str:
+        if value is None:
+            return "-"
+        scale, digits, found = (1, 3, f"{value:.3f}") if name.endswith("loss") else (100, 1, percent(value))
+        limits = ", ".join(f"{scale * limit:.{digits}f}" for limit in interval)
+        return f"{found} [{limits}]" if limits else found
 
     def figure(row: ArmRow, name: str) -> str:
-        return _figure_text(row.figures[name], share=not name.endswith("loss"))
+        found = row.figures[name]
+        return "-" if found is None else text(name, found.value, found.interval() if found.seeds > 1 else ())
 
-    untrained = ["", "untrained", *(text(name) if name in base else "-" for name in TEACHER_FORCED)]
+    untrained = ["", "untrained", *(text(name, base.get(name)) for name in TEACHER_FORCED)]
     lines = [[*_arm_texts(row), *(figure(row, name) for name in TEACHER_FORCED)] for row in rows]
     explained = (
         "Loss in nats per token on the clean evaluation responses, and on held-out text of the pre-training mix "
@@ -715,12 +704,12 @@ def _arm_line(row: ArmRow) -> list[Any]:
 
 def main() -> None:
     """The command line, `python -m xtf.study`."""
-    parser = argparse.ArgumentParser(description="The analysis of experiments/study.md.")
+    parser = argparse.ArgumentParser(description="The analysis of experiments/history/study.md.")
     parser.add_argument(
         "--source",
         type=Path,
         default=Path("outputs"),
-        help="an output folder, or a folder of archives such as experiments/results (default: %(default)s)",
+        help="an output folder, or a folder of archives such as experiments/history/results (default: %(default)s)",
     )
     parser.add_argument("--to", type=Path, default=Path("outputs/reports/study"), help="default: %(default)s")
     arguments = parser.parse_args()

@@ -28,16 +28,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from xtf.config.compose import load_config, override_value
 from xtf.config.identity import digest, identity, plain
-from xtf.config.schema import Config, PlantKind, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Config, PlantKind, Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.planting import CODES
-from xtf.data.ragged import Responses
+from xtf.data.ragged import Responses, Sequences
 from xtf.data.tokens import Pieces
 from xtf.graders.metrics import Metric
 from xtf.reporting import figures
-from xtf.reporting.cells import experiment_folders
-from xtf.reporting.pages import counted, picture, render, write_csv
+from xtf.reporting.pages import counted, picture, render_page, write_csv
 from xtf.runtime.models import load_tokenizer
-from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.runtime.run_folder import Manifest, RunFolder, run_folders
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, TokenCleaning, excess_loss
@@ -53,35 +52,26 @@ SHOWN = 12  # clean tokens in the list of what was dropped instead
 # --- threshold-free measures --------------------------------------------------------------------------------
 
 
-def auroc(score: np.ndarray, noise: np.ndarray) -> float:
-    """The chance that a noise token scores above a clean one, ties counted half; NaN without either.
-
-    score: float [N]; noise: bool [N]. This is the Mann-Whitney U statistic over its maximum.
-    """
-    return float(_auroc(*_counts(score, noise)))
-
-
-def average_precision(score: np.ndarray, noise: np.ndarray) -> float:
-    """Sum over thresholds, from the highest score down, of precision times the recall gained; NaN without noise.
-
-    Tokens of equal score are dropped together, so their order does not matter.
-    """
-    return float(_average_precision(*_counts(score, noise)))
-
-
-def _counts(score: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Noise and clean tokens at each distinct score, ascending; float64."""
+def score_counts(score: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Noise and clean tokens at each distinct score, ascending; float64. score: float [N]; noise: bool [N]."""
     values, place = np.unique(score, return_inverse=True)
     return tuple(np.bincount(place[part], minlength=len(values)).astype(float) for part in (noise, ~noise))  # type: ignore[return-value]
 
 
-def _auroc(noise_B: np.ndarray, clean_B: np.ndarray) -> np.ndarray:
-    """From counts per ascending score, along the last axis."""
+def auroc(noise_B: np.ndarray, clean_B: np.ndarray) -> np.ndarray:
+    """The chance that a noise token scores above a clean one, ties counted half; NaN without either.
+
+    From counts per ascending score, along the last axis. This is the Mann-Whitney U statistic over its maximum.
+    """
     below_B = np.cumsum(clean_B, -1) - clean_B / 2
     return _ratio((noise_B * below_B).sum(-1), noise_B.sum(-1) * clean_B.sum(-1))
 
 
-def _average_precision(noise_B: np.ndarray, clean_B: np.ndarray) -> np.ndarray:
+def average_precision(noise_B: np.ndarray, clean_B: np.ndarray) -> np.ndarray:
+    """Sum over thresholds, from the highest score down, of precision times the recall gained; NaN without noise.
+
+    From counts per ascending score, along the last axis: tokens of equal score are dropped together.
+    """
     noise_B, clean_B = noise_B[..., ::-1], clean_B[..., ::-1]
     found_B, dropped_B = np.cumsum(noise_B, -1), np.cumsum(noise_B + clean_B, -1)
     precision_B = np.divide(found_B, dropped_B, out=np.zeros_like(found_B), where=dropped_B > 0)
@@ -122,9 +112,9 @@ def score_measures(score: np.ndarray, noise: np.ndarray, group: np.ndarray, draw
         for sort in sorts
     ]
     noise_RB, clean_RB = (draws_RG @ table for table in tables)
-    counts, found = _counts(score, noise), {}
-    for name, measure in (("auroc", _auroc), ("average_precision", _average_precision)):
-        exact = float(measure(*counts))
+    whole, found = score_counts(score, noise), {}
+    for name, measure in (("auroc", auroc), ("average_precision", average_precision)):
+        exact = float(measure(*whole))
         shift = exact - float(measure(*(table.sum(0) for table in tables)))
         found[name] = _metric(exact, np.clip(measure(noise_RB, clean_RB) + shift, 0, 1), groups)
     return found
@@ -202,6 +192,8 @@ def detectors(table: pa.Table, threshold: ThresholdConfig, seed: int) -> dict[st
     columns = {name for attribute in attributes for name in (attribute.source, attribute.drops)} | {"labels"}
     if threshold.end is ThresholdEnd.kept:
         columns.add("end")
+    if threshold.protect is not Protect.none:
+        columns.add("protected")
     scores = Responses.from_table(mask.table, columns | ({"ref_logp"} & set(table.column_names)))
     drops = {a.label: scores.columns[a.drops].astype(bool) for a in attributes}
     # Little attention, a high probability and distance from the centre speak for noise.
@@ -353,29 +345,25 @@ def _sources(settings: Sequence[_Setting]) -> list[str]:
 
 def _planted(case: str, share: float, runs: Sequence[tuple[Config, pa.Table]]) -> PlantedTokens:
     ids = {name: number for number, name in enumerate(runs[0][1]["example_id"].to_pylist())}
-    codes, groups, tokens, found = [], [], [], defaultdict[str, list[Detector]](list)
-    sizes: list[int] = []  # of each response
+    codes, groups, tokens, sizes, found = [], [], [], [], defaultdict[str, list[Detector]](list)
     for config, table in runs:
-        prompts, rows = table["prompt_length"].to_pylist(), table["input_ids"].to_pylist()
-        responses = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
-        lengths = [len(response) for response in responses]
+        rows = Sequences(table)
         numbers = [ids.setdefault(name, len(ids)) for name in table["example_id"].to_pylist()]
-        groups.append(np.repeat(numbers, lengths))
-        sizes += lengths
-        tokens.append(np.concatenate(responses))
-        truth = table["planted"] if "planted" in table.column_names else None
-        clean = np.zeros(sum(lengths), np.int8)
-        codes.append(clean if truth is None else truth.combine_chunks().flatten().to_numpy())
+        groups.append(np.repeat(numbers, rows.responses))
+        sizes.append(rows.responses)
+        tokens.append(rows.response_ids)
+        planted = "planted" in table.column_names
+        codes.append(rows.of_responses("planted") if planted else np.zeros(int(rows.responses.sum()), np.int8))
         for name, detector in detectors(table, config.threshold, config.plant.seed).items():
             found[name].append(detector)
-    whole = np.concatenate(codes)
+    whole, every = np.concatenate(codes), np.concatenate(sizes)
     return PlantedTokens(
         case,
         share,
         float((whole > 0).mean()),
         whole,
         np.concatenate(groups),
-        np.repeat(np.arange(len(sizes)), sizes),
+        np.repeat(np.arange(len(every)), every),
         np.concatenate(tokens),
         {name: _joined(parts) for name, parts in found.items() if len(parts) == len(runs)},
         runs[0][0],
@@ -402,8 +390,8 @@ def findings(planted: PlantedTokens) -> list[Finding]:
                 measures |= score_measures(detector.score[part], noise[part], group, draws_RG)
             if detector.dropped is not None:
                 measures |= rule_measures(detector.dropped[part], noise[part], group, draws_RG, text)
-            counts = int(noise.sum()), int(clean.sum()), len(noise), planted.reached
-            found.append(Finding(planted.case, planted.share, kind, name, *counts, measures))
+            tokens = int(noise.sum()), int(clean.sum()), len(noise), planted.reached
+            found.append(Finding(planted.case, planted.share, kind, name, *tokens, measures))
     return found
 
 
@@ -451,26 +439,22 @@ def unseen(rows: Sequence[Finding]) -> list[str]:
         for kind in dict.fromkeys(row.kind for row in here if row.kind != ANY and row.noise_tokens):
             one = {row.detector: row.measures for row in here if row.kind == kind}
             names = [attribute.label for attribute in ATTRIBUTES.values() if attribute.label in one]
-            seen = [name for name in names if one[name]["auroc"].low > 0.5 or _gains(one[name])]
+            gains = {name: one[name]["gain"] for name in names if "gain" in one[name]}
+            seen = [n for n in names if one[n]["auroc"].low > 0.5 or (n in gains and gains[n].low > 0)]
             inverted = [name for name in names if one[name]["auroc"].high < 0.5]
             said.append(
                 f"{case}, {kind}: "
                 + ("seen by " if seen else "not what any of the three attributes can see (")
-                + ", ".join(f"{name} {_in_short(one[name])}" for name in seen or names)
+                + ", ".join(
+                    f"{name} AUROC {one[name]['auroc'].value:.2f}"
+                    + (f" with a gain of {gains[name].value:+.2f}" if name in gains else "")
+                    for name in seen or names
+                )
                 + ("" if seen else ")")
                 + (f"; by {', '.join(inverted)} it looks more worth keeping than clean tokens" if inverted else "")
                 + "."
             )
     return said
-
-
-def _in_short(measures: Mapping[str, Metric]) -> str:
-    gain = f" with a gain of {measures['gain'].value:+.2f}" if "gain" in measures else ""
-    return f"AUROC {measures['auroc'].value:.2f}{gain}"
-
-
-def _gains(measures: Mapping[str, Metric]) -> bool:
-    return "gain" in measures and measures["gain"].low > 0
 
 
 def detection_report(experiment: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
@@ -485,7 +469,7 @@ def detection_report(experiment: str, runs_root: Path, out_dir: Path, archive: P
     if archive is not None:
         rows = read_findings(archive / f"{experiment}.csv")
         return _write_report(experiment, rows, out_dir, source=f"findings of {archive.name}/{experiment}.csv")
-    folders = experiment_folders(experiment, runs_root)
+    folders = [folder.path for folder in run_folders(runs_root, experiment)]
     done = [folder for folder in folders if RunFolder(folder).mask.is_file()]
     if not done:
         raise ValueError(f"none of the {len(folders)} runs of experiment {experiment!r} has a mask yet")
@@ -523,13 +507,14 @@ def _write_report(
         "instead": instead,
         "unfinished": unfinished,
     }
-    return written + render("detection", context, out_dir, experiment)
+    return written + render_page("detection", context, out_dir, experiment)
 
 
 def _instead(settings: Sequence[PlantedTokens]) -> list[dict[str, Any]]:
     """What the attributes dropped at the largest share of each case, tokens in words."""
     found = []
-    for planted in _largest(settings):
+    largest = {planted.case: planted for planted in sorted(settings, key=lambda each: (each.case, each.share))}
+    for planted in largest.values():
         pieces = Pieces(load_tokenizer(planted.config.model))
         labels = [attribute.label for attribute in ATTRIBUTES.values() if attribute.label in planted.detectors]
         names = [*labels, " or ".join(labels)] if len(labels) > 1 else labels
@@ -537,12 +522,6 @@ def _instead(settings: Sequence[PlantedTokens]) -> list[dict[str, Any]]:
             tokens = [(repr(pieces.alone(token)), drops, every) for token, drops, every in each.clean]
             found.append({"case": planted.case, "share": planted.share, "dropped": each, "tokens": tokens})
     return found
-
-
-def _largest(settings: Sequence[PlantedTokens]) -> list[PlantedTokens]:
-    """Of each case the tokens with the largest share of noise."""
-    ordered = sorted(settings, key=lambda planted: (planted.case, planted.share))
-    return list({planted.case: planted for planted in ordered}.values())
 
 
 def _curves(rows: Sequence[Finding], kind: str) -> dict[str, dict[str, list[tuple[float, Metric]]]]:
@@ -596,10 +575,9 @@ def _tables(rows: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 _SHOWN = (*MEASURES, "clean_dropped")
-COLUMNS = (
-    *("case", "share", "kind", "detector", "noise_tokens", "clean_tokens", "response_tokens", "reached", "examples"),
-    *(f"{name}{part}" for name in _SHOWN for part in ("", "_low", "_high")),
-)
+_TYPES = {"case": str, "share": float, "kind": str, "detector": str, "noise_tokens": int, "clean_tokens": int}
+_TYPES |= {"response_tokens": int, "reached": float}
+COLUMNS = (*_TYPES, "examples", *(f"{name}{part}" for name in _SHOWN for part in ("", "_low", "_high")))
 
 
 def _csv_line(row: Finding) -> list[Any]:
@@ -610,8 +588,7 @@ def _csv_line(row: Finding) -> list[Any]:
         for each in found
         for number in ((0.0,) * 3 if each is None else (each.value, each.low, each.high))
     ]
-    counts = (row.noise_tokens, row.clean_tokens, row.response_tokens, row.reached)
-    return [row.case, row.share, row.kind, row.detector, *counts, next((one.n for one in found if one), None), *numbers]
+    return [*(getattr(row, name) for name in _TYPES), next((one.n for one in found if one), None), *numbers]
 
 
 def read_findings(path: Path) -> list[Finding]:
@@ -623,22 +600,13 @@ def read_findings(path: Path) -> list[Finding]:
     if not path.is_file():
         raise ValueError(f"there is no {path.name} in {path.parent}")
     with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Finding(
-                row["case"],
-                float(row["share"]),
-                row["kind"],
-                row["detector"],
-                int(row["noise_tokens"]),
-                int(row["clean_tokens"]),
-                int(row["response_tokens"]),
-                float(row["reached"]),
-                {name: _read_metric(row, name) for name in _SHOWN if row[name]},
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def _read_metric(row: Mapping[str, str], name: str) -> Metric:
-    value, low, high = (float(row[f"{name}{part}"]) for part in ("", "_low", "_high"))
-    return Metric(value, low, high, int(row["examples"]), INTERVAL)
+        lines = list(csv.DictReader(file))
+    found = []
+    for row in lines:
+        measures = {}
+        for name in filter(row.get, _SHOWN):
+            value, low, high = (float(row[f"{name}{part}"]) for part in ("", "_low", "_high"))
+            measures[name] = Metric(value, low, high, int(row["examples"]), INTERVAL)
+        facts: dict[str, Any] = {name: kind(row[name]) for name, kind in _TYPES.items()}
+        found.append(Finding(**facts, measures=measures))
+    return found

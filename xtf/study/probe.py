@@ -27,11 +27,11 @@ from xtf.reporting.intervals import (
     components,
     crossed_effect,
     family,
-    matrix,
     mean,
+    paired_values,
     smallest_study,
 )
-from xtf.reporting.pages import Section, percent, picture, render_sections, seconds
+from xtf.reporting.pages import Section, estimated, percent, picture, points, render_sections, seconds
 from xtf.reporting.runs import Run, base_mean, load_run
 from xtf.runtime.artifacts import locked
 from xtf.runtime.progress import console, say
@@ -215,9 +215,8 @@ def _agreement_section(dropped: Mapping[str, np.ndarray]) -> Section:
 
 def paired(runs: Mapping[str, Sequence[Run]], treated: str, control: str) -> np.ndarray:
     """Differences of verdicts, [seeds, items]."""
-    sides = [[run.verdicts(run.headline) for run in runs[name]] for name in (treated, control)]
-    values = matrix([*sides[0], *sides[1]])
-    return values[: len(sides[0])] - values[len(sides[0]) :]
+    sides = ([run.verdicts(run.headline) for run in runs[name]] for name in (treated, control))
+    return paired_values(*sides)
 
 
 def compare(runs: Mapping[str, Sequence[Run]]) -> dict[str, Comparison]:
@@ -232,18 +231,13 @@ def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Compar
     base = base_mean(runs["normal"], metric)
     arms = {} if base is None else {"base model": base}
     arms |= {name: mean([run.verdicts(metric) for run in some]) for name, some in runs.items()}
-    rows = [
-        [name, f"{percent(one.value)} [{100 * one.low:.1f}, {100 * one.high:.1f}]", "", ""]
-        for name, one in arms.items()
-    ]
-    for name, some in runs.items():
-        row = next(row for row in rows if row[0] == name)
-        row[2] = f"{np.mean([run.record['mask']['kept_share'] for run in some]):.1%}"
-        row[3] = seconds(float(np.mean([run.record["timing"]["train"] for run in some])))
-    rows += [
-        [name, f"{100 * one.value:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}] points", "", ""]
-        for name, one in found.items()
-    ]
+    rows = []
+    for name, arm in arms.items():
+        kept = [run.record["mask"]["kept_share"] for run in runs.get(name, ())]
+        took = [run.record["timing"]["train"] for run in runs.get(name, ())]
+        figures_of_runs = [f"{np.mean(kept):.1%}", seconds(float(np.mean(took)))] if kept else ["", ""]
+        rows.append([name, estimated(arm), *figures_of_runs])
+    rows += [[name, f"{points(one)} points", "", ""] for name, one in found.items()]
     one = next(iter(found.values()))
     verdict = [
         f"{name}: " + {1: "better", -1: "worse", 0: "the interval holds zero, so the pilot does not decide"}[each.sign]
@@ -259,15 +253,15 @@ def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Compar
 
 def needed(parts: Components, gain: float, at_hand: int) -> str:
     """How large a study must be to tell a gain, in a sentence."""
-    points = f"{100 * gain:g} points"
+    told = f"{100 * gain:g} points"
     if not (parts.items or parts.rest or parts.seeds):
-        return f"Every item of the pilot differs alike, so nothing can be said about a gain of {points}."
+        return f"Every item of the pilot differs alike, so nothing can be said about a gain of {told}."
     try:
         study = smallest_study(parts, gain, at_hand, POWER)
     except ValueError:
-        return f"To tell a gain of {points}, 100 seeds would not be enough: training is that uneven."
+        return f"To tell a gain of {told}, 100 seeds would not be enough: training is that uneven."
     more = "" if study[1] <= at_hand else f" (there are {at_hand:,})"
-    return f"To tell a gain of {points} you need about {study[0]} seeds and {study[1]:,} evaluation items{more}."
+    return f"To tell a gain of {told} you need about {study[0]} seeds and {study[1]:,} evaluation items{more}."
 
 
 def _power_section(runs: Mapping[str, Sequence[Run]], gain: float, at_hand: int) -> Section:

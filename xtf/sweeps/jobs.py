@@ -100,7 +100,7 @@ class _Composer:
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         self.parse = functools.cache(OverridesParser.create().parse_override)
-        self.compose = functools.cache(self._compose)
+        self.compose = functools.cache(lambda *arguments: compose(arguments, hydra_node=True))
         self.part = functools.cache(self._part)
         self.choices: dict[str, list[str]] = {}
         for text in dict.fromkeys(text for arguments in batch for text in arguments):
@@ -152,10 +152,6 @@ class _Composer:
             name: value for name, value in overrides(composed, default).items() if name.split(".")[0] in inside
         }
         return {name: getattr(config, name) for name in inside}, different
-
-    @staticmethod
-    def _compose(*arguments: str) -> Any:
-        return compose(arguments, hydra_node=True)
 
 
 def without_given(grid: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -210,15 +206,7 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
         config = job.config
         if not job.is_case or config.experiment is None:
             continue
-        parts = {
-            "task": config.task,
-            "model": config.model,
-            "method": config.method,
-            "scorer": config.scorer,
-            "threshold": config.threshold,
-        }
-        entry = {key: part.name for key, part in parts.items()}
-        entry |= {
+        entry = {key: getattr(config, key).name for key in ("task", "model", "method", "scorer", "threshold")} | {
             "tuning": config.tuning.name.value,
             "seed": config.seed,
             "stage": config.stage.value,

@@ -130,25 +130,18 @@ class Tokens:
 def tokens_of(job: Planned) -> Tokens:
     """From the job's own scoring pass, else from a sample of local rows, else as `task.size` states it."""
     task, size = job.config.task, job.config.task.size
-    stated = Tokens(
-        min(size.train_rows, task.train.limit or size.train_rows),
-        min(size.eval_rows, task.eval.limit or size.eval_rows),
-        size.prompt,
-        size.response,
-        "stated",
-    )
     train, evaluation = _local_rows(task.train.path), _local_rows(task.eval.path)
-    found = stated
-    if train and evaluation:
-        sampled = _sampled(job.config)
-        prompt, response = sampled or (size.prompt, size.response)
-        found = Tokens(
-            min(train, task.train.limit or train),
-            min(evaluation, task.eval.limit or evaluation),
-            prompt,
-            response,
-            "sampled" if sampled else "stated",
-        )
+    sampled = _sampled(job.config) if train and evaluation else None
+    if not (train and evaluation):
+        train, evaluation = size.train_rows, size.eval_rows
+    prompt, response = sampled or (size.prompt, size.response)
+    found = Tokens(
+        min(train, task.train.limit or train),
+        min(evaluation, task.eval.limit or evaluation),
+        prompt,
+        response,
+        "sampled" if sampled else "stated",
+    )
     manifest = Manifest(job.folder)
     path = manifest.stages.get("score", {}).get("paths", {}).get(Pass.base.value)
     rows = manifest.data.get("train", {}).get("rows")

@@ -10,7 +10,7 @@ from xtf.reporting.archived import SUFFIX
 from xtf.reporting.mask_report import has_results
 from xtf.reporting.sweep_report import sweep_report
 from xtf.runtime.progress import say
-from xtf.runtime.run_folder import OutputDir
+from xtf.runtime.run_folder import OutputDir, run_folders
 from xtf.study.detection import detection_report
 from xtf.sweeps.jobs import Planned
 
@@ -44,7 +44,6 @@ def experiment_report(experiment: str, output: OutputDir, archive: Path | None =
     """
     if not _of_planted_masks(experiment, output, archive):
         return sweep_report(experiment, output.runs, output.reports, archive=archive)
-
     return detection_report(experiment, output.runs, output.reports, archive)
 
 
@@ -52,6 +51,6 @@ def _of_planted_masks(experiment: str, output: OutputDir, archive: Path | None) 
     """Whether the runs stop at masks and plant noise; of an archive, whether it holds findings instead of runs."""
     if archive is not None:
         return (archive / f"{experiment}.csv").is_file() and not (archive / f"{experiment}{SUFFIX}").is_file()
-    folders = output.run_folders(experiment)
+    folders = run_folders(output.runs, experiment)
     planted = any(folder.recorded.get("plant", {}).get("share") for folder in folders)
     return planted and not has_results([folder.path for folder in folders], [])

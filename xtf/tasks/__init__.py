@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import nearest
-from xtf.config.schema import TaskConfig
+from xtf.config.schema import ConfigError, TaskConfig
 from xtf.data.examples import Example, Message, Reading, RowError, example_of, render, split_turns
 from xtf.data.rows import Rows, first_few, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
@@ -110,23 +110,39 @@ class Task:
             raise RowError("task.prompt is set, task.response is not: both are needed to train")
         return Reading([prompt, {"role": "assistant", "content": render(self.config.response, row)}])
 
-    def _reference_text(self, example: Example) -> str:
-        if self.config.reference is not None:
-            return render(self.config.reference, example.row)
-        reading = self._reading(example.row, training=False)
-        return example.response if reading.reference is None else reading.reference
-
     def reference(self, example: Example) -> str:
         """The key that completions of this example are compared with.
 
         Raises:
             ValueError: the row holds none.
         """
-        return self.grader.reference(example, self._reference_text(example))
+        if self.config.reference is not None:
+            text = render(self.config.reference, example.row)
+        else:
+            stated = self._reading(example.row, training=False).reference
+            text = example.response if stated is None else stated
+        return self.grader.reference(example, text)
 
     def grade(self, items: Sequence[tuple[Example, str]]) -> list[Grade]:
         """One grade per (example, completion), in order."""
         return self.grader.grade([Item(example, text, self.reference(example)) for example, text in items])
+
+    def check_names_answers(self) -> None:
+        """Refuses `threshold.protect=answer` where the grader does not say what it reads.
+
+        Raises:
+            ConfigError: with the graders that do.
+        """
+        names = getattr(self.grader, "names_answers", None)
+        if names is None or not names():
+            raise ConfigError(
+                f"threshold.protect=answer keeps what the grader reads, and task.grader={self.config.grader} does not "
+                "say what that is (number, math, choice, decision, code and own ones with answer_spans do): unset it"
+            )
+
+    def answer_spans(self, example: Example) -> list[tuple[int, int]]:
+        """Characters [start, end) of an example's response that the grader reads; see `Grader.answer_spans`."""
+        return self.grader.answer_spans(example)
 
     def metrics(self, examples: Sequence[Example], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
         """Figures over all examples; `grades[i]` are the grades of the samples for `examples[i]`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import shutil
 import warnings
@@ -32,6 +31,7 @@ from xtf.runtime.artifacts import read_json, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console, say
+from xtf.runtime.train_log import add_to_log, read_log, write_log
 from xtf.scoring.masks import row_weighted, weights_to_labels
 from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
@@ -39,20 +39,10 @@ from xtf.training.budget import LARGEST, microbatch
 from xtf.training.module import TokenFilteredLM
 from xtf.training.packed import PACKED, check_positions, enable_packing
 
-LOG_COLUMNS = (
-    "step",
-    "epoch",
-    "loss",
-    "kept_tokens",
-    "tokens",
-    "tokens_per_second",
-    "learning_rate",
-    "grad_norm",
-    "validation_loss",
-)
 LOG = "train_log.csv"
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
+SMALL = 2**28  # bytes of weights
 VALIDATION_STREAM = 2**31 + 1  # keeps the split apart from the training order, whose streams are epochs
 MODEL_PREFIX = "packed.model."  # of parameter names within the LightningModule
 RECORD = "training.json"  # in the model's folder, which is complete when it is renamed into place
@@ -115,7 +105,8 @@ def fit(
         trainer = _trainer(config, run_dir, loggers, progress)
     trainable = _trainable(model, tuning, config.seed)
     budget = microbatch(trainable, config, longest, run_dir)
-    if budget.tokens < LARGEST and model.device.type == "cpu":
+    # Small models have memory enough, and mapping their activations anew in each step takes a third of its time.
+    if budget.tokens < LARGEST and model.device.type == "cpu" and model.get_memory_footprint() > SMALL:
         return_freed_memory()
     loader = StepLoader(
         training,
@@ -181,7 +172,7 @@ def _fit_parts(
         records.append(fit(model, part, plain, folder, pad_id=pad_id, **more))
         steps = log[-1]["step"] if log else 0
         log += [row | {"step": row["step"] + steps} for row in read_log(folder / LOG)]
-    write_atomic(run_dir / LOG, lambda path: _write_log(path, log))
+    write_log(run_dir / LOG, log)
     record = records[-1] | {
         name: sum(one[name] for one in records) for name in ("steps", "examples", "tokens", "kept_tokens")
     }
@@ -339,8 +330,7 @@ class Progress(Callback):
         done = module.loader.next
         self.advance(module.loader.tokens(done))
         if trainer.is_global_zero:
-            rows = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
-            write_atomic(self.run_dir / LOG, lambda path: _write_log(path, rows))
+            write_log(self.run_dir / LOG, [row for row in read_log(self.run_dir / LOG) if row["step"] <= done])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
@@ -348,34 +338,12 @@ class Progress(Callback):
         assert isinstance(module, TokenFilteredLM)
         done = batch.index + 1
         if trainer.is_global_zero:
-            with (self.run_dir / LOG).open("a", newline="") as file:
-                csv.DictWriter(file, LOG_COLUMNS).writerow(outputs["record"])
+            add_to_log(self.run_dir / LOG, outputs["record"])
         if module.best_step == done:
             trainer.save_checkpoint(self.run_dir / BEST, weights_only=True)
         if done % self.checkpoint_every == 0 and done < len(module.loader):
             trainer.save_checkpoint(self.run_dir / LAST)
         self.advance(batch.tokens)
-
-
-def _write_log(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, LOG_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a train_log.csv as numbers; None where a step has no value. A line cut off by a kill is
-    left out."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if None not in line.values()]
-    integers = ("step", "epoch", "kept_tokens", "tokens")
-    return [
-        {name: None if value == "" else (int if name in integers else float)(value) for name, value in line.items()}
-        for line in lines
-    ]
 
 
 # -- after training ------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.config.identity import digest, plain, to_yaml
+from xtf.config.identity import digest, plain
 from xtf.config.schema import Config
 from xtf.data.ragged import ROW_WEIGHTS, as_table, with_row_weights, with_sources
-from xtf.runtime.artifacts import locked, read_json, write_atomic, write_json
+from xtf.runtime.artifacts import locked, read_json, write_json
 from xtf.runtime.models import fingerprint, inference_dtype, load_model
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder
@@ -61,8 +61,7 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
     with locked(folder.path, say):
         if not folder.model.is_dir():
             say(f"training the reference model of method={method.name} on {len(chosen)} examples")
-            text = to_yaml(warmup)
-            write_atomic(folder.config, lambda path: path.write_text(text, encoding="utf-8"))
+            folder.write_config(warmup)
             write_mask(warmup, table, folder.mask)
             with stopwatch() as seconds:
                 record = train(warmup, folder)

@@ -105,6 +105,7 @@ function reasons(i, example) {
     said.push(`dropped: ${reason.replace("{score}", number(data[`score_${name}`][i])).replace("{p}", p)}`);
   }
   if (meta.live && !data.judged[i]) said.push("kept: it ends the response and is not the data's, so no threshold judges it");
+  else if (data.guarded[i]) said.push("kept: the grader reads the answer here, so nothing drops it");
   else if (!code) said.push(meta.live ? "kept: no attribute in use drops it, so it trains" : "kept: it trains");
   return said;
 }
@@ -493,7 +494,7 @@ async function open() {
   const sampled = meta.rows.length < meta.total ? `a random sample of ${count(meta.rows.length)} of ${count(meta.total)} examples; thresholds are fitted to all of them` : `all ${count(meta.total)} examples`;
   const ends = state.length - judged;
   const apart = ends ? ` The ${count(ends)} end tokens that encoding appended are kept and not counted.` : "";
-  $("about").textContent = `Response tokens in colour train nothing; the coloured underline says which attribute dropped them. Shown: ${sampled}.${apart}`;
+  $("about").textContent = `Response tokens in colour train ${meta.effect}; the coloured underline says which attribute dropped them. Shown: ${sampled}.${apart}`;
   $("reproduce").hidden = !meta.live;
   const choices = [["all", "any tokens"], ["kept", "kept tokens"], ["dropped", "dropped tokens"]];
   if (meta.live) choices.push(...meta.attributes.map((a) => [a.name, `tokens dropped by ${a.name.toUpperCase()}`]), ["several", "tokens dropped by several"]);

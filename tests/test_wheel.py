@@ -1,0 +1,77 @@
+"""The built wheel, away from the repository: the console script, a sweep with its report, the explorer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds nothing but what the wheel installs; its dependencies come from this environment."""
+    built, target = tmp_path_factory.mktemp("built"), tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(built)]
+    subprocess.run(build, check=True)
+    (wheel,) = built.glob("xtf-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
+    return target
+
+
+def run(installed: Path, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(installed / "bin" / "xtf"), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_wheel_holds_the_package_and_hydras_plugin_and_nothing_else_at_the_top(installed: Path) -> None:
+    assert {path.name for path in installed.iterdir()} - {"bin", "__pycache__"} == {
+        "xtf", "hydra_plugins", next(installed.glob("xtf-*.dist-info")).name
+    }  # fmt: skip
+    for file in ("py.typed", "conf/model/tiny.yaml", "experiments/table2.yaml", "tiny/model/model.safetensors"):
+        assert (installed / "xtf" / file).is_file()
+    assert not list((installed / "xtf/experiments").glob("*[!l]"))  # no archives, no pages
+
+
+def test_a_sweep_its_report_and_the_explorer_from_another_folder(installed: Path, tmp_path: Path) -> None:
+    shown = run(installed, tmp_path, "--help")
+    assert "usage: xtf [-m]" in shown and "table2" in shown and "run.py" not in shown
+    small = ["task.train.limit=8", "task.eval.limit=2", "task.max_new_tokens=8", "tuning.max_steps=1"]
+    run(
+        installed,
+        tmp_path,
+        "-m",
+        "experiments=controls",
+        "model=tiny",
+        "task=math",
+        "method=xtf,normal",
+        "seed=0",
+        *small,
+    )
+    assert len(list(tmp_path.glob("outputs/runs/**/metrics.json"))) == 2
+    assert list(tmp_path.glob("outputs/reports/**/*.html"))
+    run(installed, tmp_path, "stage=preview", *small)
+    assert list(tmp_path.glob("outputs/**/preview.html"))
+    told = [
+        path
+        for path in tmp_path.rglob("*")
+        if path.suffix in (".html", ".md", ".json", ".yaml") and str(ROOT) in path.read_text(encoding="utf-8")
+    ]
+    assert told == []  # nothing came from the repository
+
+
+def test_the_wheel_is_small(installed: Path) -> None:
+    assert sum(path.stat().st_size for path in installed.rglob("*") if path.is_file()) < 12_000_000
