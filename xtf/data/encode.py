@@ -358,6 +358,11 @@ def tokens_within(
     offsets = response_offsets(tokenizer, [example.response for example in own])
     for row, example, places in zip(rows, own, offsets, strict=True):
         within = np.zeros(len(row.input_ids) - row.prompt_length, bool)
+        if row.end_tokens and len(places) + row.end_tokens != len(within):
+            raise ValueError(
+                f"example {example.example_id}: its response is written by the chat template (tool calls, reasoning, a "
+                "thought of its own), so no place in it can be found; leave the row out"
+            )
         for start, end in spans(example):
             if not 0 <= start <= end <= len(example.response):
                 raise ValueError(

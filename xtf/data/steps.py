@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xtf.data.ragged import IGNORED, Sequences, positions
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Sequences, positions
 
 DRAWS = 2**31 + 2  # keeps these draws apart from the order of rows, whose streams are epochs, and from other streams
 
@@ -27,8 +27,8 @@ class TrainingRows:
     also the last one.
 
     A mask whose holes move has two columns more, `drop_probability` (a number for each row) and `dropped` (bool, as
-    long as the response): with that probability a dropped token has its stored weight in an epoch, else 1. Here stands
-    what it has on average; `in_epoch` draws.
+    long as the response): with that probability a dropped token has its stored weight in an epoch, else its row's. Here
+    stands what it has on average; `in_epoch` draws.
 
     Raises:
         ValueError: a column is missing or as long as neither the sequence nor the response.
@@ -58,7 +58,12 @@ class TrainingRows:
             self.chance = np.zeros(len(self.input_ids), np.float32)  # of being dropped in an epoch
             self.chance[self.in_response] = rows.of_responses("dropped")
             self.chance *= np.repeat(table["drop_probability"].to_numpy().astype(np.float32), self.lengths)
-            weights = np.where(self.chance > 0, 1 - self.chance * (1 - weights), weights)
+            self.when_kept = np.ones(len(self.input_ids), np.float32)
+            if ROW_WEIGHTS in table.column_names:
+                self.when_kept[self.in_response] = rows.of_responses(ROW_WEIGHTS)
+            weights = np.where(self.chance > 0, self.when_kept - self.chance * (self.when_kept - weights), weights)
+        self.own_queries = own_queries
+        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
         self._weigh(weights)
 
     def _weigh(self, weights: np.ndarray) -> None:
@@ -67,7 +72,8 @@ class TrainingRows:
         self.kept = (self.labels != IGNORED) & (self.weights != 0) & (self.position > 0)
         # Tokens from the last kept one on are targets at most, so the model need not read them; it reads that one too
         # where a rule asks what the kept tokens themselves attend to.
-        self.needed = np.maximum.reduceat(np.where(self.kept, self.position + self.own_queries, 0), self.offsets[:-1])
+        reach = np.where(self.kept, self.position + self.own_queries, 0)
+        self.needed = np.maximum.reduceat(reach, self.offsets[:-1])
 
     def in_epoch(self, seed: int, epoch: int) -> TrainingRows:
         """The rows with the weights of an epoch; themselves where these are the same in all.
@@ -81,7 +87,7 @@ class TrainingRows:
             [_draws(seed, epoch, name, length) for name, length in zip(self.example_ids, self.lengths, strict=True)]
         )
         found = copy.copy(self)
-        found._weigh(np.where((self.chance > 0) & (draws >= self.chance), np.float32(1), self.when_dropped))
+        found._weigh(np.where((self.chance > 0) & (draws >= self.chance), self.when_kept, self.when_dropped))
         return found
 
     def __len__(self) -> int:

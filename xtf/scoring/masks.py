@@ -239,22 +239,17 @@ def row_weighted(mask: Mask) -> Mask:
         given = rows.of_responses(ROW_WEIGHTS)
         kept = rows.of_sequences("labels")[rows.in_response] != IGNORED
         own = rows.of_responses("weights") if "weights" in rows.table.schema.names else kept
-        columns = {
-            attribute.drops: rows.table.column(attribute.drops)
-            for attribute in ATTRIBUTES.values()
-            if attribute.drops in rows.table.schema.names
-        }
-        if "dropped" in rows.table.schema.names:
-            columns["dropped"] = rows.table.column("dropped")
+        told = ("dropped", *(attribute.drops for attribute in ATTRIBUTES.values()))
+        columns = {name: rows.table.column(name) for name in told if name in rows.table.schema.names}
         untrained += int(np.count_nonzero(given == 0))
         weights = (given * own * kept).astype(np.float32)
         columns |= {"weights": as_lists(weights, rows.responses), "labels": _labels(rows, weights != 0)}
         masked.append(_with_columns(rows, columns))
     table = pa.Table.from_batches(masked)
     weights, _ = flat(table["weights"])
-    if not weights.any():
+    if not weights.any() and not moving:
         raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
-    if np.isin(weights, (0, 1)).all():
+    if np.isin(weights, (0, 1)).all() and not moving:
         table = table.drop_columns("weights")
     return Mask(table, replace(mask.stats, untrained_tokens=untrained))
 
