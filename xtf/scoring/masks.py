@@ -247,9 +247,9 @@ def row_weighted(mask: Mask) -> Mask:
         masked.append(_with_columns(rows, columns))
     table = pa.Table.from_batches(masked)
     weights, _ = flat(table["weights"])
-    if not weights.any() and not moving:
+    if not weights.any():
         raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
-    if np.isin(weights, (0, 1)).all() and not moving:
+    if np.isin(weights, (0, 1)).all():
         table = table.drop_columns("weights")
     return Mask(table, replace(mask.stats, untrained_tokens=untrained))
 
