@@ -62,8 +62,6 @@ class TrainingRows:
             if ROW_WEIGHTS in table.column_names:
                 self.when_kept[self.in_response] = rows.of_responses(ROW_WEIGHTS)
             weights = np.where(self.chance > 0, self.when_kept - self.chance * (self.when_kept - weights), weights)
-        self.own_queries = own_queries
-        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
         self._weigh(weights)
 
     def _weigh(self, weights: np.ndarray) -> None:

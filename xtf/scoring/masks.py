@@ -225,31 +225,30 @@ def row_weighted(mask: Mask) -> Mask:
     The statistics stay those of the method's own mask, but for `untrained_tokens`.
 
     Raises:
-        ValueError: nothing is left to train on, or dropped tokens are to be drawn anew in each epoch.
+        ValueError: nothing is left to train on.
     """
     if ROW_WEIGHTS not in mask.table.column_names:
         return mask
-    if "drop_probability" in mask.table.column_names:
-        raise ValueError(
-            "threshold.drop_probability trains a token in some epochs, with the weight 1: it does not go with rows "
-            "that have weights of their own (weight, train or loss in messages)"
-        )
     masked, untrained = [], 0
+    moving = "drop_probability" in mask.table.column_names  # a token of weight 0 may count in another epoch
     for rows in _parts(mask.table):
         given = rows.of_responses(ROW_WEIGHTS)
         kept = rows.of_sequences("labels")[rows.in_response] != IGNORED
         own = rows.of_responses("weights") if "weights" in rows.table.schema.names else kept
-        told = ("dropped", *(attribute.drops for attribute in ATTRIBUTES.values()))
+        told = ("dropped", "drop_probability", *(attribute.drops for attribute in ATTRIBUTES.values()))
         columns = {name: rows.table.column(name) for name in told if name in rows.table.schema.names}
         untrained += int(np.count_nonzero(given == 0))
         weights = (given * own * kept).astype(np.float32)
-        columns |= {"weights": as_lists(weights, rows.responses), "labels": _labels(rows, weights != 0)}
+        columns |= {
+            "weights": as_lists(weights, rows.responses),
+            "labels": _labels(rows, kept & (given != 0) if moving else weights != 0),
+        }
         masked.append(_with_columns(rows, columns))
     table = pa.Table.from_batches(masked)
     weights, _ = flat(table["weights"])
-    if not weights.any():
+    if not weights.any() and not moving:
         raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
-    if np.isin(weights, (0, 1)).all():
+    if np.isin(weights, (0, 1)).all() and not moving:
         table = table.drop_columns("weights")
     return Mask(table, replace(mask.stats, untrained_tokens=untrained))
 
