@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import shlex
+from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import hydra
 import pytest
@@ -17,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xtf import cli
 from xtf.config.checks import resolve
 from xtf.config.compose import check_texts, explain, load_config, override_value, parse_overrides, register, to_config
-from xtf.config.identity import built_in_methods, differing_keys, identity, overrides, plain
+from xtf.config.identity import _NEUTRAL, built_in_methods, differing_keys, identity, overrides, plain
 from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
 from xtf.runtime.run_folder import RunFolder
 
@@ -433,3 +436,64 @@ def test_the_grader_names_the_run_where_it_decides_what_is_protected(compose):
 def test_the_end_setting_at_its_default_leaves_the_folder_as_it_was(compose):
     assert overrides(compose("threshold.end=kept"), compose()) == {}
     assert overrides(compose("threshold.end=scored"), compose()) == {"threshold.end": "scored"}
+
+
+# -- no key is lost ------------------------------------------------------------------------------------------
+
+
+def other(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, Enum):
+        return next((one for one in type(value) if one is not value), value)
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, list):
+        return [*value, "x"]
+    return "other" if value is None or isinstance(value, str) else value
+
+
+def changed_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
+    """(dotted key, what changes it, what puts it back) of every leaf of a configuration."""
+    for item in dataclasses.fields(part):
+        value, key = getattr(part, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            yield from changed_fields(value, f"{key}.")
+        elif not isinstance(value, dict):
+            yield (
+                key,
+                functools.partial(setattr, part, item.name, other(value)),
+                functools.partial(setattr, part, item.name, value),
+            )
+
+
+def test_every_key_names_the_run_or_is_listed_with_the_reason_why_not(compose) -> None:
+    config = resolve(to_config(compose()))
+    before, neutral, keys = identity(config), set(), []
+    for key, change, put_back in changed_fields(config):
+        change()
+        named, listed = identity(config) != before, [start for start in _NEUTRAL if key.startswith(start)]
+        put_back()
+        if key in ("task.train.path", "task.eval.path"):  # they count by content, which the run records
+            continue
+        assert named != bool(listed), f"{key}: it names the run {named}, and is neutral by {listed}"
+        neutral |= set(listed)
+        keys.append(key)
+    assert len(keys) > 150
+    assert neutral == set(_NEUTRAL), "what is listed but is no key"
+    assert all(reason.strip() for reason in _NEUTRAL.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        (["model=qwen"], 600),  # table 3
+        (["model=qwen", "task=math500"], 600),
+        (["model=qwen", "task.train.limit=2000"], 2000),
+        (["model=qwen", "tuning.examples=50", "task.train.limit=2000"], 50),
+        (["model=qwen", "tuning.examples=50", "task.train.limit=20"], 20),
+    ],
+)
+def test_limits_are_those_of_the_recipe_the_task_and_the_tuning(compose, arguments: list[str], limit: int) -> None:
+    assert resolve(to_config(compose(*arguments))).task.train.limit == limit

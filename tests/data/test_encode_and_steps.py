@@ -120,6 +120,8 @@ def test_nothing_left_and_missing_eos_are_refused() -> None:
     with pytest.raises(ValueError, match="no examples"):
         encode(tokenizer, [], 5)
     tokenizer.eos_token = None
+    encode(tokenizer, [one()], 99)  # the template ends its turns with a token of its own
+    tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no EOS token"):
         encode(tokenizer, [one()], 99)
 

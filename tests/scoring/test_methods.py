@@ -222,7 +222,7 @@ def test_sstoken_mixes_loss_gain_and_prompt_attention_within_each_example() -> N
         example=torch.tensor([7, 7, 7, 2, 2]),
         prompt_attention=torch.tensor([0.2, 0.9, 0.1, 0.1, 0.9]),
     )
-    # Gains .5 0 1 | 1 0; scores at gamma .5: .35 .45 .55 | .55 .45; ceil(0.4 n) kept, two of three and one of two.
+    # Gains .5 0 1 | 1 0; scores at gamma .5: .35 .45 .55 | .55 .45; ceil(1.2) tokens of three, one of two.
     assert METHODS["sstoken"](keep=0.4).online_weights(seen).tolist() == [0, 1, 1, 1, 0]
 
 

@@ -237,11 +237,15 @@ def check_trainer(trainer: TrainerConfig) -> None:
 
 
 def fill_in_task(config: Config, examples: int | None) -> TaskConfig:
-    """The task with its rows found, at most `examples` to train on, and with what a bundled sample brings along."""
+    """The task with its rows found, at most `examples` to train on, and with what a bundled sample brings along.
+
+    A limit of the task's own counts in the place of a recipe's number; of it and `tuning.examples` the smaller one.
+    """
     model, task = config.model, config.task
     train = _source(task, "train", model)
-    if train.limit is None and examples is not None:
-        train = dataclasses.replace(train, limit=examples)
+    limits = [limit for limit in (train.limit or examples, config.tuning.examples) if limit is not None]
+    if limits:
+        train = dataclasses.replace(train, limit=min(limits))
     bundled = model.bundled_data or task.source is RowSource.bundled
     if bundled and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
         task = dataclasses.replace(task, grader=task.bundled_grader)
