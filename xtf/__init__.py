@@ -2,6 +2,7 @@
 
 scored = xtf.score(model, tokenizer, examples)
 masked = xtf.mask(scored, threshold="paper")
+xtf.summary(masked, tokenizer)
 xtf.preview(masked, tokenizer, "preview.html")
 xtf.export(masked, to="trl", folder="for-trl")
 xtf.grade("number", "The answer is 1,000.", reference="1000")
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xtf.api import export, mask, score
     from xtf.graders import grade
-    from xtf.reporting.explorer import preview
+    from xtf.reporting.explorer import preview, summary
 
 __version__ = "0.1.0"
-__all__ = ["export", "grade", "mask", "preview", "score"]
+__all__ = ["export", "grade", "mask", "preview", "score", "summary"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,8 +31,8 @@ def __getattr__(name: str) -> Any:
         from xtf.graders import grade
 
         return grade
-    if name == "preview":
-        from xtf.reporting.explorer import preview
+    if name in ("preview", "summary"):
+        from xtf.reporting import explorer
 
-        return preview
+        return getattr(explorer, name)
     raise AttributeError(f"module 'xtf' has no attribute {name!r}")

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from xtf.config.schema import PRESETS, Attribute, Protect, RIThreshold, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import Responses, with_ends
 from xtf.data.tokens import Pieces, visible
-from xtf.reporting.explorer import preview, preview_text
+from xtf.reporting.explorer import preview, preview_text, summary
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, build_mask
 from xtf.scoring.sensitivity import NEVER, sweep
@@ -140,6 +140,9 @@ def test_a_token_that_no_setting_drops_is_marked_as_such() -> None:
 def test_the_file_holds_the_table_and_the_starting_position(tmp_path: Path) -> None:
     table, tokenizer = masked_table(), byte_tokenizer()
     path = preview(table, tokenizer, tmp_path / "deep" / "preview.html", command="python run.py task=math")
+    assert f"<strong>This mask: {summary(table, tokenizer).splitlines()[0].removeprefix('this mask: ')}</strong>" in (
+        path.read_text(encoding="utf-8")
+    )
     described, columns = payload(path)
     tokens = MaskedTokens.from_mask(table)
     assert described["total"] == 20

@@ -116,18 +116,18 @@ class ThresholdEnd(Enum):
     scored = "scored"  # judged like the dataset's tokens, as versions without this setting did
 
 
-class ThresholdTies(Enum):
-    """Which tokens a cap takes of those with equal scores."""
-
-    earlier = "earlier"  # the earlier ones, so that the cap is met
-    none = "none"  # the authors' code: none of those that tie with the first one that is over the cap
-
-
 class Protect(Enum):
     """Which tokens of a response a mask never drops, whatever the attributes say."""
 
     none = "none"
     answer = "answer"  # those that the task's grader reads: the decision, the number, a function's first line
+
+
+class ThresholdTies(Enum):
+    """Which tokens a cap takes of those with equal scores."""
+
+    earlier = "earlier"  # the earlier ones, so that the cap is met
+    none = "none"  # the authors' code: none of those that tie with the first one that is over the cap
 
 
 class Tuning(Enum):

@@ -43,6 +43,8 @@ class TrainingRows:
         self.input_ids, self.offsets, self.lengths = rows.ids, rows.offsets, rows.lengths
         self.labels = rows.of_sequences("labels")
         self.prompt_lengths = rows.prompts
+        self.own_queries = own_queries
+        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
         self.position = positions(self.lengths)
         self.in_response = self.position >= np.repeat(self.prompt_lengths, self.lengths)
         self.columns: dict[str, np.ndarray] = {}
@@ -60,8 +62,6 @@ class TrainingRows:
             if ROW_WEIGHTS in table.column_names:
                 self.when_kept[self.in_response] = rows.of_responses(ROW_WEIGHTS)
             weights = np.where(self.chance > 0, self.when_kept - self.chance * (self.when_kept - weights), weights)
-        self.own_queries = own_queries
-        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
         self._weigh(weights)
 
     def _weigh(self, weights: np.ndarray) -> None:

@@ -38,6 +38,7 @@ from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens, effect
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
+from xtf.scoring.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     import datasets
@@ -71,9 +72,7 @@ def preview(
     table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
-    if isinstance(threshold, str) and threshold not in PRESETS:
-        raise ValueError(f"there is no threshold {threshold!r}; choose from {', '.join(PRESETS)}")
-    config = PRESETS[threshold] if isinstance(threshold, str) else threshold
+    config = _preset(threshold)
     tokens = MaskedTokens.from_mask(table).tokens
     examples = min(examples, max(1, table.num_rows * MOST_TOKENS // max(1, tokens)))
     while True:
@@ -84,6 +83,12 @@ def preview(
     path = Path(path)
     write_atomic(path, lambda temporary: temporary.write_bytes(page))
     return path
+
+
+def _preset(threshold: str | ThresholdConfig) -> ThresholdConfig:
+    if isinstance(threshold, str) and threshold not in PRESETS:
+        raise ValueError(f"there is no threshold {threshold!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS[threshold] if isinstance(threshold, str) else threshold
 
 
 def explore_run(
@@ -120,7 +125,27 @@ def show_preview(
         say(f"preview: {explorer()}")
     else:
         examples = config.preview.examples or 5
-        console.print(preview_text(pq.read_table(folder.mask), tokenizer(), examples=examples))
+        table = pq.read_table(folder.mask)
+        console.print(preview_text(table, tokenizer(), examples=examples))
+        say(summary(table, tokenizer(), threshold=config.threshold))
+
+
+def summary(
+    masked: datasets.Dataset | pa.Table,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    threshold: str | ThresholdConfig = "paper",
+) -> str:
+    """Whether to train with a masked table, why not, and what to try instead, in lines (`xtf.scoring.verdict`).
+
+    `threshold` is the one that the table was masked with.
+
+    Raises:
+        ValueError: a table without labels, an unknown `threshold`.
+    """
+    table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
+    found = judge(MaskedTokens.from_mask(table), _preset(threshold))
+    return "\n  ".join(["this mask: " + found.lines(str)[0], *found.lines(Pieces(tokenizer).alone)[1:]])
 
 
 def _page(
@@ -141,7 +166,8 @@ def _page(
     judged = tokens.judged(config) if live else np.ones(tokens.tokens, bool)  # another method may drop any token
     if live:
         _check_threshold(tokens, sweeps)
-    strings, pieces = _strings(tokens, Pieces(tokenizer))
+    decode = Pieces(tokenizer)
+    strings, pieces = _strings(tokens, decode)
     meta = {
         "total": table.num_rows,
         "live": live,
@@ -172,7 +198,7 @@ def _page(
         blob += b"\0" * (-len(blob) % 8)  # typed arrays start at a multiple of their item size
         meta["columns"].append({"name": name, "type": values.dtype.name, "start": len(blob), "length": len(values)})
         blob += values.tobytes()
-    return _render(meta, bytes(blob), title)
+    return _render(meta, bytes(blob), title, judge(MaskedTokens.from_mask(table), config), decode)
 
 
 def _sample(rows: int, wanted: int) -> np.ndarray:
@@ -235,7 +261,7 @@ def _prompts(table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Iterator[st
         yield decoded(tokenizer, ids[:length])
 
 
-def _render(meta: dict[str, Any], blob: bytes, title: str) -> bytes:
+def _render(meta: dict[str, Any], blob: bytes, title: str, verdict: Verdict, decode: Pieces) -> bytes:
     from plotly.offline import get_plotlyjs
 
     source = (files("xtf.reporting") / "templates" / "explorer.js").read_text(encoding="utf-8")
@@ -248,6 +274,8 @@ def _render(meta: dict[str, Any], blob: bytes, title: str) -> bytes:
         .get_template("explorer.html.j2")
         .render(
             title=title,
+            level=verdict.level.name,
+            verdict=verdict.lines(decode.alone),
             policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
             scripts=scripts,
             attributes=ATTRIBUTES.values(),

@@ -35,6 +35,7 @@ from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, notes
 from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
+from xtf.scoring.verdict import judge
 
 CONTROLS = {"normal": "plain fine-tuning on every response token", "random": "a random mask as large as XTF's"}
 SHOWN_GENERATIONS = 12
@@ -173,6 +174,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
         "notes": notes(run.record["mask"]),
+        "advice": judge(tokens, _threshold(folder)).lines(decode) if tokens.dropped else [],
         "figures": drawn,
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,

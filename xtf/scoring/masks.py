@@ -171,13 +171,13 @@ def weights_to_labels(
     rows = [np.asarray(row, dtype=np.float32) for row in weights]
     if [len(row) for row in rows] != np.concatenate([part.responses for part in parts]).tolist():
         raise ValueError("weights must come as one array per example, each as long as the example's response")
-    flat = np.concatenate(rows)
-    if not np.isfinite(flat).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(flat))} of {len(flat)} weights are not finite numbers")
+    every = np.concatenate(rows)
+    if not np.isfinite(every).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(every))} of {len(every)} weights are not finite numbers")
     tally, own, start = _Tally(), [], 0
     for part in parts:
         block = Responses(part.responses, {})
-        own.append(flat[start : start + block.tokens])
+        own.append(every[start : start + block.tokens])
         start += block.tokens
         which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
         counted = block.select(which)

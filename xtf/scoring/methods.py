@@ -107,10 +107,10 @@ class Method:
         names = set(self.needs) | ({"labels"} if self.masked else set())
         if self.masked and threshold.end is ThresholdEnd.kept:
             names.add("end")
-        if self.masked and ROW_WEIGHTS in scored.column_names:
-            names.add(ROW_WEIGHTS)
         if self.masked and threshold.protect is not Protect.none:
             names.add("protected")
+        if self.masked and ROW_WEIGHTS in scored.column_names:
+            names.add(ROW_WEIGHTS)
         scores = Responses.from_table(mask.table, names)
         weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
         return weights_to_labels(scored, weights, threshold if self.masked else None)

@@ -139,16 +139,16 @@ def score_rows(
         ValueError: a row without prompt or response, a layer that is not there, a class of model that cannot be
             scored, a token id that `tr` lacks, scores that are not finite (with the ids of their examples).
     """
-    model = unwrapped(model)
     flat, wanted = _sequences(rows), computed(scorer)
     needs = brought(wanted, scorer)
     want_ri, want_logp = Brought.attention in needs, logp or Brought.logp in needs
     want_hidden = Brought.hidden in needs
     scores: dict[str, np.ndarray] = {}
-    if (want_ri or want_logp or want_hidden) and (table_size := position_table(model)) is not None:
-        too_long = flat.lengths > table_size
-        flat.refuse(too_long, f"{type(model).__name__} has positions for {table_size} tokens; longer are the")
     if want_ri or want_logp or want_hidden:
+        model = unwrapped(model)
+        if (table_size := position_table(model)) is not None:
+            too_long = flat.lengths > table_size
+            flat.refuse(too_long, f"{type(model).__name__} has positions for {table_size} tokens; longer are the")
         with _scoring_attention(model, needed=want_ri) as exchanged:
             scores = _forward_scores(
                 model,

@@ -1,0 +1,67 @@
+"""The verdict on masks that were made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xtf.config.schema import PRESETS, ThresholdConfig, ThresholdEnd
+from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.verdict import Level, judge
+
+PAPER = PRESETS["paper"]
+
+
+def mask(rows, dropped_ids, by="tr", p=0.5):
+    """Every token of `dropped_ids` is dropped by the attribute `by`; each row's last token is its end."""
+    ids = np.array([token for row in rows for token in row])
+    lengths = np.array([len(row) for row in rows])
+    drop = np.isin(ids, dropped_ids)
+    end = np.zeros(len(ids), bool)
+    end[np.cumsum(lengths) - 1] = True
+    columns = {"ids": ids, "kept": ~drop, "end": end, "logp": np.full(len(ids), np.log(p), np.float32)}
+    columns |= {f"drop_{name}": drop & (name == by) for name in ("ri", "kn", "tr")}
+    return MaskedTokens(lengths, columns)
+
+
+ROWS = [[7, 1, 2, 3, 0], [7, 4, 5, 6, 0]] * 6
+
+
+def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
+    found = judge(mask(ROWS, [7]), PAPER)
+    assert found.level is Level.stop
+    assert [(item.id, item.times, item.responses, item.by) for item in found.always] == [(7, 12, 12, ("tr",))]
+    lines = found.lines({7: "Dec"}.__getitem__)
+    assert lines[0] == "do not train on this:"
+    assert lines[1].startswith("Token ids that stand in at least 90% of the 12 responses are dropped everywhere (1)")
+    assert "Dropped wherever they stand: 'Dec' (12)" in lines
+    assert any(line.startswith("Try scorer=ri_kn") for line in lines)
+
+
+def test_what_the_base_model_expects_everywhere_is_known_and_not_missed():
+    found = judge(mask(ROWS, [7], by="kn"), PAPER)
+    assert (found.level, list(found.always)) == (Level.fine, [])
+    assert found.lines(str) == ["fine: nothing in the mask speaks against it"]
+
+
+def test_ids_of_some_responses_are_looked_at_and_rare_ones_are_not_judged():
+    rows = [[1, 2, 0]] * 10 + [[3, 4, 0]] * 9
+    found = judge(mask(rows, [1, 3]), PAPER)  # 3 stands in 9 places only
+    assert (found.level, [item.id for item in found.always]) == (Level.look, [1])
+    assert "53% of the dropped tokens" in found.lines(str)[1]
+
+
+def test_the_end_counts_where_it_is_judged():
+    scored = ThresholdConfig(end=ThresholdEnd.scored)
+    assert judge(mask(ROWS, [0]), PAPER).level is Level.fine
+    found = judge(mask(ROWS, [0]), scored)
+    assert found.level is Level.stop
+    assert "The end of 100% of the responses is dropped: none teaches to stop." in found.lines(str)
+    assert "Try threshold.end=kept: the end of a response is not judged" in found.lines(str)
+
+
+def test_a_base_model_that_does_not_know_the_style_and_a_mask_of_most_tokens_are_looked_at():
+    found = judge(mask(ROWS, [1, 2, 3, 4, 5, 6], p=np.exp(-6)), PAPER)
+    lines = found.lines(str)
+    assert found.level is Level.look
+    assert any(line.startswith("The base model has 6.0 nats a token") for line in lines)
+    assert "75% of the response tokens are dropped." in lines

@@ -1,0 +1,155 @@
+"""Should this mask be trained with? Judged from the mask alone, before any training: fine, look closer, or do not.
+
+A token id that is dropped wherever it stands, though the base model does not expect it, can never be learnt from the
+data. Where such ids make the form of the answer, which stands in nearly every response, the model is taught everything
+but how to answer: SmolLM2-135M on PubMedQA ended with every answer unreadable (docs/does-it-help.md). The limits below
+are judgement from that run and from experiments/history, not fitted to anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from xtf.config.schema import ThresholdConfig, ThresholdEnd
+from xtf.scoring.masks import MaskedTokens
+
+FORM = 0.9  # of the responses: what stands in as many is the answer's form
+LEAST = 10  # occurrences of a token id before "wherever it stands" says something
+ALWAYS = 0.25  # of the dropped tokens that have such an id
+MOST = 0.5  # of the tokens dropped
+STRANGE = 5.0  # nats a token: the base model hardly knows such text
+WORST = 10  # ids shown
+
+
+class Level(IntEnum):
+    """What to do with a mask; the worst of its reasons decides."""
+
+    fine = 0
+    look = 1
+    stop = 2
+
+    @property
+    def words(self) -> str:
+        """The judgement, as it is shown."""
+        return ("fine", "look closer", "do not train on this")[self]
+
+
+@dataclass(frozen=True)
+class Always:
+    """A token id that is dropped wherever it stands, at most in half of its places by KN: the base does not know it."""
+
+    id: int
+    times: int
+    responses: int
+    by: tuple[str, ...]  # attributes that drop it in at least half of its places
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of a mask with what decides it.
+
+    reasons: what was looked at, each with its level, in sentences; always: the worst ids that are dropped wherever they
+    stand; advice: what to try, as settings.
+    """
+
+    reasons: Sequence[tuple[Level, str]]
+    always: Sequence[Always]
+    advice: Sequence[str]
+
+    @property
+    def level(self) -> Level:
+        """The worst level of the reasons."""
+        return max((level for level, _ in self.reasons), default=Level.fine)
+
+    def lines(self, name: Callable[[int], str]) -> list[str]:
+        """In sentences, the judgement first; `name` gives the text of a token id."""
+        found = [f"{self.level.words}" + (":" if self.level else ": nothing in the mask speaks against it")]
+        found += [text for level, text in self.reasons if level]
+        if self.always:
+            shown = ", ".join(f"{name(item.id)!r} ({item.times:,})" for item in self.always)
+            found.append(f"Dropped wherever they stand: {shown}")
+        return found + [f"Try {text}" for text in self.advice]
+
+
+def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
+    """The verdict on the mask of all `tokens`, which `threshold` made."""
+    judged, examples = tokens.judged(threshold), len(tokens.lengths)
+    drop = ~tokens.kept & judged
+    always = _always(tokens, judged, drop)
+    form = [item for item in always if item.responses >= FORM * examples]
+    reasons = []
+    if form:
+        reasons.append(
+            (
+                Level.stop,
+                f"Token ids that stand in at least {FORM:.0%} of the {examples:,} responses are dropped everywhere "
+                f"({len(form)}): the form of the answer is never taught.",
+            )
+        )
+    if threshold.end is ThresholdEnd.scored:
+        last = tokens.offsets[1:][tokens.lengths > 0] - 1
+        share = float(drop[last].mean()) if len(last) else 0.0
+        if share >= 0.5:
+            reasons.append((Level.stop, f"The end of {share:.0%} of the responses is dropped: none teaches to stop."))
+    dropped, total = int(np.count_nonzero(drop)), max(1, int(np.count_nonzero(judged)))
+    by_id = sum(item.times for item in always)
+    if dropped and by_id / dropped >= ALWAYS:
+        reasons.append(
+            (
+                Level.look,
+                f"{by_id / dropped:.0%} of the dropped tokens have an id that is dropped wherever it stands: no other "
+                "example teaches what they are.",
+            )
+        )
+    if dropped / total > MOST:
+        reasons.append((Level.look, f"{dropped / total:.0%} of the response tokens are dropped."))
+    if "logp" in tokens.scores:
+        loss = float(-tokens.scores["logp"].mean(dtype=np.float64))
+        if loss > STRANGE:
+            reasons.append(
+                (
+                    Level.look,
+                    f"The base model has {loss:.1f} nats a token on these responses: it hardly knows their style, "
+                    "where masks did harm (experiments/history).",
+                )
+            )
+    advice = []
+    if form or by_id:
+        by = {name for item in form or always for name in item.by}
+        if "tr" in by:
+            advice.append("scorer=ri_kn, for TR decides by token id, or scorer.tr.variant=contextual")
+        elif by:
+            advice.append(f"a mask without {' and '.join(sorted(by)).upper()}, or threshold.drop_probability=0.5")
+    if form:
+        advice.append("threshold.protect=answer: what the task's grader reads is never dropped")
+    if threshold.end is ThresholdEnd.scored:
+        advice.append("threshold.end=kept: the end of a response is not judged")
+    return Verdict(reasons, sorted(always, key=lambda item: -item.responses)[:WORST], advice)
+
+
+def _always(tokens: MaskedTokens, judged: np.ndarray, drop: np.ndarray) -> list[Always]:
+    """The ids of which every judged token is dropped, if there are `LEAST` of them."""
+    ids, place = np.unique(tokens.ids, return_inverse=True)
+    times = np.bincount(place[judged], minlength=len(ids))
+    gone = np.bincount(place[drop], minlength=len(ids))
+    which = np.flatnonzero((gone == times) & (times >= LEAST))
+    if "kn" in tokens.dropped:
+        known = np.bincount(place[judged & tokens.dropped["kn"]], minlength=len(ids))
+        which = which[2 * known[which] < times[which]]
+    here = np.isin(place, which) & judged
+    pairs = np.unique(np.stack([place[here], tokens.example[here]]), axis=1)
+    responses = np.bincount(pairs[0], minlength=len(ids))
+    by = {name: np.bincount(place[here & values], minlength=len(ids)) for name, values in tokens.dropped.items()}
+    return [
+        Always(
+            id=int(ids[k]),
+            times=int(times[k]),
+            responses=int(responses[k]),
+            by=tuple(name for name, counts in by.items() if 2 * counts[k] >= times[k]),
+        )
+        for k in which
+    ]
