@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from xtf.config.schema import TaskConfig, TemplateChecks, Think
 from xtf.data.encode import decode_response, encode, encode_prompt, response_offsets
 from xtf.data.templates import DEFAULT, Chat, template_of, turn_end
 from xtf.tasks import as_examples
+from xtf.training.device_process import stop_at_turn_end
 
 SHARED = Path(__file__).parents[3] / "shared"
 SPECIAL = ["<eos>", "<s>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "<|end|>"]
@@ -121,6 +123,15 @@ def test_generation_stops_where_the_template_ends_an_answer(tokenizer: Any) -> N
     for name, end in [("plain", "<eos>"), ("own end", "<|end|>"), ("next turn", "<|user|>"), ("no end", "<eos>")]:
         own = tokenizer(name)
         assert own.convert_ids_to_tokens(turn_end(own)) == end
+
+
+def test_the_saved_generation_settings_name_the_end_of_an_answer(tokenizer: Any) -> None:
+    own = tokenizer("own end")
+    end, eos = turn_end(own), own.eos_token_id
+    for known, wanted in [(None, end), (eos, [eos, end]), ([eos, end], [eos, end])]:
+        model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=known))
+        stop_at_turn_end(model, own)  # type: ignore[arg-type]
+        assert model.generation_config.eos_token_id == wanted
 
 
 def test_an_opened_thought_is_closed_or_continued(tokenizer: Any) -> None:

@@ -57,6 +57,12 @@ def test_instruction_rows_join_instruction_and_input(tmp_path: Path) -> None:
     assert medical().reference(example) == "no"
 
 
+def test_a_question_with_an_answer_is_read_and_its_decision_found(tmp_path: Path) -> None:
+    (example,) = examples_of(medical(), tmp_path, {"question": "Is it safe?", "answer": "Yes. No harm in 40 patients."})
+    assert example.messages[0]["content"] == "Is it safe?"
+    assert medical().reference(example) == "yes"
+
+
 def test_a_row_with_an_unknown_decision_or_without_contexts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="row 1: field 'final_decision' must be yes, no or maybe, not 'perhaps'"):
         examples_of(medical(), tmp_path, {**HUB_ROW, "final_decision": "perhaps"})

@@ -17,7 +17,7 @@ from xtf.graders.choice import DECISIONS
 
 
 def read(row: Mapping[str, Any]) -> Reading:
-    """PubMedQA's rows as published, rewritten ones, and conversations."""
+    """PubMedQA's rows as published, rewritten ones, questions with an answer, and conversations."""
     if "final_decision" in row:
         question = text_field(row, "question", "QUESTION")
         decision = text_field(row, "final_decision").strip().lower()
@@ -30,7 +30,12 @@ def read(row: Mapping[str, Any]) -> Reading:
         return Reading(instruction_turns(row))
     if (found := chat(row)) is not None:
         return found
-    raise RowError("needs question, context, long_answer and final_decision (PubMedQA), or instruction and output")
+    if "question" in row and "answer" in row:
+        return Reading(turns(text_field(row, "question"), text_field(row, "answer")))
+    raise RowError(
+        "needs question, context, long_answer and final_decision (PubMedQA), instruction and output, or question and "
+        "answer"
+    )
 
 
 def _contexts(row: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtf.config.compose import load_config
 from xtf.config.schema import Config, Tuning
@@ -19,6 +19,9 @@ from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import stopwatch
 from xtf.runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def train(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -71,9 +74,23 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     # With several devices every process loads into main memory, and the strategy moves it to the process's own.
     place = "cpu" if config.trainer.devices > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
+    stop_at_turn_end(model, tokenizer)
     table = pq.read_table(folder.mask)
     with training_loggers(config, folder) as loggers:
         return fit(model, table, config, folder.path, pad_id=pad_id(tokenizer), loggers=loggers, tokenizer=tokenizer)
+
+
+def stop_at_turn_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the generation settings that are saved with the model name the token that ends its answers."""
+    from xtf.data.templates import turn_end
+
+    settings, end = model.generation_config, turn_end(tokenizer)
+    if settings is None or end is None:
+        return
+    known = settings.eos_token_id
+    stops = known if isinstance(known, list) else [] if known is None else [known]
+    if end not in stops:
+        settings.eos_token_id = [*stops, end] if stops else end
 
 
 def main(folder: RunFolder) -> None:
