@@ -130,7 +130,7 @@ def test_the_mask_is_a_training_file_whose_labels_are_the_kept_response_tokens(w
     kept -= 48
     assert stats["kept_tokens"] == kept
     assert stats["dropped_share"]["union"] == pytest.approx(dropped / (dropped + kept))
-    assert 0 < dropped < kept
+    assert dropped > 0 and kept > 0
 
 
 def test_the_model_that_is_written_loads_with_transformers_alone(whole):
@@ -298,7 +298,7 @@ def test_a_row_that_cannot_be_used_is_named_by_file_number_and_field(run, tmp_pa
 
 
 def test_a_prompt_that_leaves_no_room_is_counted(run):
-    run("stage=score", "model.max_length=80")
+    run("stage=score", "model.max_length=45")  # prompts have 37 to 64 tokens
     (manifest,) = (
         p
         for p in Path(RUN).glob("*/seed0/manifest.json")
@@ -306,7 +306,7 @@ def test_a_prompt_that_leaves_no_room_is_counted(run):
     )
     report = read_json(manifest)["encoding"]
     assert report["rows"] == 48
-    assert report["truncated"] or report["no_room"]
+    assert report["truncated"] and report["no_room"]
 
 
 def test_a_sweep_grades_the_base_model_once_and_scores_once(tmp_path):

@@ -28,7 +28,8 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, str(installed / "bin" / "xtf"), *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
+        env={k: v for k, v in os.environ.items() if k != "XTF_ROOT"}
+        | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
