@@ -31,7 +31,7 @@ from xtf.reporting.runs import load_run
 from xtf.scoring import attributes
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
 from xtf.scoring.masks import build_mask
-from xtf.scoring.scorers import needs_forward, score_rows
+from xtf.scoring.scorers import score_rows
 
 ROOT = Path(__file__).parents[2]
 PLACE = TokenAttribute(
@@ -86,8 +86,6 @@ def test_an_unknown_attribute_is_refused_with_the_nearest_name() -> None:
 
 
 def test_a_further_attribute_is_scored_without_a_model_where_it_needs_none(place: TokenAttribute) -> None:
-    config = ScorerConfig(name="own", attributes=["place"])
-    assert not needs_forward(config)
     assert scored()["place"].to_pylist() == [[0, 1, 2, 3, 4]] * 2
 
 

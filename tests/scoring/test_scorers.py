@@ -32,7 +32,6 @@ from xtf.scoring.scorers import (
     context_centre,
     count_tokens,
     hidden_states,
-    needs_forward,
     score_rows,
     tr_table,
     with_context_tr,
@@ -377,7 +376,7 @@ def test_tr_alone_runs_no_forward_pass(small_model, random_rows, monkeypatch):
     table = table_for(model, random_rows, scorer(TR))
     calls = count_calls(monkeypatch, model)
     assert score_rows(model, random_rows, scorer(TR), tr=table).column_names[3:] == ["tr"]
-    assert not calls and not needs_forward(scorer(TR))
+    assert not calls
 
 
 def test_ri_alone_ends_with_the_scored_layer(small_model, random_rows, monkeypatch):

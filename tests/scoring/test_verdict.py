@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xtf.config.schema import PRESETS, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import PRESETS, Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
 from xtf.scoring.verdict import Level, judge
 
@@ -65,3 +65,15 @@ def test_a_base_model_that_does_not_know_the_style_and_a_mask_of_most_tokens_are
     assert found.level is Level.look
     assert any(line.startswith("The base model has 6.0 nats a token") for line in lines)
     assert "75% of the response tokens are dropped." in lines
+
+
+def test_what_a_soft_or_moving_mask_drops_is_taught_all_the_same():
+    for threshold in (ThresholdConfig(dropped_weight=0.3), ThresholdConfig(drop_probability=0.5)):
+        found = judge(mask(ROWS, [7]), threshold)
+        assert found.level is Level.look
+        assert found.lines(str)[1].endswith("the form of the answer is taught with less weight.")
+
+
+def test_what_is_set_already_is_not_advised():
+    found = judge(mask(ROWS, [7]), ThresholdConfig(protect=Protect.answer))
+    assert not any("protect" in text for text in found.advice)

@@ -145,7 +145,7 @@ def summary(
     """
     table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
     found = judge(MaskedTokens.from_mask(table), _preset(threshold))
-    return "\n  ".join(["this mask: " + found.lines(str)[0], *found.lines(Pieces(tokenizer).alone)[1:]])
+    return "this mask: " + "\n  ".join(found.lines(Pieces(tokenizer).alone))
 
 
 def _page(
@@ -158,8 +158,8 @@ def _page(
 ) -> bytes:
     rows = _sample(table.num_rows, examples)
     shown = table.take(rows)
-    tokens = MaskedTokens.from_mask(shown)
-    sweeps = _sweeps(MaskedTokens.from_mask(table), tokens, config)
+    tokens, whole = MaskedTokens.from_mask(shown), MaskedTokens.from_mask(table)
+    sweeps = _sweeps(whole, tokens, config)
     union = np.logical_or.reduce([np.zeros(len(tokens.ids), dtype=bool), *tokens.dropped.values()])
     # Sliders can say what a threshold would do where the labels are the attributes' union.
     live = bool((tokens.kept == ~union).all()) and bool(tokens.dropped)
@@ -198,7 +198,7 @@ def _page(
         blob += b"\0" * (-len(blob) % 8)  # typed arrays start at a multiple of their item size
         meta["columns"].append({"name": name, "type": values.dtype.name, "start": len(blob), "length": len(values)})
         blob += values.tobytes()
-    return _render(meta, bytes(blob), title, judge(MaskedTokens.from_mask(table), config), decode)
+    return _render(meta, bytes(blob), title, judge(whole, config), decode)
 
 
 def _sample(rows: int, wanted: int) -> np.ndarray:

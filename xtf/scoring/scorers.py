@@ -49,11 +49,6 @@ ROWS_AT_ONCE = 10_000  # whose tokens are counted at once
 # --- what a scorer asks for ---------------------------------------------------------------------------------
 
 
-def needs_forward(scorer: ScorerConfig) -> bool:
-    """Whether scoring rows runs the model: for RI and KN yes, for TR alone no."""
-    return bool(brought(computed(scorer), scorer) & {Brought.attention, Brought.logp, Brought.hidden})
-
-
 def scored_layer(scorer: ScorerConfig, layers: int) -> int:
     """The layer whose attention is RI, from 0.
 

@@ -14,7 +14,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from xtf.config.schema import ThresholdConfig, ThresholdEnd
+from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
 
 FORM = 0.9  # of the responses: what stands in as many is the answer's form
@@ -82,22 +82,27 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
     always = _always(tokens, judged, drop)
     form = [item for item in always if item.responses >= FORM * examples]
     reasons = []
+    lessened = threshold.dropped_weight > 0 or threshold.drop_probability < 1  # what is dropped is taught all the same
     if form:
+        taught = "taught with less weight" if lessened else "never taught"
         reasons.append(
             (
-                Level.stop,
+                Level.look if lessened else Level.stop,
                 f"Token ids that stand in at least {FORM:.0%} of the {examples:,} responses are dropped everywhere "
-                f"({len(form)}): the form of the answer is never taught.",
+                f"({len(form)}): the form of the answer is {taught}.",
             )
         )
     if threshold.end is ThresholdEnd.scored:
         last = tokens.offsets[1:][tokens.lengths > 0] - 1
         share = float(drop[last].mean()) if len(last) else 0.0
         if share >= 0.5:
-            reasons.append((Level.stop, f"The end of {share:.0%} of the responses is dropped: none teaches to stop."))
+            level, teaches = (
+                (Level.look, "teaches to stop with its whole weight") if lessened else (Level.stop, "teaches to stop")
+            )
+            reasons.append((level, f"The end of {share:.0%} of the responses is dropped: none {teaches}."))
     dropped, total = int(np.count_nonzero(drop)), max(1, int(np.count_nonzero(judged)))
     by_id = sum(item.times for item in always)
-    if dropped and by_id / dropped >= ALWAYS:
+    if dropped and by_id / dropped >= ALWAYS and not lessened:
         reasons.append(
             (
                 Level.look,
@@ -122,9 +127,9 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
         by = {name for item in form or always for name in item.by}
         if "tr" in by:
             advice.append("scorer=ri_kn, for TR decides by token id, or scorer.tr.variant=contextual")
-        elif by:
+        elif by and not lessened:
             advice.append(f"a mask without {' and '.join(sorted(by)).upper()}, or threshold.drop_probability=0.5")
-    if form:
+    if form and threshold.protect is Protect.none:
         advice.append("threshold.protect=answer: what the task's grader reads is never dropped")
     if threshold.end is ThresholdEnd.scored:
         advice.append("threshold.end=kept: the end of a response is not judged")
