@@ -148,14 +148,21 @@ def teacher_forced_figures(
             from xtf.training.budget import LARGEST
 
             budget = config.trainer.tokens_per_microbatch or LARGEST
-            metrics = response_figures(predict(load(), given, budget=budget, progress=progress))
+            found = predict(load(), given, budget=budget, progress=progress)
+            metrics = response_figures(found)
             if held_out:
                 metrics["forgetting_loss"] = mean_loss(predict(load(), held_out, budget=budget, progress=progress))
         figures = {name: dataclasses.asdict(metric) for name, metric in metrics.items()}
-        entry = {"key": key, "seconds": round(seconds(), 3), "metrics": figures}
+        entry = {"key": key, "seconds": round(seconds(), 3), "metrics": figures, "rows": _by_row(given, found)}
         write_json(file, entry)
-    found: dict[str, Any] = entry["metrics"]
-    return found
+    measured: dict[str, Any] = entry["metrics"]
+    return measured
+
+
+def _by_row(rows: Sequence[Encoded], found: Predictions) -> dict[str, tuple[int, float]]:
+    """Response tokens of each row and the nats that they cost, by example id, for differences that pair rows."""
+    sums = zip(found.tokens, found.nll, strict=True)
+    return {row.example_id: (int(tokens), round(float(nll), 5)) for row, (tokens, nll) in zip(rows, sums, strict=True)}
 
 
 def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[Encoded]:
