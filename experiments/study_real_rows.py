@@ -2,9 +2,9 @@
 
     python experiments/study_real_rows.py gsm8k FOLDER_OF_THE_PUBLISHED_FILES rows/gsm8k
 
-FOLDER holds the files as published: `train.jsonl` and `test.jsonl` (GSM8K), `ori_pqal.json` and `test_ground_truth.json`
-(PubMedQA), `mbpp.jsonl` (MBPP). Written are `train.jsonl`, `held_out.jsonl` (for choices), `eval.jsonl`, and
-`forgetting.jsonl`: the training prompts of the other domain, as texts.
+FOLDER holds the files as published: `train.jsonl` and `test.jsonl` (GSM8K), `ori_pqal.json` and
+`test_ground_truth.json` (PubMedQA), `mbpp.jsonl` (MBPP). Written are `train.jsonl`, `held_out.jsonl` (for choices),
+`eval.jsonl`, and `forgetting.jsonl`: training rows of the other domain, as texts.
 
 Rows are taken in the file's order; a row is short by the characters of its question and answer, so that the choice does
 not depend on a tokenizer.
