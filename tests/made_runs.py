@@ -83,9 +83,13 @@ def write_run(
     correct: list[bool | None],
     base: list[bool | None] | None,
     logger: LoggerConfig = CSV,
+    losses: dict[str, tuple[int, float]] | None = None,
     **identity: Any,
 ) -> Path:
-    """Writes a run's folder under `root`/runs and, with `base`, the base model's completions."""
+    """Writes a run's folder under `root`/runs and, with `base`, the base model's completions.
+
+    `losses`: tokens and nats of evaluation rows, as evaluate.losses leaves them.
+    """
     who = {
         "task": "math",
         "model": "tiny",
@@ -147,6 +151,11 @@ def write_run(
         "command": "python run.py -m scorer=xtf",
         "artifacts": artifacts,
     }
+    if losses is not None:
+        tokens, nats = (sum(part) for part in zip(*losses.values(), strict=True))
+        unreadable = {"value": 0.0, "low": 0.0, "high": 0.1, "n": len(correct), "interval": "wilson", "unit": "share"}
+        record["metrics"] |= {"unreadable": unreadable, "loss": unreadable | {"value": nats / tokens, "unit": "nats"}}
+        (folder / "losses.json").write_text(json.dumps({"rows": losses}))
     (folder / "metrics.json").write_text(json.dumps(record))
     store = root / "scores" / "pass"
     store.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,6 +22,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import GROUPS
+from xtf.reporting.runs import load_run
 from xtf.runtime import models
 from xtf.runtime.artifacts import read_json
 
@@ -256,6 +258,9 @@ def test_losses_asked_for_later_are_added_to_a_finished_run(run, monkeypatch):
             assert found["low"] < found["value"] < found["high"], name
     assert after["metrics"]["loss"]["value"] < after["base_metrics"]["loss"]["value"]
     assert after["metrics"]["loss"]["n"] == 12
+    by_row = load_run(Path(after["artifacts"]["metrics"]).parent).losses()
+    assert by_row is not None
+    assert np.mean(list(by_row.values())) == pytest.approx(after["metrics"]["loss"]["value"], abs=1e-6)
     monkeypatch.setattr("xtf.evaluation.teacher_forced.predict", refuse)
     assert run("evaluate.losses=true")["metrics"] == after["metrics"]
 

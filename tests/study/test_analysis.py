@@ -14,7 +14,8 @@ import pytest
 from xtf.reporting import figures
 from xtf.reporting import intervals as statistics
 from xtf.reporting.cells import find_cells
-from xtf.study.analysis import Arm, Study, arm_of, hypotheses, load, over_tasks, study_report
+from xtf.study.analysis import hypotheses, load, over_tasks, study_report
+from xtf.study.arms import Arm, Study, arm_of
 
 ITEMS, SEEDS = 100, 5
 

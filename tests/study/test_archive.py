@@ -45,6 +45,18 @@ def test_an_archive_gives_the_tables_of_the_runs_that_it_was_written_from(tmp_pa
         assert stored.verdicts("accuracy")["item-0"] is None
 
 
+def test_losses_by_row_are_kept_and_pair_runs(tmp_path: Path) -> None:
+    rows = {"normal": {"a": (3, 6.0), "b": (1, 1.0)}, "xtf": {"a": (3, 9.0), "b": (1, 0.5)}}
+    for method, by_row in rows.items():
+        write_run(tmp_path, correct=outcomes(1, 1), base=None, method=method, experiment="t", losses=by_row)
+    stored = {run.record["method"]: run for run in read_archive(write_archive("t", tmp_path / "runs", tmp_path / "r"))}
+    for method, run in stored.items():
+        assert run.losses() == load_run(tmp_path / "runs" / run.folder).losses()
+        assert (values := run.losses()) is not None
+        assert sum(values.values()) / 2 == run.record["metrics"]["loss"]["value"], method
+    assert stored["xtf"].losses() == {"a": 4.5, "b": 0.25}
+
+
 def test_an_archive_is_the_same_file_each_time_and_small(tmp_path: Path) -> None:
     runs(tmp_path)
     first = write_archive("t", tmp_path / "runs", tmp_path / "a").read_bytes()

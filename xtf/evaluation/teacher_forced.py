@@ -27,7 +27,7 @@ from xtf.data.rows import read_field
 from xtf.graders.metrics import Metric, bootstrap
 from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.progress import bar, stopwatch
-from xtf.runtime.run_folder import forgetting_source
+from xtf.runtime.run_folder import RunFolder, forgetting_source
 from xtf.scoring.masks import weights_to_labels
 from xtf.scoring.methods import Method
 from xtf.tiny import HELD_OUT
@@ -136,7 +136,7 @@ def teacher_forced_figures(
         rows: gives the encoded evaluation rows, where the figures are not there yet; so does `load` the model.
     """
     source = forgetting_source(config)
-    file, key = folder / "losses.json", digest([model, source])
+    file, key = RunFolder(folder).losses, digest([model, source])
     entry = read_json(file) if file.exists() else {}
     if entry.get("key") != key:
         path = HELD_OUT if source == "bundled" else config.evaluate.forgetting

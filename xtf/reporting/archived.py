@@ -27,6 +27,11 @@ class ArchivedRun(Run):
 
     generations: Sequence[Mapping[str, Any]]
     base: Sequence[Mapping[str, Any]] | None
+    by_row: Mapping[str, tuple[int, float]] | None = None  # tokens and nats of each evaluation row
+
+    def row_losses(self) -> dict[str, tuple[int, float]] | None:
+        """As of any run, from the archive."""
+        return None if self.by_row is None else dict(self.by_row)
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
         """As of any run, from the stored verdicts."""
@@ -54,9 +59,14 @@ def read_archive(path: Path) -> list[ArchivedRun]:
             run["record"],
             unpacked[run["generations"]],
             None if run["base"] is None else unpacked[run["base"]],
+            None if (losses := run.get("losses")) is None else _by_row(losses, content["items"]),
         )
         for run in content["runs"]
     ]
+
+
+def _by_row(losses: Mapping[str, Any], items: Sequence[Sequence[str]]) -> dict[str, tuple[int, float]]:
+    return dict(zip(items[losses["items"]], zip(losses["tokens"], losses["nats"], strict=True), strict=True))
 
 
 def _unpacked(packed: Mapping[str, Any], items: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

@@ -146,8 +146,11 @@ def effects(
     control: str = "control",
     untrained: Mapping[str, float] | None = None,
     student: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    unit: str = "points",
 ) -> Figure:
-    """Differences from a control with their intervals, as shares, a panel each; a row is (label, value, low, high).
+    """Differences from a control with their intervals, a panel each; a row is (label, value, low, high).
+
+    Their unit is shares, drawn as points, or nats a token.
 
     A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its own
     scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval by panel
@@ -155,25 +158,26 @@ def effects(
     """
     labels = {row[0] for rows in panels.values() for row in rows}
     figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
+    scale = 100 if unit == "points" else 1
     first: dict[str, float] = {}
     for rows in panels.values():
         first = {label: value for label, value, *_ in rows} | first
     places = {label: place for place, label in enumerate(sorted(first, key=first.__getitem__))}
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         for label, (low, high) in ((student or {}).get(title) or {}).items():
-            line = axis.hlines(places[label], 100 * low, 100 * high, color=OTHER, linewidth=0.8)
+            line = axis.hlines(places[label], scale * low, scale * high, color=OTHER, linewidth=0.8)
             line.set_label("Student's t")
         for label, value, low, high in rows:
-            bars = _whiskers(100 * value, 100 * low, 100 * high)
-            axis.errorbar(100 * value, places[label], xerr=bars, fmt="o", color="black", linewidth=2, markersize=4)
+            bars = _whiskers(scale * value, scale * low, scale * high)
+            axis.errorbar(scale * value, places[label], xerr=bars, fmt="o", color="black", linewidth=2, markersize=4)
         axis.axvline(0, color=OTHER, linestyle="--", linewidth=1, label=control)
         if untrained and title in untrained:
-            place = 100 * untrained[title]
+            place = scale * untrained[title]
             axis.axvline(place, color=BLUE, linestyle=":", linewidth=1.5, label="untrained")
         for label in sorted(labels - {row[0] for row in rows}, key=places.__getitem__, reverse=True):
             across = axis.get_yaxis_transform()
             axis.text(0.02, places[label], "not run", transform=across, va="center", fontsize=7.5)
-        axis.set_xlabel(f"points minus {control}")
+        axis.set_xlabel(f"{unit} minus {control}")
         axis.set_title(title, fontsize=10)
     axes[0].set_yticks(range(len(places)), list(places))
     axes[0].set_ylim(-0.6, len(places) - 0.4)

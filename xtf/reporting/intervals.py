@@ -276,6 +276,11 @@ class Comparison:
         """1 or -1 where the interval leaves out zero, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
+    @property
+    def student_sign(self) -> int:
+        """The same by Student's t."""
+        return int(self.student[0] > 0) - int(self.student[1] < 0)
+
 
 def family(effects: Sequence[Effect]) -> list[Comparison]:
     """The effects of one question, with Holm's intervals."""

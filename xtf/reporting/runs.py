@@ -47,6 +47,23 @@ class Run:
         """The fine-tuned model's value for each item, by example id (`item_values`)."""
         return item_values(read_lines(RunFolder(self.folder).generations), metric)
 
+    def losses(self) -> dict[str, float] | None:
+        """What each evaluation row adds to `loss`, by example id; None if the run has no losses by row.
+
+        A row's nats over the mean number of response tokens of a row, so that the mean over rows is the loss itself.
+        """
+        rows = self.row_losses()
+        if rows is None:
+            return None
+        tokens = sum(count for count, _ in rows.values()) / len(rows)
+        return {name: nats / tokens for name, (_, nats) in rows.items()}
+
+    def row_losses(self) -> dict[str, tuple[int, float]] | None:
+        """Response tokens and nats of each evaluation row; None without `evaluate.losses`, and of older runs."""
+        file = RunFolder(self.folder).losses
+        rows = read_json(file).get("rows") if "loss" in self.record["metrics"] and file.is_file() else None
+        return None if rows is None else {name: (int(count), float(nats)) for name, (count, nats) in rows.items()}
+
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
         """The same of the untouched base model; None if the run did not grade it."""
         base = self.base_generations()

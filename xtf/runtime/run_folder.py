@@ -74,6 +74,7 @@ class RunFolder:
     train_log = Place("train_log.csv")  # a line for every optimizer step
     train_record = Place("train.json")  # left by the processes of a training on several devices
     generations = Place("generations.jsonl")  # completions of the fine-tuned model with their grades
+    losses = Place("losses.json")  # what the reference responses cost it, row by row (evaluate.losses)
     scalars = Place("scalars.csv")  # the figures of metrics.json under their documented names
     metrics = Place("metrics.json")  # written last: a run that has it has finished
     error = Place("error.json")  # why the last attempt failed; gone as soon as the run is tried again

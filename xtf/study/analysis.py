@@ -3,19 +3,15 @@
     python -m xtf.study                                      # outputs/ -> outputs/reports/study
     python -m xtf.study --source experiments/history/results --to X  # the same from the stored runs
 
-An *arm* is a method at a share of planted noise, on one task; its runs differ in the seed alone. Every comparison is a
-*contrast*, a weighted sum of arms, taken seed by seed and item by item over the seeds that all of them have finished,
-with the bootstrap of `xtf.reporting.intervals`; the comparisons of one question have Holm's intervals. What has not
-been run is named.
+Arms and contrasts are those of `xtf.study.arms`, with the bootstrap of `xtf.reporting.intervals`. What has not been run
+is named.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -24,197 +20,15 @@ import numpy as np
 
 from xtf.reporting import figures
 from xtf.reporting.cells import Cell, NoRuns, find_cells
-from xtf.reporting.intervals import (
-    Comparison,
-    Effect,
-    Estimate,
-    Pooled,
-    Values,
-    effect,
-    family,
-    matrix,
-    mean,
-    random_effects,
-    seed_effect,
-)
+from xtf.reporting.intervals import Comparison, Effect, Estimate, Pooled, family, mean, random_effects
 from xtf.reporting.pages import Picture, Section, estimated, percent, picture, render_sections, seconds, write_csv
-from xtf.reporting.runs import TEACHER_FORCED, Run
+from xtf.reporting.runs import TEACHER_FORCED
+from xtf.study.arms import Answer, Arm, Study, answer, decile_name, hypotheses_section, interval_text, shown
 
 STUDY = ("study_methods", "study_attributes", "study_deciles", "study_oracle")
-SHARE, DECILE, INVERT = "plant.share", "method.decile", "method.invert"
 CONTROLS = ("normal", "random")
 DECILES = range(1, 11)
 NOISY = 0.3  # the share of planted noise that the hypotheses name
-
-
-class Arm(NamedTuple):
-    """A method on a task, at a share of planted noise."""
-
-    task: str
-    share: float  # planted noise
-    name: str
-
-
-def chosen_settings(run: Run) -> dict[str, Any]:
-    """What was chosen for a run beside task, method and seed; the scorer of xtf is part of the method."""
-    record = run.record
-    chosen = {key: record[key] for key in ("model", "tuning", "threshold")}
-    if record["method"] != "xtf":
-        chosen["scorer"] = record["scorer"]
-    return chosen | record["overrides"]
-
-
-def common_settings(runs: Sequence[Run]) -> set[str]:
-    """Keys that are set alike in all runs of a task; how noise is planted, in all that have some."""
-    found = [chosen_settings(run) for run in runs]
-    noisy = [each for each in found if each.get(SHARE)]
-    scored = [each for each in found if "scorer" in each]
-    keys = {key for each in found for key in each} - {SHARE, DECILE, INVERT}
-
-    def among(key: str) -> list[dict[str, Any]]:
-        return noisy if key.startswith("plant.") else scored if key == "scorer" else found
-
-    return {key for key in keys if len({str(each.get(key)) for each in among(key)}) == 1}
-
-
-def arm_of(run: Run, common: Collection[str]) -> Arm:
-    """Which arm a run belongs to; settings that are not `common` to the study's runs stand in the name."""
-    record = run.record
-    chosen = {key: value for key, value in chosen_settings(run).items() if key not in common}
-    share = float(chosen.pop(SHARE, 0.0))
-    name = record["method"]
-    if name == "xtf" and record["scorer"] != "xtf":
-        name = record["scorer"]
-    if name == "decile":
-        name = decile_name(int(chosen.pop(DECILE, 1)), bool(chosen.pop(INVERT, False)))
-    return Arm(record["task"], share, " ".join([name, *(f"{key}={value}" for key, value in chosen.items())]))
-
-
-def decile_name(number: int, left_out: bool) -> str:
-    """The arm that trains on one decile of base probability alone, or on all but it."""
-    return f"all but decile {number}" if left_out else f"decile {number}"
-
-
-class Study:
-    """The finished runs by arm and seed, and effects between arms.
-
-    Raises:
-        ValueError: two runs have the same arm and seed.
-    """
-
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self.runs: dict[Arm, dict[int, Run]] = {}
-        by_task: dict[str, list[Run]] = {}
-        for cell in cells:
-            for run in cell.runs.values():
-                by_task.setdefault(run.record["task"], []).append(run)
-        for runs in by_task.values():
-            common = common_settings(runs)
-            for run in runs:
-                self._add(arm_of(run, common), run)
-        self.unfinished = [str(folder) for cell in cells for folder in cell.unfinished]
-
-    def _add(self, arm: Arm, run: Run) -> None:
-        known = self.runs.setdefault(arm, {}).setdefault(run.seed, run)
-        if known is not run and known.folder != run.folder:
-            raise ValueError(
-                f"two runs of {arm.name} on {arm.task} with seed {run.seed}: {known.folder} and {run.folder}"
-            )
-
-    @property
-    def tasks(self) -> list[str]:
-        """The task with the most arms first."""
-        arms = Counter(arm.task for arm in self.runs)
-        return sorted(arms, key=lambda task: (-arms[task], task))
-
-    def shares(self, task: str) -> list[float]:
-        """The shares of planted noise that a task's arms have, ascending."""
-        return sorted({arm.share for arm in self.runs if arm.task == task})
-
-    def names(self, task: str, share: float) -> list[str]:
-        """Arms of a task and share, the deciles left out."""
-        found = [arm.name for arm in self.runs if (arm.task, arm.share) == (task, share)]
-        return [name for name in found if "decile" not in name]
-
-    def base(self, task: str) -> dict[str, float]:
-        """Figures of the model before training, by metric; `headline` is that of the runs. Empty if none was taken."""
-        for runs in (runs for arm, runs in self.runs.items() if arm.task == task):
-            for run in runs.values():
-                if graded := run.record.get("base_metrics"):
-                    found = {name: float(metric["value"]) for name, metric in graded.items()}
-                    return found | {"headline": found[run.headline]}
-        return {}
-
-    @functools.cache  # noqa: B019 - a study lives as long as the process
-    def verdicts(self, arm: Arm, seed: int) -> Values:
-        """The run's headline metric by item."""
-        run = self.runs[arm][seed]
-        return run.verdicts(run.headline)
-
-    def shared_seeds(self, arms: Sequence[Arm]) -> list[int]:
-        """Seeds that all of the arms have finished, ascending."""
-        return sorted(set.intersection(*(set(self.runs.get(arm, ())) for arm in arms)))
-
-    @functools.cache  # noqa: B019
-    def combination(self, *parts: tuple[float, Arm]) -> Effect | None:
-        """The weighted sum of arms' verdicts, paired by seed and item; None if they share no seed."""
-        arms = [arm for _, arm in parts]
-        shared = self.shared_seeds(arms)
-        if not shared:
-            return None
-        values = matrix([self.verdicts(arm, seed) for arm in arms for seed in shared])
-        by_arm = values.reshape(len(arms), len(shared), -1)
-        return effect(np.tensordot([weight for weight, _ in parts], by_arm, axes=1))
-
-    def minus(self, task: str, share: float, name: str, control: str) -> Effect | None:
-        """One arm minus another at the same share of noise."""
-        return self.combination((1.0, Arm(task, share, name)), (-1.0, Arm(task, share, control)))
-
-    def figure(self, figure: str, *parts: tuple[float, Arm]) -> Effect | None:
-        """The same for a figure that a run has as a whole, such as `loss`; None if a run lacks it."""
-        arms = [arm for _, arm in parts]
-        runs = [[self.runs[arm][seed] for seed in self.shared_seeds(arms)] for arm in arms]
-        if not runs[0] or any(figure not in run.record["metrics"] for row in runs for run in row):
-            return None
-        values = np.array([[run.record["metrics"][figure]["value"] for run in row] for row in runs])
-        return seed_effect(np.array([weight for weight, _ in parts]) @ values)
-
-
-# -- the hypotheses ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A weighted sum of arms, in words and as found; its unit is points of accuracy, or nats."""
-
-    label: str
-    found: Comparison
-    unit: str = "points"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the runs say about one hypothesis: supported, refuted, undecided, not all run, or not run."""
-
-    name: str
-    claim: str
-    reading: str
-    contrasts: Sequence[Contrast] = ()
-    missing: Sequence[str] = field(default_factory=list)
-
-
-Wanted = Sequence[tuple[str, Effect | None]]
-
-
-def _answer(name: str, claim: str, wanted: Wanted, read: Callable[[list[int]], str], unit: str = "points") -> Answer:
-    """Reads the signs of the comparisons that were run; `read` is given them in order and only if all were."""
-    missing = [label for label, found in wanted if found is None]
-    there = [(label, found) for label, found in wanted if found is not None]
-    compared = family([found for _, found in there])
-    contrasts = [Contrast(label, found, unit) for (label, _), found in zip(there, compared, strict=True)]
-    unread = "not all run" if contrasts else "not run"
-    reading = unread if missing else read([contrast.found.sign for contrast in contrasts])
-    return Answer(name, claim, reading, contrasts, missing)
 
 
 def hypotheses(study: Study, task: str) -> list[Answer]:
@@ -240,31 +54,31 @@ def hypotheses(study: Study, task: str) -> list[Answer]:
         (1.0, Arm(task, 0.0, "normal")),
     )
     return [
-        _answer(
+        answer(
             "H1",
             "XTF helps on data as they are",
             [versus("xtf", "normal")],
             lambda s: {1: "supported", 0: "undecided", -1: "refuted"}[s[0]],
         ),
-        _answer(
+        answer(
             "H2",
             "XTF helps more, the more noise there is",
             [(f"(xtf - normal at {NOISY:.0%}) - (xtf - normal at 0%)", noisier)],
             lambda s: {1: "supported", 0: "no support", -1: "refuted"}[s[0]],
         ),
-        _answer(
+        answer(
             "H3",
             "which tokens are dropped matters, not just how many",
             [versus(n, "random", share) for share in (0.0, NOISY) for n in ("xtf", "low_loss", "high_loss")],
             lambda s: "supported" if any(s) else "refuted",
         ),
-        _answer(
+        answer(
             "H4",
             "one attribute carries the effect of the union",
             [versus(n, "normal") for n in ("xtf", "ri", "kn", "tr")],
             lambda s: "supported" if s[0] and s[0] in s[1:] else "refuted",
         ),
-        _answer(
+        answer(
             "H5",
             "tokens of low base probability teach, those of high probability do not",
             [
@@ -273,14 +87,14 @@ def hypotheses(study: Study, task: str) -> list[Answer]:
             ],
             lambda s: "supported" if s == [-1, 1] else "refuted",
         ),
-        _answer(
+        answer(
             "H6",
             "dropping what the base model knows preserves it",
             [forgetting(n) for n in ("xtf", "kn")],
             lambda s: "refuted" if 1 in s else "supported" if s == [-1, -1] else "undecided",
             unit="nats",
         ),
-        _answer(
+        answer(
             "H7",
             "a reference model finds planted noise where the base model cannot",
             [versus(n, "normal", NOISY) for n in ("slm", "token_cleaning")],
@@ -373,24 +187,6 @@ def over_tasks(study: Study) -> list[PooledRow]:
 # -- the report ---------------------------------------------------------------------------------------------
 
 
-def shown(value: float, low: float, high: float, unit: str = "points") -> str:
-    """+3.2 [-0.4, +6.9], in percentage points or in nats."""
-    return f"{_number(value, unit)} {interval_text(low, high, unit)}"
-
-
-def interval_text(low: float, high: float, unit: str = "points") -> str:
-    """[-0.4, +6.9], in percentage points or in nats."""
-    return f"[{_number(low, unit)}, {_number(high, unit)}]"
-
-
-def _number(value: float, unit: str) -> str:
-    return f"{100 * value:+.1f}" if unit == "points" else f"{value:+.3f}"
-
-
-def _p_text(p: float) -> str:
-    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
-
-
 def load(source: Path) -> tuple[Study, list[str]]:
     """The study from an output folder (it has runs/) or a folder of archives, and which sweeps have no run there.
 
@@ -426,7 +222,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
     for task in study.tasks:
         here = [row for arm, row in rows.items() if arm.task == task and "decile" not in arm.name]
         sections += [
-            _hypotheses_section(task, answers[task]),
+            hypotheses_section(task, answers[task], [HOLM_TEXT, PLANNED_TEXT, STUDENT_TEXT]),
             _effects_section(study, task, versus[task], rows, out_dir),
             _tokens_section(study, task, here, out_dir),
             _losses_section(task, here, study.base(task)),
@@ -458,6 +254,10 @@ STUDENT_TEXT = (
     "Where seeds differ more than items do, few of them make the bootstrap too short. Student's t, seeds and items "
     "both drawn at random and with Holm's levels of its own, is not: do not build on what it does not confirm."
 )
+PLANNED_TEXT = (
+    "Readings go by the bootstrap, as planned, and are those of a whole hypothesis. Forgetting is in nats, by "
+    "Student's t over the seeds alone."
+)
 
 ORACLE_TEXT = (
     "`oracle` drops the planted tokens, those that are planted in part included. It is no part of the plan: it was "
@@ -466,25 +266,6 @@ ORACLE_TEXT = (
 
 
 Versus = Mapping[float, Mapping[str, Sequence[tuple[Arm, Comparison]]]]  # by share of noise and control
-
-
-def _hypotheses_section(task: str, answers: Sequence[Answer]) -> Section:
-    rows = []
-    for answer in answers:
-        for one in answer.contrasts:
-            found, claim = one.found, [answer.name, answer.claim, one.label]
-            bootstrap = [shown(found.value, found.low, found.high, one.unit), _p_text(found.p)]
-            student = [interval_text(*found.student, one.unit), _p_text(found.student_p)]
-            rows.append([*claim, *bootstrap, *student, f"{found.effect.seeds}", answer.reading])
-        if answer.missing:
-            without = "not run: " + "; ".join(answer.missing)
-            rows.append([answer.name, answer.claim, without, "-", "-", "-", "-", "0", answer.reading])
-    planned = (
-        "Readings go by the bootstrap, as planned, and are those of a whole hypothesis. Forgetting is in nats, by "
-        "Student's t over the seeds alone."
-    )
-    columns = ["", "hypothesis", "comparison", "effect", "p (Holm)", "Student's t", "its p (Holm)", "seeds", "reading"]
-    return Section(f"{task}: the hypotheses", [HOLM_TEXT, planned, STUDENT_TEXT], columns, rows)
 
 
 def _effects_section(study: Study, task: str, versus: Versus, rows: Mapping[Arm, ArmRow], out_dir: Path) -> Section:

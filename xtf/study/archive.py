@@ -5,8 +5,8 @@
 
 One gzipped JSON file per experiment: `items`, lists of the example ids of evaluation sets; `generations`, verdicts of
 one model each as a text, one character per sample (1 right, 0 wrong, - no verdict), `samples` per item in the order of
-`items`; `runs`, each with its `record`, its `folder` below runs/, and the places of its own and the base model's
-generations. Equal generations are stored once.
+`items`; `runs`, each with its `record`, its `folder` below runs/, the places of its own and the base model's
+generations, and with `evaluate.losses` the tokens and nats of each evaluation row. Equal generations are stored once.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
             _portable(run.record, runs_root.parent),
             read_lines(RunFolder(run.folder).generations),
             run.base_generations(),
+            run.row_losses(),
         )
         for run in runs
     }
@@ -66,6 +67,7 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
             "generations": _place(generations, _packed(run.generations, items)),
             "base": None if run.base is None else _place(generations, _packed(run.base, items)),
         }
+        | ({} if run.by_row is None else {"losses": _packed_losses(run.by_row, items)})
         for run in here.values()
     ]
     content = {"experiment": experiment, "items": items, "generations": generations, "runs": stored}
@@ -102,6 +104,11 @@ def _packed(lines: Sequence[Mapping[str, Any]], items: list[list[str]]) -> dict[
     ], "generations.jsonl is ordered by item, then by sample"
     letters = "".join(LETTERS[line["correct"]] for line in lines)
     return {"items": _place(items, ids), "samples": samples, "verdicts": letters}
+
+
+def _packed_losses(rows: Mapping[str, tuple[int, float]], items: list[list[str]]) -> dict[str, Any]:
+    tokens, nats = zip(*rows.values(), strict=True)
+    return {"items": _place(items, list(rows)), "tokens": tokens, "nats": nats}
 
 
 def _place(known: list[Any], value: Any) -> int:

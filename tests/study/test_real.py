@@ -1,0 +1,81 @@
+"""The analysis of the study on real models: made-up losses with known differences, read as the plan says."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import write_run
+
+from xtf.reporting.cells import find_cells
+from xtf.study.archive import write_archive
+from xtf.study.arms import Study
+from xtf.study.real import hypotheses, study_report
+
+SHIFTS = {"normal": 0.0, "random": 0.02, "xtf": 0.5, "protected": 0.05}
+PROTECTED = {"threshold.protect": "answer"}
+
+
+def made(root: Path, tasks: tuple[str, ...] = ("math", "medical"), rows: int = 40) -> None:
+    generator = np.random.default_rng(0)
+    for task in tasks:
+        tokens = generator.integers(20, 60, size=rows)
+        easy = generator.normal(1.0, 0.3, size=rows)  # nats a token of each row
+        for seed in range(3):
+            for arm, shift in SHIFTS.items():
+                nats = tokens * (easy + shift + generator.normal(0, 0.02, size=rows))
+                losses = {f"row-{n}": (int(t), float(v)) for n, (t, v) in enumerate(zip(tokens, nats, strict=True))}
+                write_run(
+                    root,
+                    correct=[True] * 5 + [False] * 5,
+                    base=None,
+                    task=task,
+                    method="xtf" if arm == "protected" else arm,
+                    overrides=PROTECTED if arm == "protected" else {},
+                    seed=seed,
+                    experiment="study_real",
+                    losses=losses,
+                )
+
+
+def test_hypotheses_are_read_from_losses_row_by_row(tmp_path: Path) -> None:
+    made(tmp_path, tasks=("math",))
+    found = {one.name: one for one in hypotheses(Study(find_cells("study_real", tmp_path / "runs")), "math")}
+    readings = {name: one.reading for name, one in found.items()}
+    assert readings == {
+        "S1": "refuted",
+        "S2": "supported",
+        "S3": "not all run",
+        "S4": "supported by answer tokens kept",
+        "S5": "refuted",
+        "S7": "not run",
+        "S8": "not run",
+    }
+    (harm,) = found["S1"].contrasts
+    assert (harm.unit, harm.found.effect.seeds, harm.found.effect.items) == ("nats", 3, 40)
+    assert harm.found.value == pytest.approx(0.5, abs=0.02)
+    low, high = harm.found.student
+    assert low < harm.found.value < high
+    assert found["S3"].missing == ["tr - normal", "ri - normal"]
+
+
+def test_the_archive_gives_the_pages_of_the_runs(tmp_path: Path) -> None:
+    made(tmp_path)
+    write_archive("study_real", tmp_path / "runs", tmp_path / "stored")
+    study_report(tmp_path, tmp_path / "one")
+    study_report(tmp_path / "stored", tmp_path / "two")
+    for name in ("arms.csv", "study_real.md", "study_real.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    with (tmp_path / "one" / "arms.csv").open() as file:
+        lines = {(line["task"], line["arm"]): line for line in csv.DictReader(file)}
+    assert len(lines) == 8
+    for task in ("math", "medical"):
+        losses = {arm: float(line["loss"]) for (where, arm), line in lines.items() if where == task}
+        for arm, line in lines.items():
+            if arm[0] == task and arm[1] != "normal":
+                assert float(line["minus_normal"]) == pytest.approx(losses[arm[1]] - losses["normal"], abs=1e-9)
+    page = (tmp_path / "one" / "study_real.md").read_text()
+    assert "tiny, medical: the hypotheses" in page
+    assert "| answer tokens kept |" in page

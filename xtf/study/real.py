@@ -1,0 +1,274 @@
+"""The analysis that experiments/study_real.md announces, from the runs of experiment `study_real`.
+
+    python -m xtf.study.real                                          # outputs/ -> outputs/reports/study_real
+    python -m xtf.study.real --source experiments/results --to X      # the same from the stored runs
+
+The outcome is the loss on the reference responses of the evaluation rows, nats a token, row by row; accuracy and
+unreadable answers stand beside it. Readings go by Student's t with seeds and rows both drawn at random, at Holm's
+levels within a hypothesis. What has not been run is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtf.reporting import figures
+from xtf.reporting.cells import Cell, find_cells
+from xtf.reporting.intervals import Comparison, Effect, Estimate, family, mean
+from xtf.reporting.pages import Section, estimated, percent, picture, render_sections, seconds, write_csv
+from xtf.study.arms import Answer, Arm, Study, answer, hypotheses_section, interval_text, shown
+
+EXPERIMENT = "study_real"
+# Settings of xtf that a hypothesis names -> what they are called on the page.
+VARIANTS = {
+    "xtf threshold.protect=answer": "answer tokens kept",
+    "xtf scorer.tr.variant=contextual": "TR in context",
+    "xtf threshold.dropped_weight=0.1": "dropped at 0.1",
+    "xtf threshold.dropped_weight=0.3": "dropped at 0.3",
+    "xtf threshold.drop_probability=0.5": "moving holes",
+    "xtf threshold.end=scored": "end token judged",
+}
+SAFER = [name for name in VARIANTS if name != "xtf threshold.end=scored"]
+TEXT = (
+    "Nats a token on the reference responses of the evaluation rows, so that less is better; differences are paired by "
+    "seed and row. The reading goes by Student's t, seeds and rows both drawn at random; the interval of the effect is "
+    "the bootstrap's. Both are at Holm's levels within a hypothesis."
+)
+
+
+def hypotheses(study: Study, task: str) -> list[Answer]:
+    """S1 to S8 of experiments/study_real.md but for S6, whose runs are another experiment's; see there."""
+
+    def versus(name: str, control: str) -> tuple[str, Effect | None]:
+        return f"{called(name)} - {control}", study.minus(task, 0.0, name, control, losses=True)
+
+    def ask(name: str, claim: str, wanted: Sequence[tuple[str, Effect | None]], read: Any) -> Answer:
+        return answer(name, claim, wanted, read, unit="nats", by_student=True)
+
+    run = study.names(task, 0.0)
+    safer = [name for name in SAFER if name in run]
+    named = [called(name) for name in safer]
+    forgetting = study.figure("forgetting_loss", (1.0, Arm(task, 0.0, "kn")), (-1.0, Arm(task, 0.0, "normal")))
+
+    def better(signs: Sequence[int]) -> str:
+        found = [name for name, sign in zip(named, signs, strict=True) if sign < 0]
+        return f"supported by {', '.join(found)}" if found else "refuted"
+
+    return [
+        ask(
+            "S1",
+            "XTF as published is no worse than normal",
+            [versus("xtf", "normal")],
+            lambda s: "refuted" if s[0] > 0 else "not refuted",
+        ),
+        ask(
+            "S2",
+            "what is dropped matters, not how much",
+            [versus("xtf", "random")],
+            lambda s: "supported" if s[0] else "refuted",
+        ),
+        ask(
+            "S3",
+            "TR carries the harm, RI does none",
+            [versus(name, "normal") for name in ("xtf", "tr", "ri")],
+            lambda s: "refuted" if s[2] > 0 or (s[0] > 0 and s[1] <= 0) else "supported" if s[1] > 0 else "undecided",
+        ),
+        *[
+            ask("S4", "a mask can be made that does less harm than XTF's", [versus(n, "xtf") for n in safer], better),
+            ask("S5", "and is better than normal", [versus(name, "normal") for name in safer], better),
+        ]
+        * bool(safer),
+        ask(
+            "S7",
+            "PriFT and KN cannot both be right",
+            [versus(name, "normal") for name in ("prift", "kn")],
+            lambda s: "supported" if 1 in s else "refuted",
+        ),
+        ask(
+            "S8",
+            "KN lessens forgetting",
+            [("forgetting loss, kn - normal", forgetting)],
+            lambda s: "supported" if s[0] < 0 else "refuted",
+        ),
+    ]
+
+
+def called(name: str) -> str:
+    """An arm's name as people read it."""
+    return VARIANTS.get(name, name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm's means over its seeds, and its loss minus that of the controls."""
+
+    arm: Arm
+    loss: float
+    accuracy: Estimate
+    unreadable: float
+    forgetting: float | None
+    kept_share: float
+    minus: Mapping[str, Comparison]  # by control
+    training_seconds: float
+
+
+def arm_rows(study: Study, task: str) -> list[Row]:
+    """The arms of a task, the lowest loss first; differences to a control are one family of comparisons."""
+    names = study.names(task, 0.0)
+    minus: dict[str, dict[str, Comparison]] = defaultdict(dict)
+    for control in ("normal", "random"):
+        effects = {name: study.minus(task, 0.0, name, control, losses=True) for name in names if name != control}
+        there = {name: found for name, found in effects.items() if found is not None}
+        for name, compared in zip(there, family(list(there.values())), strict=True):
+            minus[name][control] = compared
+    rows = []
+    for name in names:
+        runs = list(study.runs[arm := Arm(task, 0.0, name)].values())
+
+        def average(values: Sequence[float]) -> float:
+            return sum(values) / len(values)
+
+        metrics = [run.record["metrics"] for run in runs]
+        forgetting = [found["forgetting_loss"]["value"] for found in metrics if "forgetting_loss" in found]
+        rows.append(
+            Row(
+                arm,
+                average([found["loss"]["value"] for found in metrics]),
+                mean([study.verdicts(arm, run.seed) for run in runs]),
+                average([found["unreadable"]["value"] for found in metrics]),
+                average(forgetting) if forgetting else None,
+                average([run.record["mask"]["kept_share"] for run in runs]),
+                minus[name],
+                average([run.record["timing"]["train"] for run in runs]),
+            )
+        )
+    return sorted(rows, key=lambda row: row.loss)
+
+
+def study_report(source: Path, out_dir: Path) -> list[Path]:
+    """Writes study_real.md, study_real.html, arms.csv and figures; returns their paths.
+
+    Args:
+        source: an output folder (it has runs/), or a folder of archives.
+
+    Raises:
+        NoRuns: there is no run of the experiment.
+    """
+    cells = find_cells(EXPERIMENT, source / "runs", None if (source / "runs").is_dir() else source)
+    by_model: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_model[cell.case[1]].append(cell)
+    sections: list[Section] = []
+    lines = []
+    for model, found in by_model.items():
+        study = Study(found)
+        rows = {task: arm_rows(study, task) for task in study.tasks}
+        sections.append(_model_section(model, study, rows, out_dir))
+        for task in study.tasks:
+            sections.append(_arms_section(model, task, study, rows[task]))
+            sections.append(hypotheses_section(f"{model}, {task}", hypotheses(study, task), [TEXT]))
+            lines += [_csv_line(model, study, row) for row in rows[task]]
+        if study.unfinished:
+            sections.append(Section(f"{model}: not finished", study.unfinished))
+    written = [write_csv(out_dir / "arms.csv", COLUMNS, lines)]
+    count = sum(len(cell.runs) for cell in cells)
+    title = f"The study on models that were really pre-trained: {count} finished runs"
+    return written + render_sections(title, sections, out_dir, EXPERIMENT)
+
+
+def _model_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]], out_dir: Path) -> Section:
+    panels = {
+        task: [(called(row.arm.name), one.value, *one.student) for row in found if (one := row.minus.get("normal"))]
+        for task, found in rows.items()
+    }
+    drawn = figures.effects({task: found for task, found in panels.items() if found}, "normal", unit="nats a token")
+    text = (
+        "Each method's loss on the reference responses of the evaluation rows minus that of normal fine-tuning: dots "
+        "to the right of the dashed line learnt the task's responses less well. Bars are Student's t, seeds and rows "
+        "both drawn at random, at Holm's levels within a task; panels have scales of their own."
+    )
+    seeds = sorted({len(runs) for runs in study.runs.values()})
+    return Section(
+        f"{model}: each method minus normal",
+        [text, f"Seeds per method: {', '.join(map(str, seeds))}."],
+        pictures=[picture(drawn, out_dir, f"{model}-losses", text)] if any(panels.values()) else [],
+    )
+
+
+def _arms_section(model: str, task: str, study: Study, rows: Sequence[Row]) -> Section:
+    base = study.base(task)
+    lines = [
+        [
+            called(row.arm.name),
+            f"{row.loss:.3f}",
+            *(text for control in ("normal", "random") for text in _minus_texts(row.minus.get(control))),
+            estimated(row.accuracy),
+            percent(row.unreadable),
+            "-" if row.forgetting is None else f"{row.forgetting:.3f}",
+            percent(row.kept_share),
+            seconds(row.training_seconds),
+            str(row.accuracy.seeds),
+        ]
+        for row in rows
+    ]
+    if base:
+        untrained = ["untrained", f"{base['loss']:.3f}", *[""] * 4, percent(base["headline"])]
+        forgetting = "-" if "forgetting_loss" not in base else f"{base['forgetting_loss']:.3f}"
+        lines.append([*untrained, percent(base["unreadable"]), forgetting, "", "", ""])
+    columns = ["method", "loss", "minus normal", "Student's t", "minus random", "Student's t"]
+    columns += ["accuracy", "unreadable", "forgetting loss", "kept", "training", "seeds"]
+    return Section(f"{model}, {task}: every method", [TEXT], columns, lines)
+
+
+def _minus_texts(found: Comparison | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    return shown(found.value, found.low, found.high, "nats"), interval_text(*found.student, "nats")
+
+
+COLUMNS = (
+    *("model", "task", "arm", "seeds", "items", "loss", "accuracy", "unreadable", "forgetting_loss", "kept_share"),
+    *(
+        f"minus_{control}{part}"
+        for control in ("normal", "random")
+        for part in ("", "_low", "_high", "_student_low", "_student_high")
+    ),
+)
+
+
+def _csv_line(model: str, study: Study, row: Row) -> list[Any]:
+    found = row.accuracy
+    means = [row.loss, found.value, row.unreadable, row.forgetting, row.kept_share]
+    differences: list[float | None] = []
+    for control in ("normal", "random"):
+        one = row.minus.get(control)
+        differences += [None] * 5 if one is None else [one.value, one.low, one.high, *one.student]
+    return [model, row.arm.task, row.arm.name, found.seeds, found.items, *means, *differences]
+
+
+def main() -> None:
+    """The command line, `python -m xtf.study.real`."""
+    parser = argparse.ArgumentParser(description="The analysis of experiments/study_real.md.")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=Path("outputs"),
+        help="an output folder, or a folder of archives such as experiments/results (default: %(default)s)",
+    )
+    parser.add_argument("--to", type=Path, default=Path("outputs/reports/study_real"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        files = study_report(arguments.source, arguments.to)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    for file in files:
+        print(f"report: {file}")
+
+
+if __name__ == "__main__":
+    main()
