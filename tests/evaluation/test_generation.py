@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, Phi3Config, Phi3ForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from xtf import tiny
@@ -45,6 +45,27 @@ def test_completions_equal_generate_token_by_token(small_model, prompts, monkeyp
     for places in (1, 3, 11):
         found = dict(complete(model, prompts, places=places, max_new_tokens=23, stops=stops))
         assert [found[index] for index in range(len(prompts))] == expected
+
+
+def test_rows_that_pass_longropes_limit_do_not_change_their_neighbours(prompts):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 9.0, 27.0],
+            "original_max_position_embeddings": 16, "factor": 4.0}  # fmt: skip
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, max_position_embeddings=64, original_max_position_embeddings=16,
+        rope_parameters=rope,
+    )  # fmt: skip
+    model = Phi3ForCausalLM(config).eval()
+    for parameter in model.parameters():  # larger than at initialisation, so that positions matter
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    generator = np.random.default_rng(1)
+    prompts = [*prompts, *(generator.integers(0, 97, length).tolist() for length in (15, 16, 17, 30))]
+    for steps in (1, 6, 23):  # the longest of 12, and so some or all, pass the limit of 16
+        expected = [alone(model, prompt, steps, [96]) for prompt in prompts]
+        found = dict(complete(model, prompts, places=5, max_new_tokens=steps, stops=[96]))
+        assert [found[index] for index in range(len(prompts))] == expected, steps
 
 
 def test_the_bundled_model_answers_as_with_generate():

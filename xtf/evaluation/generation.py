@@ -17,7 +17,7 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from xtf.runtime.heads import position_table
+from xtf.runtime.heads import position_table, rope_limit
 
 SPARE = 64  # columns to grow into before the cache is laid out afresh
 IDLE = 8  # places are filled again, or given up, as soon as one in so many is idle
@@ -67,7 +67,8 @@ def complete(
     """Yields a completion as soon as it ends; at most `places` prompts run side by side.
 
     It ends before a token of `stops`, at `max_new_tokens`, or when `over`, shown its tokens after each new one, says
-    so. The longest prompts go first, so that a prompt that joins is never longer than the rows that run.
+    so. The longest prompts go first, so that a prompt that joins is never longer than the rows that run. Rows that may
+    pass the length at which longrope changes its frequencies, for all rows of a step, run one by one.
 
     Raises:
         TooLong: a prompt and its new tokens run off the model's table of positions.
@@ -79,18 +80,22 @@ def complete(
             f"{type(model).__name__} has positions for {table} tokens, fewer than a prompt and {max_new_tokens} new "
             "tokens need (task.max_new_tokens)",
         )
-    waiting = deque(sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index)))
-    rows = _Rows(model, max_new_tokens, frozenset(stops), choose, over)
-    while waiting or rows.running:
-        if IDLE * len(rows.idle) >= len(rows.prompt):
-            if waiting:
-                free = len(rows.idle) if rows.running else places
-                joining = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                yield from rows.join({index: prompts[index] for index in joining})
-            else:
-                rows.close_up()
-        if rows.running:
-            yield from rows.step()
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    limit = rope_limit(model)
+    alone = [index for index in order if limit is not None and len(prompts[index]) + max_new_tokens - 1 > limit]
+    for waiting, side_by_side in ((deque(alone), 1), (deque(order[len(alone) :]), places)):
+        rows = _Rows(
+            model, prompts, max_new_tokens, frozenset(stops), choose, over, limit if side_by_side == 1 else None
+        )
+        while waiting or rows.running:
+            if IDLE * len(rows.idle) >= len(rows.prompt):
+                if waiting:
+                    free = len(rows.idle) if rows.running else side_by_side
+                    yield from rows.join([waiting.popleft() for _ in range(min(free, len(waiting)))])
+                else:
+                    rows.close_up()
+            if rows.running:
+                yield from rows.step()
 
 
 class _Rows:
@@ -99,13 +104,16 @@ class _Rows:
     def __init__(
         self,
         model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         stops: frozenset[int],
         choose: Choose,
         over: Callable[[list[int]], bool],
+        limit: int | None,
     ) -> None:
-        self.model, self.max_new_tokens, self.stops = model, max_new_tokens, stops
+        self.model, self.prompts, self.max_new_tokens, self.stops = model, prompts, max_new_tokens, stops
         self.choose, self.over = choose, over
+        self.limit = limit  # tokens beyond which the one row that runs is read anew, with other frequencies
         self.prompt: list[int] = []  # the prompt at each place, -1 where it is idle
         self.new: list[list[int]] = []  # the tokens that each place got; all but the last are in the cache
         self.seen_BW = torch.empty(0, 0, dtype=torch.bool, device=model.device)  # False: left of the row
@@ -120,13 +128,13 @@ class _Rows:
     def idle(self) -> list[int]:
         return [place for place, prompt in enumerate(self.prompt) if prompt < 0]
 
-    def join(self, prompts: dict[int, Sequence[int]]) -> Iterator[Completion]:
-        """Reads prompts into idle places, or into a fresh cache where nothing runs."""
+    def _read(self, rows: Sequence[Sequence[int]]) -> tuple[list[_Layer], Cache, torch.Tensor, torch.Tensor]:
+        """The cache of `rows` as layers and whole, which of its columns they reach, and the next token's logits."""
         layers = [_Layer() for _ in range(self.model.config.get_text_config().num_hidden_layers)]
         cache = Cache(layers=[*layers])
-        width = max(map(len, prompts.values()))
-        ids_BW = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts.values()])
-        seen_BW = torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts.values()])
+        width = max(map(len, rows))
+        ids_BW = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in rows])
+        seen_BW = torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids in rows])
         ids_BW, seen_BW = ids_BW.to(self.model.device), seen_BW.to(self.model.device)
         logits_BV = self.model(
             input_ids=ids_BW,
@@ -136,8 +144,13 @@ class _Rows:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        return layers, cache, seen_BW, logits_BV
+
+    def join(self, prompts: Sequence[int]) -> Iterator[Completion]:
+        """Reads prompts, by index, into idle places, or into a fresh cache where nothing runs."""
+        layers, cache, seen_BW, logits_BV = self._read([self.prompts[index] for index in prompts])
         if self.running:
-            where = self.idle[: len(prompts)]
+            where, width = self.idle[: len(prompts)], seen_BW.shape[1]
             for own, other in zip(self.layers, layers, strict=True):
                 own.put(torch.tensor(where, device=self.model.device), other)
             self.seen_BW[where] = False
@@ -152,6 +165,11 @@ class _Rows:
 
     def step(self) -> Iterator[Completion]:
         """One more token for every row."""
+        if self.limit is not None and int(self.seen_BW[0].sum()) == self.limit:
+            whole = [*self.prompts[self.prompt[0]], *self.new[0]]
+            self.layers, self.cache, self.seen_BW, logits_BV = self._read([whole])
+            yield from self._grow([0], logits_BV)
+            return
         if self.layers[0].full:
             self._lay_out(range(len(self.prompt)))
         last_B1 = torch.tensor([[new[-1]] for new in self.new], device=self.model.device)
@@ -166,7 +184,7 @@ class _Rows:
             use_cache=True,
         ).logits[:, -1]
         running = self.running
-        return self._grow(running, logits_BV[running])
+        yield from self._grow(running, logits_BV[running])
 
     def close_up(self) -> None:
         """Gives up idle places."""
