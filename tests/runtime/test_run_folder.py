@@ -97,6 +97,19 @@ def test_other_rows_or_another_grader_leave_a_run_to_do(recorded: Path) -> None:
 
 
 @pytest.mark.usefixtures("composing")
+def test_a_run_that_another_rule_of_its_method_trained_is_told_apart(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, _ = composed("seed=3", "threshold.end=scored")
+    folder = RunFolder.of(*composed("seed=3")).path
+    Manifest(RunFolder(folder)).begin(config)
+    assert "another rule" not in capsys.readouterr().out
+    monkeypatch.setattr(type(config.method), "version", 2)
+    Manifest(RunFolder(folder)).begin(config)
+    assert "was trained by an earlier version, which had another rule of method=xtf" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("composing")
 def test_each_stage_is_finished_when_what_it_leaves_is_there(recorded: Path) -> None:
     config, changed = composed("seed=3")
     folder = RunFolder.of(config, changed)

@@ -225,7 +225,8 @@ class Manifest:
         """Take the folder for `config` and leave config.yaml there: it holds one configuration, and edited group files
         must not mix with the results of the old ones.
 
-        A finished run of an earlier version, which did not know a key, stands as it is; that is said.
+        A finished run of an earlier version, which did not know a key or had another rule of the method, stands as it
+        is; that is said.
 
         Raises:
             ConfigError: the folder holds a run of another configuration.
@@ -245,8 +246,14 @@ class Manifest:
                 f"{self.folder.path} holds a run of another configuration ({listing}); "
                 "delete that folder or choose another output_dir"
             )
-        if not self.folder.manifest.exists():
+        if "train" not in self.stages:
+            self.content["method_version"] = config.method.version
             self.save()
+        elif self.content.get("method_version", 1) != config.method.version:
+            say(
+                f"{self.folder.path} was trained by an earlier version, which had another rule of "
+                f"method={config.method.name}: delete it to make it anew"
+            )
         if changed := self.changed_data(config):
             raise ValueError(
                 f"{changed[0]} has changed since {self.folder.path} was made; "

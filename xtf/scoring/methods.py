@@ -65,6 +65,7 @@ class Method:
     entropy_top: ClassVar[int] = 0
     prompt_attention: ClassVar[bool] = False
     epochs_factor: ClassVar[int] = 1
+    version: ClassVar[int] = 1  # raised when the rule changes, so that runs of the old one are told from new ones
 
     def __post_init__(self) -> None:
         check_ranges(self, "method.")
@@ -373,6 +374,7 @@ class SLM(Referenced):
     2404.07965)."""
 
     name: str = "slm"
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
     online: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
@@ -449,6 +451,7 @@ class Forgetting(Referenced):
     name: str = "forgetting"
     keep: float = within(0.7, 0, 1, excluding=(0,))
     strength: float = within(0.25, 0)
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
     of_the_model: ClassVar[bool] = False
@@ -477,6 +480,7 @@ class SSToken(Method):
     name: str = "sstoken"
     gamma: float = within(0.5, 0, 1)
     keep: float = within(0.6, 0, 1, excluding=(0,))  # share of the example's tokens
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
     online: ClassVar[bool] = True
     pointwise: ClassVar[bool] = False
@@ -529,6 +533,7 @@ class ProFit(Method):
 
     name: str = "profit"
     tau: float = within(0.1, 0, 1, excluding=(1,))
+    version: ClassVar[int] = 2
     online: ClassVar[bool] = True
     divided_by_all: ClassVar[bool] = True
 
