@@ -3,6 +3,7 @@
 scored = xtf.score(model, tokenizer, examples)
 masked = xtf.mask(scored, threshold="paper")
 xtf.summary(masked, tokenizer)
+xtf.show(masked, tokenizer)
 xtf.preview(masked, tokenizer, "preview.html")
 xtf.export(masked, to="trl", folder="for-trl")
 xtf.grade("number", "The answer is 1,000.", reference="1000")
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from xtf.api import export, mask, score
     from xtf.graders import grade
     from xtf.reporting.explorer import preview, summary
+    from xtf.reporting.shown import preview_text as show
 
 __version__ = "0.1.0"
-__all__ = ["export", "grade", "mask", "preview", "score", "summary"]
+__all__ = ["export", "grade", "mask", "preview", "score", "show", "summary"]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from xtf.reporting import explorer
 
         return getattr(explorer, name)
+    if name == "show":
+        from xtf.reporting.shown import preview_text
+
+        return preview_text
     raise AttributeError(f"module 'xtf' has no attribute {name!r}")

@@ -33,6 +33,8 @@ usage: {COMMAND} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
   {COMMAND} -m experiments=NAME stage=plan        what that would cost
   {COMMAND} experiments=NAME stage=report         its report, also while it is running
   {COMMAND} stage=preview preview.format=text     every token and its reason, in the terminal (html: a page)
+  {COMMAND} stage=preview scorer.top=5            with what the model would rather have said (attenders=10: who attends)
+  {COMMAND} stage=preview preview.against=RUN     where two masks differ: the folder of another run
   {COMMAND} stage=export export.to=trl            the masked rows for TRL, Axolotl, ... with a configuration
   {COMMAND} stage=score                           one stage; earlier artifacts are reused
   {COMMAND} probe=true task.train.path=my.jsonl   what would be dropped, a short pilot, how large a study must be

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from xtf.inputs import Inputs
 from xtf.reporting.explorer import explore_run, show_preview
 from xtf.reporting.published import note_published, publish_stages
 from xtf.reporting.record import write_record
-from xtf.reporting.run_report import run_report, show_report
+from xtf.reporting.run_report import mask_table, run_report, show_report
 from xtf.runtime.artifacts import locked, read_json, sha256
-from xtf.runtime.loggers import wandb_mode
+from xtf.runtime.loggers import wandb_mode, whole_run
 from xtf.runtime.models import device, location
-from xtf.runtime.progress import say, stopwatch
+from xtf.runtime.progress import console, say, stage, stopwatch
 from xtf.runtime.run_folder import Manifest, RunFolder, finished
 from xtf.scoring.passes import Pass, score, write_mask
 from xtf.scoring.regime import Regime, regime_of
@@ -49,7 +49,7 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
         ValueError: something that the user can mend; the message says what.
     """
     folder = RunFolder.of(config, changed)
-    with locked(folder.path, say):
+    with locked(folder.path, say), whole_run(config, folder):
         pipeline = Pipeline(config, changed, folder)
         whole = finished(config, folder, Stage.all)
         if config.stage is Stage.report and not whole:
@@ -90,6 +90,8 @@ class Pipeline:
             if config.logger.name == "wandb":
                 wandb_mode(config)
             check_evaluation(config, lambda: self.inputs.items)
+        ahead = self.ahead(last)
+        ahead("score")
         passes = self.score()
         if last == ORDER.index(Stage.score):
             for path in passes.values():
@@ -99,22 +101,34 @@ class Pipeline:
             if not passes:
                 say(f"method={config.method.name} with scorer={config.scorer.name} needs no scores")
             return None
+        ahead("mask")
         self.mask(passes)
         if config.stage is Stage.preview:
             show_preview(config, self.folder, self.explorer, lambda: self.inputs.tokenizer)
         if config.stage is Stage.export:
             export_run(config, self.folder, self.manifest, lambda: self.inputs.encoded, self.inputs.tokenizer)
         if last == ORDER.index(Stage.mask):
+            console.print(mask_table(self.manifest.stages["mask"]["stats"]))
             say(f"mask: {self.folder.mask}")
             return None
         if config.evaluate.base and last >= ORDER.index(Stage.evaluate):
+            ahead("evaluate the base model")
             self.evaluate(Which.base)
+        ahead("train")
         self.train()
         if last == ORDER.index(Stage.train):
             say(f"model: {self.folder.model}")
             return None
+        ahead("evaluate")
         self.evaluate(Which.tuned)
         return write_record(config, self.changed, self.folder, self.manifest)
+
+    def ahead(self, last: int) -> Callable[[str], None]:
+        """What names each stage up to the `last` of `ORDER` as it begins, on the console and in its bars."""
+        names = ["score", "mask", "train", "evaluate"][: last + 1]
+        if self.config.evaluate.base and "evaluate" in names:
+            names.insert(2, "evaluate the base model")
+        return lambda name: stage(names.index(name) + 1, len(names), name)
 
     def score(self) -> dict[Pass, Path]:
         """The scoring passes that the run reads, made unless they are there."""

@@ -127,11 +127,28 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
             r"is read by methods that drop .*, not by method=dft: unset it",
         ),
         (["trainer.devices=2"], "needs trainer=ddp or trainer=fsdp"),
+        (["preview.against=outputs/runs/x"], "is shown by stage=preview only"),
+        (["scorer.attenders=3", "scorer.ri.variant=released"], "looks at no token's attention"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(compose, arguments, message):
     with pytest.raises(ConfigError, match=message):
         resolve(to_config(compose(*arguments)))
+
+
+def test_stages_before_evaluation_need_no_evaluation_rows(compose, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "a", "answer": "b"}\n')
+    own = ("model=qwen", "task=custom", f"task.train.path={rows}", "task.grader=exact")
+    for stage in ("score", "mask", "preview", "export"):
+        assert resolve(to_config(compose(f"stage={stage}", *own))).task.eval.path is None
+    with pytest.raises(ConfigError, match=r"task=custom has no rows: give task\.eval\.path=FILE"):
+        resolve(to_config(compose(*own)))
+
+
+def test_what_the_explorer_shows_names_no_folder(compose):
+    node = compose("scorer.top=5", "scorer.attenders=10", "preview.against=x", "stage=preview")
+    assert overrides(node, compose()) == {}
 
 
 def test_the_folder_names_the_choices_and_nothing_else_by_default(compose):

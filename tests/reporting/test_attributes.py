@@ -24,10 +24,11 @@ from xtf.config.identity import identity, plain
 from xtf.config.schema import PRESETS, ConfigError, ScorerConfig
 from xtf.data.encode import Encoded
 from xtf.data.ragged import positions
-from xtf.reporting.explorer import preview, preview_text
+from xtf.reporting.explorer import preview
 from xtf.reporting.published import dashboards, scalars
 from xtf.reporting.run_report import console_table, run_report
 from xtf.reporting.runs import load_run
+from xtf.reporting.shown import preview_text
 from xtf.scoring import attributes
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
 from xtf.scoring.masks import build_mask

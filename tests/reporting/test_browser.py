@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from made_runs import scored_table, write_run
 from test_explorer import HOSTILE, byte_tokenizer, encode
 
 from xtf.config.schema import PRESETS, Attribute
+from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview
 from xtf.reporting.run_report import run_report
 from xtf.scoring.masks import MaskedTokens, build_mask
@@ -164,7 +166,8 @@ def test_a_deep_link_lands_on_the_token_and_says_why(browser: Any, explorer: Pat
     p = float(np.exp(tokens.scores["logp"][place]))
     assert f"the base model already gives it {p:.{4 if p > 0.99 else 2}f}" in said
     assert f"id\t{tokens.ids[place]}\n" in said
-    assert f"KN\t{-np.expm1(np.float64(tokens.scores['logp'][place])):.4f}; drops p above 0.9500" in said
+    assert f"KN\tp {p:.4f}; drops p above 0.9500" in said
+    assert said.startswith("Dropped by KN: the base model already gives it")
     assert f"{token} of 0 to {tokens.offsets[example + 1] - tokens.offsets[example] - 1} in the response" in said
 
 
@@ -172,7 +175,7 @@ def test_hovering_shows_the_token_and_arrow_keys_move_on(browser: Any, explorer:
     page = Page(browser, explorer).page
     spans = page.locator('.card[data-place="1"] .t')
     spans.nth(0).hover()
-    assert page.inner_text("#tip").startswith("token")
+    assert page.inner_text("#tip").startswith(("Kept: ", "Dropped by "))
     spans.nth(0).focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.k") == "1"
@@ -263,18 +266,198 @@ def test_the_report_opens_without_a_complaint(browser: Any, tmp_path: Path) -> N
     assert opened.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
 
 
-@pytest.mark.parametrize("which", ["explorer", "report"])
-def test_there_is_no_serious_accessibility_violation(browser: Any, explorer: Path, tmp_path: Path, which: str) -> None:
+def srgb(page: Any, selector: str) -> np.ndarray:
+    """The background of an element, (3,) in 0 to 1."""
+    said = page.evaluate("selector => getComputedStyle(document.querySelector(selector)).backgroundColor", selector)
+    numbers = np.array([float(number) for number in re.findall(r"[\d.]+", said)][:3])
+    return numbers / 255 if said.startswith("rgb") else numbers
+
+
+def test_heat_shows_p_as_a_colour_beside_what_is_dropped(browser: Any, explorer: Path, masked: pa.Table) -> None:
+    page = Page(browser, explorer, "#colour=p").page
+    tokens = MaskedTokens.from_mask(masked)
+    orange = np.array([0xD5, 0x5E, 0x00]) / 255  # KN's, at most 60 % of it
+    for k in range(int(tokens.lengths[0])):
+        share = 0.6 * float(np.exp(tokens.scores["logp"][k]))
+        found = srgb(page, f'.card[data-place="0"] .t[data-k="{k}"]')
+        np.testing.assert_allclose(found, share * orange + (1 - share), atol=0.01)
+    assert page.locator(".heat .t.s2").count() > 0  # the underline of what KN drops is there still
+    assert "p, as the base model expects" in page.inner_text("#legend")
+    page.select_option("#colour", "ri")
+    page.wait_for_function("location.hash === '#colour=ri'")
+    low, high = np.quantile(tokens.scores["ri"], [0.01, 0.99])
+    share = 0.6 * np.clip((tokens.scores["ri"][0] - low) / (high - low), 0, 1)
+    blue = np.array([0x00, 0x72, 0xB2]) / 255
+    np.testing.assert_allclose(
+        srgb(page, '.card[data-place="0"] .t[data-k="0"]'), share * blue + (1 - share), atol=0.01
+    )
+
+
+def test_what_is_set_survives_a_reload_and_is_reset(browser: Any, explorer: Path) -> None:
+    opened = Page(browser, explorer)
+    page = opened.page
+    before = opened.totals()
+    opened.slide("kn", 5)
+    page.uncheck("#active-ri")
+    page.select_option("#only", "tr")
+    page.fill("#text", "ro")
+    page.select_option("#sort", "most")
+    page.check("#blanks")
+    page.select_option("#colour", "tr")
+    page.wait_for_function("location.hash.includes('colour=tr')")
+    shown = opened.totals()
+    said = page.inner_text("#was")
+    old, new = (float(number) for number in re.findall(r"([\d.]+) %", said))
+    total = sum(before[1])
+    assert (old, new) == (
+        pytest.approx(100 * before[0] / total, abs=0.01),
+        pytest.approx(100 * shown[0] / total, abs=0.01),
+    )
+    first = page.locator(".card").first.get_attribute("data-place")
+    page.reload()
+    page.wait_for_selector(READY)
+    assert opened.totals() == shown
+    assert page.inner_text("#was") == said
+    assert page.locator(".card").first.get_attribute("data-place") == first
+    values = page.evaluate("['only', 'text', 'sort', 'colour'].map((id) => document.getElementById(id).value)")
+    assert values == ["tr", "ro", "most", "tr"]
+    assert page.is_checked("#blanks")
+    page.click("#reset")
+    page.wait_for_function("document.getElementById('reset').hidden")
+    assert opened.totals() == before
+    assert page.inner_text("#was") == ""
+
+
+def test_each_active_filter_has_a_chip_that_removes_it_and_an_empty_result_says_why(
+    browser: Any, explorer: Path
+) -> None:
+    page = Page(browser, explorer).page
+    page.select_option("#only", "ri")
+    page.fill("#text", "no such text")
+    assert page.locator("#chips button").all_inner_texts() == [
+        "examples with tokens dropped by RI ×",
+        "text has “no such text” ×",
+    ]
+    assert page.inner_text("#none") == ("No example fits: examples with tokens dropped by RI; text has “no such text”.")
+    page.click("#chips button >> nth=1")
+    assert page.locator("#chips button").count() == 1
+    assert page.is_hidden("#none")
+    page.click("#chips button")
+    assert page.inner_text("#matches") == "40 of 40 examples"
+
+
+def test_found_text_is_marked_in_prompt_and_response_across_tokens(browser: Any, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    path = preview(hostile_table(tokenizer), tokenizer, tmp_path / "preview.html")
+    page = Page(browser, path).page
+    page.fill("#text", "ONERROR")
+    assert page.inner_text("#matches") == "1 of 5 examples"
+    assert page.locator("mark").all_inner_texts() == ["onerror"]
+    assert "".join(page.locator(".t.hit").all_inner_texts()) == "onerror"
+
+
+def test_shown_blanks_let_lines_end_where_they_did(browser: Any, tmp_path: Path) -> None:
+    text = "several quite ordinary words that fill a line and then another one of these"
+    tokenizer = byte_tokenizer()
+    ids = encode(tokenizer, text)
+    row = {"example_id": ["a"], "input_ids": pa.array([ids[:1] + ids], pa.list_(pa.int32())), "prompt_length": [1]}
+    scored = pa.table({**row, "logp": pa.array([[-0.5] * len(ids)], pa.list_(pa.float32()))})
+    table = build_mask(scored, PRESETS["paper"], [Attribute.kn]).table
+    page = Page(browser, preview(table, tokenizer, tmp_path / "preview.html")).page
+    page.set_viewport_size({"width": 320, "height": 900})
+    page.evaluate("document.getElementById('filters').open = true")
+    page.check("#blanks")
+    tops = page.evaluate("[...document.querySelectorAll('.t')].map((span) => span.getClientRects()[0].top)")
+    breaks = [k for k in range(1, len(ids)) if tops[k] > tops[k - 1] + 5]
+    assert len(breaks) >= 2
+    assert all(text[k - 1] == " " for k in breaks)
+
+
+def test_the_first_token_is_one_link_away(browser: Any, explorer: Path) -> None:
+    page = Page(browser, explorer).page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("[document.activeElement.className.split(' ')[0], document.activeElement.dataset.k]") == [
+        "t",
+        "0",
+    ]
+
+
+def test_two_masks_differ_where_the_sets_of_their_dropped_tokens_do(
+    browser: Any, scored: pa.Table, masked: pa.Table, tmp_path: Path
+) -> None:
+    other = build_mask(scored, PRESETS["released"], list(Attribute)).table
+    shuffled = other.take(list(reversed(range(other.num_rows))))
+    path = preview(masked, byte_tokenizer(), tmp_path / "preview.html", against=("released", shuffled))
+    page = Page(browser, path).page
+    mine, theirs = (set(np.flatnonzero(~MaskedTokens.from_mask(table).kept)) for table in (masked, other))
+    assert page.inner_text("#was") == (
+        f"{len(mine ^ theirs):,} tokens differ from released: {len(mine - theirs):,} dropped only here, "
+        f"{len(theirs - mine):,} only there"
+    )
+    assert page.locator("#colour").input_value() == "differ"
+    for place in page.evaluate("order.filter((e) => cards[e].dataset.filled)"):
+        first, last = MaskedTokens.from_mask(masked).offsets[place : place + 2]
+        here, there = (page.locator(f'.card[data-place="{place}"] [data-side="{side}"]') for side in ("here", "there"))
+        coloured = [here.locator(".t:not(.s0)").count(), there.locator(".t:not(.s0)").count()]
+        assert coloured == [len((a - b) & set(range(first, last))) for a, b in ((mine, theirs), (theirs, mine))]
+    page.select_option("#only", "here")
+    page.wait_for_function("location.hash.includes('only=here')")
+    tokens = MaskedTokens.from_mask(masked)
+    assert page.inner_text("#matches") == f"{len({tokens.example[k] for k in mine - theirs})} of 40 examples"
+
+
+def test_alternatives_and_attention_are_shown_at_the_token(browser: Any, masked: pa.Table, tmp_path: Path) -> None:
+    k, lengths = 2, MaskedTokens.from_mask(masked).lengths
+    example = int(np.flatnonzero(lengths > 3)[0])
+    words = {"top_id": [5, 7], "top_p": [0.75, 0.125], "from_at": [0, 0], "from_share": [0.5, 0.0]}
+    table = masked
+    for name, values in words.items():
+        kind = pa.int32() if isinstance(values[0], int) else pa.float32()
+        rows = [[values] * int(length) for length in lengths]
+        table = table.append_column(name, pa.array(rows, pa.list_(pa.list_(kind, k))))
+    tokenizer = byte_tokenizer()
+    page = Page(browser, preview(table, tokenizer, tmp_path / "preview.html"), f"#example={example}&token=3").page
+    said = page.inner_text("#tip")
+    first, second = (visible(Pieces(tokenizer).alone(token)) for token in (5, 7))
+    assert f"{first}\t0.75\n{second}\t0.13" in said
+    assert "who attends to it" in said and "\t-3 later\t0.500" in said
+    assert page.evaluate("[...document.querySelectorAll('.t.from')].map((span) => span.dataset.k)") == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("which", "width", "scheme"),
+    [
+        ("explorer", 390, "dark"),
+        ("explorer", 768, "light"),
+        ("explorer", 1440, "light"),
+        ("heat", 390, "light"),
+        ("heat", 1440, "dark"),
+        ("report", 390, "light"),
+        ("report", 1440, "dark"),
+    ],
+)
+def test_there_is_no_serious_accessibility_violation_nor_sideways_scrolling(
+    browser: Any, explorer: Path, tmp_path: Path, which: str, width: int, scheme: str
+) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed (extra: test)")
-    path = explorer
+    address = explorer.as_uri() + ("#colour=p&only=kn" if which == "heat" else "")
     if which == "report":
         run = write_run(tmp_path, correct=[True, False, True, True], base=[False, False, True, False])
         run_report(run, tmp_path / "out")
-        path = tmp_path / "out" / "report.html"
-    context = browser.new_context(bypass_csp=True)
+        address = (tmp_path / "out" / "report.html").as_uri()
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 900})
     page = context.new_page()
-    page.goto(path.as_uri())
+    page.set_default_timeout(120_000)
+    page.goto(address)
     page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if which != "report" and width < 960:  # examples before sliders
+        tops = page.evaluate(
+            "['examples', 'sliders'].map((id) => document.getElementById(id).getBoundingClientRect().top)"
+        )
+        assert tops[0] < tops[1]
     found = axe.Axe().run(page).response["violations"]
     serious = [
         (each["id"], [node["html"] for node in each["nodes"]][:3])

@@ -19,13 +19,16 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import xtf
 from xtf.config.schema import PRESETS, Attribute, Protect, RIThreshold, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import Responses, with_ends
 from xtf.data.tokens import Pieces, visible
-from xtf.reporting.explorer import preview, preview_text, summary
+from xtf.reporting.explorer import differences, preview, summary
+from xtf.reporting.shown import preview_text
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, build_mask
 from xtf.scoring.sensitivity import NEVER, sweep
+from xtf.scoring.thresholds import in_words
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 HOSTILE = "</script><script>alert(1)</script>"
@@ -292,3 +295,48 @@ def test_with_colour_dropped_tokens_carry_the_attributes_hue() -> None:
     shown = console.export_text(styles=True)
     assert "48;2;0;114;178mb\x1b" in shown  # RI's blue
     assert "[R:" not in shown
+
+
+def test_a_notebook_shows_dropped_tokens_in_colour_and_texts_as_text() -> None:
+    table, tokenizer = hand_made()
+    page = preview_text(table, tokenizer)._repr_html_()
+    assert '<span title="dropped by RI" style="background:#0072B24d;' in page
+    assert '">b</span>' in page
+    assert '<span title="dropped by RI + KN"' in page and '<span title="dropped by the method"' in page
+    hostile = byte_tokenizer(HOSTILE)
+    scored = pa.table(
+        {
+            "example_id": [HOSTILE],
+            "input_ids": pa.array([encode(hostile, HOSTILE * 2)], pa.list_(pa.int32())),
+            "prompt_length": pa.array([1], pa.int32()),
+            "labels": pa.array([encode(hostile, HOSTILE * 2)], pa.list_(pa.int32())),
+        }
+    )
+    shown = xtf.show(scored, hostile)._repr_html_()
+    assert "<script" not in shown and shown.count("&lt;/script&gt;&lt;script&gt;") == 3
+
+
+# -- two masks --
+
+
+def test_a_mask_of_other_tokens_is_refused_by_name(tmp_path: Path) -> None:
+    table, tokenizer = masked_table(), byte_tokenizer()
+    assert differences(table, table, "itself") == (0, 0)
+    with pytest.raises(ValueError, match="theirs masks other rows: it lacks 5 of 20"):
+        preview(table, tokenizer, tmp_path / "p.html", against=("theirs", table.slice(5)))
+    ids = [[1, *row[1:]] for row in table["input_ids"].to_pylist()]
+    changed = table.set_column(1, "input_ids", pa.array(ids, pa.list_(pa.int32())))
+    with pytest.raises(ValueError, match=r"theirs has other tokens in 'row-\d+'"):
+        preview(table, tokenizer, tmp_path / "p.html", against=("theirs", changed))
+
+
+# -- rules --
+
+
+def test_rules_are_said_in_words() -> None:
+    paper, released = PRESETS["paper"], PRESETS["released"]
+    assert in_words(ATTRIBUTES["kn"], paper) == "Dropped when its p under the base model is above 0.95."
+    assert "1.5 interquartile ranges" in in_words(ATTRIBUTES["ri"], released)
+    assert in_words(ATTRIBUTES["ri"], released).endswith("; at most 5% of a response.")
+    assert "cluster 2, from below, of 5" in in_words(ATTRIBUTES["tr"], paper)
+    assert "20.0% of all response tokens" in in_words(ATTRIBUTES["tr"], PRESETS["quantile"])

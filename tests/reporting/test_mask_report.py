@@ -49,11 +49,16 @@ def test_shares_by_hand_in_the_terms_of_figure_4() -> None:
     assert found["union"] == 0.8
 
 
-def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_numbers(tmp_path: Path) -> None:
+def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     folder = masked_run(tmp_path, model="deepseek_qwen_1_5b")
     listed = {"/".join(folder.relative_to(tmp_path).parts[:-1]) + f"/seed{seed}": {"stage": "mask"} for seed in (0, 1)}
     write_json(OutputDir(tmp_path).jobs_file("fig4"), listed)
     paths = sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "Response tokens dropped" in shown and "math/deepseek_qwen_1_5b/full/xtf/xtf-paper/seed0" in shown
     names = {path.name for path in paths}
     assert {"fig4.csv", "fig4.md", "fig4.html"} <= names
     for figure in ("distributions", "overlap", "sensitivity"):

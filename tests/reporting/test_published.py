@@ -32,7 +32,7 @@ from xtf.reporting.published import (
     write_scalars,
 )
 from xtf.reporting.runs import load_run
-from xtf.runtime.loggers import training_loggers
+from xtf.runtime.loggers import STEP, training_loggers, whole_run
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import build_mask
 
@@ -107,39 +107,40 @@ def history(read: list[Any]) -> list[dict[str, Any]]:
     return lines
 
 
-def test_each_stage_is_a_wandb_run_of_its_own_with_the_documented_names(tmp_path: Path) -> None:
-    run = write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), experiment="table2", logger=LOGGER)
-    for stage in ("score", "mask", "train", "evaluate"):
-        publish(config_of(run), RunFolder(run), stage, byte_tokenizer())
-    found = records(run)
-    assert set(found) == {"score", "mask", "train", "evaluate"}
-    for read in found.values():
-        (described,) = [record.run for record in read if record.WhichOneof("record_type") == "run"]
-        assert (described.project, described.run_group) == ("tests", "table2")
-        assert described.display_name == "math/tiny/full/xtf/xtf-paper/seed0"
-        assert set(described.tags) == {"tiny", "math", "xtf", "paper", "mine"}
+@pytest.mark.parametrize("experiment", ["table2", None])
+def test_a_job_is_one_wandb_run_with_curves_and_figures_under_the_documented_names(
+    tmp_path: Path, experiment: str | None
+) -> None:
+    run = write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), experiment=experiment, logger=LOGGER)
+    with whole_run(config_of(run), RunFolder(run)):
+        for stage in ("score", "mask", "train", "evaluate"):
+            publish(config_of(run), RunFolder(run), stage, byte_tokenizer())
+    (read,) = records(run).values()
+    (described,) = [record.run for record in read if record.WhichOneof("record_type") == "run"]
+    assert (described.project, described.run_group) == ("tests", experiment or "math/tiny/xtf")
+    assert described.display_name == "math/tiny/full/xtf/xtf-paper/seed0"
+    assert described.run_id == json.loads((run / "wandb.json").read_text())["id"]
+    assert sorted(described.tags) == ["math", "mine", "paper", "tiny", "xtf"]
 
-    (scores,) = history(found["score"])
+    scores, mask, *curves, end = history(read)
+    end.pop(STEP, None)  # as W&B fills it in from the last curve
     assert {key for key in scores if key.endswith("/_type")} == {
         f"scores/{name}/_type" for name in ("ri", "kn", "tr", "logp")
     }
     assert scores["scores/kn/_type"] == "histogram"
     figures = scalars(load_run(run))
-    (mask,) = history(found["mask"])
     assert {k: v for k, v in mask.items() if k.startswith("mask/")} == {
         k: v for k, v in figures.items() if k.startswith("mask/")
     }
     assert mask["examples/_type"] == "html-file"
-    curves = history(found["train"])
     assert [line["train/loss"] for line in curves[:3]] == [2.0, 1.0, 0.6667]
     assert curves[-1]["validation/loss"] == 1.5 and "validation/loss" not in curves[0]
-    (end,) = history(found["evaluate"])
     assert {k: v for k, v in end.items() if not k.startswith("generations")} == figures
     assert end["generations/_type"] == "table-file"
     assert (end["generations/nrows"], end["generations/ncols"]) == (10, 9)
     summary = {
         "/".join(item.nested_key) or item.key: json.loads(item.value_json)
-        for record in found["evaluate"]
+        for record in read
         for item in record.summary.update
     }
     assert {k: v for k, v in summary.items() if k in figures} == figures
@@ -175,7 +176,7 @@ def test_training_goes_on_offline_where_the_server_cannot_be_reached(
     with training_loggers(config_of(run), RunFolder(run)) as (live,):
         live.log_metrics({"train/loss": 0.5}, step=7)
     assert "W&B could not be reached" in capsys.readouterr().out
-    (line,) = history(records(run)["train"])
+    (line,) = history(records(run)["fine-tuning"])
     assert line == {"train/loss": 0.5, "trainer/global_step": 7}
 
 

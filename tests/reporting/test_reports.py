@@ -19,11 +19,12 @@ from made_runs import generations, metric, scored_table, write_run
 from rich.console import Console
 
 from xtf.config.schema import PRESETS, Attribute
+from xtf.reporting import figures
 from xtf.reporting.intervals import difference, mean
-from xtf.reporting.pages import fenced, inline_code
+from xtf.reporting.pages import fenced, inline_code, with_interval
 from xtf.reporting.run_report import console_table, most_dropped, paired_generations, run_report, verdict
 from xtf.reporting.runs import command_line, item_values, load_run
-from xtf.reporting.sweep_report import sweep_report
+from xtf.reporting.sweep_report import jobs_report, sweep_report
 from xtf.scoring.masks import MaskedTokens, build_mask
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -455,6 +456,43 @@ def test_own_data_has_no_reported_number(tmp_path: Path) -> None:
     write_run(tmp_path, correct=outcomes(4, 96), base=outcomes(3, 97), method="normal", **own)
     sweep_report("e", tmp_path / "runs", tmp_path / "out")
     assert {row["reported_percent"] for row in read_table(tmp_path / "out" / "e.csv").values()} == {""}
+
+
+def test_text_table_figure_and_sweep_of_one_run_show_one_figure_with_one_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path, correct=outcomes(5, 55), base=outcomes(2, 58))
+    write_run(tmp_path, correct=outcomes(9, 51), base=outcomes(2, 58), scorer="none")  # which is plain fine-tuning
+    drawn: list[Any] = []
+    draw = figures.accuracy
+    monkeypatch.setattr(figures, "accuracy", lambda rows: (drawn.append(rows), draw(rows))[1])
+    run_report(folder, tmp_path / "out")
+    metrics = load_run(folder).record["metrics"]["accuracy"], load_run(folder).record["base_metrics"]["accuracy"]
+    tuned, base = ((found["value"], found["low"], found["high"]) for found in metrics)
+    assert drawn[0] == [("base model", *base), ("fine-tuned: xtf", *tuned), ("fine-tuned: normal", *drawn[0][2][1:])]
+    assert drawn[0][2][1] == pytest.approx(9 / 60)
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert f"| accuracy | {with_interval(metrics[1])} | {with_interval(metrics[0])} | 60 | wilson |" in text
+    assert "took accuracy from 3.3 % to 8.3 %: +5.0" in text
+    assert "Against plain fine-tuning on every response token: -6.7" in text
+
+    monkeypatch.setenv("COLUMNS", "200")
+    jobs_report("sweep", [folder], ["all"], tmp_path / "out")
+    row = read_table(tmp_path / "out" / "sweep.csv")["math", "method=xtf"]
+    assert tuple(float(row[name]) for name in ("value", "low", "high")) == tuned
+    shown = capsys.readouterr().out
+    assert with_interval(metrics[0]) in shown and with_interval(metrics[1]) in shown
+    assert with_interval(metrics[0]) in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
+
+
+def test_several_seeds_are_pooled_alike_in_text_table_and_figure(tmp_path: Path) -> None:
+    for seed, right in enumerate((10, 20, 30)):
+        folder = write_run(tmp_path, correct=outcomes(right, 40 - right), base=outcomes(5, 35), seed=seed)
+    run_report(folder, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "took accuracy from 12.5 % to 50.0 %" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| accuracy, mean of 3 seeds |")]
+    assert "| 12.5 % [" in row and "| 50.0 % [" in row and "bootstrap over seeds and items" in row
 
 
 def test_the_metric_fixture_is_the_wilson_interval() -> None:

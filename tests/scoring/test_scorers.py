@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from xtf.config.schema import Attribute, RIConfig, RIVariant, Scale, ScorerConfi
 from xtf.data.encode import Encoded, encode
 from xtf.data.ragged import as_table
 from xtf.scoring import scorers
+from xtf.scoring.attributes import LOOKS
 from xtf.scoring.scorers import (
     HIDDEN,
     Centre,
@@ -135,6 +137,33 @@ def test_released_ri_is_one_over_the_length_for_every_token(small_model, random_
     table = score_rows(small_model("qwen2"), random_rows, config, tokens_per_batch=200)
     for row, values in zip(random_rows, table["ri"].to_pylist(), strict=True):
         np.testing.assert_allclose(values, 1 / len(row.input_ids), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2_window", "mistral"])
+def test_alternatives_and_who_attends_equal_one_eager_pass_per_row(small_model, random_rows, name, monkeypatch):
+    model, k = small_model(name, initializer_range=0.2), 3
+    config = replace(scorer(RI), top=k, attenders=k)
+    monkeypatch.setattr(scorers, "WEIGHTS_ON_CPU", 3000)  # a few queries at a time
+    table = score_rows(model, random_rows, config, tokens_per_batch=100)
+    model.set_attn_implementation("eager")
+    for number, row in enumerate(random_rows):
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([row.input_ids]), output_attentions=True)
+        attention = output.attentions[-1][0].mean(0)
+        p = output.logits[0].softmax(-1)
+        ids, shares, at, paid = (table[column][number].as_py() for column in LOOKS)
+        assert len(ids) == len(row.input_ids) - row.prompt_length
+        for j, place in enumerate(range(row.prompt_length, len(row.input_ids))):
+            best = p[place - 1].topk(k)
+            np.testing.assert_allclose(shares[j], best.values, atol=1e-5)
+            np.testing.assert_allclose([p[place - 1, token] for token in ids[j]], best.values, atol=1e-5)
+            seen = attention[place:, place]
+            most = seen.topk(min(k, len(seen))).values.numpy()
+            np.testing.assert_allclose(paid[j], np.pad(most, (0, k - len(most))), atol=1e-5)
+            who = [attention[row.prompt_length + i, place] for i, share in zip(at[j], paid[j], strict=True) if share]
+            np.testing.assert_allclose(who, [share for share in paid[j] if share], atol=1e-5)
+    with pytest.raises(ValueError, match="taken where RI is scored"):
+        score_rows(model, random_rows, replace(scorer(KN), attenders=2))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "mistral"])

@@ -172,6 +172,9 @@ def test_a_sweep_killed_midway_and_started_again_ends_complete(tmp_path):
     after = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.json")}
     assert len(after) == 3
     assert done.items() <= after.items()
+    (report,) = (tmp_path / "outputs/reports").glob("sweep-*.md")  # of its own, though no experiment is named
+    assert "math · tiny · full: accuracy" in out and report.name in out
+    assert "3 finished runs" in report.read_text(encoding="utf-8")
 
 
 def test_two_processes_that_need_one_scoring_pass_at_once_compute_it_once(tmp_path):

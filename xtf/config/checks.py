@@ -29,6 +29,7 @@ from xtf.config.schema import (
     PlantConfig,
     PlantKind,
     Recipe,
+    RIVariant,
     RowSource,
     ScorerConfig,
     SourceConfig,
@@ -42,6 +43,8 @@ from xtf.config.schema import (
     attribute_names,
 )
 from xtf.tiny import DATA_DIR
+
+WITHOUT_EVALUATION = (Stage.score, Stage.mask, Stage.preview, Stage.export)  # stages that read no evaluation rows
 
 
 def resolve(config: Config) -> Config:
@@ -66,6 +69,8 @@ def resolve(config: Config) -> Config:
     check_trainer(config.trainer)
     if config.stage is Stage.export:
         check_export(config)
+    if config.preview.against is not None and config.stage is not Stage.preview:
+        raise ConfigError(f"preview.against={config.preview.against} is shown by stage=preview only")
     if config.archive is not None:
         raise ConfigError(f"archive={config.archive} is read by stage=report experiments=NAME only")
     return dataclasses.replace(config, task=task, tuning=tuning)
@@ -157,6 +162,8 @@ def check_scorer(scorer: ScorerConfig) -> None:
                 raise ConfigError(
                     f"scorer.{key}: there is no attribute {name!r}{nearest(name, known)} (known: {', '.join(known)})"
                 )
+    if scorer.attenders and scorer.ri.variant is RIVariant.released:
+        raise ConfigError("scorer.attenders: scorer.ri.variant=released looks at no token's attention; unset one")
 
 
 # --- threshold -------------------------------------------------------------------------------------------------------
@@ -250,11 +257,14 @@ def fill_in_task(config: Config, examples: int | None) -> TaskConfig:
     if bundled and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
         task = dataclasses.replace(task, grader=task.bundled_grader)
     max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
-    return dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
+    evaluated = config.probe or config.stage not in WITHOUT_EVALUATION
+    evaluation = _source(task, "eval", model, needed=evaluated)
+    return dataclasses.replace(task, train=train, eval=evaluation, max_new_tokens=max_new)
 
 
-def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
-    """The rows for `which` ("train" or "eval"): a given path, else a bundled sample, else the hub."""
+def _source(task: TaskConfig, which: str, model: ModelConfig, needed: bool = True) -> SourceConfig:
+    """The rows for `which` ("train" or "eval"): a given path, else a bundled sample, else the hub; as given where there
+    are none and none are `needed`."""
     source: SourceConfig = getattr(task, which)
     if task.source is RowSource.bundled and source.path not in (None, _bundled(task, which)):
         raise ConfigError(f"task.{which}.path={source.path} and task.source=bundled both name the rows; unset one")
@@ -264,12 +274,14 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
         return source
     if model.bundled_data or task.source is RowSource.bundled:
         path = _bundled(task, which)
+        if path is None and not needed:
+            return source
         if path is None:
             raise ConfigError(
                 f"there is no bundled sample for task={task.name}, so model={model.name} needs task.{which}.path"
             )
         return dataclasses.replace(source, path=path)
-    if source.hub is None:
+    if source.hub is None and needed:
         raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
     return source
 

@@ -89,6 +89,8 @@ _NEUTRAL = {
     "evaluate.losses": "more figures for the same record",
     "evaluate.forgetting": "the text of one of these figures, which the record names",
     "scorer.compute": "more columns of the same pass, for later runs",
+    "scorer.top": "the same, for the explorer",
+    "scorer.attenders": "the same",
     "pretrain.": "of stage=pretrain, whose model has a folder of its own",
     "trainer.name": "a name",
     "trainer.accelerator": "the device; rounding apart the results are the same",

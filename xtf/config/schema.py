@@ -432,6 +432,8 @@ class ScorerConfig:
     name: str = MISSING
     attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
     compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
+    top: int = within(0, 0, 20)  # for the explorer: store so many of the base model's likeliest tokens at each place
+    attenders: int = within(0, 0, 20)  # and so many tokens that attend most to each, in the layer of RI
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
 
@@ -624,6 +626,7 @@ class PreviewConfig:
 
     format: PreviewFormat = PreviewFormat.html
     examples: int | None = within(None, 1)  # None: 2,000 in HTML, 5 as text
+    against: str | None = None  # a second mask of the same rows to show: its run's folder, or its mask.parquet
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Looking at a mask: which tokens train, what dropped the others, and what other thresholds would do.
 
 `preview` writes one HTML file that needs no network: text, scores and thresholds travel in it, compressed, and so does
-the charting library (plotly.js, as the plotly package ships it). `preview_text` is for the terminal.
+the charting library (plotly.js, as the plotly package ships it). `xtf.reporting.shown` is for terminals and notebooks.
 
 Nothing from a dataset can run as script: texts reach the page inside base64, are put on it as text nodes only, and the
 page's content security policy admits no script but the two that are written here.
@@ -13,8 +13,9 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,28 +23,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.text import Text
 
 from xtf.config.home import COMMAND
 from xtf.config.identity import digest, plain
-from xtf.config.schema import PRESETS, Config, PreviewFormat, ThresholdConfig
+from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
 from xtf.data.ragged import Responses
-from xtf.data.tokens import Pieces, decoded
+from xtf.data.tokens import Pieces
 from xtf.reporting.pages import templates
 from xtf.reporting.runs import command_line
-from xtf.runtime.artifacts import write_atomic
+from xtf.reporting.shown import as_arrow, preview_text, prompts
+from xtf.runtime.artifacts import sha256, write_atomic
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, RunFolder
-from xtf.scoring.attributes import ATTRIBUTES, OTHER, PAPER, SEVERAL, TokenAttribute, rule_of
+from xtf.scoring.attributes import ATTRIBUTES, LOOKS, OTHER, PAPER, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens, effect
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
+from xtf.scoring.store import read_pass
+from xtf.scoring.thresholds import in_words
 from xtf.scoring.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
+VERSION = 2  # of the page: a run's explorer of an earlier one is made anew
 MOST_EXAMPLES = 2000
 MOST_BYTES = 25_000_000  # of the file
 MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES allow
@@ -57,7 +60,9 @@ def preview(
     threshold: str | ThresholdConfig = "paper",
     examples: int = MOST_EXAMPLES,
     command: str = COMMAND,
-    title: str = "XTF explorer",
+    title: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    against: tuple[str, datasets.Dataset | pa.Table] | None = None,
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.
 
@@ -66,23 +71,64 @@ def preview(
     file larger than 25 MB, is sampled at random (fixed seed), and the page says so; thresholds are fitted to the whole
     table all the same.
 
+    `facts` (model, data, date, ...) stand at the top in that order, and the name of the tokenizer where there are none.
+    `against` is another mask of the same tokens with its name: the page then shows both, coloured where they differ.
+    Columns that `scorer.top` and `scorer.attenders` stored are shown at each token.
+
     Raises:
-        ValueError: a table without labels or rows, a `threshold` that does not give the table's drops.
+        ValueError: a table without labels or rows, a `threshold` that does not give the table's drops, a mask of other
+            tokens in `against`.
     """
-    table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
+    table = as_arrow(masked)
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
     config = _preset(threshold)
+    other = None if against is None else (against[0], _same_tokens(table, as_arrow(against[1]), against[0]))
+    facts = facts or {"model": str(tokenizer.name_or_path) or "not named"}
     tokens = MaskedTokens.from_mask(table).tokens
+    head = _Head(
+        title or f"{Path(facts.get('model', 'XTF')).name} · {config.name} · XTF explorer",
+        [*facts.items(), ("tokens", f"{tokens:,} of {table.num_rows:,} responses")],
+        command,
+    )
     examples = min(examples, max(1, table.num_rows * MOST_TOKENS // max(1, tokens)))
     while True:
-        page = _page(table, tokenizer, config, examples, command, title)
+        page = _page(table, tokenizer, config, examples, head, other)
         if len(page) <= MOST_BYTES or examples == 1:
             break
         examples = max(1, int(min(examples, table.num_rows) * 0.9 * MOST_BYTES / len(page)))
     path = Path(path)
     write_atomic(path, lambda temporary: temporary.write_bytes(page))
     return path
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What stands above the examples: facts are pairs of name and value."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    command: str
+
+
+def _same_tokens(table: pa.Table, other: pa.Table, name: str) -> pa.Table:
+    """The rows of `other` in the order of `table`.
+
+    Raises:
+        ValueError: it lacks one, or a row has other tokens.
+    """
+    place = {example: row for row, example in enumerate(other["example_id"].to_pylist())}
+    ids = table["example_id"].to_pylist()
+    if missing := [example for example in ids if example not in place]:
+        raise ValueError(f"{name} masks other rows: it lacks {len(missing)} of {len(ids)}, such as {missing[0]!r}")
+    other = other.take([place[example] for example in ids])
+    for column in ("input_ids", "prompt_length"):
+        if not table[column].equals(other[column]):
+            pairs = zip(ids, table[column].to_pylist(), other[column].to_pylist(), strict=True)
+            first = next((example for example, one, two in pairs if one != two), None)
+            if first is not None:
+                raise ValueError(f"{name} has other tokens in {first!r}: another tokenizer, template or length")
+    return other
 
 
 def _preset(threshold: str | ThresholdConfig) -> ThresholdConfig:
@@ -99,22 +145,71 @@ def explore_run(
     tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> Path:
     """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
-    path = folder.reports / "preview.html"
-    key = digest([manifest.stages["mask"]["sha256"], config.preview.examples])
-    if path.exists() and manifest.content.get("explorer") == key:
+    other = None if config.preview.against is None else _mask_file(config.preview.against)
+    path = folder.reports / ("preview.html" if other is None else f"preview-against-{digest(str(other))}.html")
+    looks = [config.scorer.top, config.scorer.attenders]
+    key = digest([VERSION, manifest.stages["mask"]["sha256"], config.preview.examples, looks, other and sha256(other)])
+    noted: dict[str, str] = manifest.content.setdefault("explorers", {})
+    if path.exists() and noted.get(path.name) == key:
         return path
     names = {key: value for key, value in plain(config).items() if isinstance(value, dict) and "name" in value}
     record = {key: value["name"] for key, value in names.items()}
+    made = datetime.fromtimestamp(folder.mask.stat().st_mtime, UTC)
+    train = manifest.data.get("train", {})
     preview(
-        pq.read_table(folder.mask),
+        _with_looks(pq.read_table(folder.mask), config, manifest),
         tokenizer(),
         path,
         threshold=config.threshold,
         examples=config.preview.examples or MOST_EXAMPLES,
         command=command_line({**record, "seed": config.seed, "overrides": plain(dict(changed))}),
+        title=f"{config.task.name} · {config.model.name} · {_rule_name(config)} · XTF explorer",
+        facts={
+            "model": f"{config.model.name} ({config.model.path})",
+            "data": f"{config.task.name}: {train.get('source', '-')}, {train.get('rows', 0):,} rows",
+            "mask": f"{_rule_name(config)}, made {made:%Y-%m-%d %H:%M} UTC",
+        },
+        against=None if other is None else (_name_of(other), pq.read_table(other)),
     )
-    manifest.note(explorer=key)
+    noted[path.name] = key
+    manifest.save()
     return path
+
+
+def _rule_name(config: Config) -> str:
+    method = "" if config.method.name == "xtf" else f"method {config.method.name}, "
+    return f"{method}scorer {config.scorer.name}, threshold {config.threshold.name}"
+
+
+def _mask_file(given: str) -> Path:
+    path = Path(given)
+    file = RunFolder(path).mask if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(
+            f"preview.against={given}: there is no {file}; give another run's folder, or its mask.parquet (stage=mask "
+            "says where it lies)"
+        )
+    return file
+
+
+def _name_of(mask: Path) -> str:
+    """A run's mask by what names its folder, any other by its path."""
+    parts = mask.resolve().parent.parts
+    return " ".join(parts[parts.index("runs") + 1 :]) if "runs" in parts and mask.name == "mask.parquet" else str(mask)
+
+
+def _with_looks(table: pa.Table, config: Config, manifest: Manifest) -> pa.Table:
+    """The mask with what `scorer.top` and `scorer.attenders` stored in the pass that scored it."""
+    if not (config.scorer.top or config.scorer.attenders):
+        return table
+    scored = read_pass(Path(manifest.stages["score"]["paths"]["scores"]))
+    if not scored["example_id"].equals(table["example_id"]):
+        say("scorer.top and scorer.attenders are not shown: the mask has other rows than were scored")
+        return table
+    for name in LOOKS:
+        if name in scored.column_names:
+            table = table.append_column(name, scored[name])
+    return table
 
 
 def show_preview(
@@ -123,11 +218,27 @@ def show_preview(
     """stage=preview: the explorer's page, or with preview.format=text coloured examples on the terminal."""
     if config.preview.format is PreviewFormat.html:
         say(f"preview: {explorer()}")
+        table = pq.read_table(folder.mask)
     else:
         examples = config.preview.examples or 5
         table = pq.read_table(folder.mask)
         console.print(preview_text(table, tokenizer(), examples=examples))
         say(summary(table, tokenizer(), threshold=config.threshold))
+    if config.preview.against is not None:
+        other = _mask_file(config.preview.against)
+        here, there = differences(table, pq.read_table(other), str(other))
+        say(f"{here + there:,} tokens differ from {other}: {here:,} dropped only here, {there:,} only there")
+
+
+def differences(masked: pa.Table, other: pa.Table, name: str) -> tuple[int, int]:
+    """How many response tokens only the first mask drops, and how many only the other, of that `name`.
+
+    Raises:
+        ValueError: `other` masks other rows or tokens.
+    """
+    kept = MaskedTokens.from_mask(masked).kept
+    other_kept = MaskedTokens.from_mask(_same_tokens(masked, other, name)).kept
+    return int(np.count_nonzero(~kept & other_kept)), int(np.count_nonzero(kept & ~other_kept))
 
 
 def summary(
@@ -143,7 +254,7 @@ def summary(
     Raises:
         ValueError: a table without labels, an unknown `threshold`.
     """
-    table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
+    table = as_arrow(masked)
     found = judge(MaskedTokens.from_mask(table), _preset(threshold))
     return "this mask: " + "\n  ".join(found.lines(Pieces(tokenizer).alone))
 
@@ -153,8 +264,8 @@ def _page(
     tokenizer: PreTrainedTokenizerBase,
     config: ThresholdConfig,
     examples: int,
-    command: str,
-    title: str,
+    head: _Head,
+    against: tuple[str, pa.Table] | None,
 ) -> bytes:
     rows = _sample(table.num_rows, examples)
     shown = table.take(rows)
@@ -172,16 +283,19 @@ def _page(
         "total": table.num_rows,
         "live": live,
         "effect": effect(config) if "dropped" in table.column_names else "nothing",
-        "command": command,
+        "command": head.command,
         "attributes": [_describe(ATTRIBUTES[name], found, tokens, config) for name, found in sweeps.items()],
         "bits": {name: 1 << place for place, name in enumerate(ATTRIBUTES)},
         "paper": PAPER,
-        "colours": {"other": OTHER, "several": SEVERAL},
+        "colours": {"other": OTHER},
         "strings": strings,
         "rows": rows.tolist(),
         "ids": shown["example_id"].to_pylist(),
-        "prompts": list(_prompts(shown, tokenizer)),
+        "prompts": list(prompts(shown, tokenizer)),
         "columns": [],
+        "against": against and against[0],
+        "top": 0,
+        "attenders": 0,
     }
     arrays = {
         "offsets": tokens.offsets.astype(np.uint32),
@@ -193,12 +307,58 @@ def _page(
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }
+    if against is not None:
+        arrays["other"] = _codes(MaskedTokens.from_mask(against[1].take(rows)))
+    if "top_id" in shown.column_names:
+        found = _looks(shown["top_id"])
+        meta["top"] = found.shape[1]
+        arrays["top_piece"] = _strings_of(found.ravel(), strings, decode)
+        arrays["top_p"] = _as_uint16(_looks(shown["top_p"]))
+    if "from_at" in shown.column_names:
+        found = _looks(shown["from_at"])
+        meta["attenders"] = found.shape[1]
+        arrays["from_at"], arrays["from_share"] = (
+            found.ravel().astype(np.uint32),
+            _as_uint16(_looks(shown["from_share"])),
+        )
     blob = bytearray()
     for name, values in arrays.items():
         blob += b"\0" * (-len(blob) % 8)  # typed arrays start at a multiple of their item size
         meta["columns"].append({"name": name, "type": values.dtype.name, "start": len(blob), "length": len(values)})
         blob += values.tobytes()
-    return _render(meta, bytes(blob), title, judge(whole, config), decode)
+    rules = [(ATTRIBUTES[name], in_words(ATTRIBUTES[name], config)) for name in tokens.dropped]
+    return _render(meta, bytes(blob), head, rules, judge(whole, config), decode)
+
+
+def _codes(tokens: MaskedTokens) -> np.ndarray:
+    """By token what drops it, uint16 (N,): a bit for each attribute, or the one above them for the method alone."""
+    bits = {name: 1 << place for place, name in enumerate(ATTRIBUTES)}
+    found = np.zeros(tokens.tokens, np.uint16)
+    for name, dropped in tokens.dropped.items():
+        found |= np.where(dropped, bits[name], 0).astype(np.uint16)
+    found[~tokens.kept & (found == 0)] = 1 << len(ATTRIBUTES)
+    found[tokens.kept] = 0
+    return found
+
+
+def _looks(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of `LOOKS`, (N, K)."""
+    each = column.combine_chunks().flatten()
+    return each.flatten().to_numpy(zero_copy_only=False).reshape(-1, each.type.list_size)
+
+
+def _as_uint16(shares: np.ndarray) -> np.ndarray:
+    """Shares of 0 to 1 as 0 to 65535, which a page holds in half the bytes."""
+    return np.round(np.clip(shares.ravel(), 0, 1) * 65535).astype(np.uint16)
+
+
+def _strings_of(ids: np.ndarray, strings: list[str], pieces: Pieces) -> np.ndarray:
+    """The places in `strings` of the texts of ids, uint32 (N,); texts that it lacks are added."""
+    places = {text: place for place, text in enumerate(strings)}
+    distinct, inverse = np.unique(ids, return_inverse=True)
+    at = [places.setdefault(pieces.alone(int(token)), len(places)) for token in distinct]
+    strings[:] = list(places)
+    return np.array(at, np.uint32)[inverse]
 
 
 def _sample(rows: int, wanted: int) -> np.ndarray:
@@ -256,12 +416,14 @@ def _strings(tokens: MaskedTokens, pieces: Pieces) -> tuple[list[str], np.ndarra
     return list(places), found
 
 
-def _prompts(table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    for ids, length in zip(table["input_ids"].to_pylist(), table["prompt_length"].to_pylist(), strict=True):
-        yield decoded(tokenizer, ids[:length])
-
-
-def _render(meta: dict[str, Any], blob: bytes, title: str, verdict: Verdict, decode: Pieces) -> bytes:
+def _render(
+    meta: dict[str, Any],
+    blob: bytes,
+    head: _Head,
+    rules: Sequence[tuple[TokenAttribute, str]],
+    verdict: Verdict,
+    decode: Pieces,
+) -> bytes:
     from plotly.offline import get_plotlyjs
 
     source = (files("xtf.reporting") / "templates" / "explorer.js").read_text(encoding="utf-8")
@@ -273,7 +435,10 @@ def _render(meta: dict[str, Any], blob: bytes, title: str, verdict: Verdict, dec
         templates()
         .get_template("explorer.html.j2")
         .render(
-            title=title,
+            title=head.title,
+            facts=head.facts,
+            command=head.command,
+            rules=rules,
             level=verdict.level.name,
             verdict=verdict.lines(decode.alone),
             policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
@@ -293,85 +458,3 @@ def _render(meta: dict[str, Any], blob: bytes, title: str, verdict: Verdict, dec
 
 def _packed(data: bytes) -> str:
     return base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode()
-
-
-# -- the terminal --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TextPreview:
-    """Examples for a rich console: in colour if it has colour, else with marks around what is dropped."""
-
-    examples: Sequence[tuple[str, str, Sequence[tuple[str, tuple[str, ...]]]]]  # title, prompt, (text, dropped by)
-    total: int
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        colour = console.color_system is not None
-        yield self._legend(colour)
-        for title, prompt, runs in self.examples:
-            yield Text(f"\n{title}", style="bold")
-            yield Text(prompt, style="dim")
-            text = Text()
-            for piece, names in runs:
-                text.append_text(_coloured(piece, names) if colour else _marked(piece, names))
-            yield text
-        yield Text(f"\n{len(self.examples)} of {self.total} examples", style="dim")
-
-    def _legend(self, colour: bool) -> Text:
-        rows = list(ATTRIBUTES.values())
-        if colour:
-            entries = [(f"dropped by {row.label}", (row.name,)) for row in rows] + [
-                ("dropped by the method", ("other",))
-            ]
-            return Text("  ").join([Text("kept"), *(_coloured(text, names) for text, names in entries)])
-        first, *others = rows
-        marks = [f"[{first.mark}:dropped by {first.label}]", *(f"[{row.mark}:by {row.label}]" for row in others)]
-        return Text("  ".join(["kept", *marks, f"[{others[0].mark}{others[1].mark}:by both]", "[-:by the method]"]))
-
-
-def preview_text(
-    masked: datasets.Dataset | pa.Table, tokenizer: PreTrainedTokenizerBase, *, examples: int = 5
-) -> TextPreview:
-    """The first examples of a masked table, for `rich.print`.
-
-    Raises:
-        ValueError: the table is empty, or no example is asked for.
-    """
-    table = masked if isinstance(masked, pa.Table) else masked.with_format("arrow")[:]
-    if table.num_rows == 0 or examples < 1:
-        raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
-    shown = table.slice(0, examples)
-    tokens, pieces = MaskedTokens.from_mask(shown), Pieces(tokenizer)
-    found = []
-    for row, (name, prompt) in enumerate(zip(shown["example_id"].to_pylist(), _prompts(shown, tokenizer), strict=True)):
-        start, end = tokens.offsets[row], tokens.offsets[row + 1]
-        runs: list[tuple[str, tuple[str, ...]]] = []
-        for place, piece in enumerate(pieces(tokens.ids[start:end].tolist()), start=start):
-            names = _dropped_by(tokens, place)
-            if runs and runs[-1][1] == names:
-                runs[-1] = (runs[-1][0] + piece, names)
-            else:
-                runs.append((piece, names))
-        share = 1 - tokens.kept[start:end].mean() if end > start else 0.0
-        found.append((f"example {row} ({name}): {100 * share:.1f} % of {end - start} tokens dropped", prompt, runs))
-    return TextPreview(found, table.num_rows)
-
-
-def _dropped_by(tokens: MaskedTokens, place: int) -> tuple[str, ...]:
-    """The attributes that dropped a token; ("other",) if a method gave it no weight; () if kept."""
-    if tokens.kept[place]:
-        return ()
-    return tuple(name for name, dropped in tokens.dropped.items() if dropped[place]) or ("other",)
-
-
-def _coloured(text: str, names: tuple[str, ...]) -> Text:
-    """One attribute: white on its hue. Several: the first one's hue, underlined, to tell them from one."""
-    if not names:
-        return Text(text)
-    colour = ATTRIBUTES[names[0]].colour if names[0] in ATTRIBUTES else OTHER
-    return Text(text, style=f"white on {colour}" + (" underline bold" if len(names) > 1 else ""))
-
-
-def _marked(text: str, names: tuple[str, ...]) -> Text:
-    marks = "".join(ATTRIBUTES[name].mark if name in ATTRIBUTES else "-" for name in names)
-    return Text(f"[{marks}:{text}]" if names else text)

@@ -32,6 +32,7 @@ class Estimate:
     high: float
     seeds: int
     items: int
+    interval: str = "bootstrap over seeds and items"  # its kind
 
 
 Values = Mapping[str, float | None]
@@ -40,17 +41,17 @@ Values = Mapping[str, float | None]
 def mean(seeds: Sequence[Values]) -> Estimate:
     """The mean over runs that differ in nothing but the seed; `seeds[i]` maps item ids to values.
 
-    Where all items are right, or all wrong, every resample is the same; the interval is then Wilson's for one run's
-    items.
+    One run whose items are each right or wrong has Wilson's interval, as its record has. So have runs of which all
+    items are right, or all wrong, for one run's items: every resample of them would be the same.
 
     Raises:
         ValueError: as `matrix`.
     """
     values_SI = matrix(seeds)
     found, items = _estimate(values_SI), values_SI.shape[1]
-    if found.value in (0.0, 1.0):
+    if found.value in (0.0, 1.0) or (len(values_SI) == 1 and np.isin(values_SI, (0.0, 1.0)).all()):
         exact = wilson(round(found.value * items), items)
-        return replace(found, low=exact.low, high=exact.high)
+        return replace(found, low=exact.low, high=exact.high, interval=exact.interval)
     return found
 
 

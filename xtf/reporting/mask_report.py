@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from rich.table import Table
 
 from xtf.reporting import figures
 from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
 from xtf.reporting.reported import reported_of_mask
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
 from xtf.runtime.artifacts import read_json
+from xtf.runtime.progress import console
 from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, notes
 
 Lines = list[list[Any]]  # a figure each, under `COLUMNS`
@@ -43,7 +46,7 @@ def has_results(folders: Sequence[Path], listed: Sequence[str]) -> bool:
 
 
 def mask_report(name: str, folders: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Writes <name>.csv, .md, .html and the figures; returns their paths.
+    """Writes <name>.csv, .md, .html and the figures, and prints the shares of the masks; returns their paths.
 
     Args:
         folders: the experiment's run folders, those included that are missing.
@@ -63,8 +66,23 @@ def mask_report(name: str, folders: Sequence[Path], out_dir: Path) -> list[Path]
     missing = [[str(folder.path), folder.state()] for folder in every if folder not in runs]
     if missing:
         sections.append(Section("Missing", columns=["run", "why"], rows=missing))
+    masks = {folder: found["stats"] for folder, one in runs.items() if (found := one.stages.get("mask"))}
+    if masks:
+        console.print(_shares(masks))
     written = write_csv(out_dir / f"{name}.csv", COLUMNS, lines)
     return [written, *render_sections(f"{name}: {len(runs)} of {len(folders)} runs", sections, out_dir, name)]
+
+
+def _shares(masks: Mapping[RunFolder, Mapping[str, Any]]) -> Table:
+    """What each mask drops and keeps, for the console."""
+    table = Table(title="Response tokens dropped", title_justify="left")
+    table.add_column("mask", overflow="fold")
+    for label in (*(attribute.label for attribute in ATTRIBUTES.values()), "in all", "kept"):
+        table.add_column(label, justify="right")
+    for folder, stats in masks.items():
+        shares = [stats["dropped_share"].get(name) for name in (*ATTRIBUTES, "union")]
+        table.add_row(folder.name, *(percent(share) for share in (*shares, stats["kept_share"])))
+    return table
 
 
 def _line(folder: RunFolder, quantity: str, value: float, reported: str, at: float | str = "") -> list[Any]:

@@ -16,7 +16,7 @@ From the run's files come, under names that stay, the same in all three places:
     time/<stage>                                            seconds
 
 and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations` (a
-table with verdicts). `xtf.runtime.loggers` says which W&B run holds what. The run's files are the record; what is here
+table with verdicts), all in the run's one W&B run (`xtf.runtime.loggers`). The run's files are the record; what is here
 mirrors them, and can be published again from them.
 """
 
@@ -36,12 +36,12 @@ from rich.console import Console
 
 from xtf.config.identity import digest
 from xtf.config.schema import Config
-from xtf.reporting.explorer import preview_text
 from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
+from xtf.reporting.shown import preview_text
 from xtf.runtime.artifacts import read_json, write_json
-from xtf.runtime.loggers import STEP, start_run, wandb_mode
+from xtf.runtime.loggers import STEP, wandb_mode, wandb_run, whole_run
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.runtime.train_log import read_log
 from xtf.scoring.attributes import ATTRIBUTES
@@ -146,7 +146,8 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
     import wandb
 
     stages = read_json(folder.manifest)["stages"]
-    with start_run(config, folder, stage) as session:
+    with whole_run(config, folder):
+        session = wandb_run()
         if stage == "train":
             for row in read_log(folder.train_log):  # under the names that training logged live
                 values = {name: row[column] for name, (column, _) in CURVES.items() if row.get(column) is not None}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,29 @@ from xtf.config.schema import ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import visible
 from xtf.reporting import figures
-from xtf.reporting.cells import CASE, SETTING
 from xtf.reporting.intervals import Estimate, difference
-from xtf.reporting.pages import Picture, counted, percent, picture, points, render_page, seconds, with_interval
-from xtf.reporting.runs import Run, command_line, control_runs, load_run, over_base, read_lines
+from xtf.reporting.pages import (
+    Picture,
+    counted,
+    estimated,
+    percent,
+    picture,
+    points,
+    render_page,
+    seconds,
+    with_interval,
+)
+from xtf.reporting.runs import (
+    Run,
+    arm_mean,
+    base_mean,
+    by_item,
+    command_line,
+    control_runs,
+    load_run,
+    over_base,
+    read_lines,
+)
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import RunFolder
 from xtf.runtime.train_log import read_log
@@ -54,6 +72,15 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
         base = (metrics["base_metrics"] or {}).get(name)
         quality.add_row(name, with_interval(base) if base else "-", with_interval(metric), str(metric["n"]))
     stats = metrics["mask"]
+    times = Table(title="Time", title_justify="left")
+    for name in metrics["timing"]:
+        times.add_column(name.replace("_", " "), justify="right")
+    times.add_row(*(seconds(value) for value in metrics["timing"].values()))
+    return Group(quality, *mask_table(stats).renderables, times)
+
+
+def mask_table(stats: Mapping[str, Any]) -> Group:
+    """The shares of a mask (`MaskStats.to_dict`), and what is to be said of it."""
     dropped = Table(title="Response tokens dropped", title_justify="left")
     for name in (*(attribute.label for attribute in ATTRIBUTES.values()), "union", "kept", "of tokens"):
         dropped.add_column(name, justify="right")
@@ -62,13 +89,9 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
         percent(stats["kept_share"], 2),
         f"{stats['response_tokens']:,}",
     )
-    times = Table(title="Time", title_justify="left")
-    for name in metrics["timing"]:
-        times.add_column(name.replace("_", " "), justify="right")
-    times.add_row(*(seconds(value) for value in metrics["timing"].values()))
     remarks = [Text(line) for line in notes(stats)]
     warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
-    return Group(quality, dropped, *remarks, times, *warnings)
+    return Group(dropped, *remarks, *warnings)
 
 
 def degenerate(stats: Mapping[str, Any]) -> list[str]:
@@ -92,12 +115,12 @@ def verdict(run: Run) -> list[str]:
     """Answers "did it help?": against the base model, then against each control that was run."""
     arm = [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
     sentences = [_against_base(run, arm)]
-    if run.record["method"] == "normal":
+    if run.is_control("normal"):
         return sentences
     for method, words in CONTROLS.items():
-        if method == run.record["method"]:
+        if run.is_control(method):
             continue
-        control = _controls(arm, method)
+        control = controls_of(arm, method)
         shared = [one for one in arm if one.seed in control]
         if shared:
             pairs = [(one.verdicts(run.headline), control[one.seed].verdicts(run.headline)) for one in shared]
@@ -113,14 +136,13 @@ def verdict(run: Run) -> list[str]:
 
 def _against_base(run: Run, arm: Sequence[Run]) -> str:
     metric = run.headline
-    after = run.record["metrics"][metric]
+    after, before = arm_mean(arm, metric), base_mean(arm, metric)
     name = f"Fine-tuning with {run.record['method']}"
     found = over_base(arm, metric)
-    if found is None:
-        return f"{name} reached {metric} {with_interval(after)}; the base model was not graded."
-    before = fmean(base[metric]["value"] for one in arm if (base := one.record["base_metrics"]))
+    if found is None or before is None:
+        return f"{name} reached {metric} {estimated(after)}; the base model was not graded."
     return (
-        f"{name} took {metric} from {percent(before)} to {percent(found.value + before)}: "
+        f"{name} took {metric} from {percent(before.value)} to {percent(after.value)}: "
         f"{points(found)} points over {_basis(found)}. {_reading(found, 'the base model')}"
     )
 
@@ -140,10 +162,11 @@ def _reading(found: Estimate, other: str) -> str:
     return f"{'Better' if found.value > 0 else 'Worse'} than {other}: the interval leaves out zero."
 
 
-def _controls(arm: Sequence[Run], method: str) -> dict[int, Run]:
-    """The finished runs of another method in the same tree that compare with the arm's, by seed."""
-    others = RunFolder(arm[0].folder).of_method(method)
-    return control_runs(arm, (load_run(folder.path) for folder in others), method)
+def controls_of(arm: Sequence[Run], method: str) -> dict[int, Run]:
+    """The finished runs of a control in the same tree that compare with the arm's, by seed."""
+    here = RunFolder(arm[0].folder)
+    others = (load_run(folder.path) for name in {method: 0, "xtf": 0} for folder in here.of_method(name))
+    return control_runs(arm, (other for other in others if other.is_control(method)), method)
 
 
 # -- one run -------------------------------------------------------------------------------------------------
@@ -159,18 +182,17 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         ValueError: the run has not finished.
     """
     run = load_run(Path(run_dir))
-    folder, base = RunFolder(run.folder), run.record["base_metrics"] or {}
+    folder = RunFolder(run.folder)
+    arm = [load_run(one.path) for one in folder.seeds()]
     tokens = judged_tokens(folder, pq.read_table(folder.mask))
-    drawn = _pictures(run, tokens, Path(out_dir))
+    drawn = _pictures(run, arm, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
     context = {
         "run": run.record,
-        "title": " · ".join([*(str(run.record[key]) for key in (*CASE, *SETTING)), f"seed {run.seed}"]),
+        "title": _title(run),
         "verdict": verdict(run),
         "degenerate": degenerate(run.record["mask"]),
-        "quality": [
-            {"name": name, "base": base.get(name), "tuned": metric} for name, metric in run.record["metrics"].items()
-        ],
+        "quality": _quality(run, arm),
         "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
         "notes": notes(run.record["mask"]),
@@ -180,11 +202,48 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "unnamed": unnamed,
         "generations": paired_generations(run.base_generations(), read_lines(folder.generations)),
         "command": command_line(run.record),
-        "settings": [(key.replace("_", " "), value) for key, value in run.record["training"].items()],
+        "settings": [
+            (key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else value)
+            for key, value in run.record["training"].items()
+        ],
         "config": folder.config.read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
     }
     return [file for each in drawn for file in each.files] + render_page("report", context, Path(out_dir))
+
+
+def _title(run: Run) -> str:
+    record = run.record
+    model = f"{record['model']} on {record['task']}" + (
+        "" if record["tuning"] == "full" else f" with {record['tuning']}"
+    )
+    return f"{model}: {record['method']}, scorer {record['scorer']}, threshold {record['threshold']}, seed {run.seed}"
+
+
+def _quality(run: Run, arm: Sequence[Run]) -> list[dict[str, Any]]:
+    """The rows of "before and after". What is a mean over items is of all seeds, like the answer above and the figure
+    below, the rest of this run; what is 0 before and after is left out."""
+    rows = []
+    for name, tuned in run.record["metrics"].items():
+        base = (run.record["base_metrics"] or {}).get(name)
+        if by_item(name):
+            found, before = arm_mean(arm, name), base_mean(arm, name)
+            of = "" if len(arm) == 1 else f", mean of {counted(len(arm), 'seed')}"
+            rows.append(
+                {
+                    "name": f"{name}{of}",
+                    "base": before and estimated(before),
+                    "tuned": estimated(found),
+                    "items": found.items,
+                    "interval": found.interval,
+                }
+            )
+        elif tuned["value"] or (base and base["value"]):
+            of = "" if len(arm) == 1 else f", seed {run.seed}"
+            before_text = base and with_interval(base)
+            kind = {"items": tuned["n"], "interval": tuned["interval"]}
+            rows.append({"name": f"{name}{of}", "base": before_text, "tuned": with_interval(tuned), **kind})
+    return rows
 
 
 def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -209,8 +268,8 @@ def exclusive_shares(tokens: MaskedTokens) -> dict[tuple[str, ...], float]:
     }
 
 
-def _pictures(run: Run, tokens: MaskedTokens, out_dir: Path) -> list[Picture]:
-    drawn = [picture(figures.accuracy(_accuracy_rows(run)), out_dir, "accuracy", "Before and after")]
+def _pictures(run: Run, arm: Sequence[Run], tokens: MaskedTokens, out_dir: Path) -> list[Picture]:
+    drawn = [picture(figures.accuracy(_accuracy_rows(run, arm)), out_dir, "accuracy", "Before and after")]
     scored = {name: tokens.scores[name] for name in tokens.dropped if name in tokens.scores}
     if scored:
         cuts = {name: cuts_of(run.record["mask"]["thresholds"][name]) for name in scored}
@@ -259,17 +318,15 @@ def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.n
     return found_curves
 
 
-def _accuracy_rows(run: Run) -> list[tuple[str, float, float, float]]:
+def _accuracy_rows(run: Run, arm: Sequence[Run]) -> list[tuple[str, float, float, float]]:
     metric = run.headline
-    rows = [("fine-tuned: " + run.record["method"], run.record["metrics"][metric])]
-    rows += [
-        (f"fine-tuned: {method}", control.record["metrics"][metric])
-        for method in CONTROLS
-        if method != run.record["method"] and (control := _controls([run], method).get(run.seed))
-    ]
-    if run.record["base_metrics"]:
-        rows.insert(0, ("base model", run.record["base_metrics"][metric]))
-    return [(name, found["value"], found["low"], found["high"]) for name, found in rows]
+    rows = [("base model", base)] if (base := base_mean(arm, metric)) is not None else []
+    rows.append((f"fine-tuned: {run.record['method']}", arm_mean(arm, metric)))
+    for method in CONTROLS:
+        found = {} if run.is_control(method) else controls_of(arm, method)
+        if shared := [found[one.seed] for one in arm if one.seed in found]:
+            rows.append((f"fine-tuned: {method}", arm_mean(shared, metric)))
+    return [(name, found.value, found.low, found.high) for name, found in rows]
 
 
 def most_dropped(tokens: MaskedTokens, attribute: str, decode: Callable[[int], str]) -> list[dict[str, Any]]:

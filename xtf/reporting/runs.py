@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ class Run:
         """The metric that answers "how good is it?": accuracy, else pass@1, else the first one recorded."""
         names = list(self.record["metrics"])
         return next((name for name in ("accuracy", "pass@1") if name in names), names[0])
+
+    def is_control(self, control: str) -> bool:
+        """Whether it is one of the method `control`, which others are compared with (`is_control`)."""
+        return is_control(control, self.record["method"], self.record["scorer"], self.record["overrides"])
 
     def verdicts(self, metric: str) -> dict[str, float | None]:
         """The fine-tuned model's value for each item, by example id (`item_values`)."""
@@ -93,8 +97,16 @@ def load_run(folder: Path) -> Run:
     return Run(folder, read_json(file))
 
 
+def is_control(control: str, method: str, scorer: str, overridden: Container[str]) -> bool:
+    """Whether runs of a method and scorer, with these keys overridden, are those of the method `control`: XTF without a
+    scorer drops nothing, which is plain fine-tuning."""
+    unmasked = method == "xtf" and scorer == "none" and "scorer.attributes" not in overridden
+    return method == control or (control == "normal" and unmasked)
+
+
 def control_runs(runs: Sequence[Run], others: Iterable[Run], control: str) -> dict[int, Run]:
-    """Those of `others`, runs of the method `control`, that compare with the `runs` of one setting, by seed.
+    """Those of `others`, runs that are of the `control` (`is_control`), that compare with the `runs` of one setting, by
+    seed.
 
     They share data and settings with all of `runs`; scorer and threshold only where the control's mask takes its
     size from them. With the run of its own seed each shares the base model's figures too, as runs that were graded
@@ -158,15 +170,25 @@ def item_values(generations: Sequence[Mapping[str, Any]], metric: str) -> dict[s
     samples: dict[str, list[bool | None]] = defaultdict(list)
     for line in generations:
         samples[line["example_id"]].append(line["correct"])
+    if not by_item(metric):
+        raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
     if metric == "accuracy":
         graded = {key: [value for value in found if value is not None] for key, found in samples.items()}
         return {key: sum(values) / len(values) if values else None for key, values in graded.items()}
-    if not metric.startswith("pass@"):
-        raise ValueError(f"{metric!r} cannot be compared item by item; accuracy and pass@k can")
     k = int(metric.removeprefix("pass@"))
     if (fewest := min(map(len, samples.values()), default=k)) < k:
         raise ValueError(f"pass@{k} needs at least {k} samples per item, not {fewest}")
     return {key: pass_at_k(len(found), sum(value is True for value in found), k) for key, found in samples.items()}
+
+
+def by_item(metric: str) -> bool:
+    """Whether a metric is a mean over items, so that seeds are pooled and runs compared item by item."""
+    return metric == "accuracy" or metric.startswith("pass@")
+
+
+def arm_mean(runs: Sequence[Run], metric: str) -> Estimate:
+    """The fine-tuned models' mean, of runs that differ in nothing but the seed; of one run its recorded figure."""
+    return mean([run.verdicts(metric) for run in runs])
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:

@@ -11,15 +11,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from xtf.reporting import figures
-from xtf.reporting.cells import CASE, Cell, experiment_folders, find_cells
-from xtf.reporting.intervals import Estimate, difference, mean
+from xtf.reporting.cells import CASE, Cell, cell_of, experiment_folders, find_cells
+from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.mask_report import has_results, mask_report
-from xtf.reporting.pages import counted, picture, render_page, write_csv
+from xtf.reporting.pages import counted, estimated, percent, picture, points, render_page, seconds, write_csv
 from xtf.reporting.reported import reported_percent
-from xtf.reporting.runs import base_mean, control_runs, over_base
+from xtf.reporting.runs import Run, arm_mean, base_mean, by_item, control_runs, is_control, load_run, over_base
+from xtf.runtime.progress import console
 from xtf.runtime.run_folder import RunFolder
 
 CONTROLS = ("normal", "random")
@@ -39,6 +45,7 @@ class TableRow:
     reported: str
     note: str
     mark: str = ""  # "best" or "second", where the intervals part
+    took: float | None = None  # mean seconds of training
 
     @property
     def seeds(self) -> str:
@@ -47,7 +54,8 @@ class TableRow:
 
 
 def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
-    """Writes <name>.csv, .md, .html and figures for the experiment of that name; returns their paths.
+    """Writes <name>.csv, .md, .html and figures for the experiment of that name, and prints its table; returns their
+    paths.
 
     Runs that did not finish are listed, not skipped.
 
@@ -62,7 +70,34 @@ def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None
         folders, listed = experiment_folders(name, runs_root)
         if not has_results(folders, [job["stage"] for job in listed.values()]):
             return mask_report(name, folders, out_dir)
-    cells = find_cells(name, runs_root, archive)
+    return cells_report(name, find_cells(name, runs_root, archive), out_dir)
+
+
+def jobs_report(name: str, folders: Sequence[Path], stages: Sequence[str], out_dir: Path) -> list[Path]:
+    """The same of the jobs of one sweep, which belongs to no experiment.
+
+    Args:
+        folders: where its runs lie, finished or not.
+        stages: what it asked of them.
+
+    Raises:
+        ValueError: none has finished.
+    """
+    if not has_results(folders, stages):
+        return mask_report(name, folders, out_dir)
+    parents: dict[Path, list[Path | Run]] = {}
+    for folder in folders:
+        found = load_run(folder) if RunFolder(folder).has_results else folder
+        parents.setdefault(folder.parent, []).append(found)
+    return cells_report(name, [cell_of(parent, found) for parent, found in parents.items()], out_dir)
+
+
+def cells_report(name: str, cells: Sequence[Cell], out_dir: Path) -> list[Path]:
+    """Writes the report of these cells and prints its table.
+
+    Raises:
+        ValueError: no run has finished.
+    """
     rows = _rows(cells)
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
@@ -85,6 +120,7 @@ def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None
             written += shown.files
             figures_of_k.append(shown)
     finished = sum(len(cell.runs) for cell in cells)
+    console.print(console_tables(rows))
     context = {
         "title": f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
         "answers": _answers(rows),
@@ -95,6 +131,31 @@ def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None
         ],
     }
     return written + render_page("sweep", context, out_dir, name)
+
+
+def console_tables(rows: Sequence[TableRow]) -> Group:
+    """What a sweep shows at its end: a table for each case and metric, with the figures of its report."""
+    tables = []
+    for case, metric in dict.fromkeys((row.case, row.metric) for row in rows):
+        table = Table(
+            title=f"{' · '.join(case)}: {metric}, 95 % intervals; differences in points", title_justify="left"
+        )
+        table.add_column("setting", overflow="fold")
+        for name in ("mean", "over base", "over normal", "over random", "kept", "training", "seeds"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            if (row.case, row.metric) == (case, metric):
+                said = [row.differences.get(name, "") for name in ("base", *CONTROLS)]
+                table.add_row(
+                    row.label,
+                    estimated(row.estimate) if row.estimate else row.note or "-",
+                    *(found if isinstance(found, str) else points(found) for found in said),
+                    "" if row.kept is None else percent(row.kept),
+                    "" if row.took is None else seconds(row.took),
+                    row.seeds,
+                )
+        tables.append(table)
+    return Group(*tables, *(Text(sentence) for sentence in _answers(rows)))
 
 
 def _bars(rows: Sequence[TableRow]) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -132,7 +193,7 @@ def _rows(cells: Sequence[Cell]) -> list[TableRow]:
             rows += [_empty(case, labels[id(cell)], "-", "no finished run") for cell in here]
             continue
         record = next(iter(finished[0].runs.values())).record
-        metrics = [name for name in record["metrics"] if name == "accuracy" or name.startswith("pass@")]
+        metrics = [name for name in record["metrics"] if by_item(name)]
         for metric in metrics:
             part = [_base_row(finished[0], metric)]
             for label in dict.fromkeys(labels.values()):
@@ -168,8 +229,18 @@ def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequ
         differences[name] = _against(cell, peers, name, metric)
     kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
     number = reported_percent(cell, metric)
-    estimate = mean([run.verdicts(metric) for run in runs])
-    return TableRow(cell.case, label, metric, estimate, differences, kept, number, _shortfall(cell, seeds))
+    times = [took for run in runs if (took := run.record["timing"].get("train")) is not None]
+    return TableRow(
+        cell.case,
+        label,
+        metric,
+        arm_mean(runs, metric),
+        differences,
+        kept,
+        number,
+        _shortfall(cell, seeds),
+        took=fmean(times) if times else None,
+    )
 
 
 def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
@@ -185,10 +256,7 @@ def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
 
 
 def _is_control(cell: Cell, name: str) -> bool:
-    """Whether a cell is of the control `name`; XTF without a scorer drops nothing, which is plain fine-tuning."""
-    setting = cell.setting
-    unmasked = setting["scorer"] == "none" and "scorer.attributes" not in setting
-    return setting["method"] == name or (name == "normal" and setting["method"] == "xtf" and unmasked)
+    return is_control(name, cell.setting["method"], cell.setting["scorer"], cell.setting)
 
 
 def _against(cell: Cell, peers: Sequence[Cell], name: str, metric: str) -> Estimate | str:
@@ -241,7 +309,8 @@ def _answers(rows: Sequence[TableRow]) -> list[str]:
 
 DIFFERENCES = [f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")]
 NUMBERS = ("value", "low", "high", "seeds", "items")
-COLUMNS = (*CASE, "setting", "metric", *NUMBERS, *DIFFERENCES, "kept_share", "mark", "reported_percent", "note")
+LAST = ("kept_share", "training_seconds", "mark", "reported_percent", "note")
+COLUMNS = (*CASE, "setting", "metric", *NUMBERS, *DIFFERENCES, *LAST)
 
 
 def _csv_line(row: TableRow) -> list[Any]:
@@ -251,4 +320,4 @@ def _csv_line(row: TableRow) -> list[Any]:
     for name in ("base", *CONTROLS):
         each = row.differences.get(name)
         values += [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [None] * 4
-    return [*row.case, row.label, row.metric, *values, row.kept, row.mark, row.reported, row.note]
+    return [*row.case, row.label, row.metric, *values, row.kept, row.took, row.mark, row.reported, row.note]

@@ -1,25 +1,26 @@
 """Where runs are mirrored beside their files: TensorBoard or Weights & Biases.
 
-On Weights & Biases each stage of a run is a W&B run of its own, so that curves, shares and results can be told apart:
+On Weights & Biases a run is one W&B run, whichever stages it does, so that its loss stands beside its accuracy: the
+values of every optimizer step, live; histograms of the scores; shares and coloured examples of the mask; completions
+with verdicts; and in its summary every figure of the finished run. Its name is that of the run's folder, its group the
+experiment, or else task, model and method.
 
-    job type    holds
-    score       histograms of the scores
-    mask        kept and dropped shares, a sample of coloured examples
-    train       the values of every optimizer step, live; one W&B run more if a killed training goes on
-    evaluate    completions with verdicts, and in its summary every figure of the finished run
-
-The stages of one run share name (the run's folder), group (the experiment), tags and configuration.
+What a later process adds (`stage=train` after `stage=score`, a killed run that goes on) has the same id: online it
+goes on in the same W&B run. Offline each process leaves a folder, and `wandb sync --append` joins the later ones.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from xtf.config.identity import plain
 from xtf.config.schema import Config, ConfigError, WandbMode
+from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import RunFolder
 
@@ -40,14 +41,41 @@ def training_loggers(config: Config, folder: RunFolder) -> Iterator[list[Logger]
     elif config.logger.name == "wandb" and os.environ.get("RANK", "0") == "0":
         from pytorch_lightning.loggers import WandbLogger
 
-        with start_run(config, folder, "train") as session:
-            yield [WandbLogger(experiment=session)]
+        with whole_run(config, folder):
+            yield [WandbLogger(experiment=wandb_run())]
     else:
         yield []
 
 
-def start_run(config: Config, folder: RunFolder, stage: str) -> wandb.Run:
-    """The W&B run of one stage, to be used as a context. Its files lie in `folder`/wandb.
+@dataclass
+class _Job:
+    """What this process works at, and its W&B run as soon as there is something to tell it."""
+
+    config: Config
+    folder: RunFolder
+    run: wandb.Run | None = None
+
+
+_jobs: list[_Job] = []  # the one at work, if any
+
+
+@contextlib.contextmanager
+def whole_run(config: Config, folder: RunFolder) -> Iterator[None]:
+    """Inside, `wandb_run` gives one and the same W&B run, which ends with the outermost block."""
+    if _jobs:
+        yield
+        return
+    _jobs.append(_Job(config, folder))
+    try:
+        yield
+    finally:
+        job = _jobs.pop()
+        if job.run is not None:
+            job.run.finish()
+
+
+def wandb_run() -> wandb.Run:
+    """The W&B run of the job at work (`whole_run`), begun unless it is. Its files lie in the run's folder, in wandb/.
 
     A server that cannot be reached within `logger.timeout_seconds` is no error: the run is then written offline,
     and `wandb sync` uploads it. A connection lost later only delays the upload; what has not arrived
@@ -55,6 +83,12 @@ def start_run(config: Config, folder: RunFolder, stage: str) -> wandb.Run:
     """
     import wandb
 
+    job = _jobs[-1]
+    if job.run is not None:
+        return job.run
+    config, folder = job.config, job.folder
+    if not folder.wandb.exists():
+        write_json(folder.wandb, {"id": secrets.token_hex(4)})
     wait = config.logger.timeout_seconds
     chosen = {group: getattr(config, group).name for group in ("task", "model", "method", "scorer", "threshold")}
     settings: dict[str, Any] = {
@@ -62,9 +96,11 @@ def start_run(config: Config, folder: RunFolder, stage: str) -> wandb.Run:
         "entity": config.logger.entity,
         "dir": str(folder.path.resolve()),  # W&B's service may have another working folder
         "name": folder.name,
-        "group": config.experiment,
-        "job_type": stage,
-        "tags": [*chosen.values(), *config.logger.tags],
+        "group": config.experiment or "/".join(chosen[group] for group in ("task", "model", "method")),
+        "job_type": "fine-tuning",
+        "id": read_json(folder.wandb)["id"],
+        "resume": "allow",
+        "tags": list(dict.fromkeys([*chosen.values(), *config.logger.tags])),
         "config": chosen | {"tuning": config.tuning.name.value, "seed": config.seed, "settings": plain(config)},
         "reinit": "finish_previous",
         "settings": wandb.Settings(init_timeout=wait, finish_timeout=wait),
@@ -75,9 +111,9 @@ def start_run(config: Config, folder: RunFolder, stage: str) -> wandb.Run:
         reason = str(error).splitlines()[0]
         say(f"W&B could not be reached ({reason}); the run is stored offline, `wandb sync` uploads it")
         session = wandb.init(mode="offline", **settings)
-    if stage == "train":
-        session.define_metric(STEP)
-        session.define_metric("*", step_metric=STEP, step_sync=True)
+    session.define_metric(STEP)
+    session.define_metric("*", step_metric=STEP, step_sync=True)
+    job.run = session
     return session
 
 

@@ -14,6 +14,16 @@ console = Console()
 EVERY = 30.0  # seconds between two lines where the output is no terminal
 
 
+class _Stage:
+    prefix = ""  # of bars and lines: which stage of how many
+
+
+def stage(number: int, stages: int, name: str) -> None:
+    """Says that a stage begins; the bars from here on begin with its number."""
+    _Stage.prefix = f"{number}/{stages} "
+    say(f"stage {number} of {stages}: {name}")
+
+
 class _TokenRate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -23,6 +33,7 @@ class _TokenRate(ProgressColumn):
 @contextlib.contextmanager
 def bar(description: str, tokens: int) -> Iterator[Callable[[int], None]]:
     """Progress over `tokens`; yields the function that advances it."""
+    description = _Stage.prefix + description
     if not console.is_terminal:
         yield Lines(description, tokens)
         return

@@ -77,6 +77,7 @@ class RunFolder:
     losses = Place("losses.json")  # what the reference responses cost it, row by row (evaluate.losses)
     scalars = Place("scalars.csv")  # the figures of metrics.json under their documented names
     metrics = Place("metrics.json")  # written last: a run that has it has finished
+    wandb = Place("wandb.json")  # the id of its W&B run
     error = Place("error.json")  # why the last attempt failed; gone as soon as the run is tried again
 
     @classmethod
@@ -132,7 +133,7 @@ class RunFolder:
         return [RunFolder(file.parent) for file in sorted(self.path.parent.glob("seed*/metrics.json"))]
 
     def of_method(self, method: str) -> list[RunFolder]:
-        """The finished runs of another method on the same task, model and tuning."""
+        """The finished runs of a method on the same task, model and tuning."""
         return [RunFolder(file.parent) for file in sorted(self.path.parents[2].glob(f"{method}/*/seed*/metrics.json"))]
 
     # -- what became of it ---------------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 OTHER = "#7A7A7A"  # the colour of what no attribute dropped, but the method
 SEVERAL = "#444444"  # and of what several did
+# Columns of a pass that only the explorer reads (`scorer.top`, `scorer.attenders`), k numbers for each response token:
+# the ids that the base model gives most probability, and that; where in the response those stand that attend most to
+# the token, and the attention, mean over heads, 0 where there are fewer than k.
+LOOKS = ("top_id", "top_p", "from_at", "from_share")
 
 
 class Brought(StrEnum):

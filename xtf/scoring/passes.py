@@ -15,7 +15,7 @@ from xtf.config.schema import Config
 from xtf.data.ragged import as_table, with_ends, with_row_weights, with_sources
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
-from xtf.scoring.attributes import sources
+from xtf.scoring.attributes import LOOKS, sources
 from xtf.scoring.masks import row_weighted
 from xtf.scoring.store import Load, read_pass, scoring_pass
 
@@ -57,6 +57,10 @@ def passes_of(config: Config) -> dict[Pass, set[str]]:
         source = COLUMNS.get(name, (Pass.base, name))
         if source is not None:
             wanted.setdefault(source[0], set()).add(source[1])
+    if config.scorer.top:
+        wanted.setdefault(Pass.base, set()).update({"logp", f"top{config.scorer.top}"})
+    if config.scorer.attenders:
+        wanted.setdefault(Pass.base, set()).update({"ri", f"attenders{config.scorer.attenders}"})
     return {kind: wanted[kind] for kind in Pass if kind in wanted}
 
 
@@ -102,6 +106,7 @@ def alone(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> list[E
 def training_table(rows: Callable[[], Sequence[Encoded]], passes: Mapping[Pass, Path]) -> pa.Table:
     """The training rows with every score column that the passes bring, and `end_tokens`, which no pass stores."""
     table = read_pass(passes[Pass.base]) if Pass.base in passes else as_table(rows())
+    table = table.drop_columns([name for name in LOOKS if name in table.column_names])
     table = with_ends(table, (row.end_tokens for row in rows()))
     table = with_row_weights(table, [row.weights for row in rows()])
     table = with_sources(table, [row.source or row.example_id for row in rows()])

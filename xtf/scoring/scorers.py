@@ -35,7 +35,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from xtf.config.schema import RIVariant, Scale, ScorerConfig, TRVariant
 from xtf.data.ragged import Row, Sequences, as_lists, as_table, places
 from xtf.runtime.heads import decoder_of, logits_of, position_table, rope_limit, unwrapped
-from xtf.scoring.attributes import ATTRIBUTES, Brought, brought, computed
+from xtf.scoring.attributes import ATTRIBUTES, LOOKS, Brought, brought, computed
 
 HIDDEN = "hidden"  # the column of unit vectors that stands for `tr` until that can be worked out
 ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
@@ -125,6 +125,7 @@ def score_rows(
     asks for, list<float32> as long as the response: `ri` (attention received, its logarithm by default; eq.
     2), `kn` = 1 - p (eq. 3) with `logp` = log p in nats, `tr` in [0, 1] (eq. 4). `logp=True` adds `logp`
     without `kn`. With variant=contextual the column `HIDDEN` stands for `tr`, which `with_context_tr` makes of it.
+    `scorer.top` and `scorer.attenders` add the columns `LOOKS` of `xtf.scoring.attributes`, list<fixed_size_list>.
 
     `tr` is the table from `tr_table`, needed if TR is asked for. `progress` is called after each batch with
     its number of real tokens. `pad_id` fills places that nothing attends to: any id of the vocabulary does.
@@ -136,7 +137,9 @@ def score_rows(
     """
     flat, wanted = _sequences(rows), computed(scorer)
     needs = brought(wanted, scorer)
-    want_ri, want_logp = Brought.attention in needs, logp or Brought.logp in needs
+    want_ri, want_logp = Brought.attention in needs, logp or Brought.logp in needs or scorer.top > 0
+    if scorer.attenders and not want_ri:
+        raise ValueError("scorer.attenders are taken where RI is scored: ask for an attribute that needs attention")
     want_hidden = Brought.hidden in needs
     scores: dict[str, np.ndarray] = {}
     if want_ri or want_logp or want_hidden:
@@ -150,12 +153,14 @@ def score_rows(
                 flat,
                 scorer if want_ri else None,
                 want_logp,
+                scorer.top,
                 want_hidden,
                 tokens_per_batch if exchanged else 1,  # with its own attention a row is read alone, without padding
                 pad_id,
                 progress,
             )
     hidden_NE = scores.pop(HIDDEN, None)
+    looks = {name: scores.pop(name) for name in LOOKS if name in scores}
     if Brought.embeddings in needs:
         if tr is None:
             raise ValueError("scoring TR needs the table that xtf.scoring.scorers.tr_table builds from all rows")
@@ -175,6 +180,10 @@ def score_rows(
     for name in (*ATTRIBUTES, "logp"):
         if name in scores:
             table = table.append_column(name, as_lists(scores[name], flat.responses))
+    for name, values_NK in looks.items():
+        each = pa.FixedSizeListArray.from_arrays(pa.array(values_NK.ravel()), values_NK.shape[1])
+        offsets = np.concatenate([[0], np.cumsum(flat.responses)]).astype(np.int32)
+        table = table.append_column(name, pa.ListArray.from_arrays(pa.array(offsets), each))
     if hidden_NE is not None:
         table = table.append_column(HIDDEN, _as_vectors(flat, hidden_NE))
     return table
@@ -186,13 +195,14 @@ def _forward_scores(
     flat: Sequences,
     ri: ScorerConfig | None,
     want_logp: bool,
+    top: int,
     want_hidden: bool,
     tokens_per_batch: int,
     pad_id: int,
     progress: Callable[[int], None] | None,
 ) -> dict[str, np.ndarray]:
-    """`ri`, unless None is given, and `logp` of all response tokens: float32 (N,), in the rows' order; and `HIDDEN`,
-    their unit vectors, float16 (N, E)."""
+    """`ri`, unless None is given, and `logp` of all response tokens: float32 (N,), in the rows' order; `HIDDEN`, their
+    unit vectors, float16 (N, E); of `LOOKS` those that are asked for, int32 or float32 (N, K)."""
     depth = model.config.get_text_config().num_hidden_layers
     layer = None if ri is None else scored_layer(ri, depth)
     later = want_hidden and layer is not None and layer < depth // 2  # the middle layer comes after the scored one
@@ -217,9 +227,18 @@ def _forward_scores(
             found.setdefault(HIDDEN, []).append(tap.vectors(at_N))
         if probe is not None and probe.scores_BT is not None:
             found.setdefault("ri", []).append(probe.scores_BT.flatten()[at_N.to(probe.scores_BT.device)])
+            if probe.attenders:
+                prompt_N1 = torch.from_numpy(np.repeat(prompts, responses))[:, None].to(at_N.device)
+                at_NK = probe.from_at_BTK.flatten(0, 1)[at_N] - prompt_N1
+                found.setdefault("from_at", []).append(at_NK.clamp(min=0).int())
+                found.setdefault("from_share", []).append(probe.from_share_BTK.flatten(0, 1)[at_N])
         if want_logp:
             hidden_NE = hidden_BTE.flatten(0, 1)[at_N.to(hidden_BTE.device) - 1]
-            found.setdefault("logp", []).append(_log_p(model, hidden_NE, ids_BT.flatten()[at_N]))
+            logp_N, top_NK, p_NK = _log_p(model, hidden_NE, ids_BT.flatten()[at_N], top)
+            found.setdefault("logp", []).append(logp_N)
+            if top:
+                found.setdefault("top_id", []).append(top_NK)
+                found.setdefault("top_p", []).append(p_NK)
         found_at.append(places(response_starts[batch], responses))
         if progress is not None:
             progress(int(lengths.sum()))
@@ -282,16 +301,21 @@ def _hidden(model: PreTrainedModel, ids_BT: torch.Tensor, probe: _Probe | None =
 # --- KN: log-probabilities ----------------------------------------------------------------------------------
 
 
-def _log_p(model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """log p of each target under the LM head, float32 (N,): a chunk of N by V logits at a time."""
+def _log_p(
+    model: PreTrainedModel, hidden_NE: torch.Tensor, targets_N: torch.Tensor, top: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log p of each target under the LM head, float32 (N,), and the ids of the `top` likeliest tokens, int32 (N, top),
+    with their p, float32 (N, top): a chunk of N by V logits at a time."""
     elements = LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else ON_GPU
     chunk = max(1, elements // model.config.get_text_config().vocab_size)
-    return torch.cat(
-        [
-            -F.cross_entropy(logits_of(model, part_NE).float(), part_N, reduction="none")
-            for part_NE, part_N in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True)
-        ]
-    )
+    parts = []
+    for part_NE, part_N in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True):
+        logits_NV = logits_of(model, part_NE).float()
+        best = logits_NV.topk(top)
+        p_NK = (best.values - logits_NV.logsumexp(-1, keepdim=True)).exp() if top else best.values
+        parts.append((-F.cross_entropy(logits_NV, part_N, reduction="none"), best.indices.int(), p_NK))
+    logp, ids, p = zip(*parts, strict=True)
+    return torch.cat(logp), torch.cat(ids), torch.cat(p)
 
 
 _head_checked: WeakSet[PreTrainedModel] = WeakSet()
@@ -327,6 +351,7 @@ class _Probe:
     ) -> None:
         self.variant, self.scale = scorer.ri.variant, scorer.ri.scale
         self.layer, self.last = layer, last  # last: the pass may end with this layer
+        self.attenders = scorer.attenders
         self.lengths_B = torch.from_numpy(lengths)
         self.first_query = int(prompts.min())  # what a response token receives comes from response positions
         self.scores_BT: torch.Tensor | None = None  # float32; holds RI at response positions
@@ -343,6 +368,9 @@ class _Probe:
         position_T = torch.arange(T, device=device)
         query_BKGTD = (query_BHTD * scaling).unflatten(1, (key_BKTD.shape[1], -1))
         total_BT = torch.zeros(B, T, device=device)
+        # The queries that attend most to each key so far, K of them, and how much.
+        self.from_share_BTK = torch.zeros(B, T, self.attenders, device=device)
+        self.from_at_BTK = torch.zeros(B, T, self.attenders, dtype=torch.long, device=device)
         chunk = max(1, (WEIGHTS_ON_CPU if device.type == "cpu" else ON_GPU) // (B * H * T))
         for start in range(self.first_query, T, chunk):
             end = min(start + chunk, T)
@@ -358,9 +386,22 @@ class _Probe:
                 share_BC = (position_T[start:end] < length_B1).float() / H
                 share_B1Y = share_BC[:, None].expand(B, H, end - start).reshape(B, 1, -1)  # Y: H C
                 total_BT[:, first:end] += (share_B1Y @ weights_BHCS.flatten(1, 2))[:, 0]
+                if self.attenders:
+                    real_BC1 = (position_T[start:end] < length_B1).float()[..., None]
+                    self._rank((weights_BHCS.mean(1) * real_BC1).transpose(1, 2), first, start)
         count_BT = length_B1 - position_T if self.variant is RIVariant.received else length_B1
         scores_BT = total_BT / count_BT.clamp(min=1)
         self.scores_BT = scores_BT.clamp(min=TINY).log() if self.scale is Scale.log else scores_BT
+
+    def _rank(self, weights_BSC: torch.Tensor, first: int, start: int) -> None:
+        """Takes the attention that queries from `start` pay to keys from `first` into account."""
+        keys = slice(first, first + weights_BSC.shape[1])
+        at_C = torch.arange(start, start + weights_BSC.shape[2], device=weights_BSC.device)
+        shares = torch.cat([self.from_share_BTK[:, keys], weights_BSC], dim=-1)
+        places = torch.cat([self.from_at_BTK[:, keys], at_C.expand(weights_BSC.shape)], dim=-1)
+        best = shares.topk(self.attenders, dim=-1)
+        self.from_share_BTK[:, keys] = best.values
+        self.from_at_BTK[:, keys] = places.gather(-1, best.indices)
 
 
 def _first_seen(query: int, window: int | None) -> int:

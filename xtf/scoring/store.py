@@ -51,7 +51,8 @@ def scoring_pass(
     tokenizer: PreTrainedTokenizerBase,
     also: Iterable[str] = (),
 ) -> Path:
-    """The folder of a complete pass over `rows` that has `columns` (of ri, logp, tr), made unless it is there.
+    """The folder of a complete pass over `rows` that has `columns` (of ri, logp, tr, and top5 or attenders10 with the
+    number that `config.scorer` asks for), made unless it is there.
 
     Args:
         model: what identifies the weights (`xtf.runtime.models.fingerprint`).
@@ -112,7 +113,9 @@ def _write_shards(
     if missing:
         attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in columns]
         counts = count_tokens(rows) if Brought.embeddings in brought(attributes, config.scorer) else None
-        scorer = ShardScorer(folder, tuple(attribute.name for attribute in attributes), counts, config, load, tokenizer)
+        looks = frozenset(column.rstrip("0123456789") for column in columns) & {"top", "attenders"}
+        names = tuple(attribute.name for attribute in attributes)
+        scorer = ShardScorer(folder, names, looks, counts, config, load, tokenizer)
         tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
         before = manifest["seconds"]
         announce(config, "scoring", tokens, FORWARD * tokens)
@@ -167,6 +170,7 @@ class ShardScorer:
 
     folder: Path
     attributes: tuple[str, ...]
+    looks: frozenset[str]  # of top and attenders, which of them this pass brings
     counts: TokenCounts | None  # of the whole pass, for TR
     config: Config
     load: Load
@@ -181,7 +185,14 @@ class ShardScorer:
     @functools.cached_property
     def scorer(self) -> ScorerConfig:
         """The scorer's settings for the attributes of this pass."""
-        return dataclasses.replace(self.config.scorer, attributes=list(self.attributes), compute=[])
+        own = self.config.scorer
+        return dataclasses.replace(
+            own,
+            attributes=list(self.attributes),
+            compute=[],
+            top=own.top if "top" in self.looks else 0,
+            attenders=own.attenders if "attenders" in self.looks else 0,
+        )
 
     @functools.cached_property
     def tr_table(self) -> TRTable | None:

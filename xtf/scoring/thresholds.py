@@ -177,6 +177,22 @@ class Cuts:
         return found
 
 
+def in_words(attribute: TokenAttribute, config: ThresholdConfig) -> str:
+    """An attribute's rule in a sentence."""
+    rule = rule_of(config, attribute)
+    if rule.rule is KNRule.cutoff:
+        when = f"its p under the base model is above {rule.pcp:g}"
+    elif rule.rule is RIRule.iqr:
+        when = f"its score lies more than {rule.c:g} interquartile ranges below the first quartile of its response"
+    elif rule.rule is TRRule.multi_otsu:
+        when = f"its score is in cluster {rule.cluster}, from below, of {rule.classes} (Multi-Otsu)"
+    else:
+        when = f"it is among the {rule.q:.1%} of all response tokens that speak most for noise"
+    shift = f", moved to drop {abs(rule.shift):.1%} {'more' if rule.shift > 0 else 'less'} of all" if rule.shift else ""
+    cap = f"; at most {rule.cap:.0%} of a response" if rule.cap is not None else ""
+    return f"Dropped when {when}{shift}{cap}."
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 

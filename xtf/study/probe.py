@@ -21,6 +21,7 @@ from xtf.data.ragged import Responses
 from xtf.data.rows import load_rows
 from xtf.pipeline import Pipeline
 from xtf.reporting import figures
+from xtf.reporting.explorer import summary
 from xtf.reporting.intervals import (
     Comparison,
     Components,
@@ -34,6 +35,7 @@ from xtf.reporting.intervals import (
 from xtf.reporting.pages import Section, estimated, percent, picture, points, render_sections, seconds
 from xtf.reporting.runs import Run, base_mean, load_run
 from xtf.runtime.artifacts import locked
+from xtf.runtime.models import load_tokenizer
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
 from xtf.scoring.attributes import ATTRIBUTES
@@ -69,26 +71,32 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
     masks = {name: _mask_folder(small, named, name) for name in MASKS}
     dropped = dropped_tokens({name: folder.mask for name, folder in masks.items()})
     stats = Manifest(masks["xtf"]).stages["mask"]["stats"]
+    judged = summary(pq.read_table(masks["xtf"].mask), load_tokenizer(config.model), threshold=config.threshold)
+    say(judged)  # before anything is trained
     runs = {
         name: [_run(small, named, name, small.seed + number) for number in range(config.pilot.seeds)] for name in PILOT
     }
     output = OutputDir(Path(config.output_dir)).reports
     stem = "-".join(["probe", config.task.name, config.model.name, config.tuning.name.value, digest(named, 8)])
     found = compare(runs)
-    panel = {"the pilot, with 95 % intervals (Holm)": [(label, c.value, c.low, c.high) for label, c in found.items()]}
-    drawn = picture(figures.effects(panel), output, stem, "Differences between the pilot's methods")
+    pilot, drawn = _pilot_section(runs, found), []
+    if any(each.sign for each in found.values()):  # intervals that all hold zero are said, not drawn
+        panel = {"the pilot, with 95 % intervals (Holm)": [(name, c.value, c.low, c.high) for name, c in found.items()]}
+        drawn = [picture(figures.effects(panel), output, stem, "Differences between the pilot's methods")]
+        pilot = dataclasses.replace(pilot, pictures=drawn)
     sections = [
+        Section("Should one train with this mask?", [*judged.splitlines(), f"The pilot: {_decided(found)}."]),
+        pilot,
+        _power_section(runs, config.pilot.gain, at_hand),
         _shares_section(dropped, stats),
         _agreement_section(dropped),
-        dataclasses.replace(_pilot_section(runs, found), pictures=[drawn]),
-        _power_section(runs, config.pilot.gain, at_hand),
     ]
     title = f"Probe of {config.task.name} with {config.model.name}"
     written = render_sections(title, sections, output, stem)
     for section in sections:
         _print(section)
     for path in written:
-        if path not in drawn.files:
+        if not any(path in one.files for one in drawn):
             say(f"report: {path}")
     return written
 
@@ -239,16 +247,17 @@ def _pilot_section(runs: Mapping[str, Sequence[Run]], found: Mapping[str, Compar
         rows.append([name, estimated(arm), *figures_of_runs])
     rows += [[name, f"{points(one)} points", "", ""] for name, one in found.items()]
     one = next(iter(found.values()))
-    verdict = [
-        f"{name}: " + {1: "better", -1: "worse", 0: "the interval holds zero, so the pilot does not decide"}[each.sign]
-        for name, each in found.items()
-    ]
     text = (
         f"{metric} over {one.effect.seeds} seeds and {one.effect.items} items with 95 % intervals: for each method by "
         "bootstrap over both, which is rather too short with so few seeds; for the two differences by Student's t with "
         "Holm's correction, which is not."
     )
-    return Section("The pilot", [text, "; ".join(verdict) + "."], ["", metric, "tokens kept", "training"], rows)
+    return Section("The pilot", [_decided(found) + ".", text], ["", metric, "tokens kept", "training"], rows)
+
+
+def _decided(found: Mapping[str, Comparison]) -> str:
+    words = {1: "better", -1: "worse", 0: "the interval holds zero, so the pilot does not decide"}
+    return "; ".join(f"{name}: {words[each.sign]}" for name, each in found.items())
 
 
 def needed(parts: Components, gain: float, at_hand: int) -> str:
@@ -291,6 +300,9 @@ def _short(parts: Components, gain: float, at_hand: int) -> str:
 
 
 def _print(section: Section) -> None:
+    if not section.columns:
+        console.print(f"{section.title}\n" + "\n".join(section.text), markup=False, highlight=False)
+        return
     table = Table(title=section.title, title_justify="left")
     for place, name in enumerate(section.columns):
         table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)

@@ -1,14 +1,15 @@
-"""The report of each experiment that a sweep belongs to."""
+"""The report after a sweep: of each experiment that it belongs to, or of its own jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from xtf.config.identity import digest
 from xtf.config.schema import Stage
 from xtf.reporting.archived import SUFFIX
 from xtf.reporting.mask_report import has_results
-from xtf.reporting.sweep_report import sweep_report
+from xtf.reporting.sweep_report import jobs_report, sweep_report
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, run_folders
 from xtf.study.detection import detection_report
@@ -16,20 +17,28 @@ from xtf.sweeps.jobs import Planned
 
 
 def write_reports(jobs: Sequence[Planned]) -> None:
-    """After a sweep: the report of each experiment that it belongs to."""
+    """After a sweep: the report of each experiment that it belongs to; of jobs that belong to none, their own."""
     stages = (Stage.all, Stage.evaluate, Stage.mask, Stage.score)
-    found = {(job.config.output_dir, job.config.experiment) for job in jobs if job.config.stage in stages}
-    for output, experiment in sorted(found, key=str):
-        if experiment is None:
-            continue
+    found: dict[tuple[str, str | None], list[Planned]] = {}
+    for job in jobs:
+        if job.is_case and job.config.stage in stages:
+            found.setdefault((job.config.output_dir, job.config.experiment), []).append(job)
+    for (place, experiment), some in sorted(found.items(), key=str):
+        output = OutputDir(Path(place))
         try:
-            files = experiment_report(experiment, OutputDir(Path(output)))
+            files = _own_report(some, output) if experiment is None else experiment_report(experiment, output)
         except ValueError as error:  # every job failed: there is nothing to report yet
             say(f"no report: {error}")
             continue
         for file in files:
             if file.suffix in (".csv", ".md", ".html"):
                 say(f"report: {file}")
+
+
+def _own_report(jobs: Sequence[Planned], output: OutputDir) -> list[Path]:
+    names = sorted(job.name for job in jobs)
+    asked = [job.config.stage.value for job in jobs]
+    return jobs_report(f"sweep-{digest(names, 8)}", [output.runs / name for name in names], asked, output.reports)
 
 
 def experiment_report(experiment: str, output: OutputDir, archive: Path | None = None) -> list[Path]:
