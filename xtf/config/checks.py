@@ -250,11 +250,18 @@ def fill_in_task(config: Config, examples: int | None) -> TaskConfig:
     if bundled and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
         task = dataclasses.replace(task, grader=task.bundled_grader)
     max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
-    return dataclasses.replace(task, train=train, eval=_source(task, "eval", model), max_new_tokens=max_new)
+    graded = config.stage not in (
+        Stage.score,
+        Stage.mask,
+        Stage.preview,
+        Stage.export,
+    )  # those read training rows alone
+    return dataclasses.replace(task, train=train, eval=_source(task, "eval", model, graded), max_new_tokens=max_new)
 
 
-def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
-    """The rows for `which` ("train" or "eval"): a given path, else a bundled sample, else the hub."""
+def _source(task: TaskConfig, which: str, model: ModelConfig, needed: bool = True) -> SourceConfig:
+    """The rows for `which` ("train" or "eval"): a given path, else a bundled sample, else the hub; unless they are
+    `needed`, there may be none."""
     source: SourceConfig = getattr(task, which)
     if task.source is RowSource.bundled and source.path not in (None, _bundled(task, which)):
         raise ConfigError(f"task.{which}.path={source.path} and task.source=bundled both name the rows; unset one")
@@ -264,12 +271,12 @@ def _source(task: TaskConfig, which: str, model: ModelConfig) -> SourceConfig:
         return source
     if model.bundled_data or task.source is RowSource.bundled:
         path = _bundled(task, which)
-        if path is None:
+        if path is None and needed:
             raise ConfigError(
                 f"there is no bundled sample for task={task.name}, so model={model.name} needs task.{which}.path"
             )
         return dataclasses.replace(source, path=path)
-    if source.hub is None:
+    if source.hub is None and needed:
         raise ConfigError(f"task={task.name} has no rows: give task.{which}.path=FILE or task.{which}.hub=DATASET_ID")
     return source
 

@@ -31,7 +31,6 @@ from xtf.config.schema import PRESETS, Config, PreviewFormat, ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces, decoded
 from xtf.reporting.pages import templates
-from xtf.reporting.runs import command_line
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, RunFolder
@@ -99,6 +98,8 @@ def explore_run(
     tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> Path:
     """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
+    from xtf.reporting.runs import command_line
+
     path = folder.reports / "preview.html"
     key = digest([manifest.stages["mask"]["sha256"], config.preview.examples])
     if path.exists() and manifest.content.get("explorer") == key:
@@ -162,8 +163,9 @@ def _page(
     sweeps = _sweeps(whole, tokens, config)
     union = np.logical_or.reduce([np.zeros(len(tokens.ids), dtype=bool), *tokens.dropped.values()])
     # Sliders can say what a threshold would do where the labels are the attributes' union.
-    live = bool((tokens.kept == ~union).all()) and bool(tokens.dropped)
-    judged = tokens.judged(config) if live else np.ones(tokens.tokens, bool)  # another method may drop any token
+    trained = ~tokens.untrained
+    live = bool((tokens.kept == ~union)[trained].all()) and bool(tokens.dropped)
+    judged = tokens.judged(config) if live else trained  # another method may drop any token
     if live:
         _check_threshold(tokens, sweeps)
     decode = Pieces(tokenizer)
@@ -190,6 +192,7 @@ def _page(
         "kept": tokens.kept.astype(np.uint8),
         "judged": judged.astype(np.uint8),
         "guarded": tokens.protected(config).astype(np.uint8),
+        "untrained": (~trained).astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }
@@ -352,8 +355,9 @@ def preview_text(
                 runs[-1] = (runs[-1][0] + piece, names)
             else:
                 runs.append((piece, names))
-        share = 1 - tokens.kept[start:end].mean() if end > start else 0.0
-        found.append((f"example {row} ({name}): {100 * share:.1f} % of {end - start} tokens dropped", prompt, runs))
+        kept = tokens.kept[start:end][~tokens.untrained[start:end]]
+        share = 1 - kept.mean() if len(kept) else 0.0
+        found.append((f"example {row} ({name}): {100 * share:.1f} % of {len(kept)} tokens dropped", prompt, runs))
     return TextPreview(found, table.num_rows)
 
 
