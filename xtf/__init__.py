@@ -13,17 +13,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xtf.api import export, mask, score
+    from xtf.api import export, mask, provenance, score
     from xtf.graders import grade
     from xtf.reporting.explorer import preview, summary
 
 __version__ = "0.1.0"
-__all__ = ["export", "grade", "mask", "preview", "score", "summary"]
+__all__ = ["export", "grade", "mask", "preview", "provenance", "score", "summary"]
 
 
 def __getattr__(name: str) -> Any:
     # On first use: `import xtf` must not import torch, which the command line's --help and checks go without.
-    if name in ("export", "mask", "score"):
+    if name in ("export", "mask", "provenance", "score"):
         from xtf import api
 
         return getattr(api, name)

@@ -23,7 +23,7 @@ class _TokenRate(ProgressColumn):
 @contextlib.contextmanager
 def bar(description: str, tokens: int) -> Iterator[Callable[[int], None]]:
     """Progress over `tokens`; yields the function that advances it."""
-    if not console.is_terminal:
+    if not (console.is_terminal or console.is_jupyter):
         yield Lines(description, tokens)
         return
     columns = (
