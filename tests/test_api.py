@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import gc
 import logging
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xtf import api
+from xtf.config.identity import digest
 from xtf.config.schema import (
     Attribute,
     KNRule,
@@ -159,6 +165,138 @@ def test_unknown_names_are_refused_with_the_known_ones(model, tokenizer):
         api.mask(scored, threshold="papre")
     with pytest.raises(ValueError, match="no column 'ri'"):
         api.mask(scored, attributes=["ri"])
+
+
+# -- models as people have them ----------------------------------------------------------------------------------
+
+
+def adapted(model, **settings):
+    from peft import LoraConfig, get_peft_model
+
+    found = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **settings))
+    for name, parameter in found.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.5)
+    return found
+
+
+def logp(model, tokenizer):
+    return api.score(model, tokenizer, EXAMPLES, scorer="kn", progress=False)["logp"][:]
+
+
+def test_adapters_are_off_while_the_base_is_scored_and_on_again_behind_it(small_model, tokenizer, caplog):
+    base = logp(small_model("qwen2", len(tokenizer)), tokenizer)
+    tuned = adapted(small_model("qwen2", len(tokenizer)))
+    ids = torch.arange(5, 15)[None]
+    before = tuned(ids).logits
+    with caplog.at_level(logging.WARNING, "xtf"):
+        assert logp(tuned, tokenizer) == base
+    assert caplog.text.count("the adapter default is switched off while scoring: the base model says") == 1
+    torch.testing.assert_close(tuned(ids).logits, before)
+    assert {name for name, one in tuned.named_parameters() if one.requires_grad} == {
+        name for name, _ in tuned.named_parameters() if "lora_" in name
+    }
+    assert logp(torch.compile(tuned), tokenizer) == base
+    assert logp(tuned.merge_and_unload(), tokenizer) != base
+
+
+def test_an_adapter_of_the_models_own_is_off_too(small_model, tokenizer, tmp_path):
+    base = logp(small_model("qwen2", len(tokenizer)), tokenizer)
+    adapted(small_model("qwen2", len(tokenizer))).save_pretrained(tmp_path)
+    model = small_model("qwen2", len(tokenizer))
+    model.load_adapter(str(tmp_path))
+    ids = torch.arange(5, 15)[None]
+    before = model(ids).logits
+    assert logp(model, tokenizer) == base
+    torch.testing.assert_close(model(ids).logits, before)
+
+
+def test_every_submodule_is_in_the_mode_in_which_it_was(model, tokenizer):
+    model.train()
+    model.model.layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    api.score(model, tokenizer, EXAMPLES, progress=False)
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ValueError, match="the model has layers 0 to 2"):
+        api.score(model, tokenizer, EXAMPLES, scorer=ScorerConfig("x", [Attribute.ri], ri=RIConfig(layer=7)))
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_model_by_its_name_is_loaded_and_let_go(monkeypatch):
+    from xtf import tiny
+
+    known, load = [], api.load_model
+
+    def loaded(*arguments):
+        model = load(*arguments)
+        known.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(api, "load_model", loaded)
+    rows = [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5"}]
+    scored = api.score(tiny.MODEL_DIR, None, rows)
+    gc.collect()
+    assert [one() for one in known] == [None]
+    model = AutoModelForCausalLM.from_pretrained(tiny.MODEL_DIR, dtype=torch.float32)
+    assert api.score(model, None, rows)["logp"][:] == scored["logp"][:]
+    with pytest.raises(ValueError, match="are neither in the cache"):
+        api.score("/no/such/model", None, rows)
+
+
+def test_a_quantised_model_is_warned_of(model, tokenizer, caplog):
+    model.is_quantized = True
+    with caplog.at_level(logging.WARNING, "xtf"):
+        api.score(model, tokenizer, EXAMPLES, scorer="kn")
+    assert "is quantised: its log p are not those of the full weights" in caplog.text
+
+
+def test_progress_is_told_in_tokens(model, tokenizer, monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def bar(what, tokens):
+        told.append((what, tokens))
+        yield lambda done: told.append(done)
+
+    monkeypatch.setattr(api, "bar", bar)
+    scored = api.score(model, tokenizer, EXAMPLES)
+    tokens = sum(map(len, scored["input_ids"]))
+    assert told[0] == ("scoring", tokens) and sum(told[1:]) == tokens
+    told.clear()
+    api.score(model, tokenizer, EXAMPLES, progress=False)
+    api.score(model, tokenizer, EXAMPLES, scorer="tr")  # reads embeddings, passes nothing
+    assert told == []
+
+
+# -- where scores come from --------------------------------------------------------------------------------------
+
+
+def test_scores_and_masks_say_what_made_them_also_when_stored(model, tokenizer, tmp_path):
+    scored = api.score(model, tokenizer, EXAMPLES)
+    masked = api.mask(scored, "quantile", tokenizer=tokenizer)
+    masked.shuffle(seed=1).filter(lambda row: row["example_id"] != "1").save_to_disk(tmp_path / "set")
+    found = api.provenance(datasets.load_from_disk(tmp_path / "set"))
+    assert found == api.provenance(masked)
+    assert found["tokenizer"] == api.tokenizer_digest(tokenizer)
+    assert found["template"] == digest(tokenizer.chat_template)
+    assert found["scorer"]["attributes"] == ["ri", "kn", "tr"] and found["max_length"] == 2048
+    assert found["threshold"]["name"] == "quantile" and set(found["cuts"]) == {"ri", "kn", "tr"}
+    assert found["dropped_share"]["union"] > 0
+    assert found["versions"]["xtf"]
+    known = api.mask(scored, ThresholdConfig("all", kn=KNThreshold(pcp=1 - 1e-9)), ["kn"])
+    assert api.provenance(known)["degenerate"] == [{"attribute": "kn", "reason": "its rule filters nothing"}]
+    assert api.provenance(datasets.Dataset.from_dict({"a": [1]})) == {}
+
+
+def test_scores_of_another_tokenizer_are_refused(model, tokenizer, small_model):
+    scored = api.score(model, tokenizer, EXAMPLES)
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<another>"])
+    with pytest.raises(ValueError, match=r"the rows were scored with another tokenizer .* give the one of the scores"):
+        api.mask(scored, tokenizer=other)
+    theirs = api.score(small_model("qwen2", len(other)), other, EXAMPLES)
+    with pytest.raises(ValueError, match=r"the rows were scored with 2 tokenizers .* mask each set apart"):
+        api.mask(datasets.concatenate_datasets([scored, theirs]))
 
 
 def test_the_library_imports_neither_hydra_nor_lightning():

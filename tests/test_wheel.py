@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -72,6 +73,63 @@ def test_a_sweep_its_report_and_the_explorer_from_another_folder(installed: Path
         if path.suffix in (".html", ".md", ".json", ".yaml") and str(ROOT) in path.read_text(encoding="utf-8")
     ]
     assert told == []  # nothing came from the repository
+
+
+# What only the extra `run` brings: hidden from the process, as where `pip install xtf` is all that was done.
+HIDDEN = "import sys; sys.modules.update(dict.fromkeys(xtf_run)); "
+LIBRARY = """
+import xtf
+from xtf.tiny import MODEL_DIR
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+rows = [{"prompt": f"What is {n} + 3?", "response": f"{n} + 3 = {n + 3}"} for n in range(8)]
+masked = xtf.mask(xtf.score(MODEL_DIR, tokenizer, rows), "quantile", tokenizer=tokenizer)
+print(xtf.summary(masked, tokenizer, threshold="quantile"))
+xtf.preview(masked, tokenizer, "preview.html", threshold="quantile")
+xtf.export(masked, to="trl", folder="for-trl")
+print(xtf.grade("number", "It is 1,000.", "1000").correct)
+assert not [name for name in xtf_run if sys.modules.get(name) is not None]
+"""
+
+
+def alone(installed: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code where what the extra `run` brings cannot be imported."""
+    from xtf.cli import RUN
+
+    program = f"xtf_run = {RUN!r}; {HIDDEN}\n{code}"
+    environment = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_library_needs_the_small_core_alone(installed: Path, tmp_path: Path) -> None:
+    done = alone(installed, tmp_path, LIBRARY)
+    assert done.returncode == 0, done.stderr
+    assert "this mask: " in done.stdout and done.stdout.rstrip().endswith("True")
+    assert (tmp_path / "preview.html").is_file() and (tmp_path / "for-trl" / "train.py").is_file()
+    (metadata,) = installed.glob("xtf-*.dist-info/METADATA")
+    needed = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.startswith("Requires-Dist")]
+    core = {line.split()[1].split(">")[0] for line in needed if "extra ==" not in line}
+    wanted = "datasets filelock jinja2 numpy plotly pyarrow pyyaml rich torch transformers"
+    assert " ".join(sorted(core)) == wanted
+
+
+def test_the_command_line_without_its_extra_says_so_in_a_sentence(installed: Path, tmp_path: Path) -> None:
+    done = alone(installed, tmp_path, "from xtf.cli import main; raise SystemExit(main(['stage=mask']))")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the command line needs more than the library, here hydra, ")
+    assert done.stderr.endswith("pip install 'xtf[run]'\n")
+    done = alone(installed, tmp_path, "from xtf.cli import main; raise SystemExit(main(['--help']))")
+    assert done.returncode == 0 and "usage: xtf" in done.stdout
+
+
+def test_importing_xtf_imports_nothing_else(installed: Path, tmp_path: Path) -> None:
+    code = "import sys; before = set(sys.modules); import xtf; print(sorted(set(sys.modules) - before))"
+    done = alone(installed, tmp_path, code)
+    others = {name.split(".")[0] for name in ast.literal_eval(done.stdout)} - set(sys.stdlib_module_names)
+    assert others == {"xtf"}, done.stderr
 
 
 def test_the_wheel_is_small(installed: Path) -> None:

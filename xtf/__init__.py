@@ -14,18 +14,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xtf.api import export, mask, score
+    from xtf.api import export, mask, provenance, score
     from xtf.graders import grade
     from xtf.reporting.explorer import preview, summary
     from xtf.reporting.shown import preview_text as show
 
 __version__ = "0.1.0"
-__all__ = ["export", "grade", "mask", "preview", "score", "show", "summary"]
+__all__ = ["export", "grade", "mask", "preview", "provenance", "score", "show", "summary"]
 
 
 def __getattr__(name: str) -> Any:
     # On first use: `import xtf` must not import torch, which the command line's --help and checks go without.
-    if name in ("export", "mask", "score"):
+    if name in ("export", "mask", "provenance", "score"):
         from xtf import api
 
         return getattr(api, name)

@@ -13,38 +13,48 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtf.config.checks import check_ranges
-from xtf.config.identity import nearest, plain
+from xtf.config.identity import digest, nearest, plain
 from xtf.config.schema import (
     PRESETS,
+    Accelerator,
     Attribute,
     EmptyRows,
     ExportConfig,
+    ModelConfig,
     Schedule,
     ScorerConfig,
     TemplateChecks,
     Think,
     ThresholdConfig,
     ThresholdEnd,
+    TrainerConfig,
     Tuning,
     TuningConfig,
 )
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
 from xtf.data.ragged import Sequences, with_ends, with_row_weights
+from xtf.data.rows import Rows, is_tokenized
 from xtf.data.templates import Chat
+from xtf.data.tokenized import encode_tokenized
 from xtf.exports import TRAINERS
 from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import export_table
 from xtf.graders import grade
-from xtf.runtime.heads import unwrapped
+from xtf.runtime.artifacts import versions
+from xtf.runtime.heads import base_of
+from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
+from xtf.runtime.progress import bar
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import build_mask, notes, row_weighted
 from xtf.scoring.scorers import (
@@ -56,9 +66,9 @@ from xtf.scoring.scorers import (
     tr_table,
     with_context_tr,
 )
-from xtf.tasks import as_examples
+from xtf.tasks import as_examples, as_rows
 
-__all__ = ["export", "grade", "mask", "score"]
+__all__ = ["export", "grade", "mask", "provenance", "score"]
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +77,7 @@ SHARD = 4096  # examples scored at once
 
 def score(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     examples: Iterable[Mapping[str, Any] | Example],
     *,
     scorer: str | ScorerConfig = "xtf",
@@ -77,58 +87,114 @@ def score(
     think: str = "open",
     date: str = Chat.date,
     template_checks: str = "warn",
+    progress: bool = True,
 ) -> datasets.Dataset:
     """Scores every response token of `examples` with the base model, where it is and in its precision.
 
-    `model` is a causal language model of transformers, also quantised, compiled, in DataParallel, or with a LoRA
-    adapter, which stays in effect.
+    `model` is a causal language model of transformers, also quantised, compiled or in DataParallel. Adapters (LoRA, by
+    PEFT or the model's own `load_adapter`) are switched off meanwhile, which is logged: the base model says what is
+    noise. Or `model` is a folder, a GGUF file or an id on the hub: it is loaded, on a GPU in bfloat16 if there is one,
+    and let go afterwards. `tokenizer` is the model's own if None.
 
     `examples` are rows of the forms that the command line reads from files, {"prompt", "response"}, {"prompt",
     "completion"}, {"messages"} and so on (`xtf.tasks.custom`), or a `datasets.Dataset` or DataFrame of them, optionally
-    with an "id". Prompts go through the tokenizer's chat template. `scorer` is "xtf" (RI, KN and TR), one of them, or a
+    with an "id". Prompts go through the tokenizer's chat template. Rows that another tool has tokenised and masked
+    (`input_ids` with `labels`, or TRL's masks) are taken as they are: only tokens that it trains are judged
+    (`xtf.data.tokenized`). `scorer` is "xtf" (RI, KN and TR), one of them, or a
     pair such as "kn_tr"; a `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples
     whose prompt leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
     `domain_words` are for the released TR. `think` (open, close), `date` and `template_checks` (warn, refuse) say what
-    becomes of unusual chat templates (`xtf.data.templates`).
+    becomes of unusual chat templates (`xtf.data.templates`). `progress` shows a bar, or a line every half minute where
+    there is no terminal.
 
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends
     with the template's end of a turn, or the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off),
     and per response token `ri`, `kn`, `tr` and `logp`, those that were asked for (see
-    `xtf.scoring.scorers.score_rows`), and `row_weights` where rows weigh their turns.
+    `xtf.scoring.scorers.score_rows`), and `row_weights` where rows weigh their turns or leave tokens untrained.
+    `provenance` of it says which model, tokenizer and chat template made the scores.
 
     Raises:
         ValueError: input that cannot be scored.
     """
+    if isinstance(model, str | Path) or tokenizer is None:
+        own = ModelConfig(name="given", path=str(model if isinstance(model, str | Path) else model.name_or_path))
+        tokenizer = tokenizer or load_tokenizer(own)
+    if isinstance(model, str | Path):
+        on_gpu = torch.cuda.is_available()
+        trainer = TrainerConfig(name="given", accelerator=Accelerator.gpu if on_gpu else Accelerator.cpu)
+        try:
+            return score(
+                load_model(own, trainer, inference_dtype(trainer)),
+                tokenizer,
+                examples,
+                scorer=scorer,
+                max_length=max_length,
+                tokens_per_batch=tokens_per_batch,
+                domain_words=domain_words,
+                think=think,
+                date=date,
+                template_checks=template_checks,
+                progress=progress,
+            )
+        finally:
+            if on_gpu:
+                torch.cuda.empty_cache()
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
-    model = unwrapped(model)
-    rows, report = encode(
-        tokenizer, as_examples(examples), max_length, Chat(Think(think), date, TemplateChecks(template_checks))
-    )
-    for what, ids in (("cut to", report.truncated), ("left out, without room within", report.no_room)):
+    given = as_rows(examples)
+    if given and all(isinstance(row, Mapping) and is_tokenized(row) for row in given):
+        known = Rows([dict(row) for row in given], list(range(1, len(given) + 1)), "the examples given", "")  # type: ignore[arg-type]  # mappings all
+        rows, report = encode_tokenized(tokenizer, known, max_length)
+    else:
+        chat = Chat(Think(think), date, TemplateChecks(template_checks))
+        rows, report = encode(tokenizer, as_examples(given), max_length, chat)
+    for what, ids in (
+        (f"cut to max_length={max_length}", report.truncated),
+        (f"left out, without room within max_length={max_length}", report.no_room),
+        ("left out, without a label", report.unlabelled),
+    ):
         if ids:
-            named = ", ".join(ids[:10])
-            log.warning("%d of %d examples %s max_length=%d: %s", len(ids), report.rows, what, max_length, named)
-    table = None
-    if Brought.embeddings in brought(computed(config), config):
-        counts = count_tokens(rows)
-        table = tr_table(
-            model, counts, config, domain_words=domain_words, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch
-        )
-    shards = [
-        score_rows(
-            model,
-            rows[start : start + SHARD],
-            config,
-            tr=table,
-            tokens_per_batch=tokens_per_batch,
-            pad_id=pad_id(tokenizer),
-        )
-        for start in range(0, len(rows), SHARD)
-    ]
+            log.warning("%d of %d examples %s: %s", len(ids), report.rows, what, ", ".join(ids[:10]))
+    needs = brought(computed(config), config)
+    with base_of(model) as base, ExitStack() as stack:
+        if getattr(base, "is_quantized", False):
+            log.warning(
+                "%s is quantised: its log p are not those of the full weights (0.24 and 2.4 nats off were seen)",
+                base.name_or_path or type(base).__name__,
+            )
+        table = None
+        if Brought.embeddings in needs:
+            counts = count_tokens(rows)
+            table = tr_table(
+                base, counts, config, domain_words=domain_words, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch
+            )
+        forward = progress and not needs <= {Brought.embeddings}
+        done = stack.enter_context(bar("scoring", report.tokens)) if forward else None
+        shards = [
+            score_rows(
+                base,
+                rows[start : start + SHARD],
+                config,
+                tr=table,
+                tokens_per_batch=tokens_per_batch,
+                pad_id=pad_id(tokenizer),
+                progress=done,
+            )
+            for start in range(0, len(rows), SHARD)
+        ]
+        said = {
+            "model": base.name_or_path,
+            "model_commit": getattr(base.config, "_commit_hash", None),
+            "dtype": str(base.dtype),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "tokenizer_name": tokenizer.name_or_path,
+            "template": digest(str(tokenizer.chat_template)),
+            "scorer": config,
+            "max_length": max_length,
+            "versions": {name: found for name, found in versions().items() if name in ("xtf", "torch", "transformers")},
+        }
     if HIDDEN in shards[0].column_names:
         centre = context_centre(lambda: (hidden_states(shard) for shard in shards))
         shards = [with_context_tr(shard, centre) for shard in shards]
-    said = {"model": getattr(model, "name_or_path", ""), "tokenizer": tokenizer_digest(tokenizer)}
     scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
     return datasets.Dataset(with_row_weights(scored, [row.weights for row in rows]), info=_info(said))
 
@@ -139,6 +205,7 @@ def mask(
     attributes: Sequence[str | Attribute] | None = None,
     *,
     eos_token_id: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> datasets.Dataset:
     """Adds `drop_ri`, `drop_kn`, `drop_tr` (per response token) and `labels` (per token; -100: no loss) to
     `scored`.
@@ -155,10 +222,14 @@ def mask(
     kept, unless the threshold has `end=ThresholdEnd.scored`. Scores of earlier versions lack the column `end_tokens`
     that says which it is; for them give the tokenizer's `eos_token_id`, with which a response that was not cut ends.
 
+    With a `tokenizer` the scores are checked to be its. `provenance` of the result says by which rule it was masked.
+
     Raises:
-        ValueError: an unknown name, a threshold out of range, an attribute that was not scored, a mask that keeps
-            nothing, a table without `end_tokens` and no `eos_token_id` where the end is to be kept.
+        ValueError: scores of another tokenizer, or of several; an unknown name, a threshold out of range, an attribute
+            that was not scored, a mask that keeps nothing, a table without `end_tokens` and no `eos_token_id` where the
+            end is to be kept.
     """
+    _check_tokenizer(scored, tokenizer)
     if isinstance(threshold, str):
         if threshold not in PRESETS:
             raise ValueError(f"threshold={threshold!r}: known are {', '.join(PRESETS)}, or give a ThresholdConfig")
@@ -185,7 +256,32 @@ def mask(
         f"dropped of {masked.stats.response_tokens:,} response tokens: {shares}",
         *notes(masked.stats.to_dict()),
     ]
-    return datasets.Dataset(masked.table, info=_info({**_said(scored), "rule": rule}))
+    made = {
+        "threshold": threshold,
+        "attributes": list(masked.stats.thresholds),
+        "cuts": masked.stats.thresholds,
+        "dropped_share": masked.stats.dropped_share,
+        "degenerate": masked.stats.degenerate,
+        "rule": rule,
+    }
+    return datasets.Dataset(masked.table, info=_info({**provenance(scored), **made}))
+
+
+def _check_tokenizer(scored: datasets.Dataset, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    found = {one["tokenizer"] for one in _records(scored) if "tokenizer" in one}
+    if len(found) > 1:
+        raise ValueError(
+            f"the rows were scored with {len(found)} tokenizers ({', '.join(sorted(found))}): mask each set apart"
+        )
+    if tokenizer is None:
+        return
+    if not found:
+        log.warning("the rows do not say which tokenizer they were scored with: it is not checked")
+    elif found != {own := tokenizer_digest(tokenizer)}:
+        raise ValueError(
+            f"the rows were scored with another tokenizer ({found.pop()}) than {tokenizer.name_or_path or 'this one'} "
+            f"({own}): give the one of the scores"
+        )
 
 
 def export(
@@ -224,7 +320,7 @@ def export(
         raise ValueError(f"to={to!r} is not known{nearest(to, TRAINERS)}: known are {', '.join(TRAINERS)}")
     if str(getattr(empty_rows, "value", empty_rows)) not in EmptyRows.__members__:
         raise ValueError(f"empty_rows={empty_rows!r}: it must be one of {', '.join(EmptyRows.__members__)}")
-    said = _said(masked)
+    said = provenance(masked)
     named = str(getattr(model, "name_or_path", model) or said.get("model") or "")
     if not named:
         raise ValueError("the configuration has to name a model: give model=, a folder or an id on the hub")
@@ -268,16 +364,28 @@ def _info(said: Mapping[str, Any]) -> datasets.DatasetInfo:
     return datasets.DatasetInfo(description=json.dumps({"xtf": plain(said)}, ensure_ascii=False))
 
 
-def _said(rows: datasets.Dataset) -> dict[str, Any]:
-    """What `_info` recorded; of datasets that were concatenated, what all of them say; nothing of others' rows."""
+def provenance(rows: datasets.Dataset) -> dict[str, Any]:
+    """What scored or masked rows say of themselves: `model`, `tokenizer` (a digest of its ids), `template` (a digest of
+    the chat template), `scorer`, `versions`; once masked also `threshold`, `cuts`, `dropped_share`, `degenerate` and
+    `rule`.
+
+    It lies in the dataset's description, which filter, shuffle, map and `save_to_disk` keep; a Parquet file and the hub
+    do not. Of datasets that were concatenated: what all of them say. {} where nothing is recorded.
+    """
+    found = _records(rows)
+    same = {key for key in found[0] if all(one.get(key) == found[0][key] for one in found)} if found else set()
+    return {key: value for key, value in found[0].items() if key in same} if found else {}
+
+
+def _records(rows: datasets.Dataset) -> list[dict[str, Any]]:
+    """What `_info` recorded of each dataset that was concatenated; nothing of others' rows."""
     found: list[dict[str, Any]] = []
     for line in (rows.info.description or "").split("\n\n"):
         try:
             found.append(json.loads(line)["xtf"])
         except (ValueError, KeyError, TypeError):  # a description of somebody else's
-            return {}
-    same = {key for key in found[0] if all(one.get(key) == found[0][key] for one in found)} if found else set()
-    return {key: found[0][key] for key in same}
+            return []
+    return found
 
 
 def _scorer(name: str) -> ScorerConfig:

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 os.environ["HYDRA_FULL_ERROR"] = "1"
 # conf/hydra/launcher/joblib.yaml has the name of the plugin's own schema, and is meant to be checked against it.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/joblib' is validated", UserWarning)
+# What the extra `run` brings, as it is imported.
+RUN = (
+    "hydra", "matplotlib", "math_verify", "omegaconf", "peft", "psutil", "pytorch_lightning", "scipy", "tensorboard",
+    "wandb",
+)  # fmt: skip
 
 USAGE = f"""\
 XTF finds which label tokens of a fine-tuning set teach a language model, trains without the rest,
@@ -88,8 +94,6 @@ def check_arguments(arguments: list[str], sweep: bool) -> None:
 
 
 def _check_launcher(name: str) -> None:
-    from importlib.util import find_spec
-
     from xtf.config.schema import ConfigError
 
     plugin, extra = {"joblib": ("hydra_joblib_launcher", "sweep"), "slurm": ("hydra_submitit_launcher", "slurm")}.get(
@@ -99,15 +103,24 @@ def _check_launcher(name: str) -> None:
         raise ConfigError(f"hydra/launcher={name} needs the extra {extra!r}: pip install 'xtf[{extra}]'")
 
 
-def _keep_search_path(argument: str) -> str:
-    """hydra.searchpath=[...] adds to the search path: experiments/ stays on it."""
+def with_search_path(arguments: list[str]) -> list[str]:
+    """hydra.searchpath=[...] adds to the search path: experiments/ stays on it, and so do the YAML files of installed
+    packages (entry points `xtf.conf`)."""
     from xtf.config.compose import override_value, parse_overrides
+    from xtf.runtime.imports import installed
 
-    if not argument.startswith("hydra.searchpath="):
-        return argument
-    given = parse_overrides([argument])[0].value()
-    entries = given if isinstance(given, list) else [given]
-    return f"hydra.searchpath={override_value([f'file://{HOME}', *entries])}"
+    key = "hydra.searchpath="
+    entries = [f"pkg://{package}" for package in installed("xtf.conf").values()]
+    for argument in arguments:
+        if argument.startswith(key):
+            given = parse_overrides([argument])[0].value()
+            entries += given if isinstance(given, list) else [given]
+    if not entries:
+        return arguments
+    rest = [argument for argument in arguments if not argument.startswith(key)]
+    # Beside the other overrides: Hydra's parser takes none before and behind a flag.
+    place = next((at for at, one in enumerate(rest) if not one.startswith("-") and "=" in one), len(rest))
+    return [*rest[:place], f"{key}{override_value([f'file://{HOME}', *entries])}", *rest[place:]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,6 +129,13 @@ def main(argv: list[str] | None = None) -> int:
     if any(flag in arguments for flag in ("-h", "--help")):
         print(help_text())
         return 0
+
+    if missing := [name for name in RUN if find_spec(name) is None]:
+        print(
+            f"error: the command line needs more than the library, here {', '.join(missing)}: pip install 'xtf[run]'",
+            file=sys.stderr,
+        )
+        return 2
 
     import hydra
     from hydra.errors import HydraException
@@ -130,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         sweep = any(flag in arguments for flag in ("-m", "--multirun"))
         plain = [a for a in arguments if not a.startswith("-") and "=" in a]
         check_arguments(plain, sweep)
-        arguments = [_keep_search_path(argument) for argument in arguments]
+        arguments = with_search_path(arguments)
         if sweep:
             # What jobs in other processes have to know: the command as it was typed, and where xtf lies.
             os.environ["XTF_COMMAND"] = shlex.join([*COMMAND.split(), *typed])

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xtf.config.schema import Config, Protect
+from xtf.config.schema import Config, ConfigError, Protect
 from xtf.data.planting import plant, with_truth
-from xtf.data.rows import load_rows
+from xtf.data.rows import Rows, first_few, is_tokenized, load_rows
 from xtf.evaluation.stage import Items
 from xtf.runtime.artifacts import sha256
 from xtf.runtime.models import BUNDLED, fingerprint, inference_dtype, load_model, load_tokenizer
@@ -57,38 +57,68 @@ class Inputs:
             )
         return tokenizer
 
-    def _rows(self, which: str) -> list[Example]:
+    def _rows(self, which: str) -> Rows:
         source = getattr(self.config.task, which)
         rows = load_rows(source)
         entry = {"source": rows.source, "rows": len(rows), "sha256": rows.sha256}
         if source.path:
             entry |= {"source": Path(source.path).name, "file_sha256": sha256(Path(source.path))}
         self.manifest.note_rows(which, entry)
-        return self.task.examples(rows, training=which == "train")
+        return rows
+
+    @functools.cached_property
+    def train_rows(self) -> Rows:
+        """The training rows as they were read."""
+        return self._rows("train")
 
     @functools.cached_property
     def train_examples(self) -> Sequence[Example]:
         """The training examples, with planted noise and what the method makes of them."""
-        examples = self._rows("train")
+        examples = self.task.examples(self.train_rows)
         if self.config.plant.share:
             examples = plant(examples, self.config.plant, self.tokenizer, self.config.task)
         return self.config.method.examples(examples)
 
     @functools.cached_property
     def encoded(self) -> list[Encoded]:
-        """The training examples as token ids."""
+        """The training examples as token ids; rows that another tool has tokenised are taken as they are."""
         from xtf.data.encode import encode
         from xtf.data.templates import Chat
+        from xtf.data.tokenized import encode_tokenized
 
-        chat = Chat.of(self.config.task)
-        rows, report = encode(self.tokenizer, self.train_examples, self.config.model.max_length, chat)
+        limit = self.config.model.max_length
+        if is_tokenized(self.train_rows.rows[0]):
+            self._refuse_what_needs_texts()
+            rows, report = encode_tokenized(self.tokenizer, self.train_rows, limit)
+            for what, ids in (
+                (f"cut to model.max_length={limit}", report.truncated),
+                (f"left out, without room within model.max_length={limit}", report.no_room),
+                ("left out, without a label", report.unlabelled),
+            ):
+                if ids:
+                    say(f"{len(ids)} of {report.rows} tokenised rows {what}: {first_few(ids)}")
+        else:
+            rows, report = encode(self.tokenizer, self.train_examples, limit, Chat.of(self.config.task))
         self.manifest.note(encoding=dataclasses.asdict(report))
         return rows
+
+    def _refuse_what_needs_texts(self) -> None:
+        config = self.config
+        asked = [
+            (config.plant.share > 0, f"plant.share={config.plant.share}"),
+            (config.threshold.protect is Protect.answer, "threshold.protect=answer"),
+            (config.method.changes_rows, f"method={config.method.name}"),
+        ]
+        if found := [name for wanted, name in asked if wanted]:
+            raise ConfigError(
+                f"{self.train_rows.source} holds token ids (input_ids, labels), and {', '.join(found)} works on texts: "
+                "give the texts that they were made from, or unset it"
+            )
 
     @functools.cached_property
     def items(self) -> Items:
         """The evaluation rows with what reads and grades them."""
-        examples = self._rows("eval")
+        examples = self.task.examples(self._rows("eval"), training=False)
         return Items(self.task, self.tokenizer, examples, self.manifest.data["eval"]["sha256"])
 
     def scorer(self, kind: Pass) -> Scorer:

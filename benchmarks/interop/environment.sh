@@ -1,28 +1,28 @@
 #!/bin/sh
 # An environment for one trainer: sh benchmarks/interop/environment.sh llamafactory FOLDER [PYTHON]
-# torch first, else CUDA builds are pulled in; torchvision is not needed and would bring them too.
+# torch first, then the trainer without what it asks for, then that, but for what would bring a CUDA build of torch or
+# needs a GPU to be installed, and for web pages.
 set -eu
 to=$1 folder=$2 python=${3:-python3.11}
-"$python" -m venv "$folder"
-pip="$folder/bin/python -m pip install -q"
-$pip torch==2.13.0
 case $to in
-  llamafactory)
-    $pip llamafactory==0.9.5
-    "$folder/bin/python" -m pip uninstall -q -y torchvision
-    ;;
-  axolotl)
-    $pip --no-deps axolotl==0.19.0
-    # What it asks for, without the kernels that need a GPU to install.
-    "$folder/bin/python" - <<'PY' > "$folder/asks.txt"
-from importlib.metadata import requires
-gpu = ("torch", "torchvision", "torchao", "bitsandbytes", "triton", "xformers", "liger", "flash", "mamba", "autoawq", "deepspeed")
-for line in requires("axolotl") or ():
-    if "extra ==" not in line and not line.lower().startswith(gpu):
-        print(line.split(";")[0].strip())
-PY
-    $pip -r "$folder/asks.txt"
-    ;;
-  *) echo "known are llamafactory and axolotl, not $to" >&2; exit 2 ;;
+  llamafactory) package=llamafactory version=0.9.5 ;;
+  axolotl) package=axolotl version=0.19.0 ;;
+  ms_swift) package=ms-swift version=4.6.0 ;;
+  *) echo "known are llamafactory, axolotl and ms_swift, not $to" >&2; exit 2 ;;
 esac
+"$python" -m venv "$folder"
+pip="$folder/bin/python -m pip install -q --no-compile"
+$pip torch==2.13.0
+$pip --no-deps "$package==$version"
+"$folder/bin/python" - "$package" <<'PY' > "$folder/asks.txt"
+import sys
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+without = ("torch", "torchvision", "torchaudio", "torchao", "bitsandbytes", "triton", "xformers", "liger-kernel",
+           "flash-attn", "flash-linear-attention", "mamba-ssm", "causal-conv1d", "autoawq", "deepspeed", "gradio")
+for one in map(Requirement, requires(sys.argv[1]) or ()):
+    if one.name.lower().replace("_", "-") not in without and (one.marker is None or one.marker.evaluate({"extra": ""})):
+        print(f"{one.name}{'[' + ','.join(one.extras) + ']' if one.extras else ''}{one.specifier}")
+PY
+$pip -r "$folder/asks.txt"
 "$folder/bin/python" -m pip freeze > "$folder/versions.txt"

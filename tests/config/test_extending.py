@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import hydra
@@ -151,3 +154,104 @@ def test_a_run_with_method_model_task_and_grader_from_outside(package):
     assert (record.parents[1] / "seed1/mask.parquet").is_file()
     error = run(package, "--config-dir", "my_package/conf", "task=mien", status=2)
     assert "task=mien: there is no such choice; did you mean 'mine'? (choices: code, custom" in error
+
+
+# -- installed packages ------------------------------------------------------------------------------------------------
+
+FURTHER = {
+    "my_package/further.py": """
+import pyarrow.parquet as pq
+
+from xtf.data.examples import Reading, turns
+from xtf.exports.base import Trainer
+from xtf.graders.base import Grade, Grader
+
+
+def read(row):
+    return Reading(turns("Q: " + row["question"], row["answer"]))
+
+
+class FirstWord(Grader):
+    version = 7
+
+    def verdict(self, item):
+        return Grade(item.completion.split()[:1] == item.reference.split()[:1], item.completion, "first word")
+
+
+class Plain(Trainer):
+    name = title = "plain"
+    note = tried = "-"
+
+    def write(self, rows, recipe, folder):
+        pq.write_table(rows.table, folder / "train.parquet")
+
+    def command(self, recipe):
+        return "cat train.parquet"
+""",
+    "my_package/conf/__init__.py": "",
+    "my_package/conf/task/installed.yaml": (
+        "defaults: [/schema/task@_here_]\nname: installed\nreader: trivia\ngrader: first_word\n"
+    ),
+}
+POINTS = {
+    "xtf.tasks": {"trivia": "my_package.further:read", "math": "my_package.further:read"},
+    "xtf.graders": {"first_word": "my_package.further:FirstWord"},
+    "xtf.exports": {
+        "plain": "my_package.further:Plain",
+        "broken": "my_package.nowhere:X",
+        "no": "my_package.further:read",
+    },
+    "xtf.conf": {"my_package": "my_package.conf"},
+}
+
+
+@pytest.fixture
+def installed_package(tmp_path):
+    """The package that docs/extending.md shows, with further entry points, as pip would have installed it."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,), (declared,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "toml"))
+    assert len(code.splitlines()) <= 12
+    points = tomllib.loads(declared)["project"]["entry-points"] | POINTS
+    sections = ["\n".join([f"[{group}]", *(f"{k} = {v}" for k, v in names.items())]) for group, names in points.items()]
+    files = {"my_package/__init__.py": "", "my_package/parts.py": code, **FURTHER}
+    files |= {
+        "my_package-1.0.dist-info/entry_points.txt": "\n\n".join(sections) + "\n",
+        "my_package-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n",
+    }
+    for name, text in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path
+
+
+def test_an_installed_package_gives_methods_tasks_graders_exports_and_choices(installed_package):
+    data = ROOT / "xtf/tiny/data/math_train.jsonl"
+    given = ["task=installed", "method=every_other", f"task.train.path={data}", "task.train.limit=6"]
+    out = run(installed_package, *given, "method.first=1", "stage=export", "export.to=plain")
+    (written,) = installed_package.glob("outputs/exports/*/plain/train.parquet")
+    (mask,) = installed_package.glob("outputs/runs/installed/tiny/full/every_other/**/mask.parquet")
+    row = pq.read_table(mask).slice(0, 1).to_pylist()[0]
+    response = row["labels"][row["prompt_length"] :]
+    assert all((label == -100) == (place % 2 == 1) for place, label in enumerate(response))
+    assert pq.read_table(written)["labels"].to_pylist()[0] == row["labels"]
+    assert "how to train with it" in out
+    error = run(installed_package, *given, "method.frist=1", status=2)
+    assert "there is no key 'method.frist'; did you mean 'method.first'" in error
+    error = run(installed_package, "task.grader=first_wird", "stage=mask", "task.train.limit=6", status=1)
+    assert "unknown task.grader 'first_wird'; did you mean 'first_word'" in error
+
+
+def test_entry_points_that_cannot_be_are_left_out_with_a_warning(installed_package, monkeypatch, caplog):
+    from xtf.exports.base import Trainer
+    from xtf.runtime.imports import installed, installed_classes
+
+    monkeypatch.syspath_prepend(str(installed_package))
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, name)
+    with caplog.at_level(logging.WARNING, "xtf"):
+        assert list(installed_classes("xtf.exports", Trainer)) == ["plain"]
+        assert installed("xtf.tasks", ["math"]) == {"trivia": "my_package.further.read"}
+    assert "xtf.exports=broken is left out, for my_package.nowhere.X cannot be imported" in caplog.text
+    assert "xtf.exports=no is left out: my_package.further.read is no xtf.exports.base.Trainer" in caplog.text
+    assert "xtf.tasks=math of an installed package is left out: the name is ours" in caplog.text

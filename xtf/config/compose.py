@@ -33,6 +33,8 @@ def register() -> None:
         store.store(name=group, group="schema", node=cls)
     for name, cls in built_in_methods().items():
         store.store(name=name, group="schema/method", node=cls)
+        if not cls.__module__.startswith("xtf."):  # an installed package's, which needs no YAML file
+            store.store(name=name, group="method", node=cls)
 
 
 def _group_types() -> dict[str, type]:

@@ -10,11 +10,12 @@ import json
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from xtf.config.schema import GRADER_VERSION, METHODS, Config, Protect, ThresholdEnd, ThresholdTies, TRVariant
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def plain(value: Any) -> Any:
@@ -47,6 +48,8 @@ def built_in_methods() -> dict[str, type]:
 
 def to_yaml(config: Any) -> str:
     """A configuration as config.yaml holds it."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(plain(config))
 
 
@@ -178,6 +181,8 @@ def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:
 
     Both as `xtf.config.compose.compose` or `typed` gives them.
     """
+
+    from omegaconf import OmegaConf
 
     def flat(part: DictConfig) -> dict[str, Any]:
         return dict(leaves(OmegaConf.to_container(part, resolve=True, enum_to_str=True)))

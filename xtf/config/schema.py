@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
-from omegaconf import MISSING
-
+MISSING: Any = "???"  # a value that has to be given, as OmegaConf writes it
 LARGEST_SEED = 2**32 - 1  # of NumPy
 
 
@@ -287,15 +286,15 @@ class ModelShape:
     """What stage=plan counts memory with, where the model's own config.json is not on this machine."""
 
     layers: int = within(0, 0)  # 0: not stated
-    hidden: int = within(0, 0)
-    intermediate: int = within(0, 0)
-    heads: int = within(0, 0)
-    kv_heads: int = within(0, 0)
+    hidden: int = within(0, 0)  # width
+    intermediate: int = within(0, 0)  # width within the feed-forward layers
+    heads: int = within(0, 0)  # of the queries
+    kv_heads: int = within(0, 0)  # of keys and values
     head_dim: int = within(0, 0)  # 0: hidden / heads
-    vocabulary: int = within(0, 0)
+    vocabulary: int = within(0, 0)  # token ids
     tied: bool = False  # the LM head is the embedding
     bias: bool = False  # of the query, key and value projections
-    qk_norm: bool = False
+    qk_norm: bool = False  # queries and keys are normalised (Qwen3)
 
 
 @dataclass
@@ -306,10 +305,10 @@ class ModelConfig:
     # A folder, an id on the Hugging Face hub, FILE.gguf, or PACKAGE:PATTERN.gguf for a file of an installed package.
     # Empty: as `source` says.
     path: str = ""
-    revision: str | None = None
+    revision: str | None = None  # of the model on the hub: a branch, a tag or a commit
     source: ModelSource | None = None  # which of the two below; None: the package where there is one
     package: str | None = None  # PACKAGE:PATTERN.gguf
-    hub: str | None = None
+    hub: str | None = None  # an id on the hub
     tokenizer: str | None = None  # a folder or an id on the hub; None: the model's own
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
     max_length: int = within(2048, 8)  # longest prompt + response, in tokens
@@ -326,8 +325,8 @@ class SourceConfig:
     path: str | None = None  # .jsonl .json .csv .parquet, optionally .gz
     hub: str | None = None  # id of a dataset on the hub
     subset: str | None = None  # its configuration name
-    split: str = "train"
-    revision: str | None = None
+    split: str = "train"  # of a dataset on the hub, or of a folder that save_to_disk wrote
+    revision: str | None = None  # of the dataset on the hub
     limit: int | None = within(None, 1)  # the first n rows, in file order
     ids: str | None = None  # JSON file with a list of ids, or an object keyed by id: keep only these rows
     exclude_ids: str | None = None  # the same, to leave rows out
@@ -338,12 +337,12 @@ class SandboxConfig:
     """Limits for one run of model-written code."""
 
     wall_seconds: float = within(30.0, 0.1, 86400)  # well above cpu_seconds: a busy machine must not change a verdict
-    allow_unsandboxed: bool = False
-    cpu_seconds: int = within(5, 1, 86400)
-    memory_mb: int = within(1024, 1, 2**30)
-    processes: int = within(32, 1, 2**20)
-    file_mb: int = within(16, 1, 2**30)
-    output_kb: int = within(64, 0, 2**30)
+    allow_unsandboxed: bool = False  # run model-written programs also where nothing can confine them
+    cpu_seconds: int = within(5, 1, 86400)  # of one program
+    memory_mb: int = within(1024, 1, 2**30)  # of one program
+    processes: int = within(32, 1, 2**20)  # that one program may have
+    file_mb: int = within(16, 1, 2**30)  # of a file that it writes
+    output_kb: int = within(64, 0, 2**30)  # of what it prints
     workers: int = within(2, 1, 1024)  # programs that run at once
 
 
@@ -351,17 +350,18 @@ class SandboxConfig:
 class JudgeConfig:
     """An OpenAI-compatible endpoint that grades open answers (`task.grader=judge`)."""
 
-    base_url: str | None = None
-    model: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    base_url: str | None = None  # of the endpoint, e.g. http://localhost:8000/v1
+    model: str | None = None  # as the endpoint names it
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
+    # what the judge is asked
     prompt: str = (
         "Question:\n{question}\n\nReference answer:\n{reference}\n\nAnswer to grade:\n{answer}\n\n"
         "Does the answer agree with the reference answer? Reply with one word: yes or no."
     )
     concurrency: int = within(4, 1, 1024)  # requests that are under way at once
-    retries: int = within(4, 0, 100)
-    timeout_seconds: float = within(60.0, 0, excluding=(0,))
-    max_requests: int = within(20000, 1)
+    retries: int = within(4, 0, 100)  # of a request that fails
+    timeout_seconds: float = within(60.0, 0, excluding=(0,))  # of one request
+    max_requests: int = within(20000, 1)  # of a run; more are refused before the first is sent
     cache: str | None = None  # folder of verdicts; default: <output_dir>/judge
 
 
@@ -369,10 +369,10 @@ class JudgeConfig:
 class TaskSize:
     """What stage=plan counts with, where the rows are not on this machine: rows, and tokens of an average one."""
 
-    train_rows: int = within(1000, 1)
-    eval_rows: int = within(1000, 1)
-    prompt: int = within(200, 1)
-    response: int = within(200, 1)
+    train_rows: int = within(1000, 1)  # rows to train on
+    eval_rows: int = within(1000, 1)  # rows to evaluate on
+    prompt: int = within(200, 1)  # tokens
+    response: int = within(200, 1)  # tokens
 
 
 @dataclass
@@ -388,7 +388,7 @@ class TaskConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
     eval: SourceConfig = field(default_factory=SourceConfig)
     prompt: str | None = None  # for own data: template over a row's fields, "{question}"
-    response: str | None = None
+    response: str | None = None  # the same for what is to be learnt
     reference: str | None = None  # what the grader compares with; default: the response
     system: str | None = None  # system message put before every conversation
     turns: Turns = Turns.last
@@ -397,12 +397,12 @@ class TaskConfig:
     date: str = "2024-07-26"  # what a chat template that writes today's date is told; Llama 3's own where it knows none
     # exact, contains, substring, number, math, choice, decision, code or judge; python:module.function or module.Class
     grader: str = MISSING
-    choices: list[str] = field(default_factory=list)
-    max_new_tokens: int = within(512, 1)
+    choices: list[str] = field(default_factory=list)  # the answers that task.grader=choice knows
+    max_new_tokens: int = within(512, 1)  # of a completion in an evaluation
     samples: int = within(1, 1)  # completions per evaluation prompt
     temperature: float = within(0.0, 0)  # 0: greedy
-    top_p: float = within(1.0, 0, 1, excluding=(0,))
-    pass_at: list[int] = within([1], 1)
+    top_p: float = within(1.0, 0, 1, excluding=(0,))  # nucleus sampling: the share of probability that is drawn from
+    pass_at: list[int] = within([1], 1)  # the k of pass@k, each at most task.samples
     domain_words: list[str] = field(default_factory=list)  # for scorer.tr.variant=released
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -443,7 +443,7 @@ class QuantileThreshold:
     """Low if among the share `q` of the dataset's response tokens that speaks most for noise."""
 
     rule: QuantileRule = QuantileRule.quantile
-    q: float = within(0.1, 0, 1)
+    q: float = within(0.1, 0, 1)  # share of the dataset's response tokens to drop
     cap: float | None = within(None, 0, 1, excluding=(0,))
     shift: float = within(0.0, -1, 1, excluding=(-1, 1))
 
@@ -453,7 +453,7 @@ class RIThreshold:
     """Low if score < Q1 - c (Q3 - Q1) over the response tokens of one example (eq. 5)."""
 
     rule: RIRule = RIRule.iqr
-    c: float = within(1.0, 0)
+    c: float = within(1.0, 0)  # how many quartile ranges below the first quartile
     q: float = within(0.05, 0, 1)  # rule=quantile: share of the dataset's response tokens to drop
     cap: float | None = within(None, 0, 1, excluding=(0,))  # drop at most this share of a response, lowest scores first
     shift: float = within(
@@ -466,10 +466,10 @@ class KNThreshold:
     """Low if p > pcp (eq. 6: 1 - p < 0.05)."""
 
     rule: KNRule = KNRule.cutoff
-    pcp: float = within(0.95, 0, 1, excluding=(0, 1))
+    pcp: float = within(0.95, 0, 1, excluding=(0, 1))  # the probability from which on a token is known
     q: float = within(0.15, 0, 1)  # rule=quantile
-    cap: float | None = within(None, 0, 1, excluding=(0,))
-    shift: float = within(0.0, -1, 1, excluding=(-1, 1))
+    cap: float | None = within(None, 0, 1, excluding=(0,))  # as threshold.ri.cap
+    shift: float = within(0.0, -1, 1, excluding=(-1, 1))  # as threshold.ri.shift
 
 
 @dataclass
@@ -477,12 +477,12 @@ class TRThreshold:
     """Low if in the cluster with the `cluster`-th smallest mean of a Multi-Otsu split (eq. 7)."""
 
     rule: TRRule = TRRule.multi_otsu
-    classes: int = within(5, 2, 16)
+    classes: int = within(5, 2, 16)  # clusters of the split
     cluster: int = within(2, 1, 16)  # 1: the smallest; 2: the second smallest, as in the paper
     bins: int = within(1024, 2, 4096)  # of the histogram; at least `classes`
     q: float = within(0.2, 0, 1)  # rule=quantile
-    cap: float | None = within(None, 0, 1, excluding=(0,))
-    shift: float = within(0.0, -1, 1, excluding=(-1, 1))
+    cap: float | None = within(None, 0, 1, excluding=(0,))  # as threshold.ri.cap
+    shift: float = within(0.0, -1, 1, excluding=(-1, 1))  # as threshold.ri.shift
 
 
 @dataclass
@@ -524,9 +524,9 @@ def attribute_names() -> list[str]:
 class LoraSettings:
     """The adapter of tuning=lora."""
 
-    r: int = within(8, 1, 1024)
-    alpha: int = within(32, 1)
-    dropout: float = within(0.0, 0, 1, excluding=(1,))
+    r: int = within(8, 1, 1024)  # rank
+    alpha: int = within(32, 1)  # the update is scaled by alpha / r
+    dropout: float = within(0.0, 0, 1, excluding=(1,))  # on the way into the adapters
     target_modules: list[str] = field(default_factory=list)  # empty: PEFT's default for the architecture
 
 
@@ -544,10 +544,10 @@ class TuningConfig:
     warmup_ratio: float | None = within(None, 0, 1)  # share of the steps; None: from the recipe
     weight_decay: float = within(0.0, 0)  # the authors' code: 0.01, PyTorch's default
     optimizer: Optimizer = Optimizer.adamw
-    betas: list[float] = within([0.9, 0.999], 0, 1, excluding=(1,))
+    betas: list[float] = within([0.9, 0.999], 0, 1, excluding=(1,))  # of AdamW
     max_grad_norm: float = within(1.0, 0)  # 0: no clipping, as in the authors' code
     divisor: Divisor = Divisor.kept
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     validation_fraction: float = within(0.0, 0, 0.5)  # split off the training rows, never the evaluation set
     checkpoint: CheckpointChoice = CheckpointChoice.last
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -559,16 +559,16 @@ class TrainerConfig:
 
     name: str = MISSING
     accelerator: Accelerator = Accelerator.cpu
-    devices: int = within(1, 1)
+    devices: int = within(1, 1)  # GPUs of this machine; more than one with trainer=ddp or fsdp
     strategy: Strategy = Strategy.auto
     precision: Precision = Precision.auto  # auto: bf16-mixed where the device has it, else 32-true
     # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
     tokens_per_microbatch: int | None = within(None, 1)
-    tokens_per_score_batch: int = within(16384, 1)
-    tokens_per_eval_batch: int = within(32768, 1)
+    tokens_per_score_batch: int = within(16384, 1)  # of a forward pass of scoring, padding included
+    tokens_per_eval_batch: int = within(32768, 1)  # of a step of generation
     checkpoint_every: int = within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
     shard_examples: int = within(512, 1)  # rows per score shard, the unit of resuming a scoring pass
-    compile: bool = False
+    compile: bool = False  # torch.compile the model for training
 
 
 @dataclass
@@ -576,10 +576,10 @@ class LoggerConfig:
     """Where a run is mirrored beside its files."""
 
     name: str = MISSING
-    project: str = "xtf"
-    entity: str | None = None
+    project: str = "xtf"  # of W&B
+    entity: str | None = None  # of W&B: the user or team
     mode: WandbMode | None = None  # None: online if a key is configured, else offline
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)  # of the W&B runs
     timeout_seconds: float = within(30.0, 1)  # wandb: longest wait for its server, at start and end
     every: int = within(1, 1)  # optimizer steps between logged training values
 
@@ -614,9 +614,9 @@ class PlantConfig:
 class PilotConfig:
     """The short study of `probe=true`: normal, xtf and random, paired by seed."""
 
-    seeds: int = within(3, 2)
+    seeds: int = within(3, 2)  # of each method
     examples: int = within(400, 2)  # training rows at most
-    eval_examples: int = within(100, 2)
+    eval_examples: int = within(100, 2)  # evaluation rows at most
     gain: float = within(0.02, 1e-4, 1)  # the gain that the answer's sentence is about, as a share
 
 
@@ -662,19 +662,19 @@ class PretrainConfig:
 
     name: str = "tiny"
     text: PretrainText = PretrainText.tiny
-    vocabulary: int = within(2048, 300)
+    vocabulary: int = within(2048, 300)  # token ids
     tokenizer_documents: int = within(40_000, 1)  # that the tokenizer is trained on
-    hidden: int = within(192, 1)
-    layers: int = within(6, 1)
-    heads: int = within(4, 1)
-    key_value_heads: int = within(1, 1)
-    intermediate: int = within(512, 1)
-    row_tokens: int = within(256, 2)
+    hidden: int = within(192, 1)  # width
+    layers: int = within(6, 1)  # of attention and feed-forward
+    heads: int = within(4, 1)  # of the queries
+    key_value_heads: int = within(1, 1)  # of keys and values
+    intermediate: int = within(512, 1)  # width within the feed-forward layers
+    row_tokens: int = within(256, 2)  # of a training row
     step_rows: int = within(24, 1)  # per optimizer step
-    steps: int = within(900, 3)
-    warmup_ratio: float = within(0.11, 0, 1)
-    learning_rate: float = within(3e-3, 0)
-    weight_decay: float = within(0.1, 0)
+    steps: int = within(900, 3)  # optimizer steps
+    warmup_ratio: float = within(0.11, 0, 1)  # share of the steps in which the learning rate rises
+    learning_rate: float = within(3e-3, 0)  # at its highest
+    weight_decay: float = within(0.1, 0)  # of AdamW
     temperature: float = within(1.0, 0.1, 10)  # that the finished model's logits are divided by
 
 
@@ -683,8 +683,8 @@ class Config:
     """The whole run."""
 
     stage: Stage = Stage.all
-    seed: int = within(0, 0, LARGEST_SEED)
-    output_dir: str = "outputs"
+    seed: int = within(0, 0, LARGEST_SEED)  # of the training's order, of dropout and of random masks
+    output_dir: str = "outputs"  # every artifact is written below it
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     scorer: ScorerConfig = MISSING

@@ -51,6 +51,7 @@ class EncodeReport:
     response_tokens: int
     template: tuple[str, ...] = ()  # what is unusual about the chat template, and what is done about it
     special_text: tuple[str, ...] = ()  # ids of examples whose response holds the text of a special token, as text
+    unlabelled: tuple[str, ...] = ()  # ids of tokenised rows left out: they have no label
 
 
 def encode(

@@ -225,6 +225,13 @@ class Sequences:
         return positions(self.responses) >= np.repeat(self.responses - count, self.responses)
 
     @property
+    def untrained(self) -> np.ndarray:
+        """Which response tokens the rows themselves do not train, bool (N,): those of weight 0 in `ROW_WEIGHTS`."""
+        if ROW_WEIGHTS not in self.table.schema.names:
+            return np.zeros(int(self.responses.sum()), dtype=bool)
+        return self.of_responses(ROW_WEIGHTS) == 0
+
+    @property
     def dropped(self) -> np.ndarray:
         """Which response tokens a masked table drops, bool (N,): those that its column `dropped`, list<bool>, names, or
         where it has none those without a label."""

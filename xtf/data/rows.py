@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ID_FIELDS = ("id", "example_id", "task_id", "unique_id", "pubid")
+TRAINED = ("completion_mask", "assistant_masks")  # TRL's in the place of labels; both count
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Rows:
         return iter(self.rows)
 
 
+def is_tokenized(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds token ids and says which of them are trained (`xtf.data.tokenized`)."""
+    return "input_ids" in row and any(name in row for name in ("labels", *TRAINED))
+
+
 def row_id(row: Mapping[str, Any], number: int) -> str:
     """The row's own id (the first of `ID_FIELDS` that holds a string or an integer), else its row number."""
     for name in ID_FIELDS:
@@ -51,13 +57,15 @@ def row_id(row: Mapping[str, Any], number: int) -> str:
 
 
 def load_rows(source: SourceConfig) -> Rows:
-    """Reads a JSONL, JSON, CSV or Parquet file (optionally .gz), or a split of a dataset on the hub.
+    """Reads a JSONL, JSON, CSV or Parquet file (optionally .gz), a folder that `datasets` saved (`save_to_disk`), or a
+    split of a dataset on the hub.
 
     Raises:
         ValueError: the source is missing, unreadable, empty or emptied by its filters, or lacks ids that are named.
     """
     if source.path:
-        name, numbered = source.path, read_file(Path(source.path))
+        path = Path(source.path).expanduser()
+        name, numbered = source.path, read_saved(path, source.split) if path.is_dir() else read_file(path)
     elif source.hub:
         name, numbered = _hub_name(source), _read_hub(source)
     else:
@@ -108,6 +116,33 @@ def read_file(path: Path) -> Numbered:
     except (OSError, EOFError, ValueError, RecursionError, csv.Error) as error:  # ValueError: JSON and Arrow errors too
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path}: cannot be read: {reason}") from error
+
+
+def read_saved(folder: Path, split: str) -> Numbered:
+    """The rows of a folder that `save_to_disk` wrote, of its `split` where it has several; also of the one such folder
+    within `folder`, as Axolotl prepares it.
+
+    Raises:
+        ValueError: there is none, or several; no such split.
+    """
+    import datasets
+
+    marks = ("dataset_dict.json", "state.json")
+
+    def is_saved(place: Path) -> bool:
+        return any((place / mark).is_file() for mark in marks)
+
+    inner = [folder] if is_saved(folder) else sorted(place for place in folder.iterdir() if is_saved(place))
+    if len(inner) != 1:
+        names = ", ".join(place.name for place in inner)
+        what = f"several datasets ({names}): name one of them" if inner else "no dataset that save_to_disk wrote"
+        raise ValueError(f"{folder}: the folder holds {what}")
+    data = datasets.load_from_disk(str(inner[0]))
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise ValueError(f"{folder}: it has no split {split!r} but {', '.join(data)}: set task.train.split")
+        data = data[split]
+    return list(enumerate(plain_rows(data.with_format("arrow")[:]), start=1))
 
 
 def read_field(path: Path, name: str, what: str) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,6 +249,8 @@ def _rule(config: Config, stats: Mapping[str, Any]) -> list[str]:
 
 def _lora_targets(tuning: TuningConfig, architecture: str) -> list[str]:
     """The modules that get adapters: those of the run, else PEFT's for the architecture, by name."""
+    if find_spec("peft") is None:
+        raise ConfigError("the adapters of tuning=lora need the package peft: pip install 'xtf[run]'")
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     chosen = list(tuning.lora.target_modules) or list(

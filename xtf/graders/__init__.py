@@ -10,7 +10,7 @@ from xtf.config.identity import nearest
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
 from xtf.graders.base import Grade, Grader, Item
-from xtf.runtime.imports import import_named
+from xtf.runtime.imports import import_named, installed
 
 # Each is imported when it is asked for: some bring libraries that take seconds to load.
 GRADERS = {
@@ -24,6 +24,7 @@ GRADERS = {
     "code": "xtf.graders.code.CodeGrader",
     "judge": "xtf.graders.judge.JudgeGrader",
 }
+INSTALLED = installed("xtf.graders", GRADERS)  # of other packages
 # Counted up when a grader says something else of a completion than before: finished runs are then graded again.
 VERSIONS = dict.fromkeys(("exact", "contains", "substring", "number", "math", "choice", "decision", "code"), 2)
 OWN_FUNCTION = "python:"
@@ -39,10 +40,11 @@ def load_grader(config: TaskConfig, output_dir: Path) -> Grader:
     name = config.grader
     if config.choices and name != "choice" and (name in GRADERS or name.startswith(OWN_FUNCTION)):
         raise ValueError(f"task.choices is read by task.grader=choice only, not by {name}")
-    path = "xtf.graders.python.PythonGrader" if name.startswith(OWN_FUNCTION) else GRADERS.get(name, name)
+    path = "xtf.graders.python.PythonGrader" if name.startswith(OWN_FUNCTION) else (GRADERS | INSTALLED).get(name, name)
     if "." not in path:
         raise ValueError(
-            f"unknown task.grader {name!r}{nearest(name, list(GRADERS))}: one of {', '.join(GRADERS)}, "
+            f"unknown task.grader {name!r}{nearest(name, [*GRADERS, *INSTALLED])}: one of "
+            f"{', '.join((*GRADERS, *INSTALLED))}, "
             "python:module.function, or a class of yours, module.MyGrader"
         )
     found = import_named(f"task.grader={name}", path, "module.MyGrader")
@@ -60,7 +62,8 @@ def version(name: str) -> int:
     """The version of a value of `task.grader`: of `VERSIONS`, or the attribute `version` of an own grader; else 1."""
     if name in GRADERS:
         return VERSIONS.get(name, 1)
-    found = import_named(f"task.grader={name}", name.removeprefix(OWN_FUNCTION), "module.MyGrader")
+    path = INSTALLED.get(name, name.removeprefix(OWN_FUNCTION))
+    found = import_named(f"task.grader={name}", path, "module.MyGrader")
     return int(getattr(found, "version", 1))
 
 

@@ -30,7 +30,6 @@ from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, Thres
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces
 from xtf.reporting.pages import templates
-from xtf.reporting.runs import command_line
 from xtf.reporting.shown import as_arrow, preview_text, prompts
 from xtf.runtime.artifacts import sha256, write_atomic
 from xtf.runtime.progress import console, say
@@ -145,6 +144,8 @@ def explore_run(
     tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> Path:
     """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
+    from xtf.reporting.runs import command_line
+
     other = None if config.preview.against is None else _mask_file(config.preview.against)
     path = folder.reports / ("preview.html" if other is None else f"preview-against-{digest(str(other))}.html")
     looks = [config.scorer.top, config.scorer.attenders]
@@ -273,8 +274,9 @@ def _page(
     sweeps = _sweeps(whole, tokens, config)
     union = np.logical_or.reduce([np.zeros(len(tokens.ids), dtype=bool), *tokens.dropped.values()])
     # Sliders can say what a threshold would do where the labels are the attributes' union.
-    live = bool((tokens.kept == ~union).all()) and bool(tokens.dropped)
-    judged = tokens.judged(config) if live else np.ones(tokens.tokens, bool)  # another method may drop any token
+    trained = ~tokens.untrained
+    live = bool((tokens.kept == ~union)[trained].all()) and bool(tokens.dropped)
+    judged = tokens.judged(config) if live else trained  # another method may drop any token
     if live:
         _check_threshold(tokens, sweeps)
     decode = Pieces(tokenizer)
@@ -304,6 +306,7 @@ def _page(
         "kept": tokens.kept.astype(np.uint8),
         "judged": judged.astype(np.uint8),
         "guarded": tokens.protected(config).astype(np.uint8),
+        "untrained": (~trained).astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }

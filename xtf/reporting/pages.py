@@ -10,14 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
-from xtf.reporting import figures
-from xtf.reporting.intervals import Comparison, Estimate
 from xtf.runtime.artifacts import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xtf.reporting.intervals import Comparison, Estimate
 
 # -- numbers as text -----------------------------------------------------------------------------------------
 
@@ -74,6 +76,8 @@ class Picture:
 
 def picture(figure: Figure, out_dir: Path, name: str, title: str) -> Picture:
     """Draws `figure` to `out_dir`/figures/`name`.png and .svg, for a page in `out_dir`."""
+    from xtf.reporting import figures  # the explorer, of the library alone, draws none
+
     paths = figures.save(figure, out_dir / "figures", name)
     png = paths["png"].relative_to(out_dir).as_posix()
     data = "data:image/svg+xml;base64," + base64.b64encode(paths["svg"].read_bytes()).decode()

@@ -100,8 +100,9 @@ def preview_text(
                 runs[-1] = (runs[-1][0] + piece, names)
             else:
                 runs.append((piece, names))
-        share = 1 - tokens.kept[start:end].mean() if end > start else 0.0
-        found.append((f"example {row} ({name}): {100 * share:.1f} % of {end - start} tokens dropped", prompt, runs))
+        kept = tokens.kept[start:end][~tokens.untrained[start:end]]
+        share = 1 - kept.mean() if len(kept) else 0.0
+        found.append((f"example {row} ({name}): {100 * share:.1f} % of {len(kept)} tokens dropped", prompt, runs))
     return TextPreview(found, table.num_rows)
 
 

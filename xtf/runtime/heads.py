@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 def logits_of(model: PreTrainedModel, hidden_nD: Tensor) -> Tensor:
@@ -30,17 +36,16 @@ def decoder_of(model: PreTrainedModel) -> Any:
 def unwrapped(model: Any) -> PreTrainedModel:
     """The model of transformers within torch.compile, DataParallel, DistributedDataParallel and PEFT.
 
-    A PEFT adapter that changes the model's own layers, such as LoRA, stays in effect.
+    A PEFT adapter that changes the model's own layers, such as LoRA, stays in effect; `base_of` switches it off.
 
     Raises:
         ValueError: there is none, or an adapter that adds to the prompt.
     """
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
     kind = type(model).__name__
     while not isinstance(model, PreTrainedModel):
-        if isinstance(model, PeftModel):
+        if _has_adapters(model):
             if model.active_peft_config.is_prompt_learning:
                 raise ValueError(
                     f"{kind} with {model.active_peft_config.peft_type.value} puts tokens of its own before every "
@@ -54,6 +59,46 @@ def unwrapped(model: Any) -> PreTrainedModel:
         else:
             raise ValueError(f"a causal language model of transformers is needed, not {kind}")
     return model
+
+
+def _has_adapters(model: Any) -> bool:
+    """Whether it is PEFT's wrapper; nobody has made one where PEFT has not been imported."""
+    return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
+
+
+@contextmanager
+def base_of(model: Any) -> Iterator[PreTrainedModel]:
+    """The base model within `model`: unwrapped, and with its adapters switched off inside the block.
+
+    Behind the block they are on again, and what was trainable or frozen is so.
+
+    Raises:
+        ValueError: as `unwrapped`.
+    """
+    base, outer = unwrapped(model), model
+    trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
+    with ExitStack() as stack:
+        stack.callback(lambda: [parameter.requires_grad_(before) for parameter, before in trainable])
+        while outer is not base:
+            if _has_adapters(outer):
+                stack.enter_context(outer.disable_adapter())
+                _say_off(outer.active_adapters)
+                outer = outer.get_base_model()
+            else:
+                outer = outer._orig_mod if hasattr(outer, "_orig_mod") else outer.module
+        if getattr(base, "_hf_peft_config_loaded", False):  # by the model's own load_adapter, without a wrapper
+            stack.callback(base.enable_adapters)
+            _say_off(base.active_adapters())
+            base.disable_adapters()
+        yield base
+
+
+def _say_off(adapters: Sequence[str]) -> None:
+    log.warning(
+        "the adapter %s is switched off while scoring: the base model says what is noise (to score the tuned model, "
+        "merge the adapter into it)",
+        ", ".join(adapters),
+    )
 
 
 def position_table(model: PreTrainedModel) -> int | None:

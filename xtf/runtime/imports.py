@@ -1,9 +1,49 @@
-"""What a setting names by its dotted path: the user's own functions and classes."""
+"""The user's own functions and classes: by a dotted path in a setting, or by the name that an installed package gives.
+
+A package names them as entry points: `xtf.methods`, `xtf.tasks` (readers), `xtf.graders`, `xtf.exports`, and `xtf.conf`
+for a folder of YAML files (docs/extending.md).
+"""
 
 from __future__ import annotations
 
+import logging
 import pkgutil
-from typing import Any
+from collections.abc import Collection
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+Kind = TypeVar("Kind")
+
+
+def installed(group: str, taken: Collection[str] = ()) -> dict[str, str]:
+    """What installed packages offer under an entry point's group: dotted paths by name; nothing is imported.
+
+    A name in `taken`, which is ours, is left out with a warning.
+    """
+    found = {}
+    for point in entry_points(group=group):
+        if point.name in taken:
+            log.warning("%s=%s of an installed package is left out: the name is ours", group, point.name)
+        else:
+            found[point.name] = point.value.replace(":", ".")
+    return found
+
+
+def installed_classes(group: str, base: type[Kind], taken: Collection[str] = ()) -> dict[str, type[Kind]]:
+    """The classes that `installed` names, imported; one that cannot be, or is no `base`, is left out with a warning."""
+    found = {}
+    for name, path in installed(group, taken).items():
+        try:
+            kind = pkgutil.resolve_name(path)
+        except Exception as error:  # whatever importing somebody else's module raises
+            log.warning("%s=%s is left out, for %s cannot be imported: %r", group, name, path, error)
+            continue
+        if isinstance(kind, type) and issubclass(kind, base):
+            found[name] = kind
+        else:
+            log.warning("%s=%s is left out: %s is no %s.%s", group, name, path, base.__module__, base.__qualname__)
+    return found
 
 
 def import_named(key: str, path: str, form: str) -> Any:

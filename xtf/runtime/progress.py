@@ -34,7 +34,7 @@ class _TokenRate(ProgressColumn):
 def bar(description: str, tokens: int) -> Iterator[Callable[[int], None]]:
     """Progress over `tokens`; yields the function that advances it."""
     description = _Stage.prefix + description
-    if not console.is_terminal:
+    if not (console.is_terminal or console.is_jupyter):
         yield Lines(description, tokens)
         return
     columns = (

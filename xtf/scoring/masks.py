@@ -9,6 +9,9 @@ how many such tokens a response has (none where it was cut off). With `threshold
 without them, no attribute drops them and no share counts them; `threshold.end=scored` judges them like the others,
 as earlier versions did: TR, which decides by token id, may then drop the end of every response.
 
+What the rows themselves do not train (weight 0 in `ROW_WEIGHTS`: a turn with `train: false`, a label of -100 that
+another tool has set) is never judged: no threshold is fitted to it, no attribute drops it and no share counts it.
+
 What is dropped need not lose its label whole. With `threshold.dropped_weight` above 0 its loss counts with that weight:
 the labels are those of all response tokens then, the column `weights` says what each counts, and the column `dropped`
 what the mask decided. With `threshold.drop_probability` below 1 it is dropped in some epochs and kept in the others:
@@ -57,7 +60,7 @@ class MaskStats:
     what the loss of a dropped token counts, 0 where it is left out, and `drop_probability` in how many epochs it is
     dropped at all; no other figure depends on them. `protected_tokens` are never dropped, `given_back` of them would be
     if they were not protected; `examples_unprotected` have none. `untrained_tokens` have the weight 0 in the rows
-    themselves (`row_weighted`), whatever the other figures say of them.
+    themselves and count in no other figure.
     """
 
     examples: int
@@ -121,7 +124,7 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
         tally.protect(block, guarded, np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()]))
         drops = {name: drop & ~guarded for name, drop in drops.items()}
         keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
-        tally.add(block, keep, drops, len(which) - block.tokens)
+        tally.add(block, keep, drops, _ends_alone(rows, threshold))
         lists.append({a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used})
         kept.append(_spread(keep, which, True).astype(np.float32))
     degenerate = _degenerate(blocks, used, tally, threshold)
@@ -131,8 +134,13 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
 
 def _left_alone(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
     """The response tokens that no threshold judges, bool (N,)."""
-    ends = rows.ends
-    return ends if threshold.end is ThresholdEnd.kept else np.zeros_like(ends)
+    return rows.untrained | rows.ends if threshold.end is ThresholdEnd.kept else rows.untrained
+
+
+def _ends_alone(rows: Sequences, threshold: ThresholdConfig | None) -> int:
+    """How many trained tokens are left alone because they are an appended end."""
+    alone = threshold is not None and threshold.end is ThresholdEnd.kept
+    return int(np.count_nonzero(rows.ends & ~rows.untrained)) if alone else 0
 
 
 def _protected(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
@@ -185,7 +193,7 @@ def weights_to_labels(
             guarded = _protected(part, threshold)
             tally.protect(counted, guarded[which], own[-1][which] == 0)
             own[-1] = np.where(guarded & (own[-1] == 0), np.float32(1), own[-1])
-        tally.add(counted, own[-1][which] != 0, {}, block.tokens - counted.tokens)
+        tally.add(counted, own[-1][which] != 0, {}, _ends_alone(part, threshold))
     return Mask(_weighed(parts, own, threshold), tally.stats({}, [], threshold))
 
 
@@ -222,7 +230,8 @@ def _weighed(
 def row_weighted(mask: Mask) -> Mask:
     """The mask with every token's weight multiplied by that of its row (`ROW_WEIGHTS`), where rows have any.
 
-    The statistics stay those of the method's own mask, but for `untrained_tokens`.
+    The statistics stay those of the method's own mask, which leaves out what rows do not train; `untrained_tokens`
+    counts that.
 
     Raises:
         ValueError: nothing is left to train on.
@@ -325,19 +334,26 @@ class MaskedTokens(Responses):
         columns["kept"] = ~rows.dropped
         names = [*ATTRIBUTES, "logp", *(attribute.drops for attribute in ATTRIBUTES.values())]
         columns |= {name: rows.of_responses(name) for name in names if name in masked.column_names}
-        columns["end"] = rows.ends
+        columns |= {"end": rows.ends, "untrained": rows.untrained}
         if "protected" in masked.column_names:
             columns["protected"] = rows.of_responses("protected").astype(bool)
         return cls(rows.responses, columns)
 
     def judged(self, threshold: ThresholdConfig) -> np.ndarray:
-        """Which tokens the thresholds judge and shares count, bool (N,): all but the end that `threshold` keeps."""
-        return ~self.columns["end"] if threshold.end is ThresholdEnd.kept else np.ones(self.tokens, bool)
+        """Which tokens the thresholds judge and shares count, bool (N,): all but those that the rows do not train and
+        the end that `threshold` keeps."""
+        trained = ~self.untrained
+        return trained & ~self.columns["end"] if threshold.end is ThresholdEnd.kept else trained
 
     def protected(self, threshold: ThresholdConfig) -> np.ndarray:
         """Which tokens `threshold` never drops, bool (N,), whatever the attributes say."""
         none = np.zeros(self.tokens, bool)
         return none if threshold.protect is Protect.none else self.columns.get("protected", none)
+
+    @property
+    def untrained(self) -> np.ndarray:
+        """Which tokens the rows themselves do not train, bool (N,)."""
+        return self.columns.get("untrained", np.zeros(self.tokens, bool))
 
     @property
     def ids(self) -> np.ndarray:
@@ -406,7 +422,7 @@ class _Tally:
     ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
 
     def add(self, block: Responses, keep: np.ndarray, drops: dict[str, np.ndarray], left_alone: int) -> None:
-        """Tokens (N,) that are judged, beside so many that are not."""
+        """Tokens (N,) that are judged, beside so many appended ends that are not."""
         responses = block.lengths
         self.ends += left_alone
         self.examples += len(responses)

@@ -24,6 +24,7 @@ from xtf.config.checks import check_ranges
 from xtf.config.schema import Config, ConfigError, Protect, SourceConfig, ThresholdConfig, ThresholdEnd, within
 from xtf.data.augment import augment
 from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses
+from xtf.runtime.imports import installed_classes
 from xtf.scoring.masks import build_mask, weights_to_labels
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class Decile(Method):
     """
 
     name: str = "decile"
-    decile: int = within(1, 1, 10)
+    decile: int = within(1, 1, 10)  # which tenth is trained, 1: the least probable tokens
     invert: bool = False  # train on the other nine
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
@@ -412,7 +413,7 @@ class SelfEvolving(Method):
     name: str = "token_cleaning_evolving"
     keep: float = within(0.6, 0, 1, excluding=(0,))  # share of each subset's tokens
     warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples that are trained whole, first
-    subsets: int = within(5, 1)
+    subsets: int = within(5, 1)  # parts that are cleaned, behind the warm-up
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
     def parts(self, rows: int) -> list[np.ndarray] | None:
@@ -449,8 +450,8 @@ class Forgetting(Referenced):
     """
 
     name: str = "forgetting"
-    keep: float = within(0.7, 0, 1, excluding=(0,))
-    strength: float = within(0.25, 0)
+    keep: float = within(0.7, 0, 1, excluding=(0,))  # share of all tokens that are learnt
+    strength: float = within(0.25, 0)  # lambda at the end of training
     version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
@@ -478,7 +479,7 @@ class SSToken(Method):
     """
 
     name: str = "sstoken"
-    gamma: float = within(0.5, 0, 1)
+    gamma: float = within(0.5, 0, 1)  # what the moved loss counts in the score, against attention
     keep: float = within(0.6, 0, 1, excluding=(0,))  # share of the example's tokens
     version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
@@ -518,7 +519,7 @@ class EAFT(Method):
     """Entropy-adaptive fine-tuning: w = (H / 3)^alpha, H of the 20 most likely tokens (arXiv 2601.02151)."""
 
     name: str = "eaft"
-    alpha: float = within(1.0, 0)
+    alpha: float = within(1.0, 0)  # 1: in proportion to the entropy
     online: ClassVar[bool] = True
     entropy_top: ClassVar[int] = 20
 
@@ -532,7 +533,7 @@ class ProFit(Method):
     """Keep p_t >= tau (arXiv 2601.09195); the sum is divided by all response tokens, as the authors' code does."""
 
     name: str = "profit"
-    tau: float = within(0.1, 0, 1, excluding=(1,))
+    tau: float = within(0.1, 0, 1, excluding=(1,))  # the probability from which on a token is trained
     version: ClassVar[int] = 2
     online: ClassVar[bool] = True
     divided_by_all: ClassVar[bool] = True
@@ -569,6 +570,7 @@ METHODS: dict[str, type[Method]] = {
         XTF,
     )
 }
+METHODS |= installed_classes("xtf.methods", Method, METHODS)  # of other packages
 
 
 def given_mask(table: pa.Table) -> Mask:

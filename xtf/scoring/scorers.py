@@ -483,7 +483,7 @@ def _scoring_attention(model: PreTrainedModel, needed: bool = False) -> Iterator
     Raises:
         ValueError: it cannot, and it is `needed`.
     """
-    before, training = model.config._attn_implementation, model.training
+    before, modes = model.config._attn_implementation, [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         cause = _exchange(model, before)
@@ -496,7 +496,8 @@ def _scoring_attention(model: PreTrainedModel, needed: bool = False) -> Iterator
     finally:
         if model.config._attn_implementation != before:
             model.set_attn_implementation(before)
-        model.train(training)
+        for module, training in modes:  # train() would set them all alike
+            module.training = training
 
 
 def _exchange(model: PreTrainedModel, before: str) -> str | None:

@@ -113,7 +113,7 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
     if dropped / total > MOST:
         reasons.append((Level.look, f"{dropped / total:.0%} of the response tokens are dropped."))
     if "logp" in tokens.scores:
-        loss = float(-tokens.scores["logp"].mean(dtype=np.float64))
+        loss = float(-tokens.scores["logp"][~tokens.untrained].mean(dtype=np.float64))
         if loss > STRANGE:
             reasons.append(
                 (

@@ -20,7 +20,8 @@ from typing import Any
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config, ConfigError, ModelShape, TRVariant, Tuning
-from xtf.data.rows import load_rows
+from xtf.data.ragged import IGNORED
+from xtf.data.rows import is_tokenized, load_rows
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, finished
@@ -179,7 +180,13 @@ def _sampled(config: Config) -> tuple[float, float] | None:
     key = digest([str(file), task])
     if key not in _samples:
         source = dataclasses.replace(task.train, limit=min(SAMPLE, task.train.limit or SAMPLE))
-        examples = load_task(task, config.output_dir).examples(load_rows(source), training=True)
+        rows = load_rows(source)
+        if is_tokenized(rows.rows[0]):
+            ids = [len(row["input_ids"]) for row in rows]
+            trained = [sum(label != IGNORED for label in row.get("labels") or ()) for row in rows]
+            _samples[key] = statistics.mean(ids) - statistics.mean(trained), statistics.mean(trained)
+            return _samples[key]
+        examples = load_task(task, config.output_dir).examples(rows, training=True)
         prompts = ["".join(str(turn["content"]) for turn in example.messages) for example in examples]
         prompt, response = (
             statistics.mean(len(each.ids) for each in Tokenizer.from_file(str(file)).encode_batch(texts))

@@ -23,7 +23,7 @@ from xtf.data.rows import Rows, first_few, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
 from xtf.graders.metrics import Metric
-from xtf.runtime.imports import import_named
+from xtf.runtime.imports import import_named, installed
 
 Reader = Callable[[Mapping[str, Any]], Reading]
 
@@ -164,15 +164,11 @@ def load_task(config: TaskConfig, output_dir: str = "outputs") -> Task:
     return Task(config, load_reader(config), load_grader(config, Path(output_dir)))
 
 
-def as_examples(items: Any) -> list[Example]:
-    """Own data in memory as training examples: the forms that the command line reads from files (`xtf.tasks.custom`).
-
-    Args:
-        items: rows (mappings) or examples, a `datasets.Dataset` or a pandas DataFrame. A row's id is the first of its
-            fields `xtf.data.rows.ID_FIELDS`, else its number from 1.
+def as_rows(items: Any) -> list[Mapping[str, Any] | Example]:
+    """Own data in memory as a list: mappings or examples, a `datasets.Dataset` or a pandas DataFrame.
 
     Raises:
-        ValueError: a DatasetDict or something else that is no rows; naming the rows that cannot be used.
+        ValueError: a DatasetDict or something else that is no rows.
     """
     if isinstance(items, Mapping):
         raise ValueError(f"one set of rows is needed, not several ({', '.join(map(str, items))}): give one of them")
@@ -189,6 +185,17 @@ def as_examples(items: Any) -> list[Example]:
         given = list(items)
     if others := [place for place, item in enumerate(given, 1) if not isinstance(item, Mapping | Example)]:
         raise ValueError(f"row {others[0]} is a {type(given[others[0] - 1]).__name__}, not a mapping of fields")
+    return [*given]
+
+
+def as_examples(given: Sequence[Mapping[str, Any] | Example]) -> list[Example]:
+    """What `as_rows` gives as training examples: the forms that the command line reads from files (`xtf.tasks.custom`).
+
+    A row's id is the first of its fields `xtf.data.rows.ID_FIELDS`, else its number from 1.
+
+    Raises:
+        ValueError: naming the rows that cannot be used.
+    """
     numbered = [(place, dict(item)) for place, item in enumerate(given, 1) if not isinstance(item, Example)]
     task = load_task(TaskConfig(name="custom", grader="exact"))
     rows = Rows([row for _, row in numbered], [place for place, _ in numbered], "the examples given", "")
@@ -197,7 +204,8 @@ def as_examples(items: Any) -> list[Example]:
 
 
 def load_reader(config: TaskConfig) -> Reader:
-    """`read` of the file in `xtf/tasks/` that `task.reader` or else the task's name names, or an own function.
+    """`read` of the file in `xtf/tasks/` that `task.reader` or else the task's name names, or an own function: by its
+    dotted path, or the name that an installed package gives it.
 
     A task with a name of its own and no reader of its own is read as own data, by `custom`.
 
@@ -208,14 +216,16 @@ def load_reader(config: TaskConfig) -> Reader:
         raise ValueError(
             f"task.reader={config.reader} and task.prompt both say how a row is read: unset one (task.reader=null)"
         )
-    if config.reader is not None and "." in config.reader:
-        key = f"task.reader={config.reader}"
-        return _own_reader(config.reader, import_named(key, config.reader, "a file of xtf/tasks or module.function"))
     known = [module.name for module in pkgutil.iter_modules(__path__)]
+    others = installed("xtf.tasks", known)
+    path = others.get(config.reader or config.name, config.reader)
+    if path is not None and "." in path:
+        key = f"task.reader={config.reader or config.name}"
+        return _own_reader(path, import_named(key, path, "a file of xtf/tasks or module.function"))
     if config.reader is not None and config.reader not in known:
         raise ValueError(
-            f"unknown task.reader {config.reader!r}{nearest(config.reader, known)}: one of {', '.join(known)}, or a "
-            "function of yours, module.function"
+            f"unknown task.reader {config.reader!r}{nearest(config.reader, [*known, *others])}: one of "
+            f"{', '.join([*known, *others])}, or a function of yours, module.function"
         )
     name = config.reader or (config.name if config.name in known else "custom")
     reader: Reader = importlib.import_module(f"{__name__}.{name}").read

@@ -50,7 +50,7 @@ function decide() {
     for (let i = 0; i < state.length; i++) state[i] = data.kept[i] ? 0 : OTHER;
     return;
   }
-  state.fill(0);
+  for (let i = 0; i < state.length; i++) state[i] = data.untrained[i] ? OTHER : 0;
   for (const { name } of attributes()) {
     const first = data[`first_${name}`], limit = place[name], bit = BITS[name];
     for (let i = 0; i < state.length; i++) if (first[i] <= limit) state[i] |= bit;
@@ -64,7 +64,7 @@ function tally() {
     let dropped = 0;
     for (let i = data.offsets[e]; i < data.offsets[e + 1]; i++) {
       if (data.judged[i]) codes[state[i]]++;
-      if (state[i]) dropped++;
+      if (state[i] && !data.untrained[i]) dropped++;
     }
     droppedShare[e] = dropped / Math.max(1, data.offsets[e + 1] - data.offsets[e]);
   }
@@ -101,6 +101,7 @@ const said = (piece) => visible(meta.strings[piece]) || "part of a character tha
 
 function decision(i) {
   const code = state[i];
+  if (data.untrained[i]) return ["Not trained: the rows themselves leave it out"];
   if (code & OTHER) return ["Dropped by the method: it gives the token no weight"];
   const found = [];
   for (const { name, label, reason } of meta.attributes.filter((a) => code & BITS[a.name])) {
@@ -706,8 +707,9 @@ async function open() {
   active = Object.fromEntries(meta.attributes.map((a) => [a.name, a.active]));
   place = Object.fromEntries(meta.attributes.map((a) => [a.name, a.chosen]));
   const sampled = meta.rows.length < meta.total ? `a random sample of ${count(meta.rows.length)} of ${count(meta.total)} examples; thresholds are fitted to all of them` : `all ${count(meta.total)} examples`;
-  const ends = state.length - judged;
-  const apart = ends ? ` The ${count(ends)} end tokens that encoding appended are kept and not counted.` : "";
+  const untrained = data.untrained.reduce((sum, one) => sum + one, 0), ends = state.length - judged - untrained;
+  const apart = (ends ? ` The ${count(ends)} end tokens that encoding appended are kept and not counted.` : "")
+    + (untrained ? ` ${count(untrained)} tokens that the rows themselves do not train (grey) are not counted.` : "");
   $("about").textContent = `Response tokens in colour train ${meta.effect}; the coloured underline says which attribute dropped them. Shown: ${sampled}.${apart}`;
   $("reproduce").hidden = !meta.live;
   const choices = [["all", "any tokens"], ["kept", "kept tokens"], ["dropped", "dropped tokens"]];
