@@ -70,13 +70,16 @@ def test_a_metric_that_is_no_mean_over_items_is_refused() -> None:
         item_values([{"example_id": "a", "correct": True}], "pass@3")
 
 
-def test_the_interval_of_one_seed_is_the_bootstrap_over_items() -> None:
-    flips = [1.0] * 30 + [0.0] * 70
-    found = mean(values(flips))
+def test_the_interval_of_one_seed_is_wilsons_of_right_and_wrong_and_a_bootstrap_of_shares() -> None:
+    found = mean(values([1.0] * 30 + [0.0] * 70))
+    assert (found.value, found.seeds, found.items, found.interval) == (0.3, 1, 100, "wilson")
+    assert [found.low, found.high] == pytest.approx([0.2189, 0.3958], abs=1e-4)
+    shares = [0.75] * 30 + [0.25] * 70
+    found = mean(values(shares))
     generator = np.random.default_rng(1)
-    draws = [np.mean(generator.choice(flips, 100)) for _ in range(4000)]
-    assert found.value == pytest.approx(0.3)
-    assert (found.seeds, found.items) == (1, 100)
+    draws = [np.mean(generator.choice(shares, 100)) for _ in range(4000)]
+    assert found.value == pytest.approx(0.4)
+    assert (found.seeds, found.items, found.interval) == (1, 100, "bootstrap over seeds and items")
     assert [found.low, found.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.011)
 
 
