@@ -241,6 +241,9 @@ def test_a_model_by_its_name_is_loaded_and_let_go(monkeypatch):
     assert api.score(model, None, rows)["logp"][:] == scored["logp"][:]
     with pytest.raises(ValueError, match="are neither in the cache"):
         api.score("/no/such/model", None, rows)
+    nameless = AutoModelForCausalLM.from_config(model.config)
+    with pytest.raises(ValueError, match="does not say where it was loaded from: give its tokenizer"):
+        api.score(nameless, None, rows)
 
 
 def test_a_quantised_model_is_warned_of(model, tokenizer, caplog):

@@ -52,7 +52,7 @@ from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import export_table
 from xtf.graders import grade
 from xtf.runtime.artifacts import versions
-from xtf.runtime.heads import base_of
+from xtf.runtime.heads import base_of, unwrapped
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import bar
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
@@ -116,9 +116,11 @@ def score(
     Raises:
         ValueError: input that cannot be scored.
     """
-    if isinstance(model, str | Path) or tokenizer is None:
-        own = ModelConfig(name="given", path=str(model if isinstance(model, str | Path) else model.name_or_path))
-        tokenizer = tokenizer or load_tokenizer(own)
+    own = ModelConfig(name="given", path=str(model if isinstance(model, str | Path) else unwrapped(model).name_or_path))
+    if tokenizer is None:
+        if not own.path:
+            raise ValueError("this model does not say where it was loaded from: give its tokenizer")
+        tokenizer = load_tokenizer(own)
     if isinstance(model, str | Path):
         on_gpu = torch.cuda.is_available()
         trainer = TrainerConfig(name="given", accelerator=Accelerator.gpu if on_gpu else Accelerator.cpu)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.interop.compare llamafactory PYTHON     # PYTHON: the interpreter with that trainer
     python -m benchmarks.interop.compare axolotl PYTHON
+    python -m benchmarks.interop.compare ms_swift PYTHON
 
 Scores and masks 24 bundled rows with the tiny model, exports them, lets the trainer take one step over all of them,
 and compares the loss that it logs first with sum over kept tokens / kept tokens, to 1e-3. Exits with 1 if they differ.
@@ -11,12 +12,15 @@ and compares the loss that it logs first with sum over kept tokens / kept tokens
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -26,12 +30,9 @@ from transformers import AutoModelForCausalLM
 from xtf import tiny
 
 ROWS = 24
-# How each is started, and the file that holds its configuration.
-STARTED = {
-    "llamafactory": (["-m", "llamafactory.cli", "train", "llamafactory.yaml"], "llamafactory.yaml", {"use_cpu": True}),
-    "axolotl": (["-m", "axolotl.cli.train", "axolotl.yaml"], "axolotl.yaml", {"use_cpu": True, "tf32": False}),
-}
-ONE_STEP = {"max_steps": 1, "bf16": False, "learning_rate": 1e-6}
+SHOWN = ("torch", "transformers", "datasets", "peft", "accelerate")
+PACKAGES = {"llamafactory": "llamafactory", "axolotl": "axolotl", "ms_swift": "ms-swift"}
+ONE_STEP: dict[str, Any] = {"max_steps": 1, "bf16": False, "learning_rate": 1e-6}
 
 
 def by_hand(mask: Path) -> float:
@@ -56,26 +57,52 @@ def exported(to: str, folder: Path) -> tuple[Path, Path]:
     return place, mask
 
 
+def with_yaml(file: Path, **changes: Any) -> None:
+    """The exported configuration, for one step on a CPU."""
+    settings = yaml.safe_load(file.read_text()) | ONE_STEP | changes
+    file.write_text(yaml.safe_dump(settings))
+
+
+def started(to: str, place: Path, rows: int) -> list[str]:
+    """What the trainer's interpreter is given, after the exported configuration has been narrowed to one step."""
+    if to == "llamafactory":
+        with_yaml(place / "llamafactory.yaml", use_cpu=True, gradient_accumulation_steps=rows)
+        return ["-m", "llamafactory.cli", "train", "llamafactory.yaml"]
+    if to == "axolotl":
+        with_yaml(place / "axolotl.yaml", use_cpu=True, tf32=False, gradient_accumulation_steps=rows)
+        return ["-m", "axolotl.cli.train", "axolotl.yaml"]
+    exported = shlex.split((place / "train.sh").read_text(), comments=True)[2:]  # behind "swift sft"
+    changes = {key: str(value).lower() for key, value in ONE_STEP.items()}
+    changes |= {"use_cpu": "true", "gradient_accumulation_steps": str(rows)}
+    pairs = dict(zip([one.removeprefix("--") for one in exported[::2]], exported[1::2], strict=True)) | changes
+    return ["-m", "swift.cli.sft", *(part for key, value in pairs.items() for part in (f"--{key}", value))]
+
+
 def first_loss(to: str, place: Path, python: str) -> float:
     """What the trainer logs for a step over all rows."""
-    started, name, more = STARTED[to]
-    rows = json.loads((place / "export.json").read_text())["rows"]
-    settings = yaml.safe_load((place / name).read_text()) | ONE_STEP | more | {"gradient_accumulation_steps": rows}
-    (place / name).write_text(yaml.safe_dump(settings))
+    command = started(to, place, json.loads((place / "export.json").read_text())["rows"])
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
-    subprocess.run([python, *started], cwd=place, check=True, env=offline)
+    subprocess.run([python, *command], cwd=place, check=True, env=offline)
     states = sorted((place / "output").rglob("trainer_state.json"))
     return float(json.loads(states[-1].read_text())["log_history"][0]["loss"])
 
 
+def versions(to: str, python: str) -> str:
+    """What is installed beside the trainer, as one line."""
+    names = [PACKAGES[to], *SHOWN]
+    code = f"from importlib.metadata import version; print(*[f'{{n}} {{version(n)}}' for n in {names!r}], sep=', ')"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("to", choices=sorted(STARTED))
+    parser.add_argument("to", choices=sorted(PACKAGES))
     parser.add_argument("python")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place, mask = exported(arguments.to, Path(folder).resolve())
         wanted, found = by_hand(mask), first_loss(arguments.to, place, arguments.python)
+    print(f"{datetime.date.today()} {versions(arguments.to, arguments.python)}")
     print(f"{arguments.to}: first loss {found:.5f}, by hand {wanted:.5f}")
     return int(abs(found - wanted) > 1e-3 * wanted)
 

@@ -21,8 +21,8 @@ from xtf.config.schema import (
     ThresholdTies,
     TRThreshold,
 )
-from xtf.data.ragged import Responses, with_ends
-from xtf.scoring.masks import MaskedTokens, build_mask, notes, weights_to_labels
+from xtf.data.ragged import Responses, with_ends, with_row_weights
+from xtf.scoring.masks import MaskedTokens, build_mask, notes, row_weighted, weights_to_labels
 
 RI, KN, TR = Attribute.ri, Attribute.kn, Attribute.tr
 PAPER = PRESETS["paper"]
@@ -470,3 +470,25 @@ def test_a_cap_takes_the_earlier_of_equal_scores_unless_ties_stay():
 def test_a_band_of_any_cluster_can_be_dropped():
     mask = build_mask(SCORED, ThresholdConfig("test", tr=TRThreshold(cluster=5)), [TR])
     assert mask.table["drop_tr"].to_pylist() == [[False] * 5, [True]]
+
+
+def test_what_the_rows_do_not_train_is_neither_fitted_dropped_nor_counted():
+    # KN would drop three tokens and TR the 0.5 of the second, which is not trained.
+    given = with_row_weights(
+        table(
+            ([1], [10, 11, 12, 13]),
+            ([1], [10, 14]),
+            tr=[[0.0, 0.5, 0.9, 0.9], [0.0, 0.9]],
+            logp=[[KNOWN, KNOWN, NEW, NEW], [KNOWN, NEW]],
+        ),
+        [[1, 0, 1, 1], None],
+    )
+    mask = row_weighted(build_mask(given, PAPER, [KN]))
+    assert mask.table["drop_kn"].to_pylist() == [[True, False, False, False], [True, False]]
+    assert mask.table["labels"].to_pylist() == [[-100, -100, -100, 12, 13], [-100, -100, 14]]
+    found = mask.stats
+    assert (found.response_tokens, found.kept_tokens, found.untrained_tokens) == (5, 3, 1)
+    assert found.dropped_share == pytest.approx({"kn": 2 / 5, "union": 2 / 5})
+    whole = build_mask(given.drop(["row_weights"]), PAPER, [TR]).table["drop_tr"].to_pylist()
+    assert whole[0] == [False, True, False, False]
+    assert not build_mask(given, PAPER, [TR]).table["drop_tr"].to_pylist()[0][1]

@@ -16,7 +16,7 @@ import torch
 
 from xtf.config.schema import Attribute, Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.ragged import IGNORED, Responses, with_ends, with_row_weights
-from xtf.scoring.masks import row_weighted
+from xtf.scoring.masks import row_weighted, weights_to_labels
 from xtf.scoring.methods import (
     METHODS,
     Decile,
@@ -363,9 +363,12 @@ def test_a_control_drops_as_many_of_the_tokens_that_the_rows_train(method: Match
 
 
 def test_rows_that_leave_nothing_to_train_on_are_refused() -> None:
-    mask = METHODS["xtf"]().mask(
-        with_row_weights(scored(), [[1, 0, 1, 0], [0, 0]]), ThresholdConfig(name="paper"), [Attribute.kn], 0
-    )
+    given = with_row_weights(scored(), [[1, 0, 1, 0], [0, 0]])
+    with pytest.raises(ValueError, match="the mask keeps none of 2 response tokens"):
+        METHODS["xtf"]().mask(given, ThresholdConfig(name="paper"), [Attribute.kn], 0)
+    with pytest.raises(ValueError, match="no response tokens but appended ends and what the rows do not train"):
+        Method().mask(with_row_weights(scored(), [[0] * 4, [0] * 2]), ThresholdConfig(name="paper"), [], 0)
+    mask = weights_to_labels(given, [np.array([0.0, 1, 0, 1]), np.ones(2)])
     with pytest.raises(ValueError, match="the rows' own weights leave none of the tokens"):
         row_weighted(mask)
 

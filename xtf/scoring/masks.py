@@ -115,7 +115,7 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
         for rows, which in zip(parts, judged, strict=True)
     ]
     if not sum(block.tokens for block in blocks):
-        raise ValueError("the scored table holds no response tokens but appended ends")
+        raise ValueError("the scored table holds no response tokens but appended ends and what the rows do not train")
     cuts = fit(blocks, threshold, [attribute.name for attribute in used])
     tally, lists, kept = _Tally(), [], []
     for rows, which, block in zip(parts, judged, blocks, strict=True):

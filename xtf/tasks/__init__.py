@@ -188,14 +188,15 @@ def as_rows(items: Any) -> list[Mapping[str, Any] | Example]:
     return [*given]
 
 
-def as_examples(given: Sequence[Mapping[str, Any] | Example]) -> list[Example]:
-    """What `as_rows` gives as training examples: the forms that the command line reads from files (`xtf.tasks.custom`).
+def as_examples(items: Any) -> list[Example]:
+    """What `as_rows` takes as training examples: the forms that the command line reads from files (`xtf.tasks.custom`).
 
     A row's id is the first of its fields `xtf.data.rows.ID_FIELDS`, else its number from 1.
 
     Raises:
-        ValueError: naming the rows that cannot be used.
+        ValueError: as `as_rows`; naming the rows that cannot be used.
     """
+    given = as_rows(items)
     numbered = [(place, dict(item)) for place, item in enumerate(given, 1) if not isinstance(item, Example)]
     task = load_task(TaskConfig(name="custom", grader="exact"))
     rows = Rows([row for _, row in numbered], [place for place, _ in numbered], "the examples given", "")
