@@ -28,7 +28,7 @@ from xtf.reporting.record import write_record
 from xtf.reporting.run_report import run_report, show_report
 from xtf.runtime.artifacts import locked, read_json, sha256
 from xtf.runtime.loggers import wandb_mode
-from xtf.runtime.models import device, location
+from xtf.runtime.models import check_folder, device
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import Manifest, RunFolder, finished
 from xtf.scoring.passes import Pass, score, write_mask
@@ -81,7 +81,7 @@ class Pipeline:
     def stages(self) -> dict[str, Any] | None:
         """All stages up to the one asked for; returns the record if that is the last one."""
         config = self.config
-        location(config.model)  # a GGUF file that cannot be read is refused before anything else
+        check_folder(config.model)  # files that cannot be read are refused before anything else
         wanted = Stage.mask if config.stage in (Stage.preview, Stage.export) else config.stage
         last = ORDER.index(wanted) if wanted in ORDER else len(ORDER) - 1
         if last >= ORDER.index(Stage.train):
