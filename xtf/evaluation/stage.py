@@ -17,7 +17,7 @@ from xtf.evaluation.evaluate import Request, evaluate
 from xtf.evaluation.general import check_general, general_figures
 from xtf.evaluation.teacher_forced import teacher_forced_figures
 from xtf.evaluation.vllm_engine import VLLMEngine
-from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.artifacts import intact, locked, read_json, write_json
 from xtf.runtime.heads import position_table
 from xtf.runtime.models import context_of, fingerprint, inference_dtype, load_config, load_model
 from xtf.runtime.pace import announce, measured
@@ -120,8 +120,8 @@ def check_context(config: Config, items: Items) -> None:
         answer = f"an answer of {new} tokens (task.max_new_tokens)" if learned else "an answer"
         raise ValueError(
             f"{len(long):,} of {len(ids):,} evaluation prompts leave no room for {answer} in the {context:,} tokens "
-            f"that model={config.model.name} has positions for; the longest has {max(map(len, items.prompts)):,}: leave "
-            f"them out (task.eval.exclude_ids), or take a model with a longer context: examples {first_few(long)}"
+            f"that model={config.model.name} has positions for; the longest has {max(map(len, items.prompts)):,}: "
+            f"leave them out (task.eval.exclude_ids), or take a model with a longer context: examples {first_few(long)}"
         )
     little = sum(len(prompt) + new > context for prompt in items.prompts)
     say(
@@ -178,8 +178,8 @@ def evaluate_model(
     name = "base" if which is Which.base else "tuned"
     with locked(folder, say) if which is Which.base else contextlib.nullcontext():
         entry_file, stored = folder / "evaluation.json", folder / "generations.jsonl"
-        entry = read_json(entry_file) if entry_file.exists() else {}
-        if entry.get("grader") != grader or config.stage is Stage.evaluate or not stored.exists():
+        entry = read_json(entry_file) if intact(entry_file) else {}
+        if entry.get("grader") != grader or config.stage is Stage.evaluate or not intact(stored):
             tokens = sum(map(len, items.prompts)) * decoding.samples
             answers = len(items.prompts) * decoding.samples * _answer_length(config, items)
             cost = FORWARD * tokens + answers
@@ -198,7 +198,7 @@ def evaluate_model(
                 result = evaluate(generator, request, items.task, what)
                 entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
                 measured(config, cost, seconds(), "evaluate")
-            write_json(entry_file, entry)
+            write_json(entry_file, entry, sealed=True)
         metrics = entry["metrics"] | general_figures(config, tuned, folder)
         if config.evaluate.losses:
             rows = functools.partial(items.responses, config.model.max_length)

@@ -148,7 +148,7 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
     stages = read_json(folder.manifest)["stages"]
     with start_run(config, folder, stage) as session:
         if stage == "train":
-            for row in read_log(folder.train_log):  # under the names that training logged live
+            for row in read_log(folder.train_log, finished=True):  # under the names that training logged live
                 values = {name: row[column] for name, (column, _) in CURVES.items() if row.get(column) is not None}
                 session.log({**values, STEP: row["step"]})
             return
