@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.home import COMMAND, CONF, EXPERIMENTS, HOME, PACKAGE
+from xtf.runtime.interrupt import STATUS, interruptible
 
 # As in any Hydra program, HYDRA_FULL_ERROR=1 asks for tracebacks. Hydra itself is then always told to raise, so that
 # `main` can word its errors for users.
@@ -125,7 +126,16 @@ def with_search_path(arguments: list[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    typed = arguments = list(sys.argv[1:] if argv is None else argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with interruptible(shlex.join([*COMMAND.split(), *typed])):
+            return _main(typed)
+    except KeyboardInterrupt:
+        return STATUS
+
+
+def _main(typed: list[str]) -> int:
+    arguments = typed
     if any(flag in arguments for flag in ("-h", "--help")):
         print(help_text())
         return 0
@@ -143,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from xtf.config.compose import explain, register
     from xtf.config.schema import ConfigError
+    from xtf.runtime.artifacts import DamagedError
     from xtf.sweeps.jobs import JobsFailedError
 
     try:
@@ -161,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments = ["--multirun", *rest]
         sys.argv = [str(HOME / "run.py"), *arguments]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
-    except ConfigError as error:
+    except (ConfigError, DamagedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException) as error:
@@ -170,9 +181,6 @@ def main(argv: list[str] | None = None) -> int:
     except (JobFailedError, JobsFailedError) as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
     return 0
 
 

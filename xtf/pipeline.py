@@ -24,11 +24,11 @@ from xtf.exports.write import export_run
 from xtf.inputs import Inputs
 from xtf.reporting.explorer import explore_run, show_preview
 from xtf.reporting.published import note_published, publish_stages
-from xtf.reporting.record import write_record
+from xtf.reporting.record import check_together, write_record
 from xtf.reporting.run_report import mask_table, run_report, show_report
-from xtf.runtime.artifacts import locked, read_json, sha256
+from xtf.runtime.artifacts import intact, locked, read_json, sha256
 from xtf.runtime.loggers import wandb_mode, whole_run
-from xtf.runtime.models import device, location
+from xtf.runtime.models import check_folder, device
 from xtf.runtime.progress import console, say, stage, stopwatch
 from xtf.runtime.run_folder import Manifest, RunFolder, finished
 from xtf.scoring.passes import Pass, score, write_mask
@@ -61,6 +61,7 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
             if config.stage is not Stage.report:
                 say(f"already done: {folder.metrics} (delete the folder to run it again)")
             record = read_json(folder.metrics)
+            check_together(record, folder)
         else:
             record = pipeline.stages()
         publish_stages(config, folder, pipeline.manifest, lambda: pipeline.inputs.tokenizer)
@@ -81,7 +82,7 @@ class Pipeline:
     def stages(self) -> dict[str, Any] | None:
         """All stages up to the one asked for; returns the record if that is the last one."""
         config = self.config
-        location(config.model)  # a GGUF file that cannot be read is refused before anything else
+        check_folder(config.model)  # files that cannot be read are refused before anything else
         wanted = Stage.mask if config.stage in (Stage.preview, Stage.export) else config.stage
         last = ORDER.index(wanted) if wanted in ORDER else len(ORDER) - 1
         if last >= ORDER.index(Stage.train):
@@ -152,9 +153,8 @@ class Pipeline:
         """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""
         evaluate = self.config.evaluate  # completions that are there are graded again without their model
         enough = self.folder.generations.exists() and not (evaluate.losses or evaluate.general)
-        if "train" in self.manifest.stages and (
-            self.folder.model.is_dir() or (enough and self.config.stage is not Stage.train)
-        ):
+        enough = enough and self.config.stage is not Stage.train and intact(self.folder.generations)
+        if "train" in self.manifest.stages and (enough or intact(self.folder.model)):
             return
         self.inputs.free_memory()  # training needs it, and must start from untouched weights
         with stopwatch() as seconds:

@@ -311,3 +311,24 @@ def test_a_template_that_cannot_be_tried_says_so(tokenizer: Any) -> None:
     own = tokenizer("plain")
     own.chat_template = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + LOOP
     assert "could not be tried out (one turn only)" in template_of(own).findings[0]
+
+
+def test_a_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xtf.data.templates.TRIAL_SECONDS", 0.2)
+    loop = "{% for i in range(90000) %}"
+    own = tokenizer("plain")
+    own.chat_template = loop * 3 + "{% endfor %}" * 3
+    with pytest.raises(ValueError, match=r"the chat template of .* does not end"):
+        template_of(own)
+
+
+def test_whatever_a_template_stumbles_over_is_a_finding(tokenizer: Any) -> None:
+    own = tokenizer("plain")
+    for source in (
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ messages[7].content }}",
+        "{{ 'a' * 10**15 }}",
+    ):
+        own.chat_template = source
+        assert "could not be tried out" in template_of(own).findings[0]

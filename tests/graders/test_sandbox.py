@@ -580,7 +580,7 @@ def f(x):
         if os.fork() == 0:
             try:
                 block = mmap.mmap(-1, 200 * 2**20)
-                for place in range(0, len(block), 4096): block[place] = 1
+                for place in range(0, len(block), 2**16): block[place] = 1
                 os.write(writing, b"y")
                 time.sleep(1000)
             except OSError: os.write(writing, b"n")

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
+import platform
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from xtf.runtime import artifacts
-from xtf.runtime.artifacts import git_commit, locked, read_json, sha256, write_atomic, write_json
+from xtf.runtime.artifacts import (
+    DamagedError,
+    check,
+    git_commit,
+    intact,
+    locked,
+    read_json,
+    seal,
+    sha256,
+    write_atomic,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
@@ -74,3 +89,108 @@ def test_a_program_in_an_environment_inside_a_foreign_checkout_has_no_commit(tmp
     installed.mkdir(parents=True)
     monkeypatch.setattr(artifacts, "HOME", installed)
     assert git_commit() is None
+
+
+# -- what is sealed ---------------------------------------------------------------------------------------------------
+
+
+def test_damage_to_a_sealed_file_is_found_and_named_with_the_remedy(tmp_path):
+    target = tmp_path / "record.json"
+    write_json(target, {"a": 1}, sealed=True)
+    assert read_json(target, "x") == {"a": 1} and intact(target)
+    target.write_text(target.read_text().replace("1", "3"))
+    with pytest.raises(DamagedError, match=r"record\.json is damaged, not as it was written: make it again"):
+        read_json(target, "make it again")
+    assert not intact(target)
+
+
+def test_damage_within_a_sealed_folder_is_named_with_its_file(tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "weights"):
+        (folder / name).write_text(name)
+    seal(folder)
+    assert intact(folder)
+    (folder / "notes").write_text("mine")  # what the user adds is the user's
+    assert intact(folder)
+    (folder / "weights").unlink()
+    assert not intact(folder)
+    (folder / "weights").write_text("Weights")
+    assert not intact(folder)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "model/weights is missing: it is made again" in said
+    assert "model/weights is damaged, not as it was written: it is made again" in said
+
+
+def test_a_kill_between_the_table_and_the_file_is_no_damage(tmp_path, monkeypatch):
+    target = tmp_path / "record.json"
+    write_json(target, {"a": 1}, sealed=True)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Path, "replace", _die_for("record.json", Path.replace))
+        write_json(target, {"a": 2}, sealed=True)
+    assert read_json(target, "x") == {"a": 1}
+    write_json(target, {"a": 3}, sealed=True)
+    assert read_json(target, "x") == {"a": 3}
+
+
+def _die_for(name, replace):
+    def replaced(self, target):
+        if target.name == name:
+            raise RuntimeError("killed")
+        return replace(self, target)
+
+    return replaced
+
+
+def test_files_of_earlier_versions_are_taken_as_they_are_and_that_is_said_once(tmp_path, capsys):
+    artifacts._say_unsealed.cache_clear()
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("{}")
+        check(tmp_path / name, "x")
+        check(tmp_path / name, "x")
+    assert capsys.readouterr().out.count("no stored hash") == 1
+
+
+def test_a_damaged_table_of_hashes_is_named(tmp_path):
+    write_json(tmp_path / "record.json", {}, sealed=True)
+    for content in ("{", "[]", '{"record.json": 3}'):
+        (tmp_path / "hashes.json").write_text(content)
+        with pytest.raises(DamagedError, match=r"hashes\.json is damaged.*delete it"):
+            check(tmp_path / "record.json", "x")
+
+
+def test_a_file_that_is_no_json_is_one_sentence(tmp_path):
+    for content in (b"", b"{", b"\xff", b"[" * 100_000):
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(DamagedError, match=r"x\.json is damaged: it is no JSON"):
+            read_json(tmp_path / "x.json")
+
+
+def test_what_killed_runs_left_half_written_is_deleted(tmp_path):
+    folder = tmp_path / "run"
+    (folder / ".model.tmp").mkdir(parents=True)
+    (folder / ".model.tmp" / "weights").touch()
+    (folder / ".record.json.77.tmp").touch()
+    with locked(folder, print):
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    gone, running = (f".record.json.{platform.node()}-{number}.tmp" for number in (2**22 + 1, os.getppid()))
+    for name in (gone, running):
+        (folder / name).touch()
+    write_json(folder / "record.json", {})
+    assert {path.name for path in folder.iterdir()} == {".lock", "record.json", running}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Error writing bytes to file. Detail: [errno 28] No space left on device"),  # Arrow
+        RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_path(tmp_path, error):
+    def full(path):
+        raise error
+
+    with pytest.raises(OSError, match=r"No space left on device: .*/record\.json"):
+        write_atomic(tmp_path / "record.json", full)

@@ -89,6 +89,28 @@ def test_own_columns_are_reached_by_templates(tmp_path: Path) -> None:
         render("{a}", {"a": None})
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{q.__class__}",
+        "{q[0].__class__.__mro__}",
+        "{q!r:>100000000000}",
+        "{n:.1000000000f}",
+        "{q:{n}}",
+        "{q[a]}",
+        "{",
+        "{}",
+    ],
+)
+def test_a_template_reads_fields_only_and_no_width_of_any_size(template: str) -> None:
+    with pytest.raises(RowError):
+        render(template, {"q": "what", "n": 10**11})
+
+
+def test_a_template_reads_a_field_whose_name_has_dots(tmp_path: Path) -> None:
+    assert render("{a.b}|{c[0]}|{n:>4.1f}", {"a.b": "x", "c": ["y"], "n": 2}) == "x|y| 2.0"
+
+
 def test_training_needs_a_response_and_evaluation_needs_a_readable_key(tmp_path: Path) -> None:
     task = own(grader="number", prompt="{q}", reference="{gold}")
     rows = load_rows(write_rows(tmp_path, [{"q": "1+1?", "gold": "2"}]))

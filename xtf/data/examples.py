@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -274,7 +275,20 @@ def _without_nulls(value: Any) -> Any:
 
 
 class _RowFormatter(string.Formatter):
+    """Reads fields, and what lies in them by [key]: no attributes, no widths of any size."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        if field_name in kwargs:  # also a column whose name has dots or brackets
+            return kwargs[field_name], field_name
+        if re.search(r"^[^\[]*\.|\]\.", field_name):
+            raise RowError(
+                f"{{{field_name}}}: a template reads fields, and parts of them as in {{a[b]}}; no attributes"
+            )
+        return super().get_field(field_name, args, kwargs)
+
     def format_field(self, value: Any, format_spec: str) -> str:
+        if any(len(number) > 3 for number in re.findall(r"\d+", format_spec)):
+            raise RowError(f"a format of the template, {format_spec[:20]!r}, is wider than 999 characters")
         if value is None:
             raise RowError("a field of the template is null")
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
@@ -292,7 +306,7 @@ def render(template: str, row: Mapping[str, Any]) -> str:
         return _RowFormatter().vformat(template, (), row)
     except KeyError as error:
         raise RowError(f"field {error} is missing (template {template!r})") from error
-    except (IndexError, AttributeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise RowError(f"template {template!r}: {error}") from error
 
 

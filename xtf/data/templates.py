@@ -17,7 +17,8 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TODAY = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")  # a template's call for today's date
 OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")  # at the end of a generation prompt
+TRIAL_SECONDS = 20.0  # a template that takes longer for two short turns will not end
 USER, ANSWER, NEXT = "question 7351", "answer 7352", "question 7353"  # of the conversation that is tried
 
 
@@ -70,7 +72,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase, chat: Chat = DEFAULT) -> Tem
     """What the tokenizer's template does under these settings; says what is unusual, each finding once.
 
     Raises:
-        ValueError: something is, and `task.template_checks=refuse`.
+        ValueError: something is, and `task.template_checks=refuse`; or it does not end.
     """
     found = _tried(tokenizer, str(tokenizer.chat_template), chat)
     if found.findings and chat.checks is TemplateChecks.refuse:
@@ -118,7 +120,9 @@ def render(
             tokenize=False,
             **settings,
         )
-    except (TypeError, ValueError, KeyError) as error:  # what a template stumbles over
+    except TemplateError:
+        raise
+    except Exception as error:  # whatever a template stumbles over: a range that is too long, memory
         raise TemplateError(repr(error)) from error
     assert isinstance(text, str)
     return text
@@ -133,11 +137,17 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     user, answer, following = (
         {"role": role, "content": text} for role, text in (("user", USER), ("assistant", ANSWER), ("user", NEXT))
     )
+
+    def trial() -> tuple[str, ...]:
+        return (
+            *(render(tokenizer, [user], chat, cue=cue) for cue in (True, False)),
+            render(tokenizer, [user, answer], chat, cue=False),
+            render(tokenizer, [user, answer, following], chat, cue=False),
+            render(tokenizer, [user], Chat(chat.think, "2001-02-03")),
+        )
+
     try:
-        prompt, bare = (render(tokenizer, [user], chat, cue=cue) for cue in (True, False))
-        whole = render(tokenizer, [user, answer], chat, cue=False)
-        more = render(tokenizer, [user, answer, following], chat, cue=False)
-        other_day = render(tokenizer, [user], Chat(chat.think, "2001-02-03"))
+        prompt, bare, whole, more, other_day = _in_time(trial, tokenizer)
     except TemplateError as error:
         return Template(eos, findings=(f"it could not be tried out ({error}); responses end with EOS",))
     findings: list[str] = []
@@ -178,6 +188,32 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     elif other_day != prompt:
         findings.append(f"it writes today's date: {chat.date} stands there, whatever the day (task.date)")
     return Template(eos if end is None else end, cue, opened and opened[1], closing, tuple(findings))
+
+
+def _in_time(trial: Callable[[], tuple[str, ...]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What `trial` returns or raises; ValueError if it does not within `TRIAL_SECONDS`.
+
+    In a thread of its own, which nothing can stop: it ends with the program.
+    """
+    done: list[tuple[str, ...] | Exception] = []
+
+    def run() -> None:
+        try:
+            done.append(trial())
+        except Exception as error:
+            done.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(TRIAL_SECONDS)
+    if not done:
+        raise ValueError(
+            f"the chat template of {name_of(tokenizer)} does not end: two short turns took it {TRIAL_SECONDS:g} s; "
+            "give another tokenizer (model.tokenizer) or mend its template"
+        )
+    if isinstance(done[0], Exception):
+        raise done[0]
+    return done[0]
 
 
 def first_marker(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:

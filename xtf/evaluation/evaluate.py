@@ -20,7 +20,8 @@ from xtf.data.examples import Example
 from xtf.data.rows import first_few
 from xtf.evaluation.decoding import Decoding
 from xtf.evaluation.vllm_engine import VLLMEngine
-from xtf.runtime.artifacts import read_json, write_atomic, write_json
+from xtf.runtime.artifacts import intact, naming, read_json, write_atomic, write_json
+from xtf.runtime.progress import say
 from xtf.tasks import Task
 
 if TYPE_CHECKING:
@@ -129,9 +130,11 @@ def generate(load: Callable[[], Generator], request: Request) -> dict[Key, str]:
     partial = request.folder / "generations.partial.jsonl"
     done: dict[Key, str] = {}
     if partial.exists():
-        for line in partial.read_bytes().split(b"\n")[:-1]:  # a line without its newline was cut off by a kill
-            item = json.loads(line)
-            done[item["example_id"], item["sample"]] = item["completion"]
+        lines = partial.read_bytes().split(b"\n")[:-1]  # a line without its newline was cut off by a kill
+        found = [_read_partial(line) for line in lines]
+        done = dict(item for item in found if item is not None)
+        if damaged := found.count(None):
+            say(f"{partial}: {damaged} of {len(found)} lines are damaged; their completions are generated again")
         kept = [_partial_line(key, text) for key, text in done.items()]
         write_atomic(partial, lambda path: path.write_text("".join(kept), encoding="utf-8"))
     request.folder.mkdir(parents=True, exist_ok=True)
@@ -153,22 +156,34 @@ def generate(load: Callable[[], Generator], request: Request) -> dict[Key, str]:
             answers = generate_share(
                 model, request.tokenizer, chosen, decoding, places=share.places, seeds=seeds, stop=stop
             )
-        found: dict[Key, str] = {}
+        new: dict[Key, str] = {}
         try:
             for index, text in answers:
-                found[keys[index]] = text
+                new[keys[index]] = text
                 request.progress(len(chosen[index]))
         except TooLong as error:
             names = first_few({keys[index][0] for index in error.prompts})
             raise ValueError(f"{error}: examples {names}") from error
-        with partial.open("a", encoding="utf-8") as handle:
-            handle.writelines(_partial_line(key, found[key]) for key in keys)
-        done.update(found)
+        with naming(partial), partial.open("a", encoding="utf-8") as handle:
+            handle.writelines(_partial_line(key, new[key]) for key in keys)
+        done.update(new)
     return done
 
 
 def _partial_line(key: Key, completion: str) -> str:
-    return json.dumps({"example_id": key[0], "sample": key[1], "completion": completion}, ensure_ascii=False) + "\n"
+    entry = {"example_id": key[0], "sample": key[1], "completion": completion}
+    return json.dumps({**entry, "digest": digest(entry)}, ensure_ascii=False) + "\n"
+
+
+def _read_partial(line: bytes) -> tuple[Key, str] | None:
+    """None for a line that is not as it was written; earlier versions wrote none with a digest."""
+    try:
+        entry = json.loads(line)
+        if entry.pop("digest", None) not in (None, digest(entry)):
+            return None
+        return (entry["example_id"], entry["sample"]), entry["completion"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def evaluate(
@@ -181,8 +196,8 @@ def evaluate(
     folder, examples, decoding = request.folder, request.examples, request.decoding
     record_file, stored = folder / "generations.json", folder / "generations.jsonl"
     key = digest({"identity": identity, "decoding": decoding, "prompts": request.prompts, "stop": request.stop})
-    record = read_json(record_file) if record_file.exists() else {}
-    if record.get("key") == key and stored.exists():
+    record = read_json(record_file) if intact(record_file) else {}
+    if record.get("key") == key and intact(stored):
         items = [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n")[:-1]]
         completions = {(item["example_id"], item["sample"]): item["completion"] for item in items}
     else:
@@ -209,8 +224,9 @@ def evaluate(
             }
         )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_atomic(stored, lambda path: path.write_text(text, encoding="utf-8"))
-    write_json(record_file, {"key": key, "decoding": dataclasses.asdict(decoding), "identity": dict(identity)})
+    write_atomic(stored, lambda path: path.write_text(text, encoding="utf-8"), sealed=True)
+    written = {"key": key, "decoding": dataclasses.asdict(decoding), "identity": dict(identity)}
+    write_json(record_file, written, sealed=True)
     for leftover in ("generations.partial.jsonl", "generations.partial.key"):
         (folder / leftover).unlink(missing_ok=True)
     per_example = [grades[i : i + decoding.samples] for i in range(0, len(grades), decoding.samples)]

@@ -19,7 +19,7 @@ from typing import Any
 
 from xtf.config.schema import Config
 from xtf.graders.metrics import Metric, wilson
-from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.artifacts import intact, read_json, write_json
 from xtf.runtime.models import device, location
 
 LOCAL = "hellaswag:"
@@ -118,7 +118,7 @@ def general_figures(config: Config, tuned: Path | None, folder: Path) -> dict[st
         tuned: the folder of the fine-tuned model; None: the base model.
     """
     model, limit, file = config.model, config.evaluate.general_limit, folder / "general.json"
-    figures: dict[str, Any] = read_json(file) if file.exists() else {}
+    figures: dict[str, Any] = read_json(file) if intact(file) else {}
     names = {task: f"{task}[:{limit or ''}]" for task in config.evaluate.general}
     for task, name in names.items():
         if name not in figures:
@@ -130,7 +130,7 @@ def general_figures(config: Config, tuned: Path | None, folder: Path) -> dict[st
                 limit=limit,
             )
             figures[name] = {key: dataclasses.asdict(metric) for key, metric in found.items()}
-            write_json(file, figures)
+            write_json(file, figures, sealed=True)
     return {key: metric for name in names.values() for key, metric in figures[name].items()}
 
 

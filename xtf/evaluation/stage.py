@@ -17,8 +17,9 @@ from xtf.evaluation.evaluate import Request, evaluate
 from xtf.evaluation.general import check_general, general_figures
 from xtf.evaluation.teacher_forced import teacher_forced_figures
 from xtf.evaluation.vllm_engine import VLLMEngine
-from xtf.runtime.artifacts import locked, read_json, write_json
-from xtf.runtime.models import fingerprint, inference_dtype, load_model
+from xtf.runtime.artifacts import intact, locked, read_json, write_json
+from xtf.runtime.heads import position_table
+from xtf.runtime.models import context_of, fingerprint, inference_dtype, load_config, load_model
 from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder, forgetting_source
@@ -85,10 +86,48 @@ def check_evaluation(config: Config, items: Callable[[], Items]) -> None:
         ValueError: naming what is missing.
     """
     items().task.check(items().examples)
+    check_context(config, items())
     if config.evaluate.general:
         check_general(config.evaluate.general)
     if config.evaluate.losses:
         items().responses(config.model.max_length)
+
+
+def check_context(config: Config, items: Items) -> None:
+    """Refuse prompts that leave no room for an answer among the model's positions; say how many leave little.
+
+    A model that learned an embedding for each position has nothing behind the last: there the longest answer
+    (`task.max_new_tokens`) must fit. Others (RoPE) go on, in a range that they were not trained for.
+
+    Raises:
+        ValueError: with the number of these prompts, the longest and the ids of the first.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from xtf.data.rows import first_few
+
+    shape = load_config(config.model)
+    context, new = context_of(shape), config.task.max_new_tokens
+    if context is None or max(map(len, items.prompts), default=0) + new <= context:
+        return
+    with torch.device("meta"):
+        learned = position_table(AutoModelForCausalLM.from_config(shape)) is not None
+    need = new - 1 if learned else 1
+    ids = [example.example_id for example in items.examples]
+    long = [name for name, prompt in zip(ids, items.prompts, strict=True) if len(prompt) + need > context]
+    if long:
+        answer = f"an answer of {new} tokens (task.max_new_tokens)" if learned else "an answer"
+        raise ValueError(
+            f"{len(long):,} of {len(ids):,} evaluation prompts leave no room for {answer} in the {context:,} tokens "
+            f"that model={config.model.name} has positions for; the longest has {max(map(len, items.prompts)):,}: "
+            f"leave them out (task.eval.exclude_ids), or take a model with a longer context: examples {first_few(long)}"
+        )
+    little = sum(len(prompt) + new > context for prompt in items.prompts)
+    say(
+        f"{little:,} of {len(ids):,} evaluation prompts leave less than task.max_new_tokens={new} of the {context:,} "
+        f"tokens that model={config.model.name} was made for: a longer answer goes on beyond them"
+    )
 
 
 def evaluate_model(
@@ -139,8 +178,8 @@ def evaluate_model(
     name = "base" if which is Which.base else "tuned"
     with locked(folder, say) if which is Which.base else contextlib.nullcontext():
         entry_file, stored = folder / "evaluation.json", folder / "generations.jsonl"
-        entry = read_json(entry_file) if entry_file.exists() else {}
-        if entry.get("grader") != grader or config.stage is Stage.evaluate or not stored.exists():
+        entry = read_json(entry_file) if intact(entry_file) else {}
+        if entry.get("grader") != grader or config.stage is Stage.evaluate or not intact(stored):
             tokens = sum(map(len, items.prompts)) * decoding.samples
             answers = len(items.prompts) * decoding.samples * _answer_length(config, items)
             cost = FORWARD * tokens + answers
@@ -159,7 +198,7 @@ def evaluate_model(
                 result = evaluate(generator, request, items.task, what)
                 entry = {"grader": grader, "seconds": round(seconds(), 3), **result}
                 measured(config, cost, seconds(), "evaluate")
-            write_json(entry_file, entry)
+            write_json(entry_file, entry, sealed=True)
         metrics = entry["metrics"] | general_figures(config, tuned, folder)
         if config.evaluate.losses:
             rows = functools.partial(items.responses, config.model.max_length)

@@ -25,7 +25,7 @@ from xtf.config.schema import Config
 from xtf.data.ragged import as_table
 from xtf.data.rows import read_field
 from xtf.graders.metrics import Metric, bootstrap
-from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.artifacts import intact, read_json, write_json
 from xtf.runtime.progress import bar, stopwatch
 from xtf.runtime.run_folder import RunFolder, forgetting_source
 from xtf.scoring.masks import weights_to_labels
@@ -137,7 +137,7 @@ def teacher_forced_figures(
     """
     source = forgetting_source(config)
     file, key = RunFolder(folder).losses, digest([model, source])
-    entry = read_json(file) if file.exists() else {}
+    entry = read_json(file) if intact(file) else {}
     if entry.get("key") != key:
         path = HELD_OUT if source == "bundled" else config.evaluate.forgetting
         texts = [] if path is None else read_field(Path(path), "text", "evaluate.forgetting")
@@ -154,7 +154,7 @@ def teacher_forced_figures(
                 metrics["forgetting_loss"] = mean_loss(predict(load(), held_out, budget=budget, progress=progress))
         figures = {name: dataclasses.asdict(metric) for name, metric in metrics.items()}
         entry = {"key": key, "seconds": round(seconds(), 3), "metrics": figures, "rows": _by_row(given, found)}
-        write_json(file, entry)
+        write_json(file, entry, sealed=True)
     measured: dict[str, Any] = entry["metrics"]
     return measured
 

@@ -28,7 +28,7 @@ from xtf.config.schema import Config, Optimizer, PretrainConfig, PretrainText, S
 from xtf.data.encode import Encoded
 from xtf.evaluation.teacher_forced import mean_loss, predict
 from xtf.pretraining import broad, corpus
-from xtf.runtime.artifacts import locked, write_atomic, write_json
+from xtf.runtime.artifacts import intact, locked, seal, write_atomic, write_json
 from xtf.runtime.models import device
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir
@@ -155,8 +155,8 @@ def pretrain(config: Config) -> Path:
     name = f"{settings.name}-{digest([settings, seed, _sample(settings, seed)], 8)}"
     folder = OutputDir(Path(config.output_dir)).pretrained / name
     with locked(folder, say):
-        if not (folder / "pretrain.json").exists():
-            write_json(folder / "pretrain.json", _pretrain(config, folder))
+        if not intact(folder / "pretrain.json") or not intact(folder / "model"):
+            write_json(folder / "pretrain.json", _pretrain(config, folder), sealed=True)
             shutil.rmtree(folder / "training")
     return folder / "model"
 
@@ -197,6 +197,7 @@ def _pretrain(config: Config, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder / "model", ignore_errors=True)
     trained.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    seal(folder / "model")
     steady = log[len(log) // 10 :]  # without the start, when memory is allocated and kernels are chosen
     rate = sum(row["tokens"] for row in steady) / sum(row["tokens"] / row["tokens_per_second"] for row in steady)
     return {

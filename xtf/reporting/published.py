@@ -149,7 +149,7 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
     with whole_run(config, folder):
         session = wandb_run()
         if stage == "train":
-            for row in read_log(folder.train_log):  # under the names that training logged live
+            for row in read_log(folder.train_log, finished=True):  # under the names that training logged live
                 values = {name: row[column] for name, (column, _) in CURVES.items() if row.get(column) is not None}
                 session.log({**values, STEP: row["step"]})
             return

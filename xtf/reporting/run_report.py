@@ -280,9 +280,10 @@ def _pictures(run: Run, arm: Sequence[Run], tokens: MaskedTokens, out_dir: Path)
     shares = exclusive_shares(tokens)
     if shares:
         drawn.append(picture(figures.overlap(shares), out_dir, "overlap", "Which attributes dropped the tokens"))
-    log = [row for row in read_log(RunFolder(run.folder).train_log) if row["loss"] is not None]
-    figure = figures.loss_curve([row["step"] for row in log], [row["loss"] for row in log])
-    drawn.append(picture(figure, out_dir, "loss", "Training loss"))
+    log = [row for row in read_log(RunFolder(run.folder).train_log, finished=True) if row["loss"] is not None]
+    if log:
+        figure = figures.loss_curve([row["step"] for row in log], [row["loss"] for row in log])
+        drawn.append(picture(figure, out_dir, "loss", "Training loss"))
     return drawn
 
 

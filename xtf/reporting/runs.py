@@ -16,7 +16,7 @@ from xtf.config.home import COMMAND
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
-from xtf.runtime.artifacts import read_json
+from xtf.runtime.artifacts import check, read_json
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.methods import METHODS
 
@@ -94,7 +94,7 @@ def load_run(folder: Path) -> Run:
     file = RunFolder(folder).metrics
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
-    return Run(folder, read_json(file))
+    return Run(folder, read_json(file, "run its command again, which writes it anew"))
 
 
 def is_control(control: str, method: str, scorer: str, overridden: Container[str]) -> bool:
@@ -156,8 +156,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file that a run has left.
 
     Raises:
-        ValueError: it cannot be read; the message names file and row.
+        ValueError: it is not as it was written, or cannot be read; the message names file and row.
     """
+    check(path, "run the command of its run again, which makes it anew")
     return [row for _, row in read_file(path)]
 
 

@@ -1,14 +1,21 @@
-"""Files that other people rely on: written whole or not at all, hashed, and locked while someone writes them."""
+"""Files that other people rely on: written whole or not at all, hashed, and locked while someone writes them.
+
+What is read back later is *sealed*: its SHA-256 stands in `hashes.json` beside it, a list of the last two, newest last.
+The table is written before the file is renamed into place, so that after a kill in between the old file is still known.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import glob
 import hashlib
 import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,37 +26,171 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xtf.config.home import COMMAND, HOME
+from xtf.runtime.progress import say
+
+HASHES = "hashes.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)`, flush it to disk and rename it to `path`: a reader sees the old file or the new one."""
+class DamagedError(ValueError):
+    """An artifact that is not as it was written; the message names the file and what to do."""
+
+
+def write_atomic(path: Path, write: Callable[[Path], object], *, sealed: bool = False) -> None:
+    """Call `write(temporary)`, flush it to disk and rename it to `path`: a reader sees the old file or the new one.
+
+    Args:
+        sealed: note its hash first, for `check` and `intact`.
+
+    Raises:
+        OSError: it cannot be written; a full disk is told with the path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    own = f"{platform.node()}-"
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(own)}*.tmp"):  # of killed runs
+        if not _runs(stale.name.removesuffix(".tmp").rpartition("-")[2]):
+            stale.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{own}{os.getpid()}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        with naming(path):
+            write(temporary)
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        if sealed:
+            seal(temporary, path)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def _runs(process: str) -> bool:
+    """Whether a process of this number is there."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever a library makes of a full disk becomes an OSError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else None
+        full = code in FULL or any(os.strerror(number) in str(error) for number in FULL)
+        # PyTorch says no more than that it could not write
+        if full or (isinstance(error, RuntimeError) and "failed writing file" in str(error)):
+            raise OSError(code or errno.ENOSPC, os.strerror(code or errno.ENOSPC), str(path)) from error
+        raise
+
+
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
     """Write `value` as JSON, atomically. NaN is refused: it is not JSON, and a record must be readable everywhere."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), sealed=sealed)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, remedy: str | None = None) -> Any:
+    """The content of a JSON file; with a `remedy`, of a sealed one, which is checked first.
+
+    Raises:
+        DamagedError: it is not as it was written, or no JSON.
+    """
+    if remedy is not None:
+        check(path, remedy)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: it is no JSON ({error}); {remedy or 'delete it'}") from error
+
+
+# -- hashes of what is read back ------------------------------------------------------------------------------------
+
+
+def seal(path: Path, place: Path | None = None) -> None:
+    """Note the hash of a file, or of every file of a folder but hidden ones, that is about to be renamed to `place`."""
+    place = place or path
+    table, before = _table(place.parent), _table(place.parent)
+    for name in _sealed_names(table, place.name):
+        del table[name]
+    for name, file in _files(path, place.name).items():
+        new = sha256(file)
+        table[name] = [*(old for old in before.get(name, [])[-1:] if old != new), new]
+    write_json(place.parent / HASHES, table)
+
+
+def check(path: Path, remedy: str) -> None:
+    """Refuse a sealed file or folder that is not as it was written.
+
+    One without a hash, of an earlier version, passes; that is said once.
+
+    Raises:
+        DamagedError: naming the file, with the `remedy`.
+    """
+    table = _table(path.parent)
+    names = _sealed_names(table, path.name)
+    if not names:
+        _say_unsealed(path)
+    for name in names:
+        file = path.parent / name
+        if not file.is_file():
+            raise DamagedError(f"{file} is missing: {remedy}")
+        if known_sha256(file) not in table[name]:
+            raise DamagedError(f"{file} is damaged, not as it was written: {remedy}")
+
+
+def intact(path: Path) -> bool:
+    """Whether a file or folder is there and as it was written; that it is damaged is said. For what is made again."""
+    if not path.exists():
+        return False
+    try:
+        check(path, "it is made again")
+    except DamagedError as error:
+        say(str(error))
+        return False
+    return True
+
+
+@functools.cache
+def _say_unsealed(path: Path) -> None:
+    if not _say_unsealed.cache_info().currsize:
+        say(f"{path} has no stored hash (a version before wrote it): such files are taken as they are")
+
+
+def _files(path: Path, name: str) -> dict[str, Path]:
+    if not path.is_dir():
+        return {name: path}
+    return {f"{name}/{file.relative_to(path).as_posix()}": file for file in _visible(path)}
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def _sealed_names(table: dict[str, list[str]], name: str) -> list[str]:
+    return [known for known in table if known == name or known.startswith(f"{name}/")]
+
+
+def _table(folder: Path) -> dict[str, list[str]]:
+    file = folder / HASHES
+    if not file.exists():
+        return {}
+    remedy = "delete it, and the files beside it are taken as they are"
+    found = read_json(file)
+    if not isinstance(found, dict) or not all(isinstance(entry, list) for entry in found.values()):
+        raise DamagedError(f"{file} is damaged: {remedy}")
+    return found
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file, or of a folder's files with their names (hidden files left out)."""
     if path.is_dir():
         total = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        for file in _visible(path):
             total.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
         return total.hexdigest()
     with path.open("rb") as handle:
@@ -69,7 +210,10 @@ def _known_sha256(file: Path, size: int, modified: int) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold `folder` for this process; a second one waits and says so. A killed holder frees it at once."""
+    """Hold `folder` for this process; a second one waits and says so. A killed holder frees it at once.
+
+    What killed ones left half-written is deleted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -78,6 +222,8 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         say(f"another run is writing {folder}; waiting for it")
         lock.acquire()
     try:
+        for stale in list(folder.rglob(".*.tmp")):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 BUNDLED = "xtf.tiny"  # model.path of the model that ships with the package
 LARGE_FILE = 64 * 2**20  # bytes; hashing every weight of a 14B model would take longer than scoring with it
+LFS_POINTER = b"version https://git-lfs.github.com/"  # how a file begins that git left behind in the place of another
 
 
 def location(model: ModelConfig) -> str:
@@ -31,6 +34,92 @@ def location(model: ModelConfig) -> str:
     if gguf.is_gguf(model.path):
         return str(gguf.unpacked(model.path))
     return model.path
+
+
+def check_folder(model: ModelConfig) -> None:
+    """Refuse a folder whose files cannot be a model's, before anything is made with it; hub ids pass.
+
+    Whether the weights fit the configuration shows when they are loaded (`load_model`).
+
+    Raises:
+        ValueError: naming the file, and what it is.
+    """
+    folder = Path(location(model))
+    if not folder.is_dir():
+        return
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"model.path={model.path} holds no model: it has no config.json")
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt"):
+            with file.open("rb") as handle:
+                if handle.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise ValueError(
+                        f"{file} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull, or the "
+                        "model with hf download"
+                    )
+    _json_object(config)
+    index = folder / "model.safetensors.index.json"
+    named = set(_json_object(index).get("weight_map", {}).values()) if index.is_file() else set()
+    for name in sorted(named):
+        if not (folder / str(name)).is_file():
+            raise ValueError(f"{index} names {name}, which is not in the folder: fetch it, or the model again")
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_header(file)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({error}): fetch the model again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must be a JSON object, not {type(found).__name__}: fetch the model again")
+    return found
+
+
+def _check_header(file: Path) -> None:
+    """The header says how long each tensor is, so that a file that was cut off is known by its length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        size = file.stat().st_size
+        what = "is empty" if not size else f"is no safetensors file, or cut off ({size:,} bytes; {error})"
+        raise ValueError(f"{file} {what}: fetch it again") from error
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens that a model's positions are made for, prompt and answer together; None where its config names none.
+
+    Args:
+        config: of transformers.
+    """
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if limit is None or not isinstance(rope, Mapping):
+        return limit
+    scale = rope.get("factor")  # YaRN and its like, which some state beside the length before them
+    if not isinstance(scale, int | float):
+        return int(limit)
+    return max(int(limit), round(scale * (rope.get("original_max_position_embeddings") or limit)))
+
+
+def load_config(model: ModelConfig) -> Any:
+    """transformers' configuration of the base model.
+
+    Raises:
+        ValueError: it is neither cached nor reachable, or no configuration of a known architecture.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location(model), revision=model.revision)
+    except Exception as error:  # whatever a configuration with unusual values makes it raise
+        raise _unreachable(model, "configuration", error) from error
 
 
 def device(trainer: TrainerConfig) -> torch.device:
@@ -113,17 +202,17 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if model.tokenizer is not None:
         try:
             named: PreTrainedTokenizerBase = load(model.tokenizer)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"model.tokenizer={model.tokenizer} cannot be loaded: {reason}") from error
+        except Exception as error:
+            raise ValueError(f"model.tokenizer={model.tokenizer} cannot be loaded ({_short(error)})") from error
         if gguf.is_gguf(model.path):
             _refuse_other_tokens(model, load(location(model)), named)
         return named
-    place = location(model)
+    check_folder(model)
     try:
-        return load(place, revision=model.revision)
-    except (OSError, ValueError) as error:
+        found: PreTrainedTokenizerBase = load(location(model), revision=model.revision)
+    except Exception as error:  # a tokenizer.json with unusual values makes its library raise almost anything
         raise _unreachable(model, "tokenizer", error) from error
+    return found
 
 
 def _refuse_other_tokens(model: ModelConfig, own: PreTrainedTokenizerBase, named: PreTrainedTokenizerBase) -> None:
@@ -146,7 +235,7 @@ def load_model(
     Returned in `dtype`, in evaluation mode, on the device `place`, by default the trainer's.
 
     Raises:
-        ValueError: it is neither cached nor reachable.
+        ValueError: it is neither cached nor reachable; its weights are not whole, or not those of its configuration.
     """
     import transformers
     from transformers import AutoModelForCausalLM
@@ -155,33 +244,76 @@ def load_model(
     base = folder is None or adapter
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
+    if base:
+        check_folder(model)
+    source = location(model) if base else str(folder)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            location(model) if base else str(folder),
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source,
             revision=model.revision if base else None,
             dtype=dtype,
             attn_implementation=attention(model, trainer),
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that the report has them
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise _unreachable(model, "weights", error) from error
-    loaded = loaded.to(place or device(trainer))  # type: ignore[arg-type]
+    except Exception as error:  # a configuration with unusual values makes transformers raise almost anything
+        raise _unreachable(model, "weights", error) if base else _broken(source, error) from error
+    loaded, report = found
+    _check_complete(report, model.path if base else source)
+    loaded = loaded.to(place or device(trainer))
     if adapter:
         from peft import PeftModel
 
-        loaded = PeftModel.from_pretrained(loaded, str(folder)).merge_and_unload()
+        try:
+            loaded = PeftModel.from_pretrained(loaded, str(folder)).merge_and_unload()
+        except Exception as error:
+            raise _broken(str(folder), error) from error
     return loaded.eval()
+
+
+def _check_complete(report: Mapping[str, Any], name: str) -> None:
+    """Refuse weights that are not those of the configuration: transformers fills in random ones and goes on.
+
+    A head that is tied to the embedding needs no tensor of its own, and is not in the report.
+    """
+    shapes = [f"{key} {tuple(stored)}, not {tuple(wanted)}" for key, stored, wanted in report["mismatched_keys"]]
+    missing = set(report["missing_keys"]) - {key for key, *_ in report["mismatched_keys"]}
+    for what, keys in (
+        ("have another shape than its config.json says", shapes),
+        ("are missing that its config.json asks for", missing),
+        ("are left over that its config.json has no place for", report["unexpected_keys"]),
+        ("could not be read", report["error_msgs"]),
+    ):
+        if keys:
+            first = ", ".join(sorted(map(str, keys))[:3])
+            raise ValueError(
+                f"the weights of {name} do not fit its configuration: {len(keys):,} tensors {what} ({first}"
+                f"{', ...' if len(keys) > 3 else ''}); fetch weights and config.json again, from one place"
+            )
+
+
+def _broken(source: str, error: Exception) -> ValueError:
+    """For a folder that this program wrote."""
+    return ValueError(f"the model in {source} cannot be loaded ({_short(error)}): delete that folder to make it again")
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
 
 
 def _unreachable(model: ModelConfig, what: str, error: Exception) -> ValueError:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if Path(location(model)).is_dir():
-        return ValueError(f"the {what} in {model.path} cannot be loaded: {error}")
+        return ValueError(f"the {what} in {model.path} cannot be loaded ({_short(error)})")
+    if isinstance(error, ImportError):  # of an attention kernel, or of a quantisation's package
+        return ValueError(f"the {what} of {model.path} cannot be loaded ({_short(error)})")
     revision = f" --revision {model.revision}" if model.revision else ""
     return ValueError(
         f"the {what} of {model.path} are neither in the cache {HF_HUB_CACHE} nor reachable on the hub "
-        f"({type(error).__name__}: {str(error).splitlines()[0]}). Where there is a network, fetch them with: "
+        f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). Where there is a network, fetch them with: "
         f"hf download {model.path}{revision} (a gated model: accept its licence on its page and run hf auth login), "
         "or give a folder: model.path=FOLDER"
     )

@@ -23,7 +23,7 @@ from typing import Any
 
 from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain, to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
-from xtf.runtime.artifacts import command, known_sha256, read_json, sha256, write_atomic, write_json
+from xtf.runtime.artifacts import check, command, intact, known_sha256, read_json, sha256, write_atomic, write_json
 from xtf.runtime.models import BUNDLED
 from xtf.runtime.progress import say
 
@@ -141,13 +141,14 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Leave config.yaml."""
         text = to_yaml(config)
-        write_atomic(self.config, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomic(self.config, lambda path: path.write_text(text, encoding="utf-8"), sealed=True)
 
     @property
     def recorded(self) -> Mapping[str, Any]:
         """The run's config.yaml as plain values."""
         import yaml
 
+        check(self.config, "run its command again, which writes it anew")
         found: Mapping[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         return found
 
@@ -194,7 +195,10 @@ class Manifest:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.content: dict[str, Any] = read_json(folder.manifest) if folder.manifest.exists() else {"stages": {}}
+        self.content: dict[str, Any] = {"stages": {}}
+        if folder.manifest.exists():
+            remedy = f"what the run has done is not known; delete {folder.path} to run it again"
+            self.content = read_json(folder.manifest, remedy)
 
     @property
     def stages(self) -> dict[str, Any]:
@@ -210,7 +214,7 @@ class Manifest:
 
     def save(self) -> None:
         """Write manifest.json."""
-        write_json(self.folder.manifest, self.content)
+        write_json(self.folder.manifest, self.content, sealed=True)
 
     def note(self, **entries: Any) -> None:
         """Add what a stage found out beside its artifact."""
@@ -314,15 +318,22 @@ def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> b
     match stage:
         case Stage.all:
             graded = [done.get("evaluate", {}), *([done.get("evaluate_base", {})] if config.evaluate.base else [])]
-            return folder.has_results and all(_graded(entry, config) for entry in graded)
+            whole = folder.has_results and intact(folder.metrics) and intact(folder.generations)
+            return whole and _mask_intact(folder, done) and all(_graded(entry, config) for entry in graded)
         case Stage.train:
-            return "train" in done and folder.model.is_dir()
+            return "train" in done and intact(folder.model)
         case Stage.mask:
-            return "mask" in done and folder.mask.exists()
+            return _mask_intact(folder, done)
         case Stage.score:
             paths = done.get("score", {}).get("paths", {})
             return bool(paths) and all((Path(path) / "manifest.json").exists() for path in paths.values())
     return False
+
+
+def _mask_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:
+    """Whether mask.parquet is what the manifest says."""
+    entry, file = done.get("mask"), folder.mask
+    return entry is not None and file.exists() and known_sha256(file) == entry["sha256"]
 
 
 def _graded(entry: Mapping[str, Any], config: Config) -> bool:

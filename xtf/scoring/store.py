@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config, ScorerConfig, TRVariant
-from xtf.runtime.artifacts import locked, read_json, sha256, versions, write_atomic, write_json
+from xtf.runtime.artifacts import intact, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
 from xtf.runtime.models import inference_dtype
 from xtf.runtime.pace import announce, measured
@@ -69,7 +69,7 @@ def scoring_pass(
         "domain_words": list(config.task.domain_words) if config.scorer.tr.variant is TRVariant.released else [],
     }
     for candidate in sorted(store.glob(f"{digest(identity)}-*/manifest.json")):
-        found = read_json(candidate)
+        found: dict[str, Any] = read_json(candidate) if intact(candidate) else {"complete": False}
         if found["complete"] and columns <= set(found["columns"]) and _intact(candidate.parent, found):
             return candidate.parent
     compute = columns | set(also)
@@ -92,7 +92,7 @@ def _write_shards(
     from xtf.scoring.scorers import count_tokens
 
     manifest_file, size = folder / "manifest.json", config.trainer.shard_examples
-    manifest: dict[str, Any] = read_json(manifest_file) if manifest_file.exists() else {}
+    manifest: dict[str, Any] = read_json(manifest_file) if intact(manifest_file) else {}
     if manifest.get("shard_examples") != size:
         manifest = {
             "complete": False,
@@ -125,14 +125,14 @@ def _write_shards(
                 manifest["peak_memory_mb"] = max(manifest.get("peak_memory_mb", 0.0), peak)
                 manifest["device"] = config.trainer.accelerator
                 manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(parts[name])}
-                write_json(manifest_file, manifest)
+                write_json(manifest_file, manifest, sealed=True)
         measured(config, FORWARD * tokens, manifest["seconds"] - before)
     manifest["shards"] = {name: manifest["shards"][name] for name in parts}
     if "tr" in columns and config.scorer.tr.variant is TRVariant.contextual:
         _finish_tr(folder, manifest)
     manifest["complete"] = True
     manifest["tokens"] = sum(len(row.input_ids) for row in rows)
-    write_json(manifest_file, manifest)
+    write_json(manifest_file, manifest, sealed=True)
 
 
 def _finish_tr(folder: Path, manifest: dict[str, Any]) -> None:
@@ -155,13 +155,13 @@ def _finish_tr(folder: Path, manifest: dict[str, Any]) -> None:
             )
         )
         manifest["tr"] = {"mean": found.mean.tolist(), "nearest": found.nearest, "farthest": found.farthest}
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "manifest.json", manifest, sealed=True)
     for name in waiting:
         centre = Centre(np.array(manifest["tr"]["mean"]), manifest["tr"]["nearest"], manifest["tr"]["farthest"])
         table = with_context_tr(pq.read_table(folder / name), centre)
         write_atomic(folder / name, functools.partial(pq.write_table, table))
         manifest["shards"][name]["sha256"] = sha256(folder / name)
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "manifest.json", manifest, sealed=True)
 
 
 @dataclass

@@ -216,8 +216,8 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
         listed.setdefault(file, {})[f"runs/{job.name}"] = entry
     for file, entries in listed.items():
         with locked(file.parent, say):
-            before = read_json(file) if file.exists() else {}
-            write_json(file, before | entries)
+            before = read_json(file, "delete it; jobs that will be run again are listed again") if file.exists() else {}
+            write_json(file, before | entries, sealed=True)
 
 
 def raise_failures(jobs: Sequence[Planned], launcher_error: Exception | None = None) -> None:

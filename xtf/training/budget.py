@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from xtf.config.schema import Config
 from xtf.data.steps import pack_documents
-from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.artifacts import intact, read_json, write_json
 from xtf.runtime.memory import free_memory
 from xtf.runtime.models import precision
 from xtf.runtime.progress import say
@@ -59,7 +59,7 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
         return Budget(given, "given")
     if config.trainer.devices > 1:
         return Budget(LARGEST, "fixed: several devices")
-    if file.exists():
+    if intact(file):
         return replace(Budget(**read_json(file)), how="resumed")
     packed = PackedLM(model, Method())
     device, vocabulary = packed.base.device, packed.config.vocab_size
@@ -88,7 +88,7 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
         f"micro-batches of at most {budget.tokens:,} tokens: chosen, for {free / 1e9:.1f} GB are free and a token's "
         f"activations take {per_token / 1e6:.2g} MB (trainer.tokens_per_microbatch=N sets another)"
     )
-    write_json(file, asdict(budget))
+    write_json(file, asdict(budget), sealed=True)
     return budget
 
 

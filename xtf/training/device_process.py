@@ -42,7 +42,7 @@ def train(config: Config, folder: RunFolder) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *launch, *module], check=False)
     if done.returncode:
         raise ValueError(f"training on {devices} devices failed; its error stands above")
-    record: dict[str, Any] = read_json(folder.train_record)
+    record: dict[str, Any] = read_json(folder.train_record, "run the same command again")
     return record
 
 
@@ -101,7 +101,7 @@ def main(folder: RunFolder) -> None:
     assert isinstance(node, DictConfig)
     record = train_here(load_config(node), folder)
     if int(os.environ.get("RANK", "0")) == 0:
-        write_json(folder.train_record, record)
+        write_json(folder.train_record, record, sealed=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerCon
 from xtf.data.encode import Encoded
 from xtf.data.ragged import ROW_WEIGHTS, SOURCE, Responses
 from xtf.data.steps import Step, StepLoader, TrainingRows
-from xtf.runtime.artifacts import read_json, write_atomic, write_json
+from xtf.runtime.artifacts import check, intact, naming, read_json, seal, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
 from xtf.runtime.progress import bar, console, say
@@ -77,7 +77,7 @@ def fit(
         ValueError: nothing to train on, or a model that cannot be trained packed.
     """
     finished = run_dir / "model" / RECORD
-    if finished.exists():
+    if finished.exists() and intact(finished.parent):
         record: dict[str, Any] = read_json(finished)
         return record
     if (parts := config.method.parts(table.num_rows)) is not None:
@@ -123,15 +123,22 @@ def fit(
     module = TokenFilteredLM(trainable, method, tuning, loader, validation=validation, seed=config.seed)
     if config.trainer.compile:
         model.get_decoder().compile(dynamic=False)
-    last = run_dir / LAST
+    last, best = run_dir / LAST, run_dir / BEST
+    resumes = intact(last) and (not best.exists() or intact(best))
     with _quiet(), bar("training", loader.tokens()) as advance:
         progress.advance = advance
-        trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, loader, ckpt_path=last if resumes else None, weights_only=True)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from error
+    if trainer.is_global_zero:
+        write_log(run_dir / LOG, progress.log, sealed=True)
     if tuning.checkpoint is CheckpointChoice.best:
-        state = torch.load(run_dir / BEST, map_location=module.device, weights_only=True)["state_dict"]
+        check(best, "run the same command again, which trains anew")
+        state = torch.load(best, map_location=module.device, weights_only=True)["state_dict"]
         module.load_state_dict(state, strict=False)
     model.set_attn_implementation(original)
-    record = _record(config, module, loader, attention, read_log(run_dir / LOG)) | {"microbatch": asdict(budget)}
+    record = _record(config, module, loader, attention, progress.log) | {"microbatch": asdict(budget)}
     state = trainer.strategy.lightning_module_state_dict()  # whole on the first device only, under fsdp
     if trainer.is_global_zero:
         weights = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
@@ -163,7 +170,7 @@ def _fit_parts(
     for number, rows in enumerate(parts):
         folder = parts_dir / str(number)
         part = table.take(rows)
-        if (folder / "model" / RECORD).exists():
+        if (folder / "model" / RECORD).exists() and intact(folder / "model"):
             trained = type(model).from_pretrained(folder / "model", dtype=torch.float32)
             model.load_state_dict(trained.state_dict())
         elif number > 0:
@@ -172,12 +179,13 @@ def _fit_parts(
         records.append(fit(model, part, plain, folder, pad_id=pad_id, **more))
         steps = log[-1]["step"] if log else 0
         log += [row | {"step": row["step"] + steps} for row in read_log(folder / LOG)]
-    write_log(run_dir / LOG, log)
+    write_log(run_dir / LOG, log, sealed=True)
     record = records[-1] | {
         name: sum(one[name] for one in records) for name in ("steps", "examples", "tokens", "kept_tokens")
     }
     record["parts"] = [{name: one[name] for name in ("examples", "tokens", "kept_tokens")} for one in records]
     write_json(folder / "model" / RECORD, record)
+    seal(folder / "model", run_dir / "model")
     (folder / "model").rename(run_dir / "model")
     shutil.rmtree(parts_dir)
     return record
@@ -315,7 +323,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         assert storage_options is None
-        write_atomic(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        write_atomic(Path(path), lambda temporary: torch.save(checkpoint, temporary), sealed=True)
 
 
 class Progress(Callback):
@@ -324,13 +332,24 @@ class Progress(Callback):
     def __init__(self, run_dir: Path, checkpoint_every: int) -> None:
         self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
         self.advance: Callable[[int], None] = lambda tokens: None  # of the progress bar
+        self.log: list[
+            dict[str, Any]
+        ] = []  # the lines so far; those that a resumed run goes on from are its checkpoint's
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log": self.log}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.log = list(state_dict["log"])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TokenFilteredLM)
         done = module.loader.next
         self.advance(module.loader.tokens(done))
         if trainer.is_global_zero:
-            write_log(self.run_dir / LOG, [row for row in read_log(self.run_dir / LOG) if row["step"] <= done])
+            if done and not self.log:  # a checkpoint of an earlier version
+                self.log = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
+            write_log(self.run_dir / LOG, self.log)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
@@ -338,6 +357,7 @@ class Progress(Callback):
         assert isinstance(module, TokenFilteredLM)
         done = batch.index + 1
         if trainer.is_global_zero:
+            self.log.append(outputs["record"])
             add_to_log(self.run_dir / LOG, outputs["record"])
         if module.best_step == done:
             trainer.save_checkpoint(self.run_dir / BEST, weights_only=True)
@@ -393,8 +413,10 @@ def _save(
     # A tied weight has two names in a state; the model's own list has it once.
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     weights = {name: value for name, value in weights.items() if name in names}
-    model.save_pretrained(str(temporary), state_dict=weights)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(temporary)
+    with naming(folder):
+        model.save_pretrained(str(temporary), state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
     write_json(temporary / RECORD, record)
+    seal(temporary, folder)
     temporary.rename(folder)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config
 from xtf.data.ragged import ROW_WEIGHTS, as_table, with_row_weights, with_sources
-from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.artifacts import intact, locked, read_json, write_json
 from xtf.runtime.models import fingerprint, inference_dtype, load_model
 from xtf.runtime.progress import say, stopwatch
 from xtf.runtime.run_folder import OutputDir, RunFolder
@@ -59,13 +59,13 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
         what[ROW_WEIGHTS] = digest(table[ROW_WEIGHTS].to_pylist(), 64)
     folder = RunFolder(OutputDir(Path(config.output_dir)).references / digest(what))
     with locked(folder.path, say):
-        if not folder.model.is_dir():
+        if not intact(folder.model) or not intact(folder.train_record):
             say(f"training the reference model of method={method.name} on {len(chosen)} examples")
             folder.write_config(warmup)
             write_mask(warmup, table, folder.mask)
             with stopwatch() as seconds:
                 record = train(warmup, folder)
-            write_json(folder.train_record, record | {"seconds": round(seconds(), 3)})
+            write_json(folder.train_record, record | {"seconds": round(seconds(), 3)}, sealed=True)
     return Reference(
         what,
         functools.partial(load_model, config.model, config.trainer, dtype, folder.model),

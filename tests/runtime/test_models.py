@@ -1,0 +1,151 @@
+"""A model's folder: what is refused before anything is made with it, and weights that are not those of its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from xtf.config.schema import ModelConfig, TrainerConfig
+from xtf.runtime.models import check_folder, context_of, load_config, load_model, load_tokenizer
+from xtf.tiny import MODEL_DIR
+
+TRAINER = TrainerConfig(name="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(MODEL_DIR, tmp_path / "model")
+
+
+def model_in(folder):
+    return ModelConfig(name="mine", path=str(folder))
+
+
+def load(folder):
+    return load_model(model_in(folder), TRAINER, torch.float32)
+
+
+def change_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def layers(number):
+    return {"num_hidden_layers": number, "layer_types": ["full_attention"] * number}
+
+
+def test_a_whole_folder_loads_and_its_tied_head_needs_no_tensor(folder):
+    change_weights(folder, lambda weights: weights.pop("lm_head.weight", None))
+    assert load(folder).get_output_embeddings() is not None
+
+
+def take_out(weights):
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def put_in(weights):
+    weights["model.layers.99.mlp.up_proj.weight"] = torch.zeros(2, 2)
+
+
+def reshape(weights):
+    weights["model.norm.weight"] = torch.zeros(7)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: change_weights(folder, take_out), ["missing", "model.layers.1.mlp.up_proj.weight"]),
+        (lambda folder: change_weights(folder, put_in), ["left over", "model.layers.99.mlp.up_proj.weight"]),
+        (lambda folder: change_weights(folder, reshape), ["another shape", "model.norm.weight (7,)"]),
+        (lambda folder: change_config(folder, **layers(9)), ["missing"]),
+        (lambda folder: change_config(folder, **layers(1)), ["left over"]),
+    ],
+    ids=["missing", "left over", "shape", "more layers", "fewer layers"],
+)
+def test_weights_that_are_not_those_of_the_configuration_are_refused(folder, change, words):
+    """transformers fills in random weights and goes on."""
+    change(folder)
+    with pytest.raises(ValueError, match="do not fit its configuration") as refused:
+        load(folder)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.safetensors", b"", "is empty"),
+        ("model.safetensors", b"PK\x03\x04" + b"x" * 1000, "no safetensors"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "Git LFS"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "Git LFS"),
+        ("config.json", b"[]", "must be a JSON object, not list"),
+        ("config.json", b"3", "must be a JSON object, not int"),
+        ("config.json", b"", "is not JSON"),
+        ("config.json", b"[" * 100_000, "is not JSON"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "model-1.safetensors"}}', "names model-1.safetensors"),
+    ],
+)
+def test_a_file_that_cannot_be_a_models_is_refused_by_name(folder, name, content, words):
+    (folder / name).write_bytes(content)
+    for check in (check_folder, load_tokenizer):
+        with pytest.raises(ValueError, match=words) as refused:
+            check(model_in(folder))
+        assert name in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_weights_that_were_cut_off_are_refused_before_they_are_read(folder, share):
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="cut off"):
+        check_folder(model_in(folder))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"hidden_size": "wide"}, {"num_attention_heads": 0}, {"model_type": "nonsense"}, {"hidden_act": "none of these"}],
+)
+def test_a_configuration_with_unusual_values_is_one_sentence(folder, values):
+    change_config(folder, **values)
+    with pytest.raises(ValueError, match="cannot be loaded") as refused:
+        load(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_that_is_none_is_one_sentence(folder):
+    (folder / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be loaded"):
+        load_tokenizer(model_in(folder))
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no model: it has no config\.json"):
+        check_folder(model_in(tmp_path))
+
+
+def test_an_attention_kernel_that_cannot_be_imported_is_one_sentence(folder):
+    from xtf.config.schema import AttentionKernel
+
+    model = dataclasses.replace(model_in(folder), attention=AttentionKernel.flash_attention_2)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_model(model, TRAINER, torch.bfloat16)
+
+
+def test_the_context_is_what_positions_are_made_for(folder):
+    change_config(folder, max_position_embeddings=64)
+    assert context_of(load_config(model_in(folder))) == 64
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    change_config(folder, rope_parameters=yarn)
+    assert context_of(load_config(model_in(folder))) == 256

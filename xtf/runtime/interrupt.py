@@ -1,0 +1,81 @@
+"""Ctrl-C: the program ends within seconds, with exit status 130 and the command that goes on.
+
+Python raises KeyboardInterrupt between two of its own instructions only, and what catches it may wait for threads or
+clean up for minutes. So the signal also wakes a thread, which ends the program if it has not ended by then, or at once
+when Ctrl-C comes twice. Nothing is lost: every artifact survives a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+STATUS = 130  # what shells give for a program that SIGINT ended
+GRACE_SECONDS = 1.5  # for the program to end by itself
+SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+
+
+@contextlib.contextmanager
+def interruptible(command: str) -> Iterator[None]:
+    """Ctrl-C within ends the process as described above, `command` being what goes on; for the main thread."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    farewell = _Farewell(command)
+    pressed = False
+
+    def on_signal(*_: Any) -> None:
+        nonlocal pressed
+        if not pressed:  # a second one is the thread's
+            pressed = True
+            raise KeyboardInterrupt
+
+    threading.Thread(target=_watch, args=(reading, farewell), daemon=True).start()
+    signal.signal(signal.SIGINT, on_signal)
+    descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    except KeyboardInterrupt:
+        farewell.say()
+        raise
+    finally:
+        if not pressed:
+            signal.set_wakeup_fd(descriptor)
+            signal.signal(signal.SIGINT, before)
+            writing.close()
+
+
+def _watch(reading: socket.socket, farewell: _Farewell) -> None:
+    while number := reading.recv(1):  # nothing: the other end was closed
+        if number[0] == signal.SIGINT:
+            break
+    else:
+        return
+    reading.settimeout(GRACE_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        reading.recv(1)
+    farewell.say()
+    os._exit(STATUS)
+
+
+class _Farewell:
+    """The last words, once; from either thread, so not through Python's buffers."""
+
+    def __init__(self, command: str) -> None:
+        self.text = f"interrupted; this command goes on from here: {command}\n"
+        self.lock = threading.Lock()
+
+    def say(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            return
+        with contextlib.suppress(OSError):
+            os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + self.text).encode())
