@@ -39,8 +39,8 @@ sys.exit(main(sys.argv))
 SMALL = ["task.train.limit=200", "task.eval.limit=200", "task.sandbox.workers=1"]
 
 
-def interrupt(folder: Path, point: tuple[str, str], *arguments: str, times: int = 1, wait: float = 0.0) -> str:
-    """Starts a run, presses Ctrl-C `wait` seconds after it has reached the point; its output."""
+def at_the_point(folder: Path, point: tuple[str, str], *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Starts a run and waits until it has reached the point; the process, and what it said."""
     process = subprocess.Popen(
         [sys.executable, "-c", AT, *point, *SMALL, *arguments],
         cwd=folder,
@@ -58,6 +58,12 @@ def interrupt(folder: Path, point: tuple[str, str], *arguments: str, times: int 
         if "AT THE POINT" in line:
             break
     assert process.poll() is None, said
+    return process, said
+
+
+def interrupt(folder: Path, point: tuple[str, str], *arguments: str, times: int = 1, wait: float = 0.0) -> str:
+    """Starts a run, presses Ctrl-C `wait` seconds after it has reached the point; its output."""
+    process, said = at_the_point(folder, point, *arguments)
     time.sleep(wait)
     start = time.monotonic()
     for _ in range(times):
@@ -90,6 +96,16 @@ POINTS = {
 def test_ctrl_c_ends_with_130_and_what_to_run(tmp_path: Path, name: str, times: int) -> None:
     point, wait, arguments = POINTS[name]
     interrupt(tmp_path, point, *arguments, "output_dir=out", times=times, wait=wait)
+
+
+def test_a_training_that_a_batch_system_ends_does_not_look_finished(tmp_path: Path) -> None:
+    point, _, arguments = POINTS["training"]
+    process, _ = at_the_point(tmp_path, point, *arguments, "output_dir=out")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "stopped by SIGTERM; the same command goes on" in said
+    assert "Traceback" not in said
 
 
 def test_what_does_not_listen_is_ended(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -129,6 +131,9 @@ def fit(
         progress.advance = advance
         try:
             trainer.fit(module, loader, ckpt_path=last if resumes else None, weights_only=True)
+        except SIGTERMException as error:  # Lightning's exit status for it is 0
+            say("stopped by SIGTERM; the same command goes on from the last checkpoint")
+            raise SystemExit(128 + signal.SIGTERM) from error
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
     if trainer.is_global_zero:
