@@ -91,8 +91,7 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize(("name", "times"), [*((name, 1) for name in POINTS), ("imports", 2), ("training", 2)])
 def test_ctrl_c_ends_with_130_and_what_to_run(tmp_path: Path, name: str, times: int) -> None:
     point, wait, arguments = POINTS[name]
     interrupt(tmp_path, point, *arguments, "output_dir=out", times=times, wait=wait)

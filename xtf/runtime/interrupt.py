@@ -46,6 +46,7 @@ def interruptible(command: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         farewell.say()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would kill an interpreter that is closing down
         raise
     finally:
         if not pressed:

@@ -137,13 +137,13 @@ def fit(
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
     if trainer.is_global_zero:
-        write_log(run_dir / LOG, progress.log, sealed=True)
+        write_log(run_dir / LOG, progress.lines, sealed=True)
     if tuning.checkpoint is CheckpointChoice.best:
         check(best, "run the same command again, which trains anew")
         state = torch.load(best, map_location=module.device, weights_only=True)["state_dict"]
         module.load_state_dict(state, strict=False)
     model.set_attn_implementation(original)
-    record = _record(config, module, loader, attention, progress.log) | {"microbatch": asdict(budget)}
+    record = _record(config, module, loader, attention, progress.lines) | {"microbatch": asdict(budget)}
     state = trainer.strategy.lightning_module_state_dict()  # whole on the first device only, under fsdp
     if trainer.is_global_zero:
         weights = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
@@ -337,24 +337,22 @@ class Progress(Callback):
     def __init__(self, run_dir: Path, checkpoint_every: int) -> None:
         self.run_dir, self.checkpoint_every = run_dir, checkpoint_every
         self.advance: Callable[[int], None] = lambda tokens: None  # of the progress bar
-        self.log: list[
-            dict[str, Any]
-        ] = []  # the lines so far; those that a resumed run goes on from are its checkpoint's
+        self.lines: list[dict[str, Any]] = []  # of the log so far; a resumed run goes on from its checkpoint's
 
     def state_dict(self) -> dict[str, Any]:
-        return {"log": self.log}
+        return {"lines": self.lines}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.log = list(state_dict["log"])
+        self.lines = list(state_dict["lines"])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TokenFilteredLM)
         done = module.loader.next
         self.advance(module.loader.tokens(done))
         if trainer.is_global_zero:
-            if done and not self.log:  # a checkpoint of an earlier version
-                self.log = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
-            write_log(self.run_dir / LOG, self.log)
+            if done and not self.lines:  # a checkpoint of an earlier version
+                self.lines = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
+            write_log(self.run_dir / LOG, self.lines)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
@@ -362,7 +360,7 @@ class Progress(Callback):
         assert isinstance(module, TokenFilteredLM)
         done = batch.index + 1
         if trainer.is_global_zero:
-            self.log.append(outputs["record"])
+            self.lines.append(outputs["record"])
             add_to_log(self.run_dir / LOG, outputs["record"])
         if module.best_step == done:
             trainer.save_checkpoint(self.run_dir / BEST, weights_only=True)

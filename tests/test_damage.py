@@ -1,0 +1,124 @@
+"""One flipped bit in each artifact that is read back: the run ends with the same record, or refuses by name."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from test_end_to_end import ROOT, RUN, SMALL, command, finish, record
+
+from xtf import pipeline
+from xtf.config.checks import resolve
+from xtf.config.compose import register, to_config
+from xtf.config.identity import overrides
+from xtf.runtime.artifacts import DamagedError
+
+FOLDER = f"{RUN}/*/seed0"
+REFUSED, MADE_AGAIN = "refused", "made again"
+ARTIFACTS = {
+    f"{FOLDER}/metrics.json": MADE_AGAIN,
+    f"{FOLDER}/generations.jsonl": MADE_AGAIN,
+    f"{FOLDER}/mask.parquet": MADE_AGAIN,
+    f"{FOLDER}/manifest.json": REFUSED,
+    f"{FOLDER}/train_log.csv": REFUSED,
+    f"{FOLDER}/hashes.json": None,  # whatever it is, not silence about another record
+    "outputs/base/*/generations.jsonl": REFUSED,  # by the report of a finished run
+    "outputs/scores/*/manifest.json": None,
+    "outputs/scores/*/00001.parquet": None,
+}
+
+
+def flip(file: Path, share: float = 0.5) -> None:
+    """Flips one bit of the byte at this share of the file."""
+    content = bytearray(file.read_bytes())
+    content[int(share * (len(content) - 1))] ^= 4
+    file.write_bytes(content)
+
+
+def run(folder: Path, *arguments: str) -> None:
+    """The run of `SMALL` in `folder`, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XTF_ROOT", str(ROOT))
+        register()
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            node = hydra.compose("config", overrides=[*SMALL, *arguments])
+            default = hydra.compose("config")
+        pipeline.run(resolve(to_config(node)), overrides(node, default))
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damage")
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("artifact", ARTIFACTS)
+def test_one_flipped_bit_is_found_before_use(whole: Path, tmp_path: Path, artifact: str) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (file,) = folder.glob(artifact)
+    flip(file)
+    expected = ARTIFACTS[artifact]
+    if expected is REFUSED:
+        with pytest.raises(DamagedError, match=re.escape(file.name)):
+            run(folder)
+        return
+    try:
+        run(folder)
+    except DamagedError:
+        assert expected is None
+    else:
+        assert record(folder) == record(whole)
+
+
+def test_a_damaged_model_is_trained_again_where_it_is_needed(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (weights,) = folder.glob(f"{FOLDER}/model/model.safetensors")
+    flip(weights)
+    for name in ("metrics.json", "generations.jsonl"):
+        (weights.parents[1] / name).unlink()
+    run(folder)
+    assert "model/model.safetensors is damaged, not as it was written" in " ".join(capsys.readouterr().out.split())
+    assert record(folder) == record(whole)
+
+
+def test_a_record_beside_completions_that_it_was_not_made_of_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (stored,) = folder.glob(f"{FOLDER}/generations.jsonl")
+    stored.write_text(stored.read_text().replace('"correct": false', '"correct": true'))
+    (stored.parent / "hashes.json").unlink()  # as if both came from elsewhere
+    with pytest.raises(ValueError, match=r"metrics\.json and .*generations\.jsonl do not belong together"):
+        run(folder, "stage=report")
+    run(folder, "stage=evaluate")
+    run(folder, "stage=report")
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "times", "damaged"),
+    [
+        (rf"{RUN}/[^/]+/seed0/checkpoints/last\.ckpt$", 3, f"{FOLDER}/checkpoints/last.ckpt"),
+        (rf"{RUN}/[^/]+/seed0/generations\.partial\.jsonl$", 3, f"{FOLDER}/generations.partial.jsonl"),
+    ],
+    ids=["checkpoint", "partial completions"],
+)
+def test_what_a_killed_run_goes_on_from_is_checked_first(
+    whole: Path, tmp_path: Path, killed_at: str, times: int, damaged: str
+) -> None:
+    killed = [sys.executable, str(ROOT / "tests/killed.py"), killed_at, str(times), *command()[1:]]
+    subprocess.run(killed, cwd=tmp_path, capture_output=True, timeout=600, check=False)
+    (file,) = tmp_path.glob(damaged)
+    flip(file)
+    assert "damaged" in finish(tmp_path)
+    assert record(tmp_path) == record(whole)
