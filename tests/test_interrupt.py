@@ -16,10 +16,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Prints a mark as soon as a stage is at work, so that the signal comes there and not by the clock.
 AT = """
-import sys, threading
+import functools, sys
 name, attribute, *sys.argv = sys.argv[1:]
 import importlib
 def patched(original):
+    @functools.wraps(original)  # Lightning reads its signature
     def function(*args, **kwargs):
         print("AT THE POINT", flush=True)
         return original(*args, **kwargs)
