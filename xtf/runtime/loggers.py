@@ -109,9 +109,7 @@ def wandb_run() -> wandb.Run:
         session = wandb.init(mode=wandb_mode(config), **settings)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
-        say(
-            f"W&B could not be reached ({reason}); it is told of in a run of its own, stored offline, which `wandb sync` uploads"
-        )
+        say(f"W&B could not be reached ({reason}); the run is stored offline, on its own, for `wandb sync` to upload")
         write_json(folder.wandb, {"id": secrets.token_hex(4)})  # W&B's service holds the first one to be in use
         session = wandb.init(mode="offline", **settings | read_json(folder.wandb))
     session.define_metric(STEP)
