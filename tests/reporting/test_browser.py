@@ -367,7 +367,7 @@ def test_shown_blanks_let_lines_end_where_they_did(browser: Any, tmp_path: Path)
     page.set_viewport_size({"width": 320, "height": 900})
     page.evaluate("document.getElementById('filters').open = true")
     page.check("#blanks")
-    tops = page.evaluate("[...document.querySelectorAll('.t')].map((span) => span.getClientRects()[0].top)")
+    tops = page.evaluate("[...document.querySelectorAll('.card .t')].map((span) => span.getClientRects()[0].top)")
     breaks = [k for k in range(1, len(ids)) if tops[k] > tops[k - 1] + 5]
     assert len(breaks) >= 2
     assert all(text[k - 1] == " " for k in breaks)

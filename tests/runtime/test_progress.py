@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xtf.config.schema import Config, ModelConfig, ModelShape, PlanConfig, TrainerConfig
-from xtf.runtime import pace
+from xtf.runtime import pace, progress
 from xtf.runtime.progress import Lines, duration
 
 
@@ -53,3 +53,11 @@ def test_a_stage_is_announced_at_the_stated_rate_then_at_the_measured_one(config
 def test_short_work_is_not_announced(config, capsys):
     pace.announce(config, "training", 400, 400)
     assert capsys.readouterr().out == ""
+
+
+def test_a_stage_is_named_and_its_bars_begin_with_its_number(capsys, monkeypatch):
+    monkeypatch.setattr(progress._Stage, "prefix", "")
+    progress.stage(2, 5, "train")
+    with progress.bar("training", 10) as advance:
+        assert advance.description == "2/5 training"
+    assert capsys.readouterr().out == "stage 2 of 5: train\n"

@@ -432,10 +432,10 @@ class ScorerConfig:
     name: str = MISSING
     attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
     compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
-    top: int = within(0, 0, 20)  # for the explorer: store so many of the base model's likeliest tokens at each place
-    attenders: int = within(0, 0, 20)  # and so many tokens that attend most to each, in the layer of RI
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
+    top: int = within(0, 0, 20)  # for the explorer: store so many of the base model's likeliest tokens at each place
+    attenders: int = within(0, 0, 20)  # and so many tokens that attend most to each, in the layer of RI
 
 
 @dataclass

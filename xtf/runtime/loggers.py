@@ -109,8 +109,9 @@ def wandb_run() -> wandb.Run:
         session = wandb.init(mode=wandb_mode(config), **settings)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
-        say(f"W&B could not be reached ({reason}); the run is stored offline, `wandb sync` uploads it")
-        session = wandb.init(mode="offline", **settings)
+        say(f"W&B could not be reached ({reason}); the run is stored offline, on its own, for `wandb sync` to upload")
+        write_json(folder.wandb, {"id": secrets.token_hex(4)})  # W&B's service holds the first one to be in use
+        session = wandb.init(mode="offline", **settings | read_json(folder.wandb))
     session.define_metric(STEP)
     session.define_metric("*", step_metric=STEP, step_sync=True)
     job.run = session

@@ -540,8 +540,7 @@ function drawTotals(codes) {
   if (data.other) {
     let here = 0, there = 0;
     for (let i = 0; i < state.length; i++) if (differs(i)) state[i] ? here++ : there++;
-    const only = (n, where) => `${count(n)} dropped only ${where}`;
-    $("was").textContent += `${changedBy ? "; " : ""}${count(here + there)} tokens differ from ${meta.against}: ${only(here, "here")}, ${only(there, "there")}`;
+    $("was").textContent += `${changedBy ? "; " : ""}${count(here + there)} tokens differ from ${meta.against}: ${count(here)} dropped only here, ${count(there)} only there`;
     Object.assign($("was").dataset, { here, there });
   }
   const present = codes.map((n, code) => [code, n]).filter(([code, n]) => n || meta.attributes.some((a) => BITS[a.name] === code));
