@@ -25,4 +25,6 @@ for one in map(Requirement, requires(sys.argv[1]) or ()):
         print(f"{one.name}{'[' + ','.join(one.extras) + ']' if one.extras else ''}{one.specifier}")
 PY
 $pip -r "$folder/asks.txt"
+# LLaMA-Factory imports torchaudio, whose wheel loads CUDA libraries only; rows of text never reach it.
+if [ "$to" = llamafactory ]; then : > "$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; fi
 "$folder/bin/python" -m pip freeze > "$folder/versions.txt"
