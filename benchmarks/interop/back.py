@@ -52,7 +52,7 @@ def prepared(to: str, folder: Path, python: str) -> Path:
         }  # fmt: skip
         command, place = ["-m", "axolotl.cli.preprocess", "config.yaml"], folder / "prepared"
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true", "AXOLOTL_DO_NOT_TRACK": "1"}
     subprocess.run([python, *command], cwd=folder, check=True, env=offline)
     return place
 
