@@ -39,7 +39,7 @@ def prepared(to: str, folder: Path, python: str) -> Path:
         settings = {
             "model_name_or_path": str(tiny.MODEL_DIR), "stage": "sft", "do_train": True, "finetuning_type": "full",
             "dataset": "mine", "dataset_dir": ".", "template": "default", "cutoff_len": 512, "output_dir": "output",
-            "tokenized_path": "tokenized", "use_cpu": True,
+            "tokenized_path": "tokenized", "use_cpu": True, "max_steps": 1, "save_strategy": "no",
         }  # fmt: skip
         command, place = ["-m", "llamafactory.cli", "train", "config.yaml"], folder / "tokenized"
     else:
