@@ -39,7 +39,7 @@ def prepared(to: str, folder: Path, python: str) -> Path:
         settings = {
             "model_name_or_path": str(tiny.MODEL_DIR), "stage": "sft", "do_train": True, "finetuning_type": "full",
             "dataset": "mine", "dataset_dir": ".", "template": "default", "cutoff_len": 512, "output_dir": "output",
-            "tokenized_path": "tokenized", "use_cpu": True,
+            "tokenized_path": "tokenized", "use_cpu": True, "max_steps": 1, "save_strategy": "no",
         }  # fmt: skip
         command, place = ["-m", "llamafactory.cli", "train", "config.yaml"], folder / "tokenized"
     else:
@@ -52,7 +52,7 @@ def prepared(to: str, folder: Path, python: str) -> Path:
         }  # fmt: skip
         command, place = ["-m", "axolotl.cli.preprocess", "config.yaml"], folder / "prepared"
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true", "AXOLOTL_DO_NOT_TRACK": "1"}
     subprocess.run([python, *command], cwd=folder, check=True, env=offline)
     return place
 

@@ -81,7 +81,7 @@ def started(to: str, place: Path, rows: int) -> list[str]:
 def first_loss(to: str, place: Path, python: str) -> float:
     """What the trainer logs for a step over all rows."""
     command = started(to, place, json.loads((place / "export.json").read_text())["rows"])
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true", "AXOLOTL_DO_NOT_TRACK": "1"}
     subprocess.run([python, *command], cwd=place, check=True, env=offline)
     states = sorted((place / "output").rglob("trainer_state.json"))
     return float(json.loads(states[-1].read_text())["log_history"][0]["loss"])

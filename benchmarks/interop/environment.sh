@@ -18,11 +18,13 @@ $pip --no-deps "$package==$version"
 import sys
 from importlib.metadata import requires
 from pip._vendor.packaging.requirements import Requirement
-without = ("torch", "torchvision", "torchaudio", "torchao", "bitsandbytes", "triton", "xformers", "liger-kernel",
+without = ("torch", "torchvision", "torchaudio", "torchao", "triton", "xformers", "liger-kernel",
            "flash-attn", "flash-linear-attention", "mamba-ssm", "causal-conv1d", "autoawq", "deepspeed", "gradio")
 for one in map(Requirement, requires(sys.argv[1]) or ()):
     if one.name.lower().replace("_", "-") not in without and (one.marker is None or one.marker.evaluate({"extra": ""})):
         print(f"{one.name}{'[' + ','.join(one.extras) + ']' if one.extras else ''}{one.specifier}")
 PY
 $pip -r "$folder/asks.txt"
+# LLaMA-Factory imports torchaudio, whose wheel loads CUDA libraries only; rows of text never reach it.
+if [ "$to" = llamafactory ]; then : > "$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"; fi
 "$folder/bin/python" -m pip freeze > "$folder/versions.txt"

@@ -174,13 +174,13 @@ def as_rows(items: Any) -> list[Mapping[str, Any] | Example]:
         raise ValueError(f"one set of rows is needed, not several ({', '.join(map(str, items))}): give one of them")
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise ValueError(f"rows are needed (mappings, a Dataset or a DataFrame), not {type(items).__name__}")
-    given: list[Any]
+    given: list[Mapping[str, Any] | Example]
     if hasattr(items, "with_format"):  # a datasets.Dataset
-        given = plain_rows(items.with_format("arrow")[:])
+        given = [*plain_rows(items.with_format("arrow")[:])]
     elif hasattr(items, "iterrows"):  # a pandas DataFrame
         import pyarrow as pa
 
-        given = plain_rows(pa.Table.from_pandas(items, preserve_index=False))
+        given = [*plain_rows(pa.Table.from_pandas(items, preserve_index=False))]
     else:
         given = list(items)
     if others := [place for place, item in enumerate(given, 1) if not isinstance(item, Mapping | Example)]:
