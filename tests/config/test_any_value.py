@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = int(os.environ.get("XTF_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("XTF_EXAMPLES", "40"))
 ODD = (
     "",
     " ",
@@ -84,7 +84,7 @@ KEYS = keys()
 
 
 @given(st.sampled_from(KEYS), ANY)
-@settings(max_examples=EXAMPLES, deadline=10_000, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES < 1000)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES < 1000)
 def test_any_value_is_taken_or_refused_in_one_sentence(chosen: tuple[str, str], value: Any) -> None:
     key, method = chosen
     argument = f"{key}={override_value(value)}"
