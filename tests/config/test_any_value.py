@@ -1,0 +1,128 @@
+"""Any value for any key of the schema is taken, or refused in one sentence that names the key."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from xtf.cli import check_arguments
+from xtf.config.checks import check_ranges, resolve
+from xtf.config.compose import explain, override_value, register, to_config
+from xtf.config.identity import built_in_methods, leaves, plain
+from xtf.config.schema import ConfigError
+from xtf.runtime.run_folder import RunFolder
+
+pytest.importorskip("hypothesis", reason="the extra `test` brings it")
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = int(os.environ.get("XTF_EXAMPLES", "40"))
+ODD = (
+    "",
+    " ",
+    ".",
+    "..",
+    "../up",
+    "/abs",
+    "a/b",
+    "a\\b",
+    "a\nb",
+    "\x00",
+    "nan",
+    "1e400",
+    "-1",
+    "null",
+    "${seed}",
+    "é" * 300,
+)
+ANY: Any = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=-(10**30), max_value=10**30),
+    st.floats(),
+    st.sampled_from(ODD),
+    st.text(string.printable, max_size=30),
+    st.text(max_size=10),
+    st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=5)), max_size=3),
+    st.dictionaries(st.sampled_from(["a", "full", "tiny", "../x"]), st.one_of(st.integers(), st.floats()), max_size=2),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composing() -> Iterator[None]:
+    register()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTF_ROOT", str(ROOT))
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            yield
+
+
+def keys() -> list[tuple[str, str]]:
+    """Every dotted key of the schema, with the method that has it."""
+    register()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTF_ROOT", str(ROOT))
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            found = [(key, "xtf") for key, _ in leaves(plain(to_config(hydra.compose("config"))))]
+            for name in built_in_methods():
+                config = to_config(hydra.compose("config", overrides=[f"method={name}"]))
+                found += [(f"method.{key}", name) for key, _ in leaves(plain(config.method))]
+    return sorted(set(found))
+
+
+KEYS = keys()
+
+
+@given(st.sampled_from(KEYS), ANY)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES < 1000)
+def test_any_value_is_taken_or_refused_in_one_sentence(chosen: tuple[str, str], value: Any) -> None:
+    key, method = chosen
+    argument = f"{key}={override_value(value)}"
+    try:
+        check_arguments([argument], sweep=False)
+        config = resolve(to_config(hydra.compose("config", overrides=[f"method={method}", argument])))
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        said = explain(error) if not isinstance(error, ConfigError) else str(error)
+        assert said.strip() and "\n" not in said.replace(repr(value), "").replace(str(value), "").strip(), said
+        assert any(part in said for part in (key, key.split(".")[-1], key.split(".")[0])), (argument, said)
+        return
+    check_ranges(config)
+    folder = RunFolder.of(config, {key: value}).path
+    output = Path(config.output_dir)
+    assert folder.is_relative_to(output) and ".." not in folder.relative_to(output).parts
+    assert len(folder.relative_to(output).parts) == 7
+
+
+def test_every_number_of_the_schema_has_a_range() -> None:
+    """NaN and infinity are refused everywhere; that a number has no bounds at all is stated by nobody here."""
+    import dataclasses
+    import typing
+
+    from xtf.config.schema import Config, threshold_type
+
+    def numbers(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        hints = typing.get_type_hints(kind)
+        for item in dataclasses.fields(kind):
+            hint = hints[item.name]
+            for part in (hint, *typing.get_args(hint)):
+                if dataclasses.is_dataclass(part):
+                    yield from numbers(part, f"{prefix}{item.name}.")
+                elif part in (int, float):
+                    yield f"{prefix}{item.name}", item
+
+    groups = [*numbers(Config, ""), *numbers(threshold_type(), "threshold.")]
+    for name, kind in built_in_methods().items():
+        groups += numbers(kind, f"{name}: method.")
+    without = [key for key, item in groups if "range" not in item.metadata]
+    assert not without, without
+    assert len(groups) > 80
