@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xtf.config.schema import Config, Protect
 from xtf.data.planting import plant, with_truth
-from xtf.data.rows import load_rows
+from xtf.data.rows import Rows, load_rows
 from xtf.evaluation.stage import Items
 from xtf.runtime.artifacts import sha256
 from xtf.runtime.models import BUNDLED, fingerprint, inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import say
-from xtf.runtime.run_folder import Manifest
-from xtf.scoring.passes import Pass, Scorer, training_table
+from xtf.runtime.run_folder import Manifest, OutputDir
+from xtf.scoring.methods import Method
+from xtf.scoring.passes import Pass, Scorer, training_rows
+from xtf.scoring.store import scoring_pass
 from xtf.tasks import load_task
 from xtf.training.reference import reference_model
 
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from xtf.data.encode import Encoded
+    from xtf.data.batches import Batches
     from xtf.data.examples import Example
+    from xtf.data.stored import StoredRows
     from xtf.tasks import Task
 
 
@@ -57,38 +60,87 @@ class Inputs:
             )
         return tokenizer
 
-    def _rows(self, which: str) -> list[Example]:
+    def _rows(self, which: str) -> Rows:
         source = getattr(self.config.task, which)
         rows = load_rows(source)
         entry = {"source": rows.source, "rows": len(rows), "sha256": rows.sha256}
         if source.path:
             entry |= {"source": Path(source.path).name, "file_sha256": sha256(Path(source.path))}
         self.manifest.note_rows(which, entry)
-        return self.task.examples(rows, training=which == "train")
+        return rows
+
+    @functools.cached_property
+    def train_rows(self) -> Rows:
+        """The rows that the training examples are made of."""
+        return self._rows("train")
 
     @functools.cached_property
     def train_examples(self) -> Sequence[Example]:
-        """The training examples, with planted noise and what the method makes of them."""
-        examples = self._rows("train")
+        """The training examples, with planted noise and what the method makes of them, in memory."""
+        examples = self.task.examples(self.train_rows)
         if self.config.plant.share:
             examples = plant(examples, self.config.plant, self.tokenizer, self.config.task)
         return self.config.method.examples(examples)
 
     @functools.cached_property
-    def encoded(self) -> list[Encoded]:
-        """The training examples as token ids."""
-        from xtf.data.encode import encode
+    def encoded(self) -> StoredRows:
+        """The training examples as token ids, in a file that goes with the process."""
+        from xtf.data.encode import Encoder
+        from xtf.data.stored import StoredRows
         from xtf.data.templates import Chat
 
-        chat = Chat.of(self.config.task)
-        rows, report = encode(self.tokenizer, self.train_examples, self.config.model.max_length, chat)
-        self.manifest.note(encoding=dataclasses.asdict(report))
+        config = self.config
+        encoder = Encoder(self.tokenizer, config.model.max_length, Chat.of(config.task))
+        rows = StoredRows.write(encoder.batches(self._examples()), Path(config.output_dir))
+        self.manifest.note(encoding=dataclasses.asdict(encoder.report()))
         return rows
+
+    def _examples(self) -> Iterable[Example]:
+        """The training examples one after the other, unless something reads all of them, or reads them again."""
+        config = self.config
+        whole = config.plant.share or config.threshold.protect is Protect.answer
+        whole = whole or type(config.method).examples is not Method.examples
+        return self.train_examples if whole else self.task.iterate(self.train_rows)
+
+    def scored_by_another(self, columns: set[str], also: Iterable[str]) -> Path:
+        """The folder of the pass of `scorer.model` over the training rows, carried over to the model's tokens.
+
+        Raises:
+            ValueError: see `xtf.scoring.carried.carried_pass`.
+        """
+        from xtf.data.encode import Encoder
+        from xtf.data.stored import StoredRows
+        from xtf.data.templates import Chat
+        from xtf.scoring.carried import carried_pass
+
+        config = dataclasses.replace(self.config, model=self.config.scorer.model)
+        tokenizer, model = load_tokenizer(config.model), fingerprint(config.model)
+        encoder = Encoder(tokenizer, config.model.max_length, Chat.of(config.task))
+        rows = StoredRows.write(encoder.batches(self._examples()), Path(config.output_dir))
+        store = OutputDir(Path(config.output_dir)).scores
+        load = functools.partial(load_model, config.model, config.trainer, inference_dtype(config.trainer))
+        scored = scoring_pass(
+            store, rows, columns, also=also, config=config, model=model, load=load, tokenizer=tokenizer
+        )
+        found = carried_pass(
+            store,
+            self.encoded,
+            scored=scored,
+            scored_rows=rows,
+            examples=self._examples,
+            tokenizer=self.tokenizer,
+            scored_tokenizer=tokenizer,
+            scorer=config.scorer,
+            shard_examples=config.trainer.shard_examples,
+        )
+        note = {"model": dict(model), "scores": str(scored), "carried": found != scored}
+        self.manifest.note(scored_by=note, scored_encoding=dataclasses.asdict(encoder.report()))
+        return found
 
     @functools.cached_property
     def items(self) -> Items:
         """The evaluation rows with what reads and grades them."""
-        examples = self._rows("eval")
+        examples = self.task.examples(self._rows("eval"), training=False)
         return Items(self.task, self.tokenizer, examples, self.manifest.data["eval"]["sha256"])
 
     def scorer(self, kind: Pass) -> Scorer:
@@ -106,22 +158,24 @@ class Inputs:
             return Scorer(fingerprint(config.model), own)
         return Scorer(fingerprint(config.model), self.base_model)
 
-    def table(self, passes: Mapping[Pass, Path]) -> pa.Table:
+    def table(self, passes: Mapping[Pass, Path]) -> Batches:
         """The training rows with every column that the method reads."""
+        from xtf.data.batches import Batches
+
         config = self.config
         if (own := config.method.own_table(config.task.train)) is not None:
             file = sha256(Path(config.task.train.path or ""))
             name = Path(config.task.train.path or "").name
             self.manifest.note_rows("train", {"source": name, "rows": len(own), "sha256": file, "file_sha256": file})
-            return own
-        table = training_table(lambda: self.encoded, passes)
+            return Batches.of(own)
+        rows = training_rows(lambda: self.encoded, passes)
         if config.method.masked and config.threshold.protect is Protect.answer:
-            table = table.append_column("protected", self._protected())
+            rows = rows.with_column("protected", self._protected())
         if not config.plant.share:
-            return table
-        table, report = with_truth(table, config.plant, self.tokenizer, self.train_examples, self.encoded)
+            return rows
+        table, report = with_truth(rows.table(), config.plant, self.tokenizer, self.train_examples, self.encoded)
         self.manifest.note(planting=report)
-        return table
+        return Batches.of(table)
 
     def _protected(self) -> pa.Array:
         """Which response tokens the grader reads, list<bool>.
