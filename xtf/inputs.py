@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ from xtf.evaluation.stage import Items
 from xtf.runtime.artifacts import sha256
 from xtf.runtime.models import BUNDLED, fingerprint, inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import say
-from xtf.runtime.run_folder import Manifest
-from xtf.scoring.passes import Pass, Scorer, training_table
+from xtf.runtime.run_folder import Manifest, OutputDir
+from xtf.scoring.passes import Pass, Scorer, training_rows
+from xtf.scoring.store import scoring_pass
 from xtf.tasks import load_task
 from xtf.training.reference import reference_model
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from xtf.data.encode import Encoded
+    from xtf.data.batches import Batches
     from xtf.data.examples import Example
+    from xtf.data.stored import StoredRows
     from xtf.tasks import Task
 
 
@@ -73,23 +75,29 @@ class Inputs:
 
     @functools.cached_property
     def train_examples(self) -> Sequence[Example]:
-        """The training examples, with planted noise and what the method makes of them."""
+        """The training examples, with planted noise and what the method makes of them, in memory."""
         examples = self.task.examples(self.train_rows)
         if self.config.plant.share:
             examples = plant(examples, self.config.plant, self.tokenizer, self.config.task)
         return self.config.method.examples(examples)
 
     @functools.cached_property
-    def encoded(self) -> list[Encoded]:
-        """The training examples as token ids; rows that another tool has tokenised are taken as they are."""
-        from xtf.data.encode import encode
+    def encoded(self) -> StoredRows:
+        """The training examples as token ids, in a file that goes with the process.
+
+        Rows that another tool has tokenised are taken as they are.
+        """
+        from xtf.data.encode import Encoder
+        from xtf.data.stored import StoredRows
         from xtf.data.templates import Chat
         from xtf.data.tokenized import encode_tokenized
 
-        limit = self.config.model.max_length
+        config = self.config
+        limit, folder = config.model.max_length, Path(config.output_dir)
         if is_tokenized(self.train_rows.rows[0]):
             self._refuse_what_needs_texts()
-            rows, report = encode_tokenized(self.tokenizer, self.train_rows, limit)
+            found, report = encode_tokenized(self.tokenizer, self.train_rows, limit)
+            rows = StoredRows.write([found], folder)
             for what, ids in (
                 (f"cut to model.max_length={limit}", report.truncated),
                 (f"left out, without room within model.max_length={limit}", report.no_room),
@@ -98,7 +106,8 @@ class Inputs:
                 if ids:
                     say(f"{len(ids)} of {report.rows} tokenised rows {what}: {first_few(ids)}")
         else:
-            rows, report = encode(self.tokenizer, self.train_examples, limit, Chat.of(self.config.task))
+            encoder = Encoder(self.tokenizer, limit, Chat.of(config.task))
+            rows, report = StoredRows.write(encoder.batches(self._examples()), folder), encoder.report()
         self.manifest.note(encoding=dataclasses.asdict(report))
         return rows
 
@@ -108,12 +117,54 @@ class Inputs:
             (config.plant.share > 0, f"plant.share={config.plant.share}"),
             (config.threshold.protect is Protect.answer, "threshold.protect=answer"),
             (config.method.changes_rows, f"method={config.method.name}"),
+            (config.scorer.model is not None, "scorer.model"),
         ]
         if found := [name for wanted, name in asked if wanted]:
             raise ConfigError(
                 f"{self.train_rows.source} holds token ids (input_ids, labels), and {', '.join(found)} works on texts: "
                 "give the texts that they were made from, or unset it"
             )
+
+    def _examples(self) -> Iterable[Example]:
+        """The training examples one after the other, unless something reads all of them, or reads them again."""
+        config = self.config
+        whole = config.plant.share or config.threshold.protect is Protect.answer or config.method.changes_rows
+        return self.train_examples if whole else self.task.iterate(self.train_rows)
+
+    def scored_by_another(self, columns: set[str], also: Iterable[str]) -> Path:
+        """The folder of the pass of `scorer.model` over the training rows, carried over to the model's tokens.
+
+        Raises:
+            ValueError: see `xtf.scoring.carried.carried_pass`.
+        """
+        from xtf.data.encode import Encoder
+        from xtf.data.stored import StoredRows
+        from xtf.data.templates import Chat
+        from xtf.scoring.carried import carried_pass
+
+        config = dataclasses.replace(self.config, model=self.config.scorer.model)
+        tokenizer, model = load_tokenizer(config.model), fingerprint(config.model)
+        encoder = Encoder(tokenizer, config.model.max_length, Chat.of(config.task))
+        rows = StoredRows.write(encoder.batches(self._examples()), Path(config.output_dir))
+        store = OutputDir(Path(config.output_dir)).scores
+        load = functools.partial(load_model, config.model, config.trainer, inference_dtype(config.trainer))
+        scored = scoring_pass(
+            store, rows, columns, also=also, config=config, model=model, load=load, tokenizer=tokenizer
+        )
+        found = carried_pass(
+            store,
+            self.encoded,
+            scored=scored,
+            scored_rows=rows,
+            examples=self._examples,
+            tokenizer=self.tokenizer,
+            scored_tokenizer=tokenizer,
+            scorer=config.scorer,
+            shard_examples=config.trainer.shard_examples,
+        )
+        note = {"model": dict(model), "scores": str(scored), "carried": found != scored}
+        self.manifest.note(scored_by=note, scored_encoding=dataclasses.asdict(encoder.report()))
+        return found
 
     @functools.cached_property
     def items(self) -> Items:
@@ -136,22 +187,24 @@ class Inputs:
             return Scorer(fingerprint(config.model), own)
         return Scorer(fingerprint(config.model), self.base_model)
 
-    def table(self, passes: Mapping[Pass, Path]) -> pa.Table:
+    def table(self, passes: Mapping[Pass, Path]) -> Batches:
         """The training rows with every column that the method reads."""
+        from xtf.data.batches import Batches
+
         config = self.config
         if (own := config.method.own_table(config.task.train)) is not None:
             file = sha256(Path(config.task.train.path or ""))
             name = Path(config.task.train.path or "").name
             self.manifest.note_rows("train", {"source": name, "rows": len(own), "sha256": file, "file_sha256": file})
-            return own
-        table = training_table(lambda: self.encoded, passes)
+            return Batches.of(own)
+        rows = training_rows(lambda: self.encoded, passes)
         if config.method.masked and config.threshold.protect is Protect.answer:
-            table = table.append_column("protected", self._protected())
+            rows = rows.with_column("protected", self._protected())
         if not config.plant.share:
-            return table
-        table, report = with_truth(table, config.plant, self.tokenizer, self.train_examples, self.encoded)
+            return rows
+        table, report = with_truth(rows.table(), config.plant, self.tokenizer, self.train_examples, self.encoded)
         self.manifest.note(planting=report)
-        return table
+        return Batches.of(table)
 
     def _protected(self) -> pa.Array:
         """Which response tokens the grader reads, list<bool>.

@@ -133,9 +133,13 @@ class Pipeline:
 
     def score(self) -> dict[Pass, Path]:
         """The scoring passes that the run reads, made unless they are there."""
-        passes = score(self.config, lambda: self.inputs.encoded, lambda: self.inputs.tokenizer, self.inputs.scorer)
+        inputs = self.inputs
+        passes = score(
+            self.config, lambda: inputs.encoded, lambda: inputs.tokenizer, inputs.scorer, inputs.scored_by_another
+        )
         took = sum(read_json(path / "manifest.json")["seconds"] for path in passes.values())
-        if Pass.base in passes and (figures := regime_of(passes[Pass.base])) is not None:
+        own = self.config.scorer.model is None  # else they are another model's figures
+        if own and Pass.base in passes and (figures := regime_of(passes[Pass.base])) is not None:
             self.manifest.note(regime=dataclasses.asdict(figures))
         self.manifest.done("score", took, paths={kind.value: str(path) for kind, path in passes.items()})
         return passes

@@ -236,15 +236,15 @@ def test_equal_scores_fall_on_the_same_side_of_a_shifted_threshold():
 @pytest.mark.parametrize(("count", "above"), [(-1, 0), (0, 0), (1, 0), (2, 3), (3, 3), (4, 4), (5, 5), (9, 5)])
 def test_the_level_drops_the_nearest_count_that_ties_allow(count, above):
     margins = np.array([2.0, 7.0, 7.0, 7.0, 1.0, -np.inf])
-    assert np.count_nonzero(margins > level_for(margins, count)) == above
+    assert np.count_nonzero(margins > level_for([margins[:3], margins[3:]], count)) == above
 
 
 def test_of_two_equally_near_counts_the_smaller_is_dropped():
-    assert np.count_nonzero(np.array([5.0, 5.0, 1.0]) > level_for(np.array([5.0, 5.0, 1.0]), 1)) == 0
+    assert np.count_nonzero(np.array([5.0, 5.0, 1.0]) > level_for([np.array([5.0, 5.0, 1.0])], 1)) == 0
 
 
 def test_without_a_candidate_no_level_drops_anything():
-    assert level_for(np.array([-np.inf, -np.inf]), 1) == math.inf
+    assert level_for([np.array([-np.inf, -np.inf])], 1) == math.inf
 
 
 def test_a_cap_keeps_the_lowest_scores_of_each_response():

@@ -58,7 +58,7 @@ def resolve(config: Config) -> Config:
     check_scorer(config.scorer)
     check_threshold(config.threshold)
     check_mask(config)
-    config = dataclasses.replace(config, model=fill_in_path(config.model))
+    config = dataclasses.replace(config, model=fill_in_path(config.model), scorer=fill_in_scorer(config))
     tuning = fill_in_tuning(config)
     task = fill_in_task(config, tuning.examples)
     check_tuning(tuning, config.trainer)
@@ -164,6 +164,27 @@ def check_scorer(scorer: ScorerConfig) -> None:
                 )
     if scorer.attenders and scorer.ri.variant is RIVariant.released:
         raise ConfigError("scorer.attenders: scorer.ri.variant=released looks at no token's attention; unset one")
+
+
+def fill_in_scorer(config: Config) -> ScorerConfig:
+    """The scorer with the path of the model that scores in the place of `model`, if one does.
+
+    Raises:
+        ConfigError: nothing is left for it to score, or what it says would be compared with what `model` says.
+    """
+    scorer, method = config.scorer, config.method
+    if scorer.model is None:
+        return scorer
+    key = f"scorer.model={scorer.model.name}"
+    if not scorer.attributes or not method.masked:
+        raise ConfigError(
+            f"{key} scores for a mask, and method={method.name} with scorer={scorer.name} has none: unset it"
+        )
+    if others := sorted(set(method.needs) & {"ref_logp", "logp_unconditional"}):
+        raise ConfigError(f"{key}: method={method.name} compares its log p with {', '.join(others)} of model: unset it")
+    if config.stage is Stage.plan:
+        raise ConfigError(f"{key} is not counted by stage=plan: unset it")
+    return dataclasses.replace(scorer, model=fill_in_path(scorer.model))
 
 
 # --- threshold -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from xtf.config.home import HOME
 from xtf.config.identity import before_keys, built_in_methods, leaves, nearest
-from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, METHODS, Config, ConfigError, threshold_type
+from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, METHODS, Config, ConfigError, ModelConfig, threshold_type
 
 # --- composing -------------------------------------------------------------------------------------------------------
 
@@ -67,9 +67,28 @@ def typed(node: DictConfig) -> DictConfig:
     if not OmegaConf.is_missing(node, "method"):
         schema.method = OmegaConf.structured(_method_class(node.method))
         values["method"].pop("_target_", None)
+    if not OmegaConf.is_missing(node, "scorer") and (named := values["scorer"].get("model")) is not None:
+        schema.scorer = copy.deepcopy(schema.scorer)  # the cached one stays as it is
+        schema.scorer.model = OmegaConf.structured(ModelConfig)
+        if isinstance(named, str):
+            values["scorer"]["model"] = _model_named(named)
     merged = OmegaConf.merge(schema, values)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _model_named(name: str) -> Any:
+    """A choice of conf/model, for another field than `model`.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    from hydra.errors import HydraException
+
+    try:
+        return OmegaConf.to_container(compose([f"model={name}"]).model, resolve=True)
+    except HydraException as error:  # its message lists the choices
+        raise ConfigError(f"scorer.model={name}: {error}") from error
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -57,62 +57,99 @@ class EncodeReport:
 def encode(
     tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int, chat: Chat = DEFAULT
 ) -> tuple[list[Encoded], EncodeReport]:
-    """Token ids of every example, prompt and response tokenised apart so that the boundary is exact.
+    """Token ids of every example, in memory; see `Encoder`."""
+    encoder = Encoder(tokenizer, max_length, chat)
+    encoded = [row for batch in encoder.batches(examples) for row in batch]
+    return encoded, encoder.report()
+
+
+class Encoder:
+    """Token ids of examples, prompt and response tokenised apart so that the boundary is exact.
 
     The response ends with the token that ends a turn in the chat template (`xtf.data.templates`), else with the
     tokenizer's EOS; generation stops there. `max_length` may cut it off. Special tokens that a response spells out are
     text.
 
     Raises:
-        ValueError: no token ends an answer; the chat template refuses a conversation, or drops a part of it; no example
-            has room for a single response token; the template is unusual, and `task.template_checks=refuse`.
+        ValueError: no token ends an answer; the template is unusual, and `task.template_checks=refuse`.
     """
-    template = template_of(tokenizer, chat)
-    if template.end is None:
-        raise ValueError(f"{name_of(tokenizer)} has no EOS token, so no answer could end; set one")
-    special, spelt = special_text(tokenizer), []
-    encoded: list[Encoded] = []
-    truncated: list[str] = []
-    no_room: list[str] = []
-    stream = iter(examples)
-    while batch := list(islice(stream, ENCODE_BATCH)):
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, chat: Chat = DEFAULT) -> None:
+        self.tokenizer, self.max_length, self.chat = tokenizer, max_length, chat
+        self.template = template_of(tokenizer, chat)
+        if self.template.end is None:
+            raise ValueError(f"{name_of(tokenizer)} has no EOS token, so no answer could end; set one")
+        self.rows = self.tokens = self.response_tokens = 0
+        self.spelt: list[str] = []
+        self.truncated: list[str] = []
+        self.no_room: list[str] = []
+
+    def batches(self, examples: Iterable[Example]) -> Iterator[list[Encoded]]:
+        """The encoded rows, some at a time, in order.
+
+        Raises:
+            ValueError: the chat template refuses a conversation, or drops a part of it.
+        """
+        stream = iter(examples)
+        while batch := list(islice(stream, ENCODE_BATCH)):
+            yield self._encoded(batch)
+
+    def _encoded(self, batch: Sequence[Example]) -> list[Encoded]:
+        tokenizer, template, chat, max_length = self.tokenizer, self.template, self.chat, self.max_length
+        special, encoded = special_text(tokenizer), []
         prompts = encode_prompts(tokenizer, batch, chat)
         texts = [_response(tokenizer, example, template, chat) for example in batch]
         written = {place for place, example in enumerate(batch) if example.answer is not None}
         responses = _response_ids(tokenizer, texts, written)
         for example, prompt, response, text in zip(batch, prompts, responses, texts, strict=True):
             if special and example.answer is None and special.search(text):
-                spelt.append(example.example_id)
+                self.spelt.append(example.example_id)
             if len(prompt) >= max_length:
-                no_room.append(example.example_id)
+                self.no_room.append(example.example_id)
                 continue
             end = _end(tokenizer, example, template, chat)
             input_ids = [*prompt, *response, end]
             if len(input_ids) > max_length:
-                truncated.append(example.example_id)
+                self.truncated.append(example.example_id)
             whole = len(input_ids) <= max_length
             weights = _weights(tokenizer, example, text, len(response))
             if weights is not None:
                 weights = weights[: max_length - len(prompt)]
             name, source = example.example_id, example.source or example.example_id
             encoded.append(Encoded(name, input_ids[:max_length], len(prompt), int(whole), weights, source))
-    rows = len(encoded) + len(no_room)
-    if not encoded:
-        raise ValueError(
-            f"none of the {rows} examples has room for a response within model.max_length={max_length} tokens"
-            if rows
-            else "there are no examples to encode"
+        self.rows += len(batch)
+        lengths = [len(one.input_ids) for one in encoded]
+        self.tokens += sum(lengths)
+        self.response_tokens += sum(lengths) - sum(one.prompt_length for one in encoded)
+        return encoded
+
+    def report(self) -> EncodeReport:
+        """What was done to the rows so far.
+
+        Raises:
+            ValueError: no example has room for a single response token.
+        """
+        if not self.tokens:
+            raise ValueError(
+                f"none of the {self.rows} examples has room for a response within model.max_length={self.max_length} "
+                "tokens"
+                if self.rows
+                else "there are no examples to encode"
+            )
+        if self.spelt:
+            log.warning(
+                "%d responses spell out special tokens of %s, which are encoded as text: %s",
+                len(self.spelt), name_of(self.tokenizer), first_few(self.spelt),
+            )  # fmt: skip
+        return EncodeReport(
+            self.rows,
+            tuple(self.truncated),
+            tuple(self.no_room),
+            self.tokens,
+            self.response_tokens,
+            self.template.findings,
+            tuple(self.spelt),
         )
-    tokens = sum(len(one.input_ids) for one in encoded)
-    response_tokens = tokens - sum(one.prompt_length for one in encoded)
-    if spelt:
-        log.warning(
-            "%d responses spell out special tokens of %s, which are encoded as text: %s",
-            len(spelt), name_of(tokenizer), first_few(spelt),
-        )  # fmt: skip
-    return encoded, EncodeReport(
-        rows, tuple(truncated), tuple(no_room), tokens, response_tokens, template.findings, tuple(spelt)
-    )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, chat: Chat = DEFAULT) -> list[int]:

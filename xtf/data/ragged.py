@@ -73,9 +73,14 @@ def with_row_weights(table: pa.Table, weights: Sequence[Sequence[float] | None])
     """The table with the column `ROW_WEIGHTS` list<float32>, as long as the responses, unless every row has None."""
     if not any(row is not None for row in weights):
         return table
+    return table.append_column(ROW_WEIGHTS, row_weights(table, weights))
+
+
+def row_weights(table: pa.Table, weights: Sequence[Sequence[float] | None]) -> pa.ListArray:
+    """The weights of each row's response tokens, list<float32>; 1 where a row has None."""
     lengths = pa.compute.list_value_length(table["input_ids"]).to_numpy() - table["prompt_length"].to_numpy()
     rows = [np.ones(n) if row is None else np.asarray(row) for row, n in zip(weights, lengths, strict=True)]
-    return table.append_column(ROW_WEIGHTS, as_lists(np.concatenate(rows).astype(np.float32), lengths))
+    return as_lists(np.concatenate(rows).astype(np.float32), lengths)
 
 
 # --- lists end to end ---------------------------------------------------------------------------------------

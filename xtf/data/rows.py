@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
 import json
+import os
+import shutil
+import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast, overload
+
+import numpy as np
 
 from xtf.config.schema import SourceConfig
 
@@ -26,13 +33,16 @@ TRAINED = ("completion_mask", "assistant_masks")  # TRL's in the place of labels
 class Rows:
     """The rows of one source after `ids`, `exclude_ids` and `limit`.
 
+    Those of a JSONL or Parquet file and of the hub are read anew each time that they are gone through, so that they
+    need not fit into memory.
+
     `numbers[i]` is the 1-based place of `rows[i]` in the source (the line, for JSONL); `sha256` is over the
     rows kept, as canonical JSON, so that it does not depend on the file's format and changes with every
     filter.
     """
 
-    rows: list[dict[str, Any]]
-    numbers: list[int]
+    rows: Sequence[dict[str, Any]]
+    numbers: Sequence[int]
     source: str
     sha256: str
 
@@ -65,38 +75,206 @@ def load_rows(source: SourceConfig) -> Rows:
     """
     if source.path:
         path = Path(source.path).expanduser()
-        name, numbered = source.path, read_saved(path, source.split) if path.is_dir() else read_file(path)
+        name, found = source.path, _ListedSource(read_saved(path, source.split)) if path.is_dir() else open_file(path)
     elif source.hub:
-        name, numbered = _hub_name(source), _read_hub(source)
+        name, found = _hub_name(source), _HubSource(_load_hub(source))
     else:
         raise ValueError("no data given: set task.train.path (or .hub), and task.eval.path (or .hub) likewise")
-    if not numbered:
+    if not len(found.numbers):
         raise ValueError(f"{name}: no rows in it")
+    places = np.arange(len(found.numbers))
     if source.ids:
-        numbered = _keep_ids(numbered, source.ids, name)
+        places = _keep_ids(found, places, source.ids, name)
     if source.exclude_ids:
-        numbered = _drop_ids(numbered, source.exclude_ids, name)
+        places = _drop_ids(found, places, source.exclude_ids, name)
     if source.limit is not None:
         if source.limit < 1:
             raise ValueError(f"limit must be at least 1, not {source.limit}")
-        numbered = numbered[: source.limit]
+        places = places[: source.limit]
     digest = hashlib.sha256()
-    for _, row in numbered:
+    for row in found.at(places):
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
-    return Rows([row for _, row in numbered], [number for number, _ in numbered], name, digest.hexdigest())
+    return Rows(SourceRows(found, places), array("q", found.numbers[places].tobytes()), name, digest.hexdigest())
 
 
+# -- sources: rows that are read when they are needed ----------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Where rows are. `numbers`, int64: the 1-based place of each in the file."""
+
+    numbers: np.ndarray
+
+    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The rows at 0-based places, which ascend."""
+
+
+@dataclass(frozen=True)
+class SourceRows(Sequence[dict[str, Any]]):
+    """Rows of a source, read each time that they are asked for."""
+
+    source: Source
+    places: np.ndarray  # int64, ascending
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.source.at(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> SourceRows: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | SourceRows:
+        if isinstance(index, slice):
+            return SourceRows(self.source, self.places[index])
+        return next(self.source.at(self.places[index : index + 1 or None]))
+
+
+class _ListedSource:
+    """Rows that are in memory: of JSON and CSV, which cannot be read from the middle."""
+
+    def __init__(self, numbered: Numbered) -> None:
+        self.rows = [row for _, row in numbered]
+        self.numbers = np.array([number for number, _ in numbered], np.int64)
+
+    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+        return (self.rows[place] for place in places)
+
+
+class _LineSource:
+    """The lines of a JSONL file, of which no more is kept than where they start; .gz is unpacked into a nameless file.
+
+    Raises:
+        ValueError: the file is empty, or UTF-16; when rows are read: what is wrong with one, or that the file changed.
+    """
+
+    def __init__(self, path: Path, zipped: bool) -> None:
+        self.path = path
+        self.file: BinaryIO
+        if zipped:
+            self.file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  # open as long as the rows are
+            with gzip.open(path) as packed:
+                shutil.copyfileobj(packed, self.file)
+            self.file.seek(0)
+        else:
+            self.file = path.open("rb")
+        numbers, starts, ends = array("q"), array("q"), array("q")
+        number, offset = 0, 0
+        for raw in self.file:
+            start, body = offset, raw.removesuffix(b"\n")
+            offset += len(raw)
+            if len(body) < len(raw):
+                body = body.removesuffix(b"\r")
+            if start == 0:
+                if body.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise ValueError("it is UTF-16: save it as UTF-8")
+                if body.startswith(codecs.BOM_UTF8):
+                    start, body = len(codecs.BOM_UTF8), body.removeprefix(codecs.BOM_UTF8)
+            for line in body.split(b"\r"):  # a carriage return alone ends a line too
+                number += 1
+                if line.strip():
+                    numbers.append(number)
+                    starts.append(start)
+                    ends.append(start + len(line))
+                start += len(line) + 1
+        if not numbers:
+            raise ValueError("the file is empty")
+        self.numbers, self.starts, self.ends = (np.array(values, np.int64) for values in (numbers, starts, ends))
+        self.changed = self._changed()
+
+    def _changed(self) -> tuple[int, int]:
+        status = os.fstat(self.file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+        if self._changed() != self.changed:
+            raise ValueError(f"{self.path} changed while it was read: start again")
+        found = zip(
+            self.numbers[places].tolist(), self.starts[places].tolist(), self.ends[places].tolist(), strict=True
+        )
+        for number, start, end in found:
+            try:
+                row = _json(_text(os.pread(self.file.fileno(), end - start, start), number))
+            except (ValueError, RecursionError) as error:
+                reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+                where = "" if isinstance(error, NotUTF8) else f"row {number}: "
+                raise ValueError(f"{self.path}: cannot be read: {where}{reason}") from error
+            if not isinstance(row, dict):
+                _object(row, number, f"{self.path}: cannot be read: ")
+            yield row
+
+
+class _ParquetSource:
+    """The rows of a Parquet file, read some at a time, in the way of `plain_rows`."""
+
+    def __init__(self, file: Path | io.BytesIO) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.file = pq.ParquetFile(file)
+        schema = self.file.schema_arrow
+        if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+            raise ValueError(f"the column {twice[0]!r} is there twice")
+        self.numbers = np.arange(1, self.file.metadata.num_rows + 1)
+        floating = [field.name for field in schema if pa.types.is_floating(field.type)]
+        self.whole = [name for name in floating if self._whole_numbers(name)]
+
+    def _whole_numbers(self, name: str) -> bool:
+        """Whether a column of floats holds whole numbers which gaps have made so."""
+        import pyarrow as pa
+
+        gaps, some = False, False
+        for batch in self.file.iter_batches(columns=[name]):
+            column, gap, whole = _gaps(pa.chunked_array([batch.column(0)]))
+            gaps, some = gaps or gap, some or len(column) > column.null_count
+            if not whole:
+                return False
+        return gaps and some
+
+    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+        import pyarrow as pa
+
+        start, following = 0, 0
+        for batch in self.file.iter_batches(READ_AT_ONCE):
+            if following == len(places):
+                return
+            until = int(np.searchsorted(places, start + batch.num_rows))
+            part = batch.take(pa.array(places[following:until] - start))
+            following, start = until, start + batch.num_rows
+            yield from plain_rows(pa.Table.from_batches([part]), self.whole)
+
+
+class _HubSource:
+    """A dataset of the hub, which `datasets` maps into memory."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.numbers = np.arange(1, len(data) + 1)
+
+    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+        return (dict(self.data[int(place)]) for place in places)
+
+
+READ_AT_ONCE = 1000  # rows of a Parquet file
 Numbered = list[tuple[int, dict[str, Any]]]  # each row with its 1-based place: the line of a JSONL file
 
 
 def read_file(path: Path) -> Numbered:
+    """All rows of a file, in memory; see `open_file`."""
+    found = open_file(path)
+    return list(zip(found.numbers.tolist(), found.at(np.arange(len(found.numbers))), strict=True))
+
+
+def open_file(path: Path) -> Source:
     """The rows of a JSONL, JSON, CSV or Parquet file, optionally .gz: the one reader of every file that holds rows.
 
     Blank lines are passed over; a byte order mark and any line ends are fine, and U+2028 within a text is text.
 
     Raises:
         ValueError: with file and row, for a file that is missing, empty, not UTF-8 or not what its name says; for a row
-            with a key twice, with NaN or infinity, or with text that is no Unicode.
+            with a key twice, with NaN or infinity, or with text that is no Unicode (of JSONL, when the row is read).
     """
     path = path.expanduser()
     if not path.is_file():
@@ -104,15 +282,22 @@ def read_file(path: Path) -> Numbered:
     suffixes = path.suffixes
     zipped = bool(suffixes) and suffixes[-1] == ".gz"
     kind = (suffixes[-2:-1] if zipped else suffixes[-1:]) or [""]
-    readers = {".jsonl": _parse_jsonl, ".json": _parse_json, ".csv": _parse_csv, ".parquet": _parse_parquet}
-    if kind[0] not in readers:
-        raise ValueError(f"{path}: the name must end in {', '.join(readers)}, optionally followed by .gz")
+    whole = {".json": _parse_json, ".csv": _parse_csv}
+    known = (".jsonl", ".json", ".csv", ".parquet")
+    if kind[0] not in known:
+        raise ValueError(f"{path}: the name must end in {', '.join(known)}, optionally followed by .gz")
     try:
+        if kind[0] == ".jsonl":
+            return _LineSource(path, zipped)
+        if kind[0] == ".parquet" and not zipped:
+            if not path.stat().st_size:
+                raise ValueError("the file is empty")
+            return _ParquetSource(path)
         content = path.read_bytes()
         content = gzip.decompress(content) if zipped else content
         if not content.strip():
             raise ValueError("the file is empty")
-        return readers[kind[0]](content)
+        return _ParquetSource(io.BytesIO(content)) if kind[0] == ".parquet" else _ListedSource(whole[kind[0]](content))
     except (OSError, EOFError, ValueError, RecursionError, csv.Error) as error:  # ValueError: JSON and Arrow errors too
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path}: cannot be read: {reason}") from error
@@ -159,8 +344,12 @@ def read_field(path: Path, name: str, what: str) -> list[str]:
     return found
 
 
-def _text(content: bytes) -> str:
-    """The content as text.
+class NotUTF8(ValueError):
+    """Bytes that are no text in UTF-8."""
+
+
+def _text(content: bytes, first_line: int = 1) -> str:
+    """The content, which begins on line `first_line`, as text.
 
     Raises:
         ValueError: it is not UTF-8; names what it may be.
@@ -170,8 +359,8 @@ def _text(content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
+        line = content.count(b"\n", 0, error.start) + first_line
+        raise NotUTF8(
             f"line {line} is not UTF-8 (byte 0x{content[error.start]:02x}; it may be Windows-1252): save it as UTF-8"
         ) from error
 
@@ -197,18 +386,6 @@ def _json(text: str) -> Any:
             lone = error.object[error.start]
             raise ValueError(f"\\u{ord(lone):04x} is half of a character (a lone surrogate): mend the text") from error
     return found
-
-
-def _parse_jsonl(content: bytes) -> Numbered:
-    numbered = []
-    for number, line in enumerate(io.StringIO(_text(content), newline=None), start=1):
-        if line.strip():
-            try:
-                row = _json(line)
-            except ValueError as error:
-                raise ValueError(f"row {number}: {error}") from error
-            numbered.append((number, _object(row, number)))
-    return numbered
 
 
 def _parse_json(content: bytes) -> Numbered:
@@ -240,40 +417,41 @@ def _parse_csv(content: bytes) -> Numbered:
     return numbered
 
 
-def _parse_parquet(content: bytes) -> Numbered:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(io.BytesIO(content))
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-    if twice:
-        raise ValueError(f"the column {twice[0]!r} is there twice")
-    return list(enumerate(plain_rows(table), start=1))
-
-
-def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+def plain_rows(table: pa.Table, whole: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """The rows of an Arrow table.
 
     NaN, which data frames write for a gap, becomes null; whole numbers that a gap has made floats become whole again.
+
+    Args:
+        whole: the columns of such whole numbers, where the table is a part of a larger one; None: they are found.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    known = None if whole is None else set(whole)
     for place, field in enumerate(table.schema):
         if not pa.types.is_floating(field.type):
             continue
-        column = pc.if_else(pc.is_nan(table[field.name]), None, table[field.name])
-        there = column.drop_null()
-        gaps = len(there) < len(column)
-        if gaps and len(there) and pc.all(pc.and_(pc.is_finite(there), pc.equal(there, pc.floor(there)))).as_py():
+        column, gaps, integral = _gaps(table[field.name])
+        if field.name in known if known is not None else gaps and integral and column.null_count < len(column):
             column = column.cast(pa.int64())
         table = table.set_column(place, field.name, column)
     found: list[dict[str, Any]] = table.to_pylist()
     return found
 
 
-def _object(row: Any, number: int) -> dict[str, Any]:
+def _gaps(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool, bool]:
+    """A column of floats with null for NaN, whether it has nulls, and whether all that is there is whole."""
+    import pyarrow.compute as pc
+
+    column = pc.if_else(pc.is_nan(column), None, column)
+    there = column.drop_null()
+    whole = pc.all(pc.and_(pc.is_finite(there), pc.equal(there, pc.floor(there)))).as_py()
+    return column, len(there) < len(column), whole is not False
+
+
+def _object(row: Any, number: int, where: str = "") -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"row {number}: an object with named fields is needed, not {type(row).__name__}")
+        raise ValueError(f"{where}row {number}: an object with named fields is needed, not {type(row).__name__}")
     return row
 
 
@@ -281,11 +459,11 @@ def _hub_name(source: SourceConfig) -> str:
     return f"{source.hub}{f'/{source.subset}' if source.subset else ''}[{source.split}]"
 
 
-def _read_hub(source: SourceConfig) -> Numbered:
+def _load_hub(source: SourceConfig) -> Any:
     import datasets
 
     try:
-        data = datasets.load_dataset(source.hub, name=source.subset, split=source.split, revision=source.revision)
+        return datasets.load_dataset(source.hub, name=source.subset, split=source.split, revision=source.revision)
     except (OSError, datasets.exceptions.DatasetsError) as error:  # OSError: no connection, no such file
         raise ValueError(
             f"the dataset {_hub_name(source)} is neither in the cache {datasets.config.HF_DATASETS_CACHE} "
@@ -295,7 +473,6 @@ def _read_hub(source: SourceConfig) -> Numbered:
         ) from error
     except ValueError as error:  # an unknown subset or split; the library's message lists the valid ones
         raise ValueError(f"{_hub_name(source)}: {error}") from error
-    return list(enumerate((dict(row) for row in data), start=1))
 
 
 def _id_set(path: str) -> set[str]:
@@ -309,23 +486,28 @@ def _id_set(path: str) -> set[str]:
     return {str(key) for key in data}
 
 
-def _keep_ids(numbered: Numbered, path: str, name: str) -> Numbered:
+def _keep_ids(found: Source, places: np.ndarray, path: str, name: str) -> np.ndarray:
     wanted = _id_set(path)
-    kept = [(number, row) for number, row in numbered if row_id(row, number) in wanted]
-    missing = wanted - {row_id(row, number) for number, row in kept}
+    ids = _ids(found, places)
+    missing = wanted - set(ids)
     if missing:
         raise ValueError(f"{name}: {len(missing)} of {len(wanted)} ids of {path} are not in it: {first_few(missing)}")
-    return kept
+    return places[[one in wanted for one in ids]]
 
 
-def _drop_ids(numbered: Numbered, path: str, name: str) -> Numbered:
+def _drop_ids(found: Source, places: np.ndarray, path: str, name: str) -> np.ndarray:
     unwanted = _id_set(path)
-    kept = [(number, row) for number, row in numbered if row_id(row, number) not in unwanted]
-    if len(kept) == len(numbered):
+    kept = places[[one not in unwanted for one in _ids(found, places)]]
+    if len(kept) == len(places):
         raise ValueError(f"{name}: none of the {len(unwanted)} ids of {path} is in it: {first_few(unwanted)}")
-    if not kept:
+    if not len(kept):
         raise ValueError(f"{name}: leaving out the ids of {path} leaves no row")
     return kept
+
+
+def _ids(found: Source, places: np.ndarray) -> list[str]:
+    numbers = found.numbers[places].tolist()
+    return [row_id(row, number) for row, number in zip(found.at(places), numbers, strict=True)]
 
 
 def first_few(values: Iterable[str], count: int = 5) -> str:

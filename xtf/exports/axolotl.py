@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
+from xtf.exports.base import ROW_GROUP, MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
 
 
 class Axolotl(Trainer):
@@ -28,7 +28,7 @@ class Axolotl(Trainer):
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.parquet, axolotl.yaml."""
-        pq.write_table(rows.table, folder / "train.parquet")
+        pq.write_table(rows.table, folder / "train.parquet", row_group_size=ROW_GROUP)
         write_yaml(folder / "axolotl.yaml", _settings(recipe), "axolotl train axolotl.yaml")
 
     def command(self, recipe: TrainingRecipe) -> str:

@@ -6,7 +6,7 @@ A trainer derives from `Trainer` in a file of its own, says what it takes, and w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.schema import ConfigError, EmptyRows, Optimizer, Schedule, Tuning, TuningConfig
+from xtf.data.batches import Batches, spooled
 from xtf.data.ragged import IGNORED, as_lists, flat, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+ROW_GROUP = 8192  # rows of a group of a Parquet file, which its writer holds in memory
 PARQUET = "`train.parquet`: `input_ids` list<int32>, `attention_mask` list<int8>, `labels` list<int32>"
 
 
@@ -48,7 +50,9 @@ class MaskedRows:
         """SHA-256 of the rows' content."""
         total = hashlib.sha256(self.lengths.tobytes())
         for name in self.table.column_names:
-            total.update(f"{name}\0".encode() + _flat(self.table, name)[0].tobytes())
+            total.update(f"{name}\0".encode())
+            for chunk in self.table[name].chunks:
+                total.update(flat(chunk)[0].tobytes())
         return total.hexdigest()
 
 
@@ -112,8 +116,8 @@ class Trainer:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> MaskedRows:
-    """The rows of a masked table as `trainer` takes them.
+def checked_rows(masked: pa.Table | Batches, trainer: Trainer, empty: EmptyRows, folder: Path) -> MaskedRows:
+    """The rows of a masked table as `trainer` takes them, mapped from a file in `folder` without a name.
 
     A label at a row's first token is left out: nothing precedes it, so no trainer learns from it, but some count it.
 
@@ -121,7 +125,32 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Masked
         ValueError: no mask; labels that do not belong to their input_ids; weights that the trainer would ignore;
             nothing that carries loss.
     """
-    names = masked.column_names
+    lengths, kept, without = [], 0, 0
+
+    def parts() -> Iterator[pa.RecordBatch]:
+        nonlocal kept, without
+        for batch in Batches.of(masked) if isinstance(masked, pa.Table) else masked:
+            columns, of_rows = _checked_columns(batch, trainer)
+            labels = columns["labels"]
+            row = np.repeat(np.arange(len(of_rows)), of_rows)
+            with_label = np.bincount(row[labels != IGNORED], minlength=len(of_rows)) > 0
+            kept += int(np.count_nonzero(labels != IGNORED))
+            without += int(np.count_nonzero(~with_label))
+            part = pa.RecordBatch.from_pydict({name: as_lists(values, of_rows) for name, values in columns.items()})
+            if empty is EmptyRows.drop and not with_label.all():
+                part, of_rows = part.filter(pa.array(with_label)), of_rows[with_label]
+            lengths.append(of_rows)
+            yield part
+
+    table = spooled(parts(), folder)
+    if not kept:
+        raise ValueError("every label is -100: there is nothing to train on")
+    return MaskedRows(table, np.concatenate(lengths), kept, without)
+
+
+def _checked_columns(masked: pa.RecordBatch, trainer: Trainer) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The columns of `MaskedRows.table`, each flat, [tokens], and the tokens of each row."""
+    names = masked.schema.names
     if "labels" not in names:
         raise ValueError(
             f"this table has no mask: it has no column 'labels' but {', '.join(names)}; put it through xtf.mask first"
@@ -144,7 +173,7 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Masked
     def refuse(rows: np.ndarray, what: str) -> None:
         if rows.any():
             first = np.flatnonzero(rows)[:5]
-            own = masked["example_id"].take(first).to_pylist() if "example_id" in names else first.tolist()
+            own = masked["example_id"].take(pa.array(first)).to_pylist() if "example_id" in names else first.tolist()
             more = f" and {int(rows.sum()) - len(own)} more" if rows.sum() > len(own) else ""
             raise ValueError(f"{what}: example {', '.join(map(str, own))}{more}; mask the rows again (xtf.mask)")
 
@@ -166,17 +195,10 @@ def checked_rows(masked: pa.Table, trainer: Trainer, empty: EmptyRows) -> Masked
     }
     if "weights" in names:
         columns["loss_weights"] = _weights(masked, ids, lengths, found)
-    with_label = np.bincount(row[found != IGNORED], minlength=len(lengths)) > 0
-    if not with_label.any():
-        raise ValueError("every label is -100: there is nothing to train on")
-    table = pa.table({name: as_lists(values, lengths) for name, values in columns.items()})
-    if empty is EmptyRows.drop:
-        table, lengths = table.filter(pa.array(with_label)), lengths[with_label]
-    kept = int(np.count_nonzero(found != IGNORED))
-    return MaskedRows(table.combine_chunks(), lengths, kept, int(np.count_nonzero(~with_label)))
+    return columns, lengths
 
 
-def _weights(masked: pa.Table, ids: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _weights(masked: pa.RecordBatch, ids: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The responses' weights as one for each token, [tokens]; 0 where no loss falls."""
     values, _ = _flat(masked, "weights")
     response = positions(lengths) >= np.repeat(masked["prompt_length"].to_numpy(), lengths)
@@ -221,7 +243,7 @@ def check_vocabulary(rows: MaskedRows, tokenizer: PreTrainedTokenizerBase) -> No
     """Raises:
     ValueError: an input id that the tokenizer does not have.
     """
-    largest = int(_flat(rows.table, "input_ids")[0].max())
+    largest = int(max(flat(chunk)[0].max(initial=0) for chunk in rows.table["input_ids"].chunks))
     if largest >= len(tokenizer):
         raise ValueError(
             f"the rows hold the id {largest} and this tokenizer ({tokenizer.name_or_path or 'unnamed'}) has "
@@ -229,7 +251,7 @@ def check_vocabulary(rows: MaskedRows, tokenizer: PreTrainedTokenizerBase) -> No
         )
 
 
-def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _flat(table: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The values of a list column end to end, and the length of each list (int64)."""
     if nulls := table[name].null_count:
         raise ValueError(f"column {name!r} holds {nulls} nulls")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
-from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
+from xtf.exports.base import ROW_GROUP, MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings, write_yaml
 
 
 class HuggingFace(Trainer):
@@ -29,7 +29,7 @@ class HuggingFace(Trainer):
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.parquet, training.yaml, train.py."""
-        pq.write_table(rows.table, folder / "train.parquet")
+        pq.write_table(rows.table, folder / "train.parquet", row_group_size=ROW_GROUP)
         write_yaml(folder / "training.yaml", self.arguments(recipe), self.arguments_class)
         (folder / "train.py").write_text(self.script(recipe), encoding="utf-8")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from xtf.data.batches import write_parquet
 from xtf.data.ragged import IGNORED
 from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe
 
+PACKS_AT_ONCE = 256  # that are in memory
 FILE = "train.idx.parquet"  # the ending by which Megatron-Bridge knows packed Parquet
 
 
@@ -34,7 +37,7 @@ class Megatron(Trainer):
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.idx.parquet, dataset.py."""
-        pq.write_table(packed(rows, recipe.max_length), folder / FILE)
+        write_parquet(packed(rows, recipe.max_length), folder / FILE)
         (folder / "dataset.py").write_text(_script(recipe), encoding="utf-8")
 
     def command(self, recipe: TrainingRecipe) -> str:
@@ -42,26 +45,34 @@ class Megatron(Trainer):
         return "cfg.dataset = dataset.masked_rows()   # in a recipe of Megatron-Bridge for this model"
 
 
-def packed(rows: MaskedRows, length: int) -> pa.Table:
+def packed(rows: MaskedRows, length: int) -> Iterator[pa.RecordBatch]:
     """Rows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
     from xtf.data.steps import pack
 
-    ids, labels = (rows.table[name].to_pylist() for name in ("input_ids", "labels"))
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "loss_mask": [], "seq_start_id": []}
-    for group in pack(rows.lengths.tolist(), length):
-        columns["input_ids"].append([token for index in group for token in ids[index]])
-        masks = ([int(label != IGNORED) for label in labels[index][1:]] + [0] for index in group)
-        columns["loss_mask"].append([value for mask in masks for value in mask])
-        ends = np.cumsum([rows.lengths[index] for index in group])
-        columns["seq_start_id"].append([0, *ends[:-1].tolist()])
     types = {"input_ids": pa.int32(), "loss_mask": pa.int8(), "seq_start_id": pa.int32()}
-    return pa.table({name: pa.array(values, pa.list_(types[name])) for name, values in columns.items()})
+    schema = pa.schema({name: pa.list_(kind) for name, kind in types.items()})
+    groups = pack(rows.lengths.tolist(), length)
+    for first in range(0, len(groups), PACKS_AT_ONCE):
+        some = groups[first : first + PACKS_AT_ONCE]
+        table = rows.table.take(pa.array([index for group in some for index in group]))
+        documents = iter(zip(*(table[name].to_pylist() for name in ("input_ids", "labels")), strict=True))
+        columns: dict[str, list[list[int]]] = {name: [] for name in types}
+        for group in some:
+            ids, labels = zip(*islice(documents, len(group)), strict=True)
+            columns["input_ids"].append([token for document in ids for token in document])
+            masks = ([int(label != IGNORED) for label in document[1:]] + [0] for document in labels)
+            columns["loss_mask"].append([value for mask in masks for value in mask])
+            ends = np.cumsum([len(document) for document in ids])
+            columns["seq_start_id"].append([0, *ends[:-1].tolist()])
+        yield pa.RecordBatch.from_pydict(columns, schema)
 
 
 def _script(recipe: TrainingRecipe) -> str:
     return f'''\
 """The masked rows as a dataset of Megatron-Bridge: cfg.dataset = dataset.masked_rows()"""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from megatron.bridge.data.builders import GPTSFTDatasetConfig

@@ -59,7 +59,7 @@ class MsSwift(Trainer):
         """train.jsonl, plugin.py, train.sh."""
         weighted = "loss_weights" in rows.table.column_names
         with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
-            for row in rows.table.to_pylist():
+            for row in (row for batch in rows.table.to_batches() for row in batch.to_pylist()):
                 scale = row["loss_weights"] if weighted else [float(label != -100) for label in row["labels"]]
                 file.write(json.dumps({"token_ids": row["input_ids"], "loss_scale": scale}) + "\n")
         (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
+from xtf.data.batches import Batches, parquet_batches
 from xtf.exports import TRAINERS
 from xtf.exports.base import (
     MaskedRows,
@@ -55,9 +56,7 @@ def export_run(
         ConfigError: a length that does not fit.
         ValueError: a mask that the trainer cannot take, another tokenizer's, or a folder that holds something else.
     """
-    import pyarrow.parquet as pq
-
-    masked = pq.read_table(folder.mask)
+    masked = Batches(lambda: parquet_batches([folder.mask]))
     if config.method.own_table(config.task.train) is None:
         _refuse_other_tokens(masked, rows(), config.model.path, folder)
     stats = manifest.stages["mask"]["stats"]
@@ -94,7 +93,7 @@ def export_run(
 
 
 def export_table(
-    masked: pa.Table,
+    masked: pa.Table | Batches,
     export: ExportConfig,
     folder: Path,
     *,
@@ -119,7 +118,9 @@ def export_table(
     from transformers import AutoConfig
 
     trainer = TRAINERS[export.to]()
-    rows = checked_rows(masked, trainer, export.empty_rows)
+    # The rows go where the export goes, or where a folder is that will hold its folder.
+    nearest = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    rows = checked_rows(masked, trainer, export.empty_rows, nearest)
     check_vocabulary(rows, tokenizer)
     try:
         shape = AutoConfig.from_pretrained(model, revision=revision).get_text_config()
@@ -214,15 +215,19 @@ def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRec
 # -- what a run says -------------------------------------------------------------------------------------------------
 
 
-def _refuse_other_tokens(masked: pa.Table, rows: Sequence[Encoded], model: str, folder: RunFolder) -> None:
+def _refuse_other_tokens(masked: Batches, rows: Sequence[Encoded], model: str, folder: RunFolder) -> None:
     """Raises:
     ValueError: the model's tokenizer does not give the ids that were masked.
     """
-    masked_ids = masked["input_ids"].to_pylist()
-    other = sum(row.input_ids != ids for row, ids in zip(rows, masked_ids, strict=False))
-    if other or len(rows) != len(masked_ids):
+    other, start = 0, 0
+    for batch in masked:
+        ids = batch.column("input_ids").to_pylist()
+        there = rows[start : start + len(ids)]
+        other += sum(row.input_ids != own for row, own in zip(there, ids, strict=False))
+        start += len(ids)
+    if other or len(rows) != start:
         raise ValueError(
-            f"{folder.mask} was made with another tokenizer than the one in {model} now: {other} of {len(masked_ids)} "
+            f"{folder.mask} was made with another tokenizer than the one in {model} now: {other} of {start} "
             f"rows have other ids; delete {folder.path} and run it again"
         )
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -35,9 +35,10 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
-from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses, Sequences, as_lists, flat
+from xtf.data.batches import Again, Batches
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses, Sequences, as_lists
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
-from xtf.scoring.thresholds import fit
+from xtf.scoring.thresholds import Cuts, fit
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ class Mask:
     table: pa.Table
     stats: MaskStats
 
+    @property
+    def batches(self) -> Batches:
+        """The table a record batch at a time."""
+        return Batches.of(self.table)
+
 
 def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str]) -> Mask:
     """Drops the response tokens that lack any of `attributes`; without attributes all are kept.
@@ -106,30 +112,76 @@ def build_mask(scored: pa.Table, threshold: ThresholdConfig, attributes: Sequenc
         ValueError: an unknown attribute, a missing column, a score list that is not as long as its response, a score
             that is not a finite number, a threshold out of range, a mask that keeps nothing.
     """
-    used = pick(attributes)
-    parts = _parts(scored)
-    judged = [~_left_alone(rows, threshold) for rows in parts]
-    columns = list(dict.fromkeys(attribute.source for attribute in used))
-    blocks = [
-        Responses(rows.responses, {name: _finite(rows, name) for name in columns}).select(which)
-        for rows, which in zip(parts, judged, strict=True)
-    ]
-    if not sum(block.tokens for block in blocks):
-        raise ValueError("the scored table holds no response tokens but appended ends and what the rows do not train")
-    cuts = fit(blocks, threshold, [attribute.name for attribute in used])
-    tally, lists, kept = _Tally(), [], []
-    for rows, which, block in zip(parts, judged, blocks, strict=True):
-        drops = {attribute.name: cuts.drop(attribute, block) for attribute in used}
-        guarded = _protected(rows, threshold)[which]
-        tally.protect(block, guarded, np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()]))
-        drops = {name: drop & ~guarded for name, drop in drops.items()}
-        keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
-        tally.add(block, keep, drops, _ends_alone(rows, threshold))
-        lists.append({a.drops: as_lists(_spread(drops[a.name], which, False), rows.responses) for a in used})
-        kept.append(_spread(keep, which, True).astype(np.float32))
-    degenerate = _degenerate(blocks, used, tally, threshold)
-    table = _weighed(parts, kept, threshold, lists)
-    return Mask(table, tally.stats(cuts.to_dict(), degenerate, threshold))
+    found = StreamedMask(Batches.of(scored), threshold, attributes)
+    return Mask(found.batches.table(), found.stats)
+
+
+class StreamedMask:
+    """`build_mask` a record batch at a time: memory is that of a batch, however many rows there are.
+
+    batches: those of the masked table. They may be gone through several times, each time with the same result.
+    """
+
+    def __init__(self, scored: Batches, threshold: ThresholdConfig, attributes: Sequence[str]) -> None:
+        self.scored, self.threshold, self.used = scored, threshold, pick(attributes)
+        self.columns = list(dict.fromkeys(attribute.source for attribute in self.used))
+        blocks = Again(lambda: (part.block for part in self._parts()))
+        self.cuts = fit(blocks, threshold, [attribute.name for attribute in self.used])
+        soft = bool(threshold.dropped_weight) or threshold.drop_probability < 1
+        # Only a mask that drops something has the columns that say what a dropped token counts.
+        some = soft and any(part.drop(self.cuts, self.used).any() for part in self._parts())
+        self.form = _Form.of(threshold if some else ThresholdConfig())
+        self.batches = Batches(self._masked)
+        self._stats: MaskStats | None = None
+
+    @property
+    def stats(self) -> MaskStats:
+        """Known when the batches have been gone through."""
+        assert self._stats is not None
+        return self._stats
+
+    def _parts(self) -> Iterator[_Part]:
+        for batch in self.scored:
+            yield _Part(Sequences(batch), self.threshold, self.columns)
+
+    def _masked(self) -> Iterator[pa.RecordBatch]:
+        """
+        Raises:
+            ValueError: behind the last batch, for no response tokens, or none that are kept.
+        """
+        tally = _Tally()
+        for part in self._parts():
+            block = part.block
+            drops = {attribute.name: self.cuts.drop(attribute, block) for attribute in self.used}
+            guarded = _protected(part.rows, self.threshold)[part.judged]
+            tally.protect(block, guarded, np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()]))
+            drops = {name: drop & ~guarded for name, drop in drops.items()}
+            keep = ~np.logical_or.reduce([np.zeros(block.tokens, dtype=bool), *drops.values()])
+            tally.add(block, keep, drops, _ends_alone(part.rows, self.threshold))
+            spread = {name: _spread(drop, part.judged, False) for name, drop in drops.items()}
+            more = {a.drops: as_lists(spread[a.name], part.rows.responses) for a in self.used}
+            yield self.form.batch(part.rows, _spread(keep, part.judged, True).astype(np.float32), more)
+        if not tally.tokens:
+            raise ValueError(
+                "the scored table holds no response tokens but appended ends and what the rows do not train"
+            )
+        degenerate = _degenerate(self.used, tally, self.threshold)
+        self._stats = tally.stats(self.cuts.to_dict(), degenerate, self.threshold)
+
+
+class _Part:
+    """A record batch of the scored table, and its tokens that thresholds judge."""
+
+    def __init__(self, rows: Sequences, threshold: ThresholdConfig, columns: Sequence[str]) -> None:
+        self.rows, self.threshold = rows, threshold
+        self.judged = ~_left_alone(rows, threshold)  # bool (N,)
+        self.block = Responses(rows.responses, {name: _finite(rows, name) for name in columns}).select(self.judged)
+
+    def drop(self, cuts: Cuts, used: Sequence[TokenAttribute]) -> np.ndarray:
+        """Which of the block's tokens are dropped, bool."""
+        drops = [cuts.drop(attribute, self.block) for attribute in used]
+        dropped: np.ndarray = np.logical_or.reduce([np.zeros(self.block.tokens, bool), *drops])
+        return dropped & ~_protected(self.rows, self.threshold)[self.judged]
 
 
 def _left_alone(rows: Sequences, threshold: ThresholdConfig) -> np.ndarray:
@@ -197,34 +249,42 @@ def weights_to_labels(
     return Mask(_weighed(parts, own, threshold), tally.stats({}, [], threshold))
 
 
-def _weighed(
-    parts: Sequence[Sequences],
-    weights: Sequence[np.ndarray],
-    threshold: ThresholdConfig | None,
-    more: Sequence[dict[str, pa.Array]] | None = None,
-) -> pa.Table:
-    """The table with `more` columns, `labels` and, where they do not tell it all, `weights`, `dropped` and
-    `drop_probability`.
+def _weighed(parts: Sequence[Sequences], weights: Sequence[np.ndarray], threshold: ThresholdConfig | None) -> pa.Table:
+    """The table with `labels` and, where they do not tell it all, `weights`, `dropped` and `drop_probability`.
 
     Args:
         weights: float32 (N,) for each part; 0: the token is dropped.
         threshold: says what a dropped token counts and when; None: nothing.
     """
     some = threshold if threshold is not None and any((own == 0).any() for own in weights) else ThresholdConfig()
-    soft, moving = some.dropped_weight, some.drop_probability < 1
-    fractional = bool(soft) or moving or any(((own != 0) & (own != 1)).any() for own in weights)
-    batches = []
-    for place, (rows, own) in enumerate(zip(parts, weights, strict=True)):
-        columns = dict(more[place]) if more is not None else {}
-        counts = np.where(own == 0, np.float32(soft), own)
-        if fractional:
+    form = _Form.of(some, fractional=any(((own != 0) & (own != 1)).any() for own in weights))
+    return pa.Table.from_batches([form.batch(rows, own, {}) for rows, own in zip(parts, weights, strict=True)])
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Which columns a masked table has: the same in all of its batches."""
+
+    soft: float  # what a dropped token counts
+    chance: float  # with which it is dropped in an epoch
+    fractional: bool  # weights other than 0 and 1 occur
+
+    @classmethod
+    def of(cls, threshold: ThresholdConfig, fractional: bool = False) -> _Form:
+        soft, chance = threshold.dropped_weight, threshold.drop_probability
+        return cls(soft, chance, fractional or bool(soft) or chance < 1)
+
+    def batch(self, rows: Sequences, own: np.ndarray, more: Mapping[str, pa.Array]) -> pa.RecordBatch:
+        """The rows with `more` columns and those of the mask; `own` float32 (N,), 0: the token is dropped."""
+        columns, moving = dict(more), self.chance < 1
+        counts = np.where(own == 0, np.float32(self.soft), own)
+        if self.fractional:
             columns["weights"] = as_lists(counts, rows.responses)
-        if soft or moving:
+        if self.soft or moving:
             columns["dropped"] = as_lists(own == 0, rows.responses)
         if moving:
-            columns["drop_probability"] = pa.array(np.full(len(rows.lengths), some.drop_probability, np.float32))
-        batches.append(_with_columns(rows, {**columns, "labels": _labels(rows, (counts != 0) | moving)}))
-    return pa.Table.from_batches(batches)
+            columns["drop_probability"] = pa.array(np.full(len(rows.lengths), self.chance, np.float32))
+        return _with_columns(rows, {**columns, "labels": _labels(rows, (counts != 0) | moving)})
 
 
 def row_weighted(mask: Mask) -> Mask:
@@ -238,28 +298,48 @@ def row_weighted(mask: Mask) -> Mask:
     """
     if ROW_WEIGHTS not in mask.table.column_names:
         return mask
-    masked, untrained = [], 0
-    moving = "drop_probability" in mask.table.column_names  # a token of weight 0 may count in another epoch
-    for rows in _parts(mask.table):
+    batches, untrained = weighted_by_row(Batches.of(mask.table))
+    return Mask(batches.table(), replace(mask.stats, untrained_tokens=untrained))
+
+
+def weighted_by_row(masked: Batches) -> tuple[Batches, int]:
+    """The batches of a masked table with the weights of their rows, as `row_weighted`, and the tokens that these leave
+    untrained; it goes through them once before.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    untrained, some, fractional = 0, False, False
+    for rows, given, _, weights in _row_weights(masked):
+        moving = "drop_probability" in rows.table.schema.names  # a token of weight 0 may count in another epoch
+        untrained += int(np.count_nonzero(given == 0))
+        some = some or moving or bool(weights.any())
+        fractional = fractional or moving or not np.isin(weights, (0, 1)).all()
+    if not some:
+        raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for rows, given, kept, weights in _row_weights(masked):
+            names = rows.table.schema.names
+            moving = "drop_probability" in names
+            told = ("dropped", "drop_probability", *(attribute.drops for attribute in ATTRIBUTES.values()))
+            columns = {name: rows.table.column(name) for name in told if name in names}
+            if fractional:
+                columns["weights"] = as_lists(weights, rows.responses)
+            columns["labels"] = _labels(rows, kept & (given != 0) if moving else weights != 0)
+            yield _with_columns(rows, columns)
+
+    return Batches(batches), untrained
+
+
+def _row_weights(masked: Batches) -> Iterator[tuple[Sequences, np.ndarray, np.ndarray, np.ndarray]]:
+    """Each batch, and of its response tokens (N,) the rows' weights, whether the mask keeps them, and what both say."""
+    for batch in masked:
+        rows = Sequences(batch)
         given = rows.of_responses(ROW_WEIGHTS)
         kept = rows.of_sequences("labels")[rows.in_response] != IGNORED
-        own = rows.of_responses("weights") if "weights" in rows.table.schema.names else kept
-        told = ("dropped", "drop_probability", *(attribute.drops for attribute in ATTRIBUTES.values()))
-        columns = {name: rows.table.column(name) for name in told if name in rows.table.schema.names}
-        untrained += int(np.count_nonzero(given == 0))
-        weights = (given * own * kept).astype(np.float32)
-        columns |= {
-            "weights": as_lists(weights, rows.responses),
-            "labels": _labels(rows, kept & (given != 0) if moving else weights != 0),
-        }
-        masked.append(_with_columns(rows, columns))
-    table = pa.Table.from_batches(masked)
-    weights, _ = flat(table["weights"])
-    if not weights.any() and not moving:
-        raise ValueError("the rows' own weights leave none of the tokens that the mask keeps")
-    if np.isin(weights, (0, 1)).all() and not moving:
-        table = table.drop_columns("weights")
-    return Mask(table, replace(mask.stats, untrained_tokens=untrained))
+        own = rows.of_responses("weights") if "weights" in batch.schema.names else kept
+        yield rows, given, kept, (given * own * kept).astype(np.float32)
 
 
 # --- Arrow buffers ------------------------------------------------------------------------------------------
@@ -420,6 +500,8 @@ class _Tally:
     ends: int = 0  # left alone, counted nowhere else
     dropped: Counter[str] = field(default_factory=Counter)
     ends_dropped: Counter[str] = field(default_factory=Counter)  # responses whose last token is dropped
+    constant: Counter[str] = field(default_factory=Counter)  # responses of several tokens with one score, by column
+    several: int = 0  # responses of several tokens
 
     def add(self, block: Responses, keep: np.ndarray, drops: dict[str, np.ndarray], left_alone: int) -> None:
         """Tokens (N,) that are judged, beside so many appended ends that are not."""
@@ -429,6 +511,9 @@ class _Tally:
         self.tokens += len(keep)
         self.kept += int(np.count_nonzero(keep))
         self.without_loss += int(np.count_nonzero(block.count(keep) == 0))
+        self.several += int(np.count_nonzero(responses > 1))
+        for name, values in block.columns.items():
+            self.constant[name] += _constant(values, block)
         ends = block.offsets[1:][responses > 0] - 1
         for name, drop in drops.items():
             self.ends_dropped[name] += int(np.count_nonzero(drop[ends]))
@@ -488,11 +573,11 @@ class _Tally:
 
 
 def _degenerate(
-    blocks: Sequence[Responses], attributes: Sequence[TokenAttribute], tally: _Tally, threshold: ThresholdConfig
+    attributes: Sequence[TokenAttribute], tally: _Tally, threshold: ThresholdConfig
 ) -> list[dict[str, str]]:
     found = []
     for attribute in attributes:
-        constant = _constant_share(blocks, attribute.source)
+        constant = tally.constant[attribute.source] / tally.several if tally.several else 0.0
         share = tally.dropped[attribute.name] / tally.tokens
         if constant >= MOST:
             found.append((attribute, f"its scores are (nearly) constant within {constant:.0%} of the responses"))
@@ -513,15 +598,12 @@ def _degenerate(
     return [{"attribute": attribute.name, "reason": reason} for attribute, reason in found]
 
 
-def _constant_share(blocks: Sequence[Responses], column: str) -> float:
-    """The share of responses of two tokens and more whose scores all agree to a relative `CONSTANT`."""
-    constant = judged = 0
-    for block in blocks:
-        values, lengths = block.columns[column], block.lengths
-        starts = block.offsets[:-1][lengths > 0]
-        low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-        several = lengths[lengths > 0] > 1
-        size = np.maximum(np.abs(low), np.abs(high))
-        constant += int(np.count_nonzero(several & (high - low <= CONSTANT * size)))
-        judged += int(np.count_nonzero(several))
-    return constant / judged if judged else 0.0
+def _constant(values: np.ndarray, block: Responses) -> int:
+    """How many responses of two tokens and more have `values` (N,) that all agree to a relative `CONSTANT`."""
+    lengths = block.lengths[block.lengths > 0]
+    if not len(lengths):
+        return 0
+    starts = block.offsets[:-1][block.lengths > 0]
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    size = np.maximum(np.abs(low), np.abs(high))
+    return int(np.count_nonzero((lengths > 1) & (high - low <= CONSTANT * size)))

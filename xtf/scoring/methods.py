@@ -25,11 +25,12 @@ from xtf.config.schema import Config, ConfigError, Protect, SourceConfig, Thresh
 from xtf.data.augment import augment
 from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses
 from xtf.runtime.imports import installed_classes
-from xtf.scoring.masks import build_mask, weights_to_labels
+from xtf.scoring.masks import StreamedMask, build_mask, weights_to_labels
 
 if TYPE_CHECKING:
     import torch
 
+    from xtf.data.batches import Batches
     from xtf.data.examples import Example
     from xtf.scoring.masks import Mask
 
@@ -117,6 +118,15 @@ class Method:
         weights = np.split(self.weights(scores, seed), scores.offsets[1:-1])
         return weights_to_labels(scored, weights, threshold if self.masked else None)
 
+    def stream(
+        self, rows: Batches, threshold: ThresholdConfig, attributes: Sequence[str], seed: int
+    ) -> Mask | StreamedMask:
+        """`mask` in bounded memory where the weights of a response do not depend on other rows'; else in memory."""
+        kind = type(self)
+        if kind.mask is Method.mask and kind.weights is Method.weights and not self.masked:  # w = 1
+            return StreamedMask(rows, ThresholdConfig(end=ThresholdEnd.scored), ())
+        return self.mask(rows.table(), threshold, attributes, seed)
+
     def parts(self, rows: int) -> list[np.ndarray] | None:
         """Rows of the parts that are trained one after the other, each cleaned (`clean`) by the model as the parts
         before left it; None: all rows at once."""
@@ -139,6 +149,13 @@ class XTF(Method):
 
     def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         return build_mask(scored, threshold, attributes)  # with the statistics of each attribute
+
+    def stream(
+        self, rows: Batches, threshold: ThresholdConfig, attributes: Sequence[str], seed: int
+    ) -> Mask | StreamedMask:
+        if type(self).mask is XTF.mask:
+            return StreamedMask(rows, threshold, attributes)
+        return super().stream(rows, threshold, attributes, seed)
 
 
 @dataclass

@@ -6,24 +6,26 @@ A *pass* is one model's scores of one set of rows, stored by `xtf.scoring.store`
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xtf.config.schema import Config
-from xtf.data.ragged import as_table, with_ends, with_row_weights, with_sources
+from xtf.data.batches import Batches, write_parquet
+from xtf.data.ragged import ROW_WEIGHTS, SOURCE, row_weights, with_ends
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
 from xtf.scoring.attributes import LOOKS, sources
-from xtf.scoring.masks import row_weighted
-from xtf.scoring.store import Load, read_pass, scoring_pass
+from xtf.scoring.masks import weighted_by_row
+from xtf.scoring.store import Load, pass_batches, pass_columns, scoring_pass
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
     from xtf.data.encode import Encoded
+    from xtf.data.stored import StoredRows
 
 
 class Pass(Enum):
@@ -69,6 +71,7 @@ def score(
     rows: Callable[[], Sequence[Encoded]],
     tokenizer: Callable[[], PreTrainedTokenizerBase],
     scorer_of: Callable[[Pass], Scorer],
+    another: Callable[[set[str], Iterable[str]], Path],
 ) -> dict[Pass, Path]:
     """The folders of the passes that a run reads, made unless they are there.
 
@@ -76,11 +79,15 @@ def score(
         rows: gives the encoded training rows; not called where no pass is read.
         tokenizer: gives the model's tokenizer, likewise.
         scorer_of: the model of a pass; a reference model is trained when this is called.
+        another: makes the pass of `scorer.model` with these columns, and further ones; not called where none is set.
     """
-    found = {}
+    found: dict[Pass, Path] = {}
     for kind, columns in passes_of(config).items():
-        encoded = alone(rows(), tokenizer()) if kind is Pass.unconditional else rows()
         also: Iterable[str] = sources(config.scorer.compute) if kind is Pass.base else ()
+        if kind is Pass.base and config.scorer.model is not None:
+            found[kind] = another(columns, also)
+            continue
+        encoded = alone(rows(), tokenizer()) if kind is Pass.unconditional else rows()
         scorer = scorer_of(kind)
         found[kind] = scoring_pass(
             OutputDir(Path(config.output_dir)).scores,
@@ -103,23 +110,62 @@ def alone(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> list[E
     return [Encoded(row.example_id, [int(start), *row.input_ids[row.prompt_length :]], 1) for row in rows]
 
 
-def training_table(rows: Callable[[], Sequence[Encoded]], passes: Mapping[Pass, Path]) -> pa.Table:
+def training_rows(rows: Callable[[], StoredRows], passes: Mapping[Pass, Path]) -> Batches:
     """The training rows with every score column that the passes bring, and `end_tokens`, which no pass stores."""
-    table = read_pass(passes[Pass.base]) if Pass.base in passes else as_table(rows())
-    table = table.drop_columns([name for name in LOOKS if name in table.column_names])
-    table = with_ends(table, (row.end_tokens for row in rows()))
-    table = with_row_weights(table, [row.weights for row in rows()])
-    table = with_sources(table, [row.source or row.example_id for row in rows()])
-    for name, source in COLUMNS.items():
-        if source is not None and source[0] in passes:
-            table = table.append_column(name, read_pass(passes[source[0]])[source[1]])
-    return table
+    return Batches(functools.partial(_training_batches, rows(), dict(passes)))
 
 
-def write_mask(config: Config, table: pa.Table, path: Path) -> dict[str, Any]:
-    """Write the method's mask of a training table to `path`; returns its statistics. No model is loaded."""
-    import pyarrow.parquet as pq
+def _training_batches(rows: StoredRows, passes: Mapping[Pass, Path]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
 
-    mask = row_weighted(config.method.mask(table, config.threshold, config.scorer.attributes, config.seed))
-    write_atomic(path, functools.partial(pq.write_table, mask.table))
-    return mask.stats.to_dict()
+    if Pass.base in passes:
+        names = [name for name in pass_columns(passes[Pass.base]) if name not in LOOKS]  # those are for looking alone
+        tables: Iterator[pa.RecordBatch] = pass_batches(passes[Pass.base], names)
+    else:
+        tables = iter(rows.table.select(["example_id", "input_ids", "prompt_length"]).to_batches())
+    others = {
+        name: _Parts(pass_batches(passes[source[0]], [source[1]]))
+        for name, source in COLUMNS.items()
+        if source is not None and source[0] in passes
+    }
+    own, start = rows.table, 0
+    weighted, sources = rows.weighted, rows.sources
+    for batch in tables:
+        part = own.slice(start, batch.num_rows).combine_chunks()
+        start += batch.num_rows
+        table = with_ends(pa.Table.from_batches([batch]), part["end_tokens"].combine_chunks())
+        if weighted:
+            table = table.append_column(ROW_WEIGHTS, row_weights(table, part["weights"].to_pylist()))
+        if sources:
+            table = table.append_column(SOURCE, part["source"])
+        for name, parts in others.items():
+            table = table.append_column(name, parts.take(batch.num_rows))
+        yield table.combine_chunks().to_batches()[0]
+
+
+class _Parts:
+    """The first column of record batches, taken in parts of any length."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self.batches = batches
+        self.rest: list[pa.Array] = []
+
+    def take(self, rows: int) -> pa.Array:
+        """The next `rows` values."""
+        import pyarrow as pa
+
+        while sum(map(len, self.rest)) < rows:
+            self.rest.append(next(self.batches).column(0))
+        whole = pa.concat_arrays(self.rest)
+        self.rest = [whole.slice(rows)]
+        return whole.slice(0, rows)
+
+
+def write_mask(config: Config, rows: Batches, path: Path) -> dict[str, Any]:
+    """Write the method's mask of training rows to `path`; returns its statistics. No model is loaded."""
+    masked = config.method.stream(rows, config.threshold, config.scorer.attributes, config.seed)
+    batches, more = masked.batches, {}
+    if ROW_WEIGHTS in next(iter(rows)).schema.names:
+        batches, more["untrained_tokens"] = weighted_by_row(batches)
+    write_atomic(path, lambda temporary: write_parquet(batches, temporary))
+    return masked.stats.to_dict() | more

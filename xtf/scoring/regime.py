@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtf.scoring.store import read_pass
+from xtf.scoring.store import pass_batches, pass_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,24 +34,25 @@ class Regime:
         )
 
 
-def regime(logp: pa.ChunkedArray) -> Regime:
-    """The figures from the column `logp`, list<float32>, one list a response.
+def regime(logp: Iterable[pa.Array]) -> Regime:
+    """The figures from the column `logp`, list<float32>, one list a response, given in blocks.
 
     Raises:
         ValueError: there are no response tokens.
     """
-    values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in logp.chunks] or [[]])
-    if not len(values):
+    tokens, total, sure, unlikely = 0, 0.0, 0, 0
+    for lists in logp:
+        values = lists.flatten().to_numpy(zero_copy_only=False)
+        tokens, total = tokens + len(values), total + float(values.sum(dtype=np.float64))
+        sure += int(np.count_nonzero(values > math.log(SURE)))
+        unlikely += int(np.count_nonzero(values < math.log(UNLIKELY)))
+    if not tokens:
         raise ValueError("there are no response tokens to take the regime of")
-    return Regime(
-        tokens=len(values),
-        loss=float(-values.mean(dtype=np.float64)),
-        sure=float((values > math.log(SURE)).mean()),
-        unlikely=float((values < math.log(UNLIKELY)).mean()),
-    )
+    return Regime(tokens=tokens, loss=-total / tokens, sure=sure / tokens, unlikely=unlikely / tokens)
 
 
 def regime_of(folder: Path) -> Regime | None:
     """The figures of a stored scoring pass; None if it holds no `logp` (a pass for RI or TR alone)."""
-    table = read_pass(folder)
-    return regime(table["logp"]) if "logp" in table.column_names else None
+    if "logp" not in pass_columns(folder):
+        return None
+    return regime(batch.column("logp") for batch in pass_batches(folder, ["logp"]))

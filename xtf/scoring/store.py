@@ -14,8 +14,9 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -62,7 +63,7 @@ def scoring_pass(
     scorer = plain(config.scorer)
     identity = {
         "model": dict(model),
-        "tokens": _digest(rows),
+        "tokens": rows_digest(rows),
         "dtype": str(inference_dtype(config.trainer)),
         "ri": scorer["ri"],
         "tr": scorer["tr"],
@@ -70,7 +71,7 @@ def scoring_pass(
     }
     for candidate in sorted(store.glob(f"{digest(identity)}-*/manifest.json")):
         found: dict[str, Any] = read_json(candidate) if intact(candidate) else {"complete": False}
-        if found["complete"] and columns <= set(found["columns"]) and _intact(candidate.parent, found):
+        if found["complete"] and columns <= set(found["columns"]) and shards_intact(candidate.parent, found):
             return candidate.parent
     compute = columns | set(also)
     folder = store / f"{digest(identity)}-{'_'.join(sorted(compute))}"
@@ -89,6 +90,7 @@ def _write_shards(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Score what is missing, shard by shard; a shard that is not as the manifest says is scored again."""
+    from xtf.data.stored import lengths
     from xtf.scoring.scorers import count_tokens
 
     manifest_file, size = folder / "manifest.json", config.trainer.shard_examples
@@ -116,7 +118,8 @@ def _write_shards(
         looks = frozenset(column.rstrip("0123456789") for column in columns) & {"top", "attenders"}
         names = tuple(attribute.name for attribute in attributes)
         scorer = ShardScorer(folder, names, looks, counts, config, load, tokenizer)
-        tokens = sum(len(rows[i].input_ids) for part in missing.values() for i in part)
+        of_rows = lengths(rows)
+        tokens = sum(int(of_rows[part.start : part.stop].sum()) for part in missing.values())
         before = manifest["seconds"]
         announce(config, "scoring", tokens, FORWARD * tokens)
         with bar("scoring", tokens) as progress:
@@ -131,7 +134,7 @@ def _write_shards(
     if "tr" in columns and config.scorer.tr.variant is TRVariant.contextual:
         _finish_tr(folder, manifest)
     manifest["complete"] = True
-    manifest["tokens"] = sum(len(row.input_ids) for row in rows)
+    manifest["tokens"] = int(lengths(rows).sum())
     write_json(manifest_file, manifest, sealed=True)
 
 
@@ -256,15 +259,23 @@ def _score(
     try:
         with stopwatch() as seconds:
             before = 0.0
-            tasks = {
-                pool.submit(_write_in_process, name, rows[part.start : part.stop]): name for name, part in parts.items()
-            }
-            for task in as_completed(tasks):
-                _, peak = task.result()
-                now = seconds()
-                yield tasks[task], now - before, peak
-                before = now
-                progress(sum(len(rows[i].input_ids) for i in parts[tasks[task]]))
+            waiting, tasks = iter(parts.items()), dict[Future[tuple[float, float]], tuple[str, range]]()
+
+            def submit(shards: int) -> None:
+                """Hand over the rows of a few shards: those of all need not fit into memory."""
+                for name, part in islice(waiting, shards):
+                    tasks[pool.submit(_write_in_process, name, rows[part.start : part.stop])] = name, part
+
+            submit(2 * trainer.devices)
+            while tasks:
+                for task in wait(tasks, return_when=FIRST_COMPLETED).done:
+                    name, part = tasks.pop(task)
+                    _, peak = task.result()
+                    submit(1)
+                    now = seconds()
+                    yield name, now - before, peak
+                    before = now
+                    progress(sum(len(row.input_ids) for row in rows[part.start : part.stop]))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -292,7 +303,7 @@ def _write_in_process(name: str, part: Sequence[Encoded]) -> tuple[float, float]
     return _of_this_process.write(name, part)
 
 
-def _digest(rows: Sequence[Encoded]) -> str:
+def rows_digest(rows: Sequence[Encoded]) -> str:
     """`xtf.config.identity.digest` of all tokens, a row at a time: a million rows are not written out in memory."""
     text = hashlib.sha256(b"[")
     for number, row in enumerate(rows):
@@ -303,16 +314,32 @@ def _digest(rows: Sequence[Encoded]) -> str:
 
 
 def read_pass(folder: Path) -> pa.Table:
-    """The scored table of a complete pass, in the order of its rows."""
+    """The scored table of a complete pass, in the order of its rows, in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     return pa.concat_tables(pq.read_table(folder / name) for name in read_json(folder / "manifest.json")["shards"])
 
 
+def pass_batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The same a batch at a time, or some of its columns."""
+    from xtf.data.batches import parquet_batches
+
+    return parquet_batches((folder / name for name in read_json(folder / "manifest.json")["shards"]), columns)
+
+
+def pass_columns(folder: Path) -> list[str]:
+    """The columns of a complete pass."""
+    import pyarrow.parquet as pq
+
+    names: list[str] = pq.read_schema(folder / next(iter(read_json(folder / "manifest.json")["shards"]))).names
+    return names
+
+
 def _matches(file: Path, entry: Mapping[str, Any]) -> bool:
     return file.exists() and sha256(file) == entry["sha256"]
 
 
-def _intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
+def shards_intact(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether the shards of a pass are as its manifest says."""
     return all(_matches(folder / name, entry) for name, entry in manifest["shards"].items())

@@ -13,9 +13,10 @@ append to a response is none of them, so `xtf.scoring.masks` leaves it out of wh
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from xtf.config.checks import check_threshold
 from xtf.config.schema import KNRule, RIRule, ThresholdConfig, ThresholdTies, TRRule, TRThreshold
+from xtf.data.batches import Again
 from xtf.data.ragged import Responses
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
 
@@ -103,6 +105,8 @@ def otsu_band(counts: np.ndarray, config: TRThreshold) -> Band:
     With fewer occupied bins than classes each bin is a cluster of its own. If that makes `cluster` the highest one, or
     leaves fewer, the band is empty: what lies nearest to the task is no noise.
     """
+    if not counts.any():  # no token is judged
+        return Band(math.inf, math.inf, (), 0)
     edges = np.linspace(0.0, 1.0, len(counts) + 1)
     edges[-1] = np.nextafter(1.0, 2.0)  # the last bin includes 1
     classes = min(config.classes, int(np.count_nonzero(counts)))
@@ -197,8 +201,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def fit(blocks: Sequence[Responses], config: ThresholdConfig, attributes: Sequence[str]) -> Cuts:
+def fit(blocks: Iterable[Responses], config: ThresholdConfig, attributes: Sequence[str]) -> Cuts:
     """Fits the thresholds of `attributes` to a dataset given in blocks, whose columns are those that they read.
+
+    The blocks are gone through several times, and no more than one is held.
 
     The rules of the paper need no more than one histogram. A quantile or a shift ranks the margins of all
     tokens: it moves the level to where the number dropped is nearest to the share asked for. Tokens with
@@ -215,13 +221,20 @@ def fit(blocks: Sequence[Responses], config: ThresholdConfig, attributes: Sequen
         rule = rule_of(config, attribute)
         if rule.rule.value != "quantile" and rule.shift == 0:
             continue
-        margins = np.concatenate([cuts.margins(attribute, block) for block in blocks])
-        share = rule.q if rule.rule.value == "quantile" else np.count_nonzero(margins > 0) / len(margins)
-        cuts.levels[attribute.name] = level_for(margins, round((share + rule.shift) * len(margins)))
+        margins = Again(functools.partial(_margins, cuts, attribute, blocks))
+        tokens, above = 0, 0
+        for part in margins:
+            tokens, above = tokens + len(part), above + int(np.count_nonzero(part > 0))
+        share = rule.q if rule.rule.value == "quantile" else above / max(1, tokens)
+        cuts.levels[attribute.name] = level_for(margins, round((share + rule.shift) * tokens))
     return cuts
 
 
-def sum_histograms(blocks: Sequence[Responses], column: str, bins: int) -> np.ndarray:
+def _margins(cuts: Cuts, attribute: TokenAttribute, blocks: Iterable[Responses]) -> Iterator[np.ndarray]:
+    return (cuts.margins(attribute, block) for block in blocks)
+
+
+def sum_histograms(blocks: Iterable[Responses], column: str, bins: int) -> np.ndarray:
     """The dataset's TR histogram.
 
     Raises:
@@ -237,20 +250,47 @@ def sum_histograms(blocks: Sequence[Responses], column: str, bins: int) -> np.nd
     return total
 
 
-def level_for(margins: np.ndarray, count: int) -> float:
-    """The level above which the number of margins is nearest to `count`; fewer of two equally near."""
-    ranked = np.sort(margins[margins > -np.inf])  # ascending
-    n = len(ranked)
+def level_for(margins: Iterable[np.ndarray], count: int) -> float:
+    """The level above which the number of margins is nearest to `count`; fewer of two equally near.
+
+    The margins, float64, are given in blocks and gone through several times; no more than a block is held.
+    """
+    sizes = [(np.count_nonzero(part > -np.inf), part.max(initial=-np.inf)) for part in margins]
+    n, highest = sum(size for size, _ in sizes), max((high for _, high in sizes), default=-math.inf)
     if n == 0 or count <= 0:
-        return math.inf if n == 0 else float(ranked[-1])
+        return math.inf if n == 0 else float(highest)
     if count >= n:
         return -math.inf
-    tied = ranked[n - count]  # the count-th largest; it and its equals are all dropped or all kept
-    below, up_to = np.searchsorted(ranked, tied, "left"), np.searchsorted(ranked, tied, "right")
-    without, with_them = n - int(up_to), n - int(below)
-    if count - without <= with_them - count:
-        return float(tied)
-    return float(ranked[below - 1]) if below > 0 else -math.inf
+    tied = _largest(margins, int(count))  # it and its equals are all dropped or all kept
+    without, with_them, next_lower = 0, 0, -math.inf
+    for part in margins:
+        without += int(np.count_nonzero(part > tied))
+        with_them += int(np.count_nonzero(part >= tied))
+        next_lower = max(next_lower, float(part[part < tied].max(initial=-np.inf)))
+    return tied if count - without <= with_them - count else next_lower
+
+
+def _largest(values: Iterable[np.ndarray], count: int) -> float:
+    """The `count`-th largest of float64 values in blocks, by counting their leading bits, 16 more in each pass."""
+    leading = np.uint64(0)
+    for shift in (48, 32, 16, 0):
+        counts = np.zeros(2**16, np.int64)
+        for part in values:
+            keys = _ordered(part) >> np.uint64(shift)
+            keys = keys[keys >> np.uint64(16) == leading] if shift < 48 else keys
+            counts += np.bincount((keys & np.uint64(0xFFFF)).astype(np.int64), minlength=2**16)
+        from_above = np.cumsum(counts[::-1])
+        place = int(np.searchsorted(from_above, count))
+        count -= int(from_above[place] - counts[::-1][place])
+        leading = leading << np.uint64(16) | np.uint64(2**16 - 1 - place)
+    bits = leading ^ (np.uint64(2**63) if leading >> np.uint64(63) else ~np.uint64(0))
+    return float(np.array([bits]).view(np.float64)[0])
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """uint64 keys in the order of float64 values; both zeros have one."""
+    bits = (values.astype(np.float64) + 0.0).view(np.uint64)
+    return np.where(bits >> np.uint64(63), ~bits, bits | np.uint64(2**63))
 
 
 def _limits(block: Responses, margins: np.ndarray, cap: float, of_the_highest: bool) -> np.ndarray:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xtf.config.identity import nearest
 from xtf.config.schema import ConfigError, TaskConfig
@@ -26,6 +29,8 @@ from xtf.graders.metrics import Metric
 from xtf.runtime.imports import import_named, installed
 
 Reader = Callable[[Mapping[str, Any]], Reading]
+
+LISTED = 10  # rows that cannot be used, in a message
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,12 @@ class Task:
         For training a response is needed; for evaluation (`training=False`) a key that the grader can read.
         ValueError that counts and lists the rows that cannot be used: none is dropped.
         """
-        examples: list[Example] = []
+        return list(self.iterate(rows, training=training))
+
+    def iterate(self, rows: Rows, *, training: bool = True) -> Iterator[Example]:
+        """`examples` one at a time; what is wrong with any of the rows is raised behind the last."""
         bad: list[str] = []
+        count, ids = 0, array("q")
         for row, number in zip(rows.rows, rows.numbers, strict=True):
             try:
                 found = self._examples_of(row, number, training)
@@ -73,20 +82,34 @@ class Task:
                     for example in found:
                         self.reference(example)
             except (RowError, ValueError) as error:
-                bad.append(f"  row {number}: {error}")
+                count += 1
+                if len(bad) < LISTED:
+                    bad.append(f"  row {number}: {error}")
             else:
-                examples.extend(found)
+                ids.extend(hash(example.example_id) for example in found)
+                yield from found
         if bad:
-            listing = "\n".join(bad[:10] + ([f"  ... and {len(bad) - 10} more"] if len(bad) > 10 else []))
+            listing = "\n".join(bad + ([f"  ... and {count - LISTED} more"] if count > LISTED else []))
             raise ValueError(
-                f"{rows.source}: {len(bad)} of {len(rows)} rows cannot be used:\n{listing}\n"
+                f"{rows.source}: {count} of {len(rows)} rows cannot be used:\n{listing}\n"
                 "Mend them, or leave them out"
                 + (" by id (task.train.exclude_ids, task.eval.exclude_ids)." if rows.sha256 else ".")
             )
-        doubled = [key for key, count in Counter(example.example_id for example in examples).items() if count > 1]
-        if doubled:
+        if doubled := self._doubled(rows, training, np.array(ids, np.int64)):
             raise ValueError(f"{rows.source}: {len(doubled)} ids occur more than once: {first_few(doubled)}")
-        return examples
+
+    def _doubled(self, rows: Rows, training: bool, hashes: np.ndarray) -> list[str]:
+        """The ids that several examples have; the rows are read again only where two `hashes` of ids agree."""
+        found, counts = np.unique(hashes, return_counts=True)
+        suspects = set(found[counts > 1].tolist())
+        if not suspects:
+            return []
+        names: Counter[str] = Counter()
+        for row, number in zip(rows.rows, rows.numbers, strict=True):
+            for example in self._examples_of(row, number, training):
+                if hash(example.example_id) in suspects:
+                    names[example.example_id] += 1
+        return [name for name, count in names.items() if count > 1]
 
     def _examples_of(self, row: Mapping[str, Any], number: int, training: bool) -> list[Example]:
         reading = self._reading(row, training)

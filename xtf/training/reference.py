@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config
+from xtf.data.batches import Batches
 from xtf.data.ragged import ROW_WEIGHTS, as_table, with_row_weights, with_sources
 from xtf.runtime.artifacts import intact, locked, read_json, write_json
 from xtf.runtime.models import fingerprint, inference_dtype, load_model
@@ -62,7 +63,7 @@ def reference_model(config: Config, rows: Sequence[Encoded]) -> Reference:
         if not intact(folder.model) or not intact(folder.train_record):
             say(f"training the reference model of method={method.name} on {len(chosen)} examples")
             folder.write_config(warmup)
-            write_mask(warmup, table, folder.mask)
+            write_mask(warmup, Batches.of(table), folder.mask)
             with stopwatch() as seconds:
                 record = train(warmup, folder)
             write_json(folder.train_record, record | {"seconds": round(seconds(), 3)}, sealed=True)

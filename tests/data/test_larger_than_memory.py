@@ -1,0 +1,162 @@
+"""Rows, token ids, scores and masks a batch at a time: the same as in memory, whatever the size of a batch."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from xtf import tiny
+from xtf.config.schema import PRESETS, Attribute, Protect, SourceConfig, TaskConfig, ThresholdConfig
+from xtf.data.batches import Batches, parquet_batches, spooled, write_parquet
+from xtf.data.encode import Encoder, encode
+from xtf.data.ragged import as_lists
+from xtf.data.rows import load_rows, plain_rows, read_file
+from xtf.data.stored import StoredRows, lengths
+from xtf.scoring.masks import StreamedMask, build_mask
+from xtf.scoring.methods import METHODS
+from xtf.tasks import load_task
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_read_anew_each_time_and_from_any_place(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": 1}\r\n\r\n{"id": 2, "t": "a\xe2\x80\xa8b"}\r{"id": 3}\n \n{"id": 4}')
+    rows = load_rows(SourceConfig(path=str(path)))
+    expected = [{"id": 1}, {"id": 2, "t": "a\u2028b"}, {"id": 3}, {"id": 4}]
+    assert [list(rows), list(rows)] == [expected, expected]
+    assert list(rows.numbers) == [1, 3, 4, 6]  # as an editor counts lines
+    assert (rows.rows[2], rows.rows[-1], list(rows.rows[1:3])) == (expected[2], expected[3], expected[1:3])
+    with gzip.open(f"{path}.gz", "wb") as packed:
+        packed.write(path.read_bytes())
+    assert load_rows(SourceConfig(path=f"{path}.gz")).sha256 == rows.sha256
+
+
+def test_a_file_that_changes_under_its_reader_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    rows = load_rows(SourceConfig(path=str(path)))
+    with path.open("a") as file:
+        file.write('{"a": 3}\n')
+    with pytest.raises(ValueError, match="changed while it was read"):
+        list(rows)
+
+
+def test_the_parts_of_a_parquet_file_are_read_as_the_whole(tmp_path):
+    table = pa.table(
+        {
+            "n": pa.array([1.0, float("nan")] * 900, pa.float64()),  # whole numbers with gaps
+            "x": pa.array([None] * 1500 + [0.5] * 300, pa.float64()),
+            "late": pa.array([float("nan"), 2.0] + [3.0] * 1798, pa.float32()),  # its only gap is in the first part
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=700)
+    rows = [row for _, row in read_file(tmp_path / "rows.parquet")]
+    assert rows == plain_rows(table)
+    assert all(isinstance(row["late"], int | None) for row in rows)
+    some = load_rows(SourceConfig(path=str(tmp_path / "rows.parquet"), limit=1200))
+    assert list(some) == rows[:1200] and some.rows[1100] == rows[1100]
+
+
+# --- token ids ----------------------------------------------------------------------------------------------
+
+
+def test_stored_rows_are_the_encoded_ones(tmp_path):
+    messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It is so.", "weight": 0.5}]
+    written = [{"messages": messages}, {"prompt": "What is 1 + 1?", "response": "It is 2."}] * 3
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, written)))
+    task = load_task(TaskConfig(name="custom", grader="exact"))
+    examples = task.examples(load_rows(SourceConfig(path=str(tmp_path / "rows.jsonl"))))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
+    expected, report = encode(tokenizer, examples, 512)
+    encoder = Encoder(tokenizer, 512)
+    parts = [part for example in examples for part in encoder.batches([example])]  # six record batches
+    stored = StoredRows.write(parts, tmp_path / "spool")
+    assert list(stored) == list(stored) == expected and encoder.report() == report
+    assert (stored[1:5], stored[-1], stored[::-2]) == (expected[1:5], expected[-1], expected[::-2])
+    assert lengths(stored).tolist() == lengths(expected).tolist()
+    assert stored.weighted and not stored.sources
+    assert not list((tmp_path / "spool").iterdir()), "the file has no name"
+
+
+# --- masks --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored():
+    generator = np.random.default_rng(0)
+    prompts, responses = generator.integers(1, 6, 60), generator.integers(2, 30, 60)
+    n = int(responses.sum())
+    columns = {
+        "ri": generator.normal(size=n).astype(np.float32),
+        "logp": -generator.exponential(0.3, n).astype(np.float32),
+        "tr": generator.integers(0, 50, n).astype(np.float32) / 50,
+        "protected": generator.random(n) < 0.1,
+    }
+    whole = generator.integers(0, 90, int((prompts + responses).sum())).astype(np.int32)
+    return pa.table(
+        {
+            "example_id": [f"e{i}" for i in range(60)],
+            "input_ids": as_lists(whole, prompts + responses),
+            "prompt_length": pa.array(prompts, pa.int32()),
+            "end_tokens": pa.array([1] * 59 + [0], pa.int8()),
+            **{name: as_lists(values, responses) for name, values in columns.items()},
+            "row_weights": as_lists(generator.choice([0, 0.5, 1], n).astype(np.float32), responses),
+        }
+    )
+
+
+def in_batches(table, size):
+    return Batches(lambda: (batch for batch in table.combine_chunks().to_batches(size)))
+
+
+SOFT = {"soft": {"dropped_weight": 0.3}, "moving": {"drop_probability": 0.5}, "guarded": {"protect": Protect.answer}}
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("name", [*PRESETS, *SOFT, "shifted"])
+def test_a_mask_in_batches_is_the_mask_in_memory(scored, name, size):
+    threshold = replace(PRESETS.get(name, PRESETS["paper"]), **SOFT.get(name, {}))
+    if name == "shifted":
+        moved = {a.value: replace(getattr(threshold, a.value), shift=0.03) for a in Attribute}
+        threshold = replace(threshold, **moved)
+    expected = build_mask(scored, threshold, list(Attribute))
+    found = StreamedMask(in_batches(scored, size), threshold, list(Attribute))
+    table = pa.Table.from_batches(list(found.batches))
+    assert table.combine_chunks() == expected.table.combine_chunks()
+    assert found.stats == expected.stats
+    assert 0 < expected.stats.kept_share < 1
+
+
+@pytest.mark.parametrize("method", ["normal", "xtf", "random", "double_epochs"])
+@pytest.mark.parametrize("size", [7, 1000])
+def test_a_method_gives_the_same_rows_in_batches_and_in_memory(scored, method, size):
+    rule, threshold = METHODS[method](), PRESETS["paper"]
+    expected = rule.mask(scored, threshold, list(Attribute), 3)
+    found = rule.stream(in_batches(scored, size), threshold, list(Attribute), 3)
+    assert pa.Table.from_batches(list(found.batches)).combine_chunks() == expected.table.combine_chunks()
+    assert found.stats == expected.stats
+
+
+def test_a_mask_without_tokens_is_refused_in_batches_too(scored):
+    ends = scored.set_column(3, "end_tokens", pa.array(np.diff(scored["ri"].combine_chunks().offsets), pa.int8()))
+    with pytest.raises(ValueError, match="no response tokens but appended ends"):
+        list(StreamedMask(in_batches(ends, 5), ThresholdConfig("test"), list(Attribute)).batches)
+
+
+def test_batches_are_written_and_mapped_as_they_are(scored, tmp_path):
+    batches = in_batches(scored, 7)
+    write_parquet(batches, tmp_path / "rows.parquet")
+    assert Batches(lambda: parquet_batches([tmp_path / "rows.parquet"])).table().to_pydict() == scored.to_pydict()
+    assert spooled(batches, tmp_path / "here") == scored
+    numbers = pa.array(range(60))
+    assert batches.with_column("n", numbers).table()["n"].combine_chunks() == numbers
+    with pytest.raises(ValueError, match="no rows"):
+        write_parquet(iter(()), tmp_path / "none.parquet")

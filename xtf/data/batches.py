@@ -1,0 +1,104 @@
+"""Tables that are read a record batch at a time, so that their rows need not fit into memory."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS_AT_ONCE = 1024  # of a Parquet file
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Again(Generic[T]):
+    """What `read` gives, anew as often as it is gone through."""
+
+    read: Callable[[], Iterable[T]]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.read())
+
+
+class Batches(Again[pa.RecordBatch]):
+    """A table as record batches; those without rows are left out."""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Batches:
+        """A table that is in memory, or mapped into it."""
+        return cls(table.to_batches)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return (batch for batch in super().__iter__() if batch.num_rows)
+
+    def with_column(self, name: str, column: pa.Array) -> Batches:
+        """The same with a further column, a value for each row."""
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in self:
+                yield batch.append_column(name, column.slice(start, batch.num_rows))
+                start += batch.num_rows
+
+        return Batches(batches)
+
+    def table(self) -> pa.Table:
+        """All of it in memory.
+
+        Raises:
+            ValueError: there is no batch.
+        """
+        return pa.Table.from_batches(list(self))
+
+
+def parquet_batches(files: Iterable[Path], columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of Parquet files one after the other, at most `ROWS_AT_ONCE` in a batch."""
+    for file in files:
+        with pq.ParquetFile(file) as opened:
+            yield from opened.iter_batches(ROWS_AT_ONCE, columns=columns)
+
+
+def write_parquet(batches: Iterable[pa.RecordBatch], path: Path) -> None:
+    """Write batches of one schema as they come, each as a row group.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError(f"{path}: there are no rows to write")
+    with pq.ParquetWriter(path, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in rest:
+            writer.write_batch(batch)
+
+
+def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:
+    """The batches, of one schema, as a table mapped from a file in `folder` that has no name: it goes with the table.
+
+    What is mapped are pages of a file, which the system takes back when it needs memory.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError("there are no rows")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        with pa.ipc.new_file(file, first.schema) as writer:
+            writer.write_batch(first)
+            for batch in rest:
+                writer.write_batch(batch)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
