@@ -357,7 +357,7 @@ def test_found_text_is_marked_in_prompt_and_response_across_tokens(browser: Any,
 
 
 def test_shown_blanks_let_lines_end_where_they_did(browser: Any, tmp_path: Path) -> None:
-    text = "several quite ordinary words that fill a line and then another one of these"
+    text = "several quite ordinary words that fill a line and then another one of these " * 3 + "end"
     tokenizer = byte_tokenizer()
     ids = encode(tokenizer, text)
     row = {"example_id": ["a"], "input_ids": pa.array([ids[:1] + ids], pa.list_(pa.int32())), "prompt_length": [1]}
