@@ -71,7 +71,8 @@ def started(to: str, place: Path, rows: int) -> list[str]:
     if to == "axolotl":
         with_yaml(place / "axolotl.yaml", use_cpu=True, tf32=False, gradient_accumulation_steps=rows)
         return ["-m", "axolotl.cli.train", "axolotl.yaml"]
-    exported = shlex.split((place / "train.sh").read_text(), comments=True)[2:]  # behind "swift sft"
+    text = (place / "train.sh").read_text().replace("\\\n", " ")
+    exported = shlex.split(text, comments=True)[2:]  # behind "swift sft"
     changes = {key: str(value).lower() for key, value in ONE_STEP.items()}
     changes |= {"use_cpu": "true", "gradient_accumulation_steps": str(rows)}
     pairs = dict(zip([one.removeprefix("--") for one in exported[::2]], exported[1::2], strict=True)) | changes
