@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[1]
 AT = """
 import sys, threading
 name, attribute, *sys.argv = sys.argv[1:]
-import importlib
+import functools, importlib
 def patched(original):
+    @functools.wraps(original)
     def function(*args, **kwargs):
         print("AT THE POINT", flush=True)
         return original(*args, **kwargs)

@@ -248,7 +248,7 @@ def load_model(
         check_folder(model)
     source = location(model) if base else str(folder)
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=model.revision if base else None,
             dtype=dtype,
@@ -259,6 +259,7 @@ def load_model(
         )
     except Exception as error:  # a configuration with unusual values makes transformers raise almost anything
         raise _unreachable(model, "weights", error) if base else _broken(source, error) from error
+    loaded, report = both
     _check_complete(report, model.path if base else source)
     loaded = loaded.to(place or device(trainer))
     if adapter:
@@ -268,7 +269,8 @@ def load_model(
             loaded = PeftModel.from_pretrained(loaded, str(folder)).merge_and_unload()
         except Exception as error:
             raise _broken(str(folder), error) from error
-    return loaded.eval()
+    ready: PreTrainedModel = loaded.eval()
+    return ready
 
 
 def _check_complete(report: Mapping[str, Any], name: str) -> None:
