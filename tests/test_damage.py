@@ -27,7 +27,7 @@ ARTIFACTS = {
     f"{FOLDER}/manifest.json": REFUSED,
     f"{FOLDER}/train_log.csv": REFUSED,
     f"{FOLDER}/hashes.json": None,  # whatever it is, not silence about another record
-    "outputs/base/*/generations.jsonl": REFUSED,  # by the report of a finished run
+    "outputs/base/*/generations.jsonl": MADE_AGAIN,
     "outputs/scores/*/manifest.json": None,
     "outputs/scores/*/00001.parquet": None,
 }

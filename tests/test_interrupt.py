@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Prints a mark as soon as a stage is at work, so that the signal comes there and not by the clock.
 AT = """
-import functools, sys
+import sys
 name, attribute, *sys.argv = sys.argv[1:]
-import importlib
+import functools, importlib
 def patched(original):
     @functools.wraps(original)  # Lightning reads its signature
     def function(*args, **kwargs):

@@ -114,9 +114,8 @@ def read_json(path: Path, remedy: str | None = None) -> Any:
 def seal(path: Path, place: Path | None = None) -> None:
     """Note the hash of a file, or of every file of a folder but hidden ones, that is about to be renamed to `place`."""
     place = place or path
-    table, before = _table(place.parent), _table(place.parent)
-    for name in _sealed_names(table, place.name):
-        del table[name]
+    table = _table(place.parent)
+    before = {name: table.pop(name) for name in _sealed_names(table, place.name)}
     for name, file in _files(path, place.name).items():
         new = sha256(file)
         table[name] = [*(old for old in before.get(name, [])[-1:] if old != new), new]
@@ -139,7 +138,9 @@ def check(path: Path, remedy: str) -> None:
         file = path.parent / name
         if not file.is_file():
             raise DamagedError(f"{file} is missing: {remedy}")
-        if known_sha256(file) not in table[name]:
+        found = known_sha256(file)
+        # Looked up anew: a run beside this one may just have written both.
+        if found not in table[name] and found not in _table(path.parent).get(name, []):
             raise DamagedError(f"{file} is damaged, not as it was written: {remedy}")
 
 

@@ -269,7 +269,8 @@ def load_model(
             loaded = PeftModel.from_pretrained(loaded, str(folder)).merge_and_unload()
         except Exception as error:
             raise _broken(str(folder), error) from error
-    return loaded.eval()
+    ready: PreTrainedModel = loaded.eval()
+    return ready
 
 
 def _check_complete(report: Mapping[str, Any], name: str) -> None:

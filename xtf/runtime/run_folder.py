@@ -319,7 +319,8 @@ def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> b
         case Stage.all:
             graded = [done.get("evaluate", {}), *([done.get("evaluate_base", {})] if config.evaluate.base else [])]
             whole = folder.has_results and intact(folder.metrics) and intact(folder.generations)
-            return whole and _mask_intact(folder, done) and all(_graded(entry, config) for entry in graded)
+            whole = whole and _mask_intact(folder, done) and _base_intact(folder, done)
+            return whole and all(_graded(entry, config) for entry in graded)
         case Stage.train:
             return "train" in done and intact(folder.model)
         case Stage.mask:
@@ -334,6 +335,13 @@ def _mask_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:
     """Whether mask.parquet is what the manifest says."""
     entry, file = done.get("mask"), folder.mask
     return entry is not None and file.exists() and known_sha256(file) == entry["sha256"]
+
+
+def _base_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:
+    """Whether the base model's completions, if they lie beside the run, are as they were written."""
+    path = Path(done.get("evaluate_base", {}).get("path", ""))
+    file = folder.output.base / path.parent.name / path.name
+    return not file.is_file() or intact(file)
 
 
 def _graded(entry: Mapping[str, Any], config: Config) -> bool:

@@ -70,8 +70,8 @@ def scoring_pass(
         "domain_words": list(config.task.domain_words) if config.scorer.tr.variant is TRVariant.released else [],
     }
     for candidate in sorted(store.glob(f"{digest(identity)}-*/manifest.json")):
-        found: dict[str, Any] = read_json(candidate) if intact(candidate) else {"complete": False}
-        if found["complete"] and columns <= set(found["columns"]) and shards_intact(candidate.parent, found):
+        found: dict[str, Any] = read_json(candidate) if intact(candidate) else {}
+        if found.get("complete") and columns <= set(found["columns"]) and shards_intact(candidate.parent, found):
             return candidate.parent
     compute = columns | set(also)
     folder = store / f"{digest(identity)}-{'_'.join(sorted(compute))}"
