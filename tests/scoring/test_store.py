@@ -119,4 +119,4 @@ def test_contextual_tr_is_of_the_whole_pass_and_a_kill_while_it_is_worked_out_ch
 
 def test_the_digest_of_the_tokens_is_that_of_any_value(rows):
     plainly = digest([(row.example_id, row.input_ids, row.prompt_length) for row in rows], 64)
-    assert score_store._digest(rows) == plainly
+    assert score_store.rows_digest(rows) == plainly
