@@ -77,8 +77,11 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
 
 
 def _portable(record: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
-    """The record with its output folder called outputs/, wherever it lies on the machine that made it."""
-    folder = str(output_dir)
+    """The record with its output folder called outputs/, wherever it lies on the machine that made it.
+
+    Other paths below the working folder are seen from there.
+    """
+    folder, here = str(output_dir), f"{Path.cwd()}/"
     setting = re.compile(rf"output_dir={re.escape(folder)}(?=[\s'\"]|$)")
 
     def portable(value: Any) -> Any:
@@ -90,7 +93,7 @@ def _portable(record: Mapping[str, Any], output_dir: Path) -> dict[str, Any]:
             return value
         if value == folder or value.startswith(folder + "/"):
             return "outputs" + value[len(folder) :]
-        return setting.sub("output_dir=outputs", value)
+        return setting.sub("output_dir=outputs", value).removeprefix(here).replace(f"={here}", "=")
 
     return {key: portable(value) for key, value in record.items()}
 
