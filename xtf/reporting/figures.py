@@ -152,9 +152,9 @@ def effects(
 
     Their unit is shares, drawn as points, or nats a token.
 
-    A label stands at the same height in all panels, best on top by the first panel that has it; each panel has its own
-    scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a second interval by panel
-    and label, Student's t, as a thin line behind the first.
+    A label stands at the same height in all panels, best on top by the first panel that has it (of nats the fewest);
+    each panel has its own scale. `untrained`: the base model's difference by panel, as a dotted line. `student`: a
+    second interval by panel and label, Student's t, as a thin line behind the first.
     """
     labels = {row[0] for rows in panels.values() for row in rows}
     figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
@@ -162,7 +162,9 @@ def effects(
     first: dict[str, float] = {}
     for rows in panels.values():
         first = {label: value for label, value, *_ in rows} | first
-    places = {label: place for place, label in enumerate(sorted(first, key=first.__getitem__))}
+    places = {
+        label: place for place, label in enumerate(sorted(first, key=first.__getitem__, reverse=unit != "points"))
+    }
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         for label, (low, high) in ((student or {}).get(title) or {}).items():
             line = axis.hlines(places[label], scale * low, scale * high, color=OTHER, linewidth=0.8)

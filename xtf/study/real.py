@@ -33,6 +33,7 @@ VARIANTS = {
     "xtf threshold.drop_probability=0.5": "moving holes",
     "xtf threshold.end=scored": "end token judged",
 }
+DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
 SAFER = [name for name in VARIANTS if name != "xtf threshold.end=scored"]
 TEXT = (
     "Nats a token on the reference responses of the evaluation rows, so that less is better; differences are paired by "
@@ -186,7 +187,15 @@ def _model_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]], 
         task: [(called(row.arm.name), one.value, *one.student) for row in found if (one := row.minus.get("normal"))]
         for task, found in rows.items()
     }
-    drawn = figures.effects({task: found for task, found in panels.items() if found}, "normal", unit="nats a token")
+    named = {task: DATA.get(task, task) if model != "tiny" else task for task in rows}
+    untrained = {
+        named[task]: study.base(task)["loss"] - row.loss
+        for task, found in rows.items()
+        for row in found
+        if row.arm.name == "normal" and "loss" in study.base(task)
+    }
+    there = {named[task]: found for task, found in panels.items() if found}
+    drawn = figures.effects(there, "normal", untrained, unit="nats a token")
     text = (
         "Each method's loss on the reference responses of the evaluation rows minus that of normal fine-tuning: dots "
         "to the right of the dashed line learnt the task's responses less well. Bars are Student's t, seeds and rows "
