@@ -94,7 +94,7 @@ def _arguments(recipe: TrainingRecipe, *, binary: bool) -> dict[str, str]:
         "strict": True,
         "is_binary_loss_scale": binary,
         "max_length": recipe.max_length,
-        "truncation_strategy": "raise",
+        "truncation_strategy": "delete",  # none is: max_length fits the longest row
         "packing": False,
         "num_train_epochs": recipe.epochs,
         "per_device_train_batch_size": 1,
