@@ -51,7 +51,8 @@ class MsSwift(Trainer):
     )
     note = (
         "The template `xtf_tokens` of plugin.py adds nothing to the rows; with another one ms-swift puts its own marks "
-        "around them. Where it says that several model types fit, add `--model_type`, e.g. qwen2. `is_binary_loss_scale` must stay false where a scale is neither 0 nor 1."
+        "around them. Where it says that several model types fit, add `--model_type`, e.g. qwen2. "
+        "`is_binary_loss_scale` must stay false where a scale is neither 0 nor 1."
     )
     tried = (
         "written from the source of ms-swift 4.6.0.dev0 (commit 3602360a, 2026-08-22). ms-swift 4.6.0, 2026-11-26: its "
