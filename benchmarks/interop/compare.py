@@ -74,7 +74,7 @@ def started(to: str, place: Path, rows: int) -> list[str]:
     text = (place / "train.sh").read_text().replace("\\\n", " ")
     exported = shlex.split(text, comments=True)[2:]  # behind "swift sft"
     changes = {key: str(value).lower() for key, value in ONE_STEP.items()}
-    changes |= {"use_cpu": "true", "gradient_accumulation_steps": str(rows)}
+    changes |= {"model_type": "qwen2", "use_cpu": "true", "gradient_accumulation_steps": str(rows)}
     pairs = dict(zip([one.removeprefix("--") for one in exported[::2]], exported[1::2], strict=True)) | changes
     return ["-m", "swift.cli.sft", *(part for key, value in pairs.items() for part in (f"--{key}", value))]
 

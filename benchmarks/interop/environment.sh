@@ -18,7 +18,7 @@ $pip --no-deps "$package==$version"
 import sys
 from importlib.metadata import requires
 from pip._vendor.packaging.requirements import Requirement
-without = ("torch", "torchvision", "torchaudio", "torchao", "triton", "xformers", "liger-kernel",
+without = ("torch", "torchvision", "torchaudio", "torchao", "xformers", "liger-kernel",
            "flash-attn", "flash-linear-attention", "mamba-ssm", "causal-conv1d", "autoawq", "deepspeed", "gradio")
 for one in map(Requirement, requires(sys.argv[1]) or ()):
     if one.name.lower().replace("_", "-") not in without and (one.marker is None or one.marker.evaluate({"extra": ""})):

@@ -179,7 +179,9 @@ def test_ms_swift_gets_a_scale_for_every_token(masked, tmp_path):
         assert json.loads(line) == {"token_ids": row["input_ids"], "loss_scale": scale}
     assert "--is_binary_loss_scale false" in (folder / "train.sh").read_text()
     plain = export(masked, tmp_path / "plain", "ms_swift")
-    assert "--is_binary_loss_scale true" in (plain / "train.sh").read_text()
+    command = (plain / "train.sh").read_text()
+    assert "--is_binary_loss_scale true" in command
+    assert "--truncation_strategy delete" in command  # ms-swift 4.6.0 knows delete, left, right and split
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------

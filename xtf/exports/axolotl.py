@@ -22,8 +22,8 @@ class Axolotl(Trainer):
         "kernel that does (flash attention): set `flash_attention: true` with it, and a larger `sequence_len`."
     )
     tried = (
-        "Axolotl 0.19.0, 2026-11-25: a Parquet file with these columns passes `axolotl preprocess`. The environment "
-        "of `make interop` is built on a CPU (2026-11-26); its comparison of losses has not been run to its end"
+        "Axolotl 0.19.0, 2026-11-25: a Parquet file with these columns passes `axolotl preprocess`. On a "
+        "CPU (`make interop`, 2026-11-26) the exported file is loaded whole; the losses have not been compared yet"
     )
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:

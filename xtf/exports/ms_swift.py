@@ -51,9 +51,13 @@ class MsSwift(Trainer):
     )
     note = (
         "The template `xtf_tokens` of plugin.py adds nothing to the rows; with another one ms-swift puts its own marks "
-        "around them. `is_binary_loss_scale` must stay false where a scale is neither 0 nor 1."
+        "around them. Where it says that several model types fit, add `--model_type`, e.g. qwen2. "
+        "`is_binary_loss_scale` must stay false where a scale is neither 0 nor 1."
     )
-    tried = "written from the source of ms-swift 4.6.0.dev0 (commit 3602360a, 2026-08-22); not run"
+    tried = (
+        "written from the source of ms-swift 4.6.0.dev0 (commit 3602360a, 2026-08-22). ms-swift 4.6.0, 2026-11-26: its "
+        "parser takes the command; no training has been run to its end"
+    )
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.jsonl, plugin.py, train.sh."""
@@ -94,7 +98,7 @@ def _arguments(recipe: TrainingRecipe, *, binary: bool) -> dict[str, str]:
         "strict": True,
         "is_binary_loss_scale": binary,
         "max_length": recipe.max_length,
-        "truncation_strategy": "raise",
+        "truncation_strategy": "delete",  # none is: max_length fits the longest row
         "packing": False,
         "num_train_epochs": recipe.epochs,
         "per_device_train_batch_size": 1,
