@@ -77,7 +77,7 @@ def score(
         scorer_of: the model of a pass; a reference model is trained when this is called.
         another: makes the pass of `scorer.model` with these columns, and further ones; not called where none is set.
     """
-    found = {}
+    found: dict[Pass, Path] = {}
     for kind, columns in passes_of(config).items():
         also: Iterable[str] = sources(config.scorer.compute) if kind is Pass.base else ()
         if kind is Pass.base and config.scorer.model is not None:
