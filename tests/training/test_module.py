@@ -137,6 +137,35 @@ def test_packed_gradients_equal_those_of_a_padded_batch(name: str, packing: str)
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_the_last_layer_ends_at_the_tokens_that_predict(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, source = build(name), table()
+    model.set_attn_implementation(PACKED)
+    layer, seen = model.get_decoder().layers[-1], []
+    if not module_file.behind_last_attention(model):
+        pytest.skip(f"the last layer of {name} has a form that is not known")
+    handle = layer.mlp.down_proj.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    _, ours = packed_gradients(model, source)
+    handle.remove()
+    micros = whole_step(TrainingRows(source), 64).micro_batches
+    assert seen == [len(micro.predictors) for micro in micros]
+    assert sum(seen) < sum(micro.input_ids.shape[1] for micro in micros)
+    monkeypatch.setattr(module_file, "ROW_WISE", ())
+    assert module_file.behind_last_attention(model) == ()
+    _, everywhere = packed_gradients(model, source)
+    assert relative_difference(ours, everywhere) < 1e-6
+
+
+def test_a_layer_that_is_computed_again_is_computed_whole() -> None:
+    name = next(iter(MODELS))
+    model, source = build(name), table()
+    _, theirs = plain_gradients(model, source)
+    model.set_attn_implementation(PACKED)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    _, ours = packed_gradients(model.train(), source)
+    assert relative_difference(ours, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_chunked_logits_leave_the_gradient_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, source = build(name), table()
     _, theirs = plain_gradients(model, source)

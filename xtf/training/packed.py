@@ -6,9 +6,10 @@ are a chunk; H query heads, K key heads, S head width, D hidden size, V vocabula
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,6 +141,7 @@ class PackedLM(nn.Module):
         # In a tuple, so that they are not registered a second time: `model` holds them already.
         self._parts = (base, decoder_of(base), base.get_output_embeddings())
         self.config = base.config.get_text_config()
+        self._behind_attention = behind_last_attention(base)
         self.progress = 0.0  # share of the training steps done
 
     def forward(self, micro: MicroBatch, decided: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,9 +226,38 @@ class PackedLM(nn.Module):
             packed = {"document_lengths": micro.document_lengths, "prompt_attention": prompt_attention}
         if len(micro.document_lengths) > 1 or packed:  # a single document has the positions that a model counts itself
             packed["position_ids"] = micro.position_ids
-        output = decoder(input_ids=micro.input_ids, use_cache=False, **packed)
+        with self._on_predictors(micro.predictors, micro.input_ids.shape[1]):
+            output = decoder(input_ids=micro.input_ids, use_cache=False, **packed)
         hidden_ND: Tensor = output.last_hidden_state[0, micro.predictors]
         return hidden_ND
+
+    @contextlib.contextmanager
+    def _on_predictors(self, predictors: Tensor, tokens: int) -> Iterator[None]:
+        """Within, what lies behind the last layer's attention is computed where a target is predicted, and 0 elsewhere.
+
+        Nothing reads the other places. Not with gradient checkpointing, which computes the layer again outside, and not
+        in a compiled model, which wants one shape.
+        """
+
+        def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return args[0][:, predictors], *args[1:]
+
+        def scatter(module: nn.Module, args: tuple[Tensor, ...], output_1ND: Tensor) -> Tensor:
+            whole_1TD = output_1ND.new_zeros(1, tokens, output_1ND.shape[-1])
+            return whole_1TD.index_copy(1, predictors, output_1ND)
+
+        handles: list[Any] = []
+        base = self._parts[0]
+        compiled = base.get_decoder()._compiled_call_impl is not None
+        again = any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
+        if len(predictors) < tokens and not (again or compiled):
+            for part in self._behind_attention:
+                handles += [part.register_forward_pre_hook(gather), part.register_forward_hook(scatter)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def logits(self, hidden_nD: Tensor) -> Tensor:
         """Logits from last hidden states, [n, D] -> [n, V]."""
@@ -241,6 +272,24 @@ class PackedLM(nn.Module):
     def chunk(self) -> int:
         """Tokens whose logits are held at once."""
         return max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+
+
+# MLPs that treat every token by itself; a mixture of experts may not.
+ROW_WISE = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP", "MistralMLP", "Phi3MLP", "GemmaMLP", "Gemma2MLP", "SmolLM3MLP")
+
+
+def behind_last_attention(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """The parts of the last layer that come after its attention and treat every token by itself: the projection of what
+    attention gives, and the MLP. None of a layer that has them in a form that is not known."""
+    layers = getattr(decoder_of(model), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return ()
+    mlp, attention = getattr(layers[-1], "mlp", None), getattr(layers[-1], "self_attn", None)
+    projection = getattr(attention, "o_proj", None)
+    if type(mlp).__name__ not in ROW_WISE or not isinstance(getattr(projection, "base_layer", projection), nn.Linear):
+        return ()
+    assert mlp is not None and projection is not None
+    return projection, mlp
 
 
 def enable_packing(model: PreTrainedModel, longest: int, compiled: bool = False) -> tuple[str, bool]:
