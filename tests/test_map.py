@@ -1,4 +1,4 @@
-"""The README's map: a line for every file, and no line for a file that is gone."""
+"""docs/map.md: a line for every file, and no line for a file that is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 def entries() -> Iterator[str]:
     """The paths of the map, from the root: a line that is not indented names a room or a path of its own."""
     room = ""
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").split("## Map")[1].split("```")[1].splitlines():
+    for line in (ROOT / "docs" / "map.md").read_text(encoding="utf-8").split("```")[1].splitlines():
         if not line.strip():
             continue
         name = line.split()[0]
