@@ -242,6 +242,7 @@ def test_a_model_by_its_name_is_loaded_and_let_go(monkeypatch):
     with pytest.raises(ValueError, match="are neither in the cache"):
         api.score("/no/such/model", None, rows)
     nameless = AutoModelForCausalLM.from_config(model.config)
+    nameless.name_or_path = ""
     with pytest.raises(ValueError, match="does not say where it was loaded from: give its tokenizer"):
         api.score(nameless, None, rows)
 

@@ -112,7 +112,7 @@ def test_folders_of_save_to_disk_are_read_also_as_axolotl_and_llama_factory_lay_
     read.append(load_rows(SourceConfig(path=str(tmp_path / "prepared"))).rows)
     datasets.DatasetDict(train=datasets.Dataset.from_list(rows)).save_to_disk(tmp_path / "tokenized")
     read.append(load_rows(SourceConfig(path=str(tmp_path / "tokenized"))).rows)
-    assert read == [rows] * 3
+    assert [list(one) for one in read] == [rows] * 3
     saved(tmp_path / "prepared" / "second", rows)
     with pytest.raises(ValueError, match=r"several datasets \(0123abcd, second\): name one of them"):
         load_rows(SourceConfig(path=str(tmp_path / "prepared")))

@@ -15,6 +15,7 @@ from xtf.data.examples import Example
 from xtf.evaluation import evaluate as evaluation
 from xtf.evaluation.decoding import Decoding
 from xtf.evaluation.evaluate import Request, cut_into_shares, evaluate, generate, generate_share
+from xtf.runtime.artifacts import seal
 from xtf.tasks import load_task
 
 GREEDY = Decoding(max_new_tokens=12, samples=1, temperature=0.0, top_p=1.0, seed=0)
@@ -183,6 +184,7 @@ def test_stored_completions_are_regraded_without_a_model(model, tokenizer, tmp_p
     }
     lines[2]["completion"] = "so the answer is #### 4"
     (tmp_path / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seal(tmp_path / "generations.jsonl")
     again = grade(no_model, "number")
     assert again["metrics"]["accuracy"]["value"] == first["metrics"]["accuracy"]["value"] + 0.25
     assert not (tmp_path / "generations.partial.jsonl").exists()

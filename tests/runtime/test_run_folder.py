@@ -15,6 +15,7 @@ from xtf.config.identity import overrides
 from xtf.config.schema import Stage
 from xtf.graders import VERSIONS
 from xtf.reporting.runs import load_run
+from xtf.runtime.artifacts import sha256
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished, run_folders
 from xtf.sweeps.jobs import compose_jobs, unfinished
 
@@ -115,6 +116,10 @@ def test_each_stage_is_finished_when_what_it_leaves_is_there(recorded: Path) -> 
     folder = RunFolder.of(config, changed)
     assert not finished(config, folder, Stage.mask)  # the recorded run came without its mask
     folder.mask.touch()
+    assert not finished(config, folder, Stage.mask)  # it is not the one that was written
+    manifest = Manifest(folder)
+    manifest.stages["mask"]["sha256"] = sha256(folder.mask)
+    manifest.save()
     assert finished(config, folder, Stage.mask)
     folder.model.mkdir()
     assert finished(config, folder, Stage.train)

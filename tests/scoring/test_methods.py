@@ -368,9 +368,12 @@ def test_rows_that_leave_nothing_to_train_on_are_refused() -> None:
         METHODS["xtf"]().mask(given, ThresholdConfig(name="paper"), [Attribute.kn], 0)
     with pytest.raises(ValueError, match="no response tokens but appended ends and what the rows do not train"):
         Method().mask(with_row_weights(scored(), [[0] * 4, [0] * 2]), ThresholdConfig(name="paper"), [], 0)
-    mask = weights_to_labels(given, [np.array([0.0, 1, 0, 1]), np.ones(2)])
+    own = [np.array([0.0, 1, 0, 1]), np.ones(2)]
+    with pytest.raises(ValueError, match="the mask keeps none of 2 response tokens"):
+        weights_to_labels(given, own)
+    mask = weights_to_labels(scored(), own)
     with pytest.raises(ValueError, match="the rows' own weights leave none of the tokens"):
-        row_weighted(mask)
+        row_weighted(replace(mask, table=with_row_weights(mask.table, [[1, 0, 1, 0], [0, 0]])))
 
 
 def test_whole_weights_stay_labels_and_are_counted() -> None:

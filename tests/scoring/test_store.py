@@ -66,8 +66,8 @@ def test_two_processes_write_the_bytes_of_one_and_their_kill_loses_no_shard(rows
     class Killed(Exception):
         pass
 
-    def killed(manifest_file, manifest):
-        write_json(manifest_file, manifest)
+    def killed(manifest_file, manifest, **how):
+        write_json(manifest_file, manifest, **how)
         if len(manifest["shards"]) == 4:
             raise Killed
 

@@ -233,6 +233,6 @@ def test_jobs_on_several_gpus_do_not_go_through_joblib(composing, monkeypatch):
 
 @pytest.mark.parametrize(("launcher", "extra"), [("joblib", "sweep"), ("slurm", "slurm")])
 def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch, launcher, extra):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("xtf.cli.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"hydra/launcher={launcher} needs the extra '{extra}'"):
         cli.check_arguments([f"hydra/launcher={launcher}"], sweep=True)

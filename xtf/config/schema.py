@@ -432,12 +432,12 @@ class ScorerConfig:
     name: str = MISSING
     attributes: list[str] = field(default_factory=list)  # which attributes (xtf.scoring.attributes) may drop a token
     compute: list[str] = field(default_factory=list)  # further ones to score in the same pass, for later runs
-    # Another model that scores, by its name in conf/model (a `ModelConfig` once composed); None: the model itself
-    model: Any = None
     ri: RIConfig = field(default_factory=RIConfig)
     tr: TRConfig = field(default_factory=TRConfig)
     top: int = within(0, 0, 20)  # for the explorer: store so many of the base model's likeliest tokens at each place
     attenders: int = within(0, 0, 20)  # and so many tokens that attend most to each, in the layer of RI
+    # Another model that scores, by its name in conf/model (a `ModelConfig` once composed); None: the model itself
+    model: Any = None
 
 
 @dataclass

@@ -318,8 +318,15 @@ def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> b
     match stage:
         case Stage.all:
             graded = [done.get("evaluate", {}), *([done.get("evaluate_base", {})] if config.evaluate.base else [])]
-            whole = folder.has_results and intact(folder.metrics) and intact(folder.generations)
-            whole = whole and _mask_intact(folder, done) and _base_intact(folder, done)
+            whole = folder.has_results and intact(folder.metrics) and _base_intact(folder, done)
+            # What was deleted since, to save room, is not missed; what is there must be as it was written.
+            whole = whole and all(
+                not file.exists() or good()
+                for file, good in (
+                    (folder.generations, lambda: intact(folder.generations)),
+                    (folder.mask, lambda: _mask_intact(folder, done)),
+                )
+            )
             return whole and all(_graded(entry, config) for entry in graded)
         case Stage.train:
             return "train" in done and intact(folder.model)

@@ -239,7 +239,7 @@ def weights_to_labels(
         block = Responses(part.responses, {})
         own.append(every[start : start + block.tokens])
         start += block.tokens
-        which = np.ones(block.tokens, bool) if threshold is None else ~_left_alone(part, threshold)
+        which = ~part.untrained if threshold is None else ~_left_alone(part, threshold)
         counted = block.select(which)
         if threshold is not None:
             guarded = _protected(part, threshold)
