@@ -160,3 +160,14 @@ def test_batches_are_written_and_mapped_as_they_are(scored, tmp_path):
     assert batches.with_column("n", numbers).table()["n"].combine_chunks() == numbers
     with pytest.raises(ValueError, match="no rows"):
         write_parquet(iter(()), tmp_path / "none.parquet")
+
+
+def test_a_parquet_file_is_read_without_keeping_what_was_read(tmp_path):
+    def most(groups):
+        values = pa.array(np.random.default_rng(0).random(100_000))
+        path = tmp_path / f"{groups}.parquet"
+        write_parquet((pa.RecordBatch.from_pydict({"x": values}) for _ in range(groups)), path)
+        before = pa.total_allocated_bytes()
+        return max(pa.total_allocated_bytes() - before for _ in parquet_batches([path]))
+
+    assert most(40) < 2 * most(2)

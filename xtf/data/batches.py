@@ -62,7 +62,16 @@ def parquet_batches(files: Iterable[Path], columns: Sequence[str] | None = None)
     """The rows of Parquet files one after the other, at most `ROWS_AT_ONCE` in a batch."""
     for file in files:
         with pq.ParquetFile(file) as opened:
-            yield from opened.iter_batches(ROWS_AT_ONCE, columns=columns)
+            yield from by_group(opened, columns)
+
+
+def by_group(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, at most `ROWS_AT_ONCE` in a batch; no more than a row group is held.
+
+    `iter_batches` over several groups keeps those that it has read until it is at the end.
+    """
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns)
 
 
 def write_parquet(batches: Iterable[pa.RecordBatch], path: Path) -> None:

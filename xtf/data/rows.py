@@ -225,8 +225,10 @@ class _ParquetSource:
         """Whether a column of floats holds whole numbers which gaps have made so."""
         import pyarrow as pa
 
+        from xtf.data.batches import by_group
+
         gaps, some = False, False
-        for batch in self.file.iter_batches(columns=[name]):
+        for batch in by_group(self.file, [name]):
             column, gap, whole = _gaps(pa.chunked_array([batch.column(0)]))
             gaps, some = gaps or gap, some or len(column) > column.null_count
             if not whole:
@@ -236,8 +238,10 @@ class _ParquetSource:
     def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
+        from xtf.data.batches import by_group
+
         start, following = 0, 0
-        for batch in self.file.iter_batches(READ_AT_ONCE):
+        for batch in by_group(self.file):
             if following == len(places):
                 return
             until = int(np.searchsorted(places, start + batch.num_rows))
@@ -257,7 +261,6 @@ class _HubSource:
         return (dict(self.data[int(place)]) for place in places)
 
 
-READ_AT_ONCE = 1000  # rows of a Parquet file
 Numbered = list[tuple[int, dict[str, Any]]]  # each row with its 1-based place: the line of a JSONL file
 
 
