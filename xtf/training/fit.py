@@ -349,9 +349,9 @@ class Progress(Callback):
         assert isinstance(module, TokenFilteredLM)
         done = module.loader.next
         self.advance(module.loader.tokens(done))
+        if done and not self.lines:  # a checkpoint of an earlier version
+            self.lines = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
         if trainer.is_global_zero:
-            if done and not self.lines:  # a checkpoint of an earlier version
-                self.lines = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
             write_log(self.run_dir / LOG, self.lines)
 
     def on_train_batch_end(
@@ -359,8 +359,8 @@ class Progress(Callback):
     ) -> None:
         assert isinstance(module, TokenFilteredLM)
         done = batch.index + 1
+        self.lines.append(outputs["record"])
         if trainer.is_global_zero:
-            self.lines.append(outputs["record"])
             add_to_log(self.run_dir / LOG, outputs["record"])
         if module.best_step == done:
             trainer.save_checkpoint(self.run_dir / BEST, weights_only=True)
