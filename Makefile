@@ -49,24 +49,6 @@ interop: $(VENV)/.base  ## LLaMA-Factory, Axolotl, ms-swift, each in an environm
 	  $(BIN)/python -m benchmarks.interop.back $$to $$PWD/outputs/interop/$$to/bin/python || exit 1; \
 	done
 
-docs: $(VENV)/.test  ## the documentation as a site, outputs/site/index.html; links checked, nothing fetched
-	$(BIN)/python -m mkdocs build --strict
-
-# One thread: sums in the same order give the same weights, whatever the number of cores.
-tiny: export OMP_NUM_THREADS = 1
-tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base model again
-	$(BIN)/python -m xtf.pretraining.generate
-	rm -rf outputs/pretrained/tiny-*
-	$(BIN)/python run.py stage=pretrain trainer.tokens_per_microbatch=2048
-	cp outputs/pretrained/tiny-*/model/* xtf/tiny/model/
-	cp outputs/pretrained/tiny-*/pretrain.json xtf/tiny/model/training.json
-
-interop: $(VENV)/.base  ## LLaMA-Factory, Axolotl, ms-swift, each in an environment of its own, train an export: their loss against ours
-	for to in llamafactory axolotl ms_swift; do \
-	  [ -f outputs/interop/$$to/versions.txt ] || sh benchmarks/interop/environment.sh $$to outputs/interop/$$to $(PYTHON) || exit 1; \
-	  $(BIN)/python -m benchmarks.interop.compare $$to $$PWD/outputs/interop/$$to/bin/python || exit 1; \
-	done
-
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 

@@ -381,3 +381,12 @@ def test_whole_weights_stay_labels_and_are_counted() -> None:
     assert "weights" not in mask.table.column_names
     assert mask.stats.untrained_tokens == 1
     assert mask.table["labels"].to_pylist() == [[-100, -100, 1, 2, 3, 4], [-100, -100, 6]]
+
+
+def test_a_method_that_makes_other_examples_is_known_to() -> None:
+    class Doubling(Method):
+        def examples(self, examples):
+            return [*examples, *examples]
+
+    assert Doubling(name="doubling").changes_rows
+    assert {name for name, kind in METHODS.items() if kind().changes_rows} == {"data_augmentation"}

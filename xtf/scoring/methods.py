@@ -94,7 +94,7 @@ class Method:
     @property
     def changes_rows(self) -> bool:
         """Whether `examples` gives other rows than it was given, whose scores are then the method's own."""
-        return False
+        return type(self).examples is not Method.examples
 
     def examples(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The training examples that the method makes of those of the task."""
@@ -357,10 +357,6 @@ class DataAugmentation(Method):
     name: str = "data_augmentation"
     path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
     factor: int = within(2, 1)  # examples afterwards per example before, at most
-
-    @property
-    def changes_rows(self) -> bool:
-        return True
 
     def examples(self, examples: Sequence[Example]) -> list[Example]:
         return augment(examples, self.factor, Path(self.path) if self.path else None)

@@ -9,7 +9,6 @@ is named.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,17 @@ from xtf.reporting.cells import Cell, NoRuns, find_cells
 from xtf.reporting.intervals import Comparison, Effect, Estimate, Pooled, family, mean, random_effects
 from xtf.reporting.pages import Picture, Section, estimated, percent, picture, render_sections, seconds, write_csv
 from xtf.reporting.runs import TEACHER_FORCED
-from xtf.study.arms import Answer, Arm, Study, answer, decile_name, hypotheses_section, interval_text, shown
+from xtf.study.arms import (
+    Answer,
+    Arm,
+    Study,
+    answer,
+    decile_name,
+    hypotheses_section,
+    interval_text,
+    report_command,
+    shown,
+)
 
 STUDY = ("study_methods", "study_attributes", "study_deciles", "study_oracle")
 CONTROLS = ("normal", "random")
@@ -485,21 +494,7 @@ def _arm_line(row: ArmRow) -> list[Any]:
 
 def main() -> None:
     """The command line, `python -m xtf.study`."""
-    parser = argparse.ArgumentParser(description="The analysis of experiments/history/study.md.")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=Path("outputs"),
-        help="an output folder, or a folder of archives such as experiments/history/results (default: %(default)s)",
-    )
-    parser.add_argument("--to", type=Path, default=Path("outputs/reports/study"), help="default: %(default)s")
-    arguments = parser.parse_args()
-    try:
-        files = study_report(arguments.source, arguments.to)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
-    for file in files:
-        print(f"report: {file}")
+    report_command(study_report, "experiments/history/study.md", "experiments/history/results", "study")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ the comparisons of one question have Holm's intervals.
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,3 +251,24 @@ def hypotheses_section(task: str, answers: Sequence[Answer], text: Sequence[str]
             rows.append([each.name, each.claim, without, "-", "-", "-", "-", "0", each.reading])
     columns = ["", "hypothesis", "comparison", "effect", "p (Holm)", "Student's t", "its p (Holm)", "seeds", "reading"]
     return Section(f"{task}: the hypotheses", text, columns, rows)
+
+
+def report_command(report: Callable[[Path, Path], Sequence[Path]], plan: str, archives: str, name: str) -> None:
+    """The command line of a study's analysis.
+
+    Args:
+        report: makes the pages from a source in a folder.
+        plan, archives: where the study was written down, and where its runs are stored.
+        name: of the folder in outputs/reports/.
+    """
+    parser = argparse.ArgumentParser(description=f"The analysis of {plan}.")
+    source = f"an output folder, or a folder of archives such as {archives} (default: %(default)s)"
+    parser.add_argument("--source", type=Path, default=Path("outputs"), help=source)
+    parser.add_argument("--to", type=Path, default=Path("outputs/reports") / name, help="default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        files = report(arguments.source, arguments.to)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    for file in files:
+        print(f"report: {file}")

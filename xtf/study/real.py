@@ -10,7 +10,6 @@ levels within a hypothesis. What has not been run is named.
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from xtf.reporting import figures
 from xtf.reporting.cells import Cell, find_cells
 from xtf.reporting.intervals import Comparison, Effect, Estimate, family, mean
 from xtf.reporting.pages import Section, estimated, percent, picture, render_sections, seconds, write_csv
-from xtf.study.arms import Answer, Arm, Study, answer, hypotheses_section, interval_text, shown
+from xtf.study.arms import Answer, Arm, Study, answer, hypotheses_section, interval_text, report_command, shown
 
 EXPERIMENT = "study_real"
 # Settings of xtf that a hypothesis names -> what they are called on the page.
@@ -263,21 +262,7 @@ def _csv_line(model: str, study: Study, row: Row) -> list[Any]:
 
 def main() -> None:
     """The command line, `python -m xtf.study.real`."""
-    parser = argparse.ArgumentParser(description="The analysis of experiments/study_real.md.")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=Path("outputs"),
-        help="an output folder, or a folder of archives such as experiments/results (default: %(default)s)",
-    )
-    parser.add_argument("--to", type=Path, default=Path("outputs/reports/study_real"), help="default: %(default)s")
-    arguments = parser.parse_args()
-    try:
-        files = study_report(arguments.source, arguments.to)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
-    for file in files:
-        print(f"report: {file}")
+    report_command(study_report, "experiments/study_real.md", "experiments/results", "study_real")
 
 
 if __name__ == "__main__":
