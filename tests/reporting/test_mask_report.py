@@ -14,6 +14,7 @@ from made_runs import scored_table, write_run
 from xtf.reporting.mask_report import dropped_shares
 from xtf.reporting.sweep_report import sweep_report
 from xtf.runtime.artifacts import write_json
+from xtf.runtime.progress import console
 from xtf.runtime.run_folder import OutputDir, RunFolder
 from xtf.scoring.masks import MaskedTokens
 
@@ -52,7 +53,7 @@ def test_shares_by_hand_in_the_terms_of_figure_4() -> None:
 def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "width", 160)  # which a worker of xdist fixes at 80
     folder = masked_run(tmp_path, model="deepseek_qwen_1_5b")
     listed = {"/".join(folder.relative_to(tmp_path).parts[:-1]) + f"/seed{seed}": {"stage": "mask"} for seed in (0, 1)}
     write_json(OutputDir(tmp_path).jobs_file("fig4"), listed)

@@ -83,11 +83,13 @@ def parsed(file: Path) -> Iterator[Any]:
 
     data, place = file.read_bytes(), 7  # after the file's header
     parts = b""
-    while place < len(data):
+    while place + 7 <= len(data):
         if BLOCK - place % BLOCK < 7:  # no room for a chunk's header: the rest of the block is padding
             place += BLOCK - place % BLOCK
             continue
         _checksum, length, kind = struct.unpack_from("<IHB", data, place)
+        if place + 7 + length > len(data):
+            return  # still being written
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (FULL, LAST):

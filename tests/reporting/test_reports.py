@@ -25,6 +25,7 @@ from xtf.reporting.pages import fenced, inline_code, with_interval
 from xtf.reporting.run_report import console_table, most_dropped, paired_generations, run_report, verdict
 from xtf.reporting.runs import command_line, item_values, load_run
 from xtf.reporting.sweep_report import jobs_report, sweep_report
+from xtf.runtime.progress import console
 from xtf.scoring.masks import MaskedTokens, build_mask
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -479,7 +480,7 @@ def test_text_table_figure_and_sweep_of_one_run_show_one_figure_with_one_interva
     assert "took accuracy from 3.3 % to 8.3 %: +5.0" in text
     assert "Against plain fine-tuning on every response token: -6.7" in text
 
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)  # which a worker of xdist fixes at 80
     jobs_report("sweep", [folder], ["all"], tmp_path / "out")
     row = read_table(tmp_path / "out" / "sweep.csv")["math", "method=xtf"]
     assert tuple(float(row[name]) for name in ("value", "low", "high")) == tuned
