@@ -45,6 +45,7 @@ interop: $(VENV)/.base  ## LLaMA-Factory, Axolotl, ms-swift, each in an environm
 	  [ -f outputs/interop/$$to/versions.txt ] || sh benchmarks/interop/environment.sh $$to outputs/interop/$$to $(PYTHON) || exit 1; \
 	  $(BIN)/python -m benchmarks.interop.compare $$to $$PWD/outputs/interop/$$to/bin/python || exit 1; \
 	done
+	$(BIN)/python -m benchmarks.interop.compare ms_swift $$PWD/outputs/interop/ms_swift/bin/python threshold.dropped_weight=0.3
 	for to in llamafactory axolotl; do \
 	  $(BIN)/python -m benchmarks.interop.back $$to $$PWD/outputs/interop/$$to/bin/python || exit 1; \
 	done

@@ -3,9 +3,11 @@
     python -m benchmarks.interop.compare llamafactory PYTHON     # PYTHON: the interpreter with that trainer
     python -m benchmarks.interop.compare axolotl PYTHON
     python -m benchmarks.interop.compare ms_swift PYTHON
+    python -m benchmarks.interop.compare ms_swift PYTHON threshold.dropped_weight=0.3    # fractional weights
 
 Scores and masks 24 bundled rows with the tiny model, exports them, lets the trainer take one step over all of them,
 and compares the loss that it logs first with sum over kept tokens / kept tokens, to 1e-3. Exits with 1 if they differ.
+Tokens with a weight count as one each in the divisor, and with their weight in the sum, as in ms-swift.
 `make interop` builds the environments (environment.sh) and runs this in each.
 """
 
@@ -36,21 +38,23 @@ ONE_STEP: dict[str, Any] = {"max_steps": 1, "bf16": False, "learning_rate": 1e-6
 
 
 def by_hand(mask: Path) -> float:
-    """Sum of the losses of the kept tokens over their number, a row at a time."""
+    """Sum of the kept tokens' losses, each by its weight if it has one, over their number; a row at a time."""
     model = AutoModelForCausalLM.from_pretrained(tiny.MODEL_DIR, dtype=torch.float32).eval()
     total, kept = 0.0, 0
-    for row in pq.read_table(mask, columns=["input_ids", "labels"]).to_pylist():
+    for row in pq.read_table(mask).to_pylist():
+        weights = row.get("weights", [1.0] * len(row["labels"]))  # of the response
+        weights = [0.0] * (len(row["labels"]) - len(weights)) + weights
         with torch.no_grad():
             logp = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
-        for place, label in enumerate(row["labels"]):
+        for place, (label, weight) in enumerate(zip(row["labels"], weights, strict=True)):
             if label != -100 and place:
-                total, kept = total - logp[place - 1, label].item(), kept + 1
+                total, kept = total - weight * logp[place - 1, label].item(), kept + 1
     return total / kept
 
 
-def exported(to: str, folder: Path) -> tuple[Path, Path]:
+def exported(to: str, overrides: list[str], folder: Path) -> tuple[Path, Path]:
     """The folder of the export, and the mask it was made from."""
-    command = [sys.executable, "run.py", "stage=export", f"export.to={to}", f"task.train.limit={ROWS}"]
+    command = [sys.executable, "run.py", "stage=export", f"export.to={to}", f"task.train.limit={ROWS}", *overrides]
     subprocess.run([*command, f"output_dir={folder}"], check=True)
     (place,) = folder.glob(f"exports/*/{to}")
     (mask,) = folder.rglob("mask.parquet")
@@ -69,7 +73,7 @@ def started(to: str, place: Path, rows: int) -> list[str]:
         with_yaml(place / "llamafactory.yaml", use_cpu=True, gradient_accumulation_steps=rows)
         return ["-m", "llamafactory.cli", "train", "llamafactory.yaml"]
     if to == "axolotl":
-        with_yaml(place / "axolotl.yaml", use_cpu=True, tf32=False, gradient_accumulation_steps=rows)
+        with_yaml(place / "axolotl.yaml", use_cpu=True, tf32=False, micro_batch_size=rows)
         return ["-m", "axolotl.cli.train", "axolotl.yaml"]
     text = (place / "train.sh").read_text().replace("\\\n", " ")
     exported = shlex.split(text, comments=True)[2:]  # behind "swift sft"
@@ -99,9 +103,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("to", choices=sorted(PACKAGES))
     parser.add_argument("python")
+    parser.add_argument("overrides", nargs="*", help="of the run that is exported")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        place, mask = exported(arguments.to, Path(folder).resolve())
+        place, mask = exported(arguments.to, arguments.overrides, Path(folder).resolve())
         wanted, found = by_hand(mask), first_loss(arguments.to, place, arguments.python)
     print(f"{datetime.date.today()} {versions(arguments.to, arguments.python)}")
     print(f"{arguments.to}: first loss {found:.5f}, by hand {wanted:.5f}")
