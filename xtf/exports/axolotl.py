@@ -19,10 +19,10 @@ class Axolotl(Trainer):
     note = (
         "Rows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
         "row, for Axolotl leaves longer ones out. `sample_packing: true` keeps documents apart only with an attention "
-        "kernel that does (flash attention): set `flash_attention: true` with it, and a larger `sequence_len`. The loss "
-        "of a micro-batch is the mean over its own kept tokens, and accumulated micro-batches count alike however many "
-        "they keep (Axolotl 0.19); so `micro_batch_size` is a whole step here. Where memory wants accumulation, tokens "
-        "of rows that keep few weigh more than in the run."
+        "kernel that does (flash attention): set `flash_attention: true` with it, and a larger `sequence_len`. "
+        "The loss of a micro-batch is the mean over its own kept tokens, and accumulated micro-batches count alike "
+        "however many they keep (Axolotl 0.19); so `micro_batch_size` is a whole step here. Where memory wants "
+        "accumulation, tokens of rows that keep few weigh more than in the run."
     )
     tried = (
         "Axolotl 0.19.0 with transformers 5.16.1, 2026-11-26: the first loss is the one computed by hand, 2.81448 "
