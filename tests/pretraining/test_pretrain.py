@@ -138,9 +138,7 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(compose: Calla
     tuning = compose("tuning.optimizer=muon", "tuning.weight_decay=0.1").tuning
     tokenizer = pretrain.train_tokenizer(SMALL, seed=0)
     model = pretrain.new_model(tokenizer, SMALL, seed=0)
-    data = TrainingRows(pretrain.as_table(np.zeros((4, 3), np.int32)))
-    loader = StepLoader(data, batch_size=2, epochs=1, seed=0, budget=100)
-    adamw, muon = TokenFilteredLM(model, Method(), tuning, loader, seed=0).configure_optimizers()
+    adamw, muon = TokenFilteredLM(model, Method(), tuning, seed=0).configure_optimizers()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [sorted(names[id(p)] for g in o.param_groups for p in g["params"]) for o in (adamw, muon)]
     assert sorted(found[0] + found[1]) == sorted(names.values())

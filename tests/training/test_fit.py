@@ -40,6 +40,7 @@ from xtf.data.ragged import SOURCE
 from xtf.data.steps import epoch_order
 from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS, SelfEvolving
+from xtf.training import datamodule
 from xtf.training import fit as train_file
 from xtf.training.fit import fit
 from xtf.training.module import NonFiniteLoss
@@ -314,7 +315,7 @@ def test_forgettings_validation_counts_the_rest_as_its_training_does(tmp_path: P
     settings = config("forgetting", validation_fraction=0.3, epochs=2)
     train(tmp_path, settings, table=source)
     log = read_log(tmp_path / "train_log.csv")
-    held = sorted(np.random.default_rng([0, train_file.VALIDATION_STREAM]).permutation(20)[:6])
+    held = sorted(np.random.default_rng([0, datamodule.VALIDATION_STREAM]).permutation(20)[:6])
     model = LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
     total, kept = 0.0, 0
     for row in (source.to_pylist()[place] for place in held):
@@ -331,7 +332,7 @@ def test_the_validation_split_never_parts_rows_of_one_source(tmp_path: Path) -> 
     source = table()
     sources = [f"s{row // 3}" for row in range(20)]
     for seed in range(5):
-        training, validation = train_file._split(
+        training, validation = datamodule._split(
             source.append_column(SOURCE, pa.array(sources)),
             dataclasses.replace(TUNING, validation_fraction=0.2),
             seed,
@@ -341,9 +342,9 @@ def test_the_validation_split_never_parts_rows_of_one_source(tmp_path: Path) -> 
         names = [{sources[int(name[1:])] for name in rows.example_ids} for rows in (training, validation)]
         assert not names[0] & names[1]
         assert 4 <= len(validation) <= 6
-    plain = train_file._split(source, dataclasses.replace(TUNING, validation_fraction=0.2), 3, ())[1]
+    plain = datamodule._split(source, dataclasses.replace(TUNING, validation_fraction=0.2), 3, ())[1]
     assert plain is not None
-    order = np.random.default_rng([3, train_file.VALIDATION_STREAM]).permutation(20)
+    order = np.random.default_rng([3, datamodule.VALIDATION_STREAM]).permutation(20)
     assert plain.example_ids == [f"e{row}" for row in sorted(order[:4])]
 
 

@@ -27,8 +27,8 @@ from transformers.utils import logging as transformers_logging
 
 from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
 from xtf.data.encode import Encoded
-from xtf.data.ragged import ROW_WEIGHTS, SOURCE, Responses
-from xtf.data.steps import Step, StepLoader, TrainingRows
+from xtf.data.ragged import ROW_WEIGHTS, Responses
+from xtf.data.steps import Step
 from xtf.runtime.artifacts import check, intact, naming, read_json, seal, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
 from xtf.runtime.models import precision
@@ -38,14 +38,13 @@ from xtf.scoring.masks import row_weighted, weights_to_labels
 from xtf.scoring.methods import Method
 from xtf.scoring.scorers import score_rows
 from xtf.training.budget import LARGEST, microbatch
+from xtf.training.datamodule import MaskedDataModule
 from xtf.training.module import TokenFilteredLM
-from xtf.training.packed import PACKED, check_positions, enable_packing
 
 LOG = "train_log.csv"
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
 SMALL = 2**28  # bytes of weights
-VALIDATION_STREAM = 2**31 + 1  # keeps the split apart from the training order, whose streams are epochs
 MODEL_PREFIX = "packed.model."  # of parameter names within the LightningModule
 RECORD = "training.json"  # in the model's folder, which is complete when it is renamed into place
 
@@ -85,44 +84,24 @@ def fit(
     if (parts := config.method.parts(table.num_rows)) is not None:
         return _fit_parts(model, table, parts, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
     tuning, method = config.tuning, config.method
-    assert tuning.batch_size is not None and tuning.epochs is not None
-    extra = sorted(method.needs) if method.online else ()
-    training, validation = _split(table, tuning, config.seed, extra, own_queries=method.prompt_attention)
-    for rows in (training, validation):
-        if rows is not None:
-            _check_ids(rows, model)
-    check_positions(model, training, validation)
-    longest = max(int(rows.needed.max()) for rows in (training, validation) if rows is not None)
+    data = MaskedDataModule(table, tuning, seed=config.seed, method=method, shuffle=shuffle)
     original = model.config._attn_implementation
-    attention, packs = enable_packing(model, longest, config.trainer.compile)
+    packs = data.prepare(model, config.trainer.compile)
     if not packs:
         say(f"{type(model).__name__} is trained with one document a row: packed, one would reach into the next")
-    if method.prompt_attention and attention != PACKED:
-        raise ValueError(
-            f"method={method.name} reads attention in the training step, which {attention} attention does not show; "
-            "use model.attention=sdpa, trainer.compile=false and documents within the sliding window"
-        )
     progress = Progress(run_dir, config.trainer.checkpoint_every)
     with _quiet():
         trainer = _trainer(config, run_dir, loggers, progress)
     trainable = _trainable(model, tuning, config.seed)
-    budget = microbatch(trainable, config, longest, run_dir)
+    budget = microbatch(trainable, config, data.longest, run_dir)
     # Small models have memory enough, and mapping their activations anew in each step takes a third of its time.
     if budget.tokens < LARGEST and model.device.type == "cpu" and model.get_memory_footprint() > SMALL:
         return_freed_memory()
-    loader = StepLoader(
-        training,
-        batch_size=tuning.batch_size,
-        epochs=tuning.epochs * method.epochs_factor,
-        max_steps=tuning.max_steps,
-        seed=config.seed,
-        budget=budget.tokens if packs else 0,
-        rank=trainer.global_rank,
-        devices=trainer.world_size,
-        fill_with=pad_id if config.trainer.compile else None,
-        shuffle=shuffle,
-    )
-    module = TokenFilteredLM(trainable, method, tuning, loader, validation=validation, seed=config.seed)
+    if packs:
+        data.tokens_per_microbatch = budget.tokens
+    data.fill_with = pad_id if config.trainer.compile else None
+    loader = data.steps(trainer.global_rank, trainer.world_size)
+    module = TokenFilteredLM(trainable, method, tuning, seed=config.seed)
     if config.trainer.compile:
         model.get_decoder().compile(dynamic=False)
     last, best = run_dir / LAST, run_dir / BEST
@@ -130,7 +109,7 @@ def fit(
     with _quiet(), bar("training", loader.tokens()) as advance:
         progress.advance = advance
         try:
-            trainer.fit(module, loader, ckpt_path=last if resumes else None, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=last if resumes else None, weights_only=True)
         except SIGTERMException as error:  # Lightning's exit status for it is 0
             say("stopped by SIGTERM; the same command goes on from the last checkpoint")
             raise SystemExit(128 + signal.SIGTERM) from error
@@ -143,7 +122,7 @@ def fit(
         state = torch.load(best, map_location=module.device, weights_only=True)["state_dict"]
         module.load_state_dict(state, strict=False)
     model.set_attn_implementation(original)
-    record = _record(config, module, loader, attention, progress.lines) | {"microbatch": asdict(budget)}
+    record = _record(config, module, data, progress.lines) | {"microbatch": asdict(budget)}
     state = trainer.strategy.lightning_module_state_dict()  # whole on the first device only, under fsdp
     if trainer.is_global_zero:
         weights = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
@@ -211,57 +190,6 @@ def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int
 # -- before training -----------------------------------------------------------------------------------------
 
 
-def _split(
-    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str], *, own_queries: bool = False
-) -> tuple[TrainingRows, TrainingRows | None]:
-    """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one then).
-
-    Rows of one source example (`SOURCE`), its turns and its augmented copies, stay together.
-    """
-    wanted = 0
-    if tuning.validation_fraction > 0:
-        wanted = max(1, round(tuning.validation_fraction * table.num_rows))
-    elif tuning.checkpoint is CheckpointChoice.best:
-        raise ValueError("tuning.checkpoint=best needs tuning.validation_fraction above 0")
-    sources = table[SOURCE if SOURCE in table.column_names else "example_id"].to_numpy(zero_copy_only=False)
-    _, first, source, sizes = np.unique(sources, return_index=True, return_inverse=True, return_counts=True)
-    place = np.empty(len(first), np.int64)  # of each source, in the order in which they come
-    place[np.argsort(first)] = np.arange(len(first))
-    source, sizes = place[source], sizes[np.argsort(first)]
-    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(len(sizes))
-    held_out = np.isin(source, order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1]) & (wanted > 0)
-    if held_out.all():
-        raise ValueError(
-            f"{wanted} of {table.num_rows} rows for validation, with the other rows of their source examples, leave "
-            "nothing to train on"
-        )
-    training, validation = (
-        TrainingRows(table.filter(pa.array(which)), extra, own_queries=own_queries) if which.any() else None
-        for which in (~held_out, held_out)
-    )
-    assert training is not None
-    if not training.kept.any():
-        raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
-    return training, validation
-
-
-def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:
-    """Refuse a token id that the model has no embedding for.
-
-    Raises:
-        ValueError: naming the example.
-    """
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-    outside = (rows.input_ids < 0) | (rows.input_ids >= vocabulary)
-    if outside.any():
-        at = int(np.argmax(outside))
-        example = rows.example_ids[int(np.searchsorted(rows.offsets, at, "right")) - 1]
-        raise ValueError(
-            f"example {example}: token id {rows.input_ids[at]} lies outside the model's vocabulary of {vocabulary}; "
-            "the data was made with another tokenizer"
-        )
-
-
 def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTrainedModel | PeftModel:
     """The model with float32 weights to train: all of them, or a LoRA adapter's beside frozen ones."""
     if tuning.gradient_checkpointing:
@@ -293,6 +221,7 @@ def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress:
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run_dir,
         enable_checkpointing=False,
+        limit_val_batches=0,  # the module validates itself: after each pass over the rows, and at the end
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -373,9 +302,9 @@ class Progress(Callback):
 
 
 def _record(
-    config: Config, module: TokenFilteredLM, loader: StepLoader, attention: str, log: Sequence[dict[str, Any]]
+    config: Config, module: TokenFilteredLM, data: MaskedDataModule, log: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    tuning = config.tuning
+    tuning, loader = config.tuning, data.steps()
     assert tuning.schedule is not None
     best = tuning.checkpoint is CheckpointChoice.best
     return {
@@ -393,7 +322,7 @@ def _record(
         "batch_size": tuning.batch_size,
         "divisor": tuning.divisor.value,
         "precision": precision(config.trainer),
-        "attention": attention,
+        "attention": data.attention,
         "compiled": config.trainer.compile,
         "devices": config.trainer.devices,
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),

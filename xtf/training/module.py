@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from peft import PeftModel
 from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -21,12 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from xtf.config.schema import Divisor, Optimizer, Schedule, TuningConfig
-from xtf.data.steps import MicroBatch, Step, StepLoader, TrainingRows, collate
+from xtf.data.steps import MicroBatch, Step, StepLoader
 from xtf.scoring.methods import Method, OnlineTokens
+from xtf.training.datamodule import MaskedDataModule
 from xtf.training.muon import Muon
 from xtf.training.packed import PackedLM
-
-VALIDATION_ROWS = 256  # packed at once
 
 
 class NonFiniteLoss(ValueError):
@@ -60,25 +60,81 @@ class TokenFilteredLM(pl.LightningModule):
     Z is the number of tokens with w > 0 (`divisor=kept`; before the online rule for a method `divided_by_all`) or of
     all response tokens (`divisor=response`) in the step, over all its micro-batches and devices. A batch is a whole
     optimizer step (`xtf.data.steps.Step`), which is why optimization is manual.
+
+    With a Trainer of your own (docs/extending.md):
+
+        data = MaskedDataModule(masked, tuning, seed=0)
+        module = TokenFilteredLM(model, Method(), tuning, seed=0)
+        pl.Trainer(max_epochs=1).fit(module, datamodule=data)
+
+    Args:
+        model: all that requires a gradient is trained, in float32.
+        method: an online one weighs tokens in the step; else the mask's weights are all.
+        tuning: learning_rate, schedule and warmup_ratio set.
+        seed: of dropout.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        method: Method,
-        tuning: TuningConfig,
-        loader: StepLoader,
-        *,
-        validation: TrainingRows | None = None,
-        seed: int,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, method: Method, tuning: TuningConfig, *, seed: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold trained parameters only
         self.packed = PackedLM(model, method)
-        self.method, self.tuning, self.loader, self.validation, self.seed = (method, tuning, loader, validation, seed)
+        self.method, self.tuning, self.seed = method, tuning, seed
         self.best_loss, self.best_step = math.inf, 0
         self._clock = time.perf_counter()
+        self._attention_before: str | None = None
+
+    @property
+    def data(self) -> MaskedDataModule:
+        """What is trained on."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
+        if not isinstance(data, MaskedDataModule):
+            raise TypeError(
+                "TokenFilteredLM trains on whole optimizer steps: trainer.fit(module, datamodule=...) with a "
+                "xtf.training.datamodule.MaskedDataModule"
+            )
+        return data
+
+    @property
+    def loader(self) -> StepLoader:
+        """The steps that this device goes through."""
+        return self.data.steps()
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Where Lightning attaches the module, before it looks at its own settings: refuse those that say again, and
+        otherwise, what `tuning` says.
+
+        Raises:
+            ValueError: naming what to set instead.
+        """
+        trainer = self.trainer
+        if trainer.state.fn is not TrainerFn.FITTING:
+            return []
+        clash = {
+            "accumulate_grad_batches": (trainer.accumulate_grad_batches != 1, "tuning.batch_size: a batch is a step"),
+            "gradient_clip_val": (bool(trainer.gradient_clip_val), "tuning.max_grad_norm"),
+            "max_epochs": (
+                trainer.max_epochs != 1,
+                "max_epochs=1, and tuning.epochs: the loader runs through them all",
+            ),
+            "max_steps": (trainer.max_steps != -1, "tuning.max_steps, which the learning rate's course follows"),
+        }
+        if wrong := [f"instead of Trainer({name}=...), {other}" for name, (given, other) in clash.items() if given]:
+            raise ValueError("set " + "; ".join(wrong))
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Let the model read packed rows, unless its owner has done so; `teardown` takes that back."""
+        base = self.packed.base
+        before = base.config._attn_implementation
+        if self.data.attention is None or before != self.data.attention:
+            self.data.prepare(base)
+            self._attention_before = before
+
+    def teardown(self, stage: str) -> None:
+        if self._attention_before is not None:
+            self.packed.base.set_attn_implementation(self._attention_before)
+            self._attention_before = None
 
     def configure_model(self) -> None:
         """Under fsdp, spread each decoder layer, and then what lies around the layers, over the devices."""
@@ -224,32 +280,43 @@ class TokenFilteredLM(pl.LightningModule):
         self.log_dict({f"train/{name}": float(value) for name, value in record.items()}, rank_zero_only=True)
         done = step.index + 1
         record |= {"step": done, "epoch": -(-done // self.loader.steps_per_epoch), "tokens": step.tokens}
-        if self.validation is not None and (done % self.loader.steps_per_epoch == 0 or done == len(self.loader)):
+        # A Trainer that validates, by `validation_step`, does so when its owner wants.
+        own = self.data.validation is not None and not self.trainer.enable_validation
+        if own and (done % self.loader.steps_per_epoch == 0 or done == len(self.loader)):
             record["validation_loss"] = self._validate(done)
         return record
 
     def _validate(self, done: int) -> float:
         """Loss over the validation rows' stored weights; the lowest one so far is remembered with its
         step."""
-        assert self.validation is not None
-        sums = torch.zeros(2, device=self.device)
-        order = np.arange(len(self.validation))
         self.eval()
+        self.on_validation_epoch_start()
         with torch.no_grad():
-            for part in np.array_split(order, -(-len(order) // VALIDATION_ROWS)):
-                devices = {"rank": self.global_rank, "devices": self.trainer.world_size}
-                step = collate(self.validation, part, self.loader.budget, done, **devices)
-                for micro in self.trainer.strategy.batch_to_device(step).micro_batches:
-                    total, _, weights = self.packed(micro)
-                    sums += torch.stack([total, (weights > 0).sum()])
+            for step in self.data.validation_steps(self.global_rank, self.trainer.world_size) or ():
+                self.validation_step(self.trainer.strategy.batch_to_device(step))
         self.train()
-        weighted, kept = self._sum_over_devices(sums).tolist()
-        loss = weighted / max(1.0, kept)
+        loss = self._validation_loss()
         self.log("validation/loss", loss, rank_zero_only=True)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, done
         self._clock = time.perf_counter()
-        return float(loss)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = torch.zeros(2, device=self.device)  # weighted losses, tokens with a positive weight
+
+    def validation_step(self, step: Step) -> None:
+        """Adds up the loss over stored weights, which a mask dropped tokens from as in training."""
+        for micro in step.micro_batches:
+            total, _, weights = self.packed(micro)
+            self._validated += torch.stack([total, (weights > 0).sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("validation/loss", self._validation_loss(), rank_zero_only=True, prog_bar=True)
+
+    def _validation_loss(self) -> float:
+        weighted, kept = self._sum_over_devices(self._validated).tolist()
+        return float(weighted / max(1.0, kept))
 
     def _sum_over_devices(self, values: Tensor) -> Tensor:
         summed = self.trainer.strategy.reduce(values, reduce_op="sum")
