@@ -31,8 +31,9 @@ from xtf.runtime.loggers import wandb_mode, whole_run
 from xtf.runtime.models import check_folder, device
 from xtf.runtime.progress import console, say, stage, stopwatch
 from xtf.runtime.run_folder import Manifest, RunFolder, finished
-from xtf.scoring.passes import Pass, score, write_mask
-from xtf.scoring.regime import Regime, regime_of
+from xtf.scoring.passes import Pass, score, training_rows, write_mask
+from xtf.scoring.regime import Regime, regime
+from xtf.scoring.store import pass_columns
 from xtf.training.device_process import train
 
 ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
@@ -139,8 +140,9 @@ class Pipeline:
         )
         took = sum(read_json(path / "manifest.json")["seconds"] for path in passes.values())
         own = self.config.scorer.model is None  # else they are another model's figures
-        if own and Pass.base in passes and (figures := regime_of(passes[Pass.base])) is not None:
-            self.manifest.note(regime=dataclasses.asdict(figures))
+        if own and Pass.base in passes and "logp" in pass_columns(passes[Pass.base]):
+            scored = training_rows(lambda: inputs.encoded, {Pass.base: passes[Pass.base]})
+            self.manifest.note(regime=dataclasses.asdict(regime(scored)))
         self.manifest.done("score", took, paths={kind.value: str(path) for kind, path in passes.items()})
         return passes
 

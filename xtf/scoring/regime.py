@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtf.scoring.store import pass_batches, pass_columns
+from xtf.data.ragged import ROW_WEIGHTS, flat
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,25 +33,22 @@ class Regime:
         )
 
 
-def regime(logp: Iterable[pa.Array]) -> Regime:
-    """The figures from the column `logp`, list<float32>, one list a response, given in blocks.
+def regime(scored: Iterable[pa.RecordBatch]) -> Regime:
+    """The figures from batches with the column `logp`, list<float32>, one list a response.
+
+    Tokens that the rows themselves do not train (weight 0 in `ROW_WEIGHTS`) are left out.
 
     Raises:
         ValueError: there are no response tokens.
     """
     tokens, total, sure, unlikely = 0, 0.0, 0, 0
-    for lists in logp:
-        values = lists.flatten().to_numpy(zero_copy_only=False)
+    for batch in scored:
+        values = flat(batch.column("logp"))[0]
+        if ROW_WEIGHTS in batch.schema.names:
+            values = values[flat(batch.column(ROW_WEIGHTS))[0] != 0]
         tokens, total = tokens + len(values), total + float(values.sum(dtype=np.float64))
         sure += int(np.count_nonzero(values > math.log(SURE)))
         unlikely += int(np.count_nonzero(values < math.log(UNLIKELY)))
     if not tokens:
         raise ValueError("there are no response tokens to take the regime of")
     return Regime(tokens=tokens, loss=-total / tokens, sure=sure / tokens, unlikely=unlikely / tokens)
-
-
-def regime_of(folder: Path) -> Regime | None:
-    """The figures of a stored scoring pass; None if it holds no `logp` (a pass for RI or TR alone)."""
-    if "logp" not in pass_columns(folder):
-        return None
-    return regime(batch.column("logp") for batch in pass_batches(folder, ["logp"]))
