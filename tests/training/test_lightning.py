@@ -31,7 +31,7 @@ def test_a_trainer_of_ones_own_ends_with_the_same_weights_as_a_run(tmp_path: Pat
     ours = build()
     train(tmp_path / "run", model=ours)
     data = MaskedDataModule(masked, TUNING, seed=0, tokens_per_microbatch=40)
-    own = build().train()
+    own = build()
     trainer(tmp_path, enable_checkpointing=False).fit(TokenFilteredLM(own, Method(), TUNING, seed=0), datamodule=data)
     for (name, one), other in zip(ours.named_parameters(), own.parameters(), strict=True):
         assert torch.equal(one, other), name
@@ -40,7 +40,7 @@ def test_a_trainer_of_ones_own_ends_with_the_same_weights_as_a_run(tmp_path: Pat
 def test_a_trainer_of_ones_own_validates_the_rows_that_were_split_off(tmp_path: Path) -> None:
     tuning = dataclasses.replace(TUNING, validation_fraction=0.25)
     data = MaskedDataModule(table(), tuning, seed=0)
-    module = TokenFilteredLM(build().train(), Method(), tuning, seed=0)
+    module = TokenFilteredLM(build(), Method(), tuning, seed=0)
     own = trainer(tmp_path, num_sanity_val_steps=0)
     own.fit(module, datamodule=data)
     assert data.validation is not None
@@ -70,13 +70,19 @@ def test_a_trainer_of_ones_own_validates_the_rows_that_were_split_off(tmp_path: 
 def test_what_the_trainer_would_do_otherwise_is_refused_with_what_to_set(
     tmp_path: Path, settings: dict[str, Any], instead: str
 ) -> None:
-    module = TokenFilteredLM(build().train(), Method(), TUNING, seed=0)
+    module = TokenFilteredLM(build(), Method(), TUNING, seed=0)
     with pytest.raises(ValueError, match=rf"instead of Trainer\({next(iter(settings))}=...\).*{instead}"):
         trainer(tmp_path, **settings).fit(module, datamodule=MaskedDataModule(table(), TUNING, seed=0))
 
 
+def test_weights_of_another_precision_are_refused(tmp_path: Path) -> None:
+    module = TokenFilteredLM(build().bfloat16(), Method(), TUNING, seed=0)
+    with pytest.raises(ValueError, match=r"not torch.bfloat16: model.float\(\)"):
+        trainer(tmp_path).fit(module, datamodule=MaskedDataModule(table(), TUNING, seed=0))
+
+
 def test_another_datamodule_and_an_open_tuning_are_refused(tmp_path: Path) -> None:
-    module = TokenFilteredLM(build().train(), Method(), TUNING, seed=0)
+    module = TokenFilteredLM(build(), Method(), TUNING, seed=0)
     with pytest.raises(TypeError, match="MaskedDataModule"):
         trainer(tmp_path).fit(module, train_dataloaders=[])
     with pytest.raises(ValueError, match="tuning lacks learning_rate"):

@@ -155,7 +155,8 @@ class TokenFilteredLM(pl.LightningModule):
         rest. Muon's updates are scaled to AdamW's size, so that one learning rate serves both.
         """
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        assert all(parameter.dtype == torch.float32 for parameter in trained), "master weights are float32"
+        if others := {parameter.dtype for parameter in trained} - {torch.float32}:
+            raise ValueError(f"weights that are trained are float32, not {', '.join(map(str, others))}: model.float()")
         rate, decay, (first, second) = self.tuning.learning_rate, self.tuning.weight_decay, self.tuning.betas
         assert rate is not None
         optimizers: list[torch.optim.Optimizer] = []
@@ -324,6 +325,7 @@ class TokenFilteredLM(pl.LightningModule):
         return summed
 
     def on_train_start(self) -> None:
+        self.train()  # from_pretrained leaves a model in eval mode, and Lightning leaves it as it is
         self._clock = time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
