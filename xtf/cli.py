@@ -87,9 +87,10 @@ def check_arguments(arguments: list[str], sweep: bool) -> None:
                 f"{text} names several runs: put -m before it ({COMMAND} -m {text}), or for one run with this as "
                 f"a single value write {literal}"
             )
-        one = None if override.is_sweep_override() else override.value()
-        if key in (*GROUPS, "experiments") and not isinstance(one, str | list | None):
-            raise ConfigError(f"{text}: a choice is the name of a file in conf/{key}")
+        group = key in (*GROUPS, "experiments", "cases") or key.startswith("hydra/")
+        if group and not override.is_sweep_override() and not isinstance(override.value(), str | list):
+            where = "experiments/" if key == "experiments" else f"conf/{key}"
+            raise ConfigError(f"{text}: a choice is the name of a file in {where}; leave {key}=... out for the default")
         if key == "hydra/launcher":
             _check_launcher(str(override.value()))
 

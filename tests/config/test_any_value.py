@@ -126,3 +126,10 @@ def test_every_number_of_the_schema_has_a_range() -> None:
     without = [key for key, item in groups if "range" not in item.metadata]
     assert not without, without
     assert len(groups) > 80
+
+
+@pytest.mark.parametrize("group", ["model", "cases", "experiments", "hydra/launcher"])
+@pytest.mark.parametrize("value", ["null", "3", "{a:1}"])
+def test_what_is_no_name_is_refused_as_a_choice(group: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{group}={value}: a choice is the name of a file in "):
+        check_arguments([f"{group}={value}"], sweep=False)
