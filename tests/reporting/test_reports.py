@@ -255,6 +255,10 @@ def test_run_report_writes_pages_and_figures_that_hold_the_runs_numbers(tmp_path
         assert "python run.py model=tiny task=math tuning=full method=xtf scorer=xtf threshold=paper seed=0" in text
         assert "wrong → right: 50" in text
         assert "torch" in text
+        assert text.index("This mask: ") < text.index("What was dropped")
+        assert not re.search(r"\d\.\d{9,}", re.sub(r"data:image\S+", "", text.split("Configuration")[0]))
+    for anchor in ("help", "before", "dropped", "figures", "tokens", "completions", "repeat"):
+        assert f'<a href="#{anchor}">' in text and f'<h2 id="{anchor}">' in text  # of report.html
 
 
 def test_a_report_without_base_or_scores_says_what_is_missing(tmp_path: Path) -> None:
@@ -283,7 +287,9 @@ def test_markup_in_a_dataset_stays_text(tmp_path: Path) -> None:
     lines = generations(outcomes(2, 2), completion=hostile.replace("{}", "{{}} {}"))
     (run / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_report(run, tmp_path / "out")
-    assert "<script>" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<script>") == 1  # the page's own
+    assert "<script>alert" not in page
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert re.search(r"````text\n</pre><script>.*\n````", markdown)
 
