@@ -316,6 +316,35 @@ def srgb(page: Any, selector: str) -> np.ndarray:
     return numbers / 255 if said.startswith("rgb") else numbers
 
 
+def luminance(colour: np.ndarray) -> float:
+    """Relative luminance, as WCAG defines it, of sRGB in 0 to 1."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast_on_every_tint_and_on_the_hottest_heat(
+    browser: Any, explorer: Path, scheme: str
+) -> None:
+    """axe-core leaves out stripes, which lie over gradients: each of their colours is looked at here."""
+    page = browser.new_page(color_scheme=scheme)
+    page.set_default_timeout(120_000)
+    page.goto(explorer.as_uri())
+    page.wait_for_selector(READY)
+    names = ("ri", "kn", "tr")
+    grounds = [f"var(--{name}-tint)" for name in names] + ["var(--grey)"]
+    grounds += [f"color-mix(in srgb, var(--{name}) 60%, var(--paper))" for name in names]
+    pairs = [("var(--ink)", ground) for ground in grounds]
+    pairs += [("var(--soft)", ground) for ground in ("var(--paper)", "var(--box)")]
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<i id=probe></i>')")
+    for text, ground in pairs:
+        lights = []
+        for colour in (text, ground):
+            page.evaluate("colour => { document.getElementById('probe').style.background = colour; }", colour)
+            lights.append(luminance(srgb(page, "#probe")))
+        assert (max(lights) + 0.05) / (min(lights) + 0.05) >= 4.5, (text, ground)
+
+
 def test_heat_shows_p_as_a_colour_beside_what_is_dropped(browser: Any, explorer: Path, masked: pa.Table) -> None:
     page = Page(browser, explorer, "#colour=p").page
     tokens = MaskedTokens.from_mask(masked)

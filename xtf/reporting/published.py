@@ -204,8 +204,8 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
         found: dict[str, float] = {}
         media: dict[str, Any] = {}
         if stage == "score":
-            for name, values in _scores(folder):
-                media[name] = wandb.Histogram(np_histogram=np.histogram(values, BINS))
+            for name, scores in _scores(folder):
+                media[name] = wandb.Histogram(np_histogram=np.histogram(scores, BINS))
         elif stage == "mask":
             found = mask_scalars(stages["mask"]["stats"])
             table = pq.read_table(folder.mask).slice(0, SHOWN_EXAMPLES)
