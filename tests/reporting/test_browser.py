@@ -523,7 +523,7 @@ def test_there_is_no_serious_accessibility_violation_nor_sideways_scrolling(
         address = long_report(tmp_path).as_uri()
     if which == "sweep":
         for method in ("normal", "xtf"):
-            write_run(tmp_path, correct=[True, False, True, True], base=[False] * 4, method=method)
+            write_run(tmp_path, correct=[True, False, True, True], base=[False] * 4, method=method, experiment="t")
         sweep_report("t", tmp_path / "runs", tmp_path / "out")
         address = (tmp_path / "out" / "t.html").as_uri()
     context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 900})

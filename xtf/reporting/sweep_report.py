@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -138,9 +139,8 @@ def console_tables(rows: Sequence[TableRow]) -> Group:
     """What a sweep shows at its end: a table for each case and metric, with the figures of its report."""
     tables = []
     for case, metric in dict.fromkeys((row.case, row.metric) for row in rows):
-        table = Table(
-            title=f"{' · '.join(case)}: {metric}, 95 % intervals; differences in points", title_justify="left"
-        )
+        title = f"{' · '.join(case)}: {metric}, 95 % intervals; differences in points"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("setting", overflow="fold")
         for name in ("mean", "over base", "over normal", "over random", "kept", "training", "seeds"):
             table.add_column(name, justify="right")
