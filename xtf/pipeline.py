@@ -65,9 +65,10 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
             check_together(record, folder)
         else:
             record = pipeline.stages()
-        publish_stages(config, folder, pipeline.manifest, lambda: pipeline.inputs.tokenizer)
+        pages = [] if record is None else [pipeline.explorer(), *run_report(folder.path, folder.reports)]
+        publish_stages(config, folder, pipeline.manifest, lambda: pipeline.inputs.tokenizer)  # the report as well
         if record is not None:
-            show_report(record, folder, [pipeline.explorer(), *run_report(folder.path, folder.reports)])
+            show_report(record, folder, pages)
         return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_runs import scored_table, write_run
+from made_runs import generations, scored_table, write_run
 from test_explorer import HOSTILE, byte_tokenizer, encode
 
 from xtf.config.schema import PRESETS, Attribute
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview
 from xtf.reporting.run_report import run_report
+from xtf.reporting.sweep_report import sweep_report
 from xtf.scoring.masks import MaskedTokens, build_mask
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
@@ -64,6 +66,7 @@ class Page:
         self.page.goto(path.as_uri() + fragment)
         if path.name.startswith("preview"):
             self.page.wait_for_selector(READY)
+            self.page.evaluate("document.getElementById('filters').open = true")
 
     def main_thread_seconds(self) -> float:
         """Processor time that the page's main thread has worked so far."""
@@ -266,11 +269,80 @@ def test_the_report_opens_without_a_complaint(browser: Any, tmp_path: Path) -> N
     assert opened.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
 
 
+def long_report(folder: Path) -> Path:
+    """The report of a run with long texts, and without the controls, so that it says how to add them."""
+    correct = [True, False] * 20
+    run = write_run(folder, scored=scored_table(60), correct=correct, base=[False] * 40)
+    words = "a long line of words that goes on for quite a while, " * 60
+    lines = [
+        line | {"prompt": words, "completion": "\n\n".join([words[:90]] * 30), "reference": words[:900]}
+        for line in generations(correct)
+    ]
+    (run / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_report(run, folder / "out")
+    return folder / "out" / "report.html"
+
+
+def test_a_printed_report_has_at_most_six_pages_and_no_stranded_heading(browser: Any, tmp_path: Path) -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed (extra: test)")
+    page = Page(browser, long_report(tmp_path)).page
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    pages = pypdf.PdfReader(tmp_path / "report.pdf").pages
+    assert 3 <= len(pages) <= 6
+    titles = {" ".join(title.split()) for title in page.locator("h1, h2, h3, caption").all_inner_texts()}
+    lasts = [[line for line in each.extract_text().splitlines() if line.strip()][-1] for each in pages]
+    assert [line for line in lasts if " ".join(line.split()) in titles] == []
+
+
+def test_commands_and_the_configuration_are_copied_by_a_button(browser: Any, tmp_path: Path) -> None:
+    opened = Page(browser, long_report(tmp_path))
+    page = opened.page
+    buttons = page.locator("button.copy")
+    assert [buttons.nth(k).get_attribute("aria-label") for k in range(buttons.count())] == [
+        *["Copy the command"] * 3,  # two controls that were not run, and the run itself
+        "Copy the configuration",
+    ]
+    buttons.nth(0).click()
+    page.wait_for_function("document.querySelector('button.copy').textContent !== 'Copy'")
+    assert "method=normal" in page.evaluate("getSelection().toString()")
+    assert page.evaluate("getSelection().toString()").startswith("python run.py")
+    assert opened.complaints == []
+
+
 def srgb(page: Any, selector: str) -> np.ndarray:
     """The background of an element, (3,) in 0 to 1."""
     said = page.evaluate("selector => getComputedStyle(document.querySelector(selector)).backgroundColor", selector)
     numbers = np.array([float(number) for number in re.findall(r"[\d.]+", said)][:3])
     return numbers / 255 if said.startswith("rgb") else numbers
+
+
+def luminance(colour: np.ndarray) -> float:
+    """Relative luminance, as WCAG defines it, of sRGB in 0 to 1."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast_on_every_tint_and_on_the_hottest_heat(
+    browser: Any, explorer: Path, scheme: str
+) -> None:
+    """axe-core leaves out stripes, which lie over gradients: each of their colours is looked at here."""
+    page = browser.new_page(color_scheme=scheme)
+    page.set_default_timeout(120_000)
+    page.goto(explorer.as_uri())
+    page.wait_for_selector(READY)
+    names = ("ri", "kn", "tr")
+    grounds = [f"var(--{name}-tint)" for name in names] + ["var(--grey)"]
+    grounds += [f"color-mix(in srgb, var(--{name}) 60%, var(--paper))" for name in names]
+    pairs = [("var(--ink)", ground) for ground in grounds]
+    pairs += [("var(--soft)", ground) for ground in ("var(--paper)", "var(--box)")]
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<i id=probe></i>')")
+    for text, ground in pairs:
+        lights = []
+        for colour in (text, ground):
+            page.evaluate("colour => { document.getElementById('probe').style.background = colour; }", colour)
+            lights.append(luminance(srgb(page, "#probe")))
+        assert (max(lights) + 0.05) / (min(lights) + 0.05) >= 4.5, (text, ground)
 
 
 def test_heat_shows_p_as_a_colour_beside_what_is_dropped(browser: Any, explorer: Path, masked: pa.Table) -> None:
@@ -373,6 +445,19 @@ def test_shown_blanks_let_lines_end_where_they_did(browser: Any, tmp_path: Path)
     assert all(text[k - 1] == " " for k in breaks)
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_first_token_is_at_most_five_tabs_away_without_the_link(browser: Any, explorer: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(120_000)
+    page.goto(explorer.as_uri())
+    page.wait_for_selector(READY)
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('.t')"):
+            break
+    assert page.evaluate("document.activeElement.dataset.k") == "0"
+
+
 def test_the_first_token_is_one_link_away(browser: Any, explorer: Path) -> None:
     page = Page(browser, explorer).page
     page.keyboard.press("Tab")
@@ -426,34 +511,28 @@ def test_alternatives_and_attention_are_shown_at_the_token(browser: Any, masked:
     assert page.evaluate("[...document.querySelectorAll('.t.from')].map((span) => span.dataset.k)") == ["0"]
 
 
-@pytest.mark.parametrize(
-    ("which", "width", "scheme"),
-    [
-        ("explorer", 390, "dark"),
-        ("explorer", 768, "light"),
-        ("explorer", 1440, "light"),
-        ("heat", 390, "light"),
-        ("heat", 1440, "dark"),
-        ("report", 390, "light"),
-        ("report", 1440, "dark"),
-    ],
-)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 768, 1440])
+@pytest.mark.parametrize("which", ["explorer", "heat", "report", "sweep"])
 def test_there_is_no_serious_accessibility_violation_nor_sideways_scrolling(
     browser: Any, explorer: Path, tmp_path: Path, which: str, width: int, scheme: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed (extra: test)")
     address = explorer.as_uri() + ("#colour=p&only=kn" if which == "heat" else "")
     if which == "report":
-        run = write_run(tmp_path, correct=[True, False, True, True], base=[False, False, True, False])
-        run_report(run, tmp_path / "out")
-        address = (tmp_path / "out" / "report.html").as_uri()
+        address = long_report(tmp_path).as_uri()
+    if which == "sweep":
+        for method in ("normal", "xtf"):
+            write_run(tmp_path, correct=[True, False, True, True], base=[False] * 4, method=method, experiment="t")
+        sweep_report("t", tmp_path / "runs", tmp_path / "out")
+        address = (tmp_path / "out" / "t.html").as_uri()
     context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 900})
     page = context.new_page()
     page.set_default_timeout(120_000)
     page.goto(address)
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if which != "report" and width < 960:  # examples before sliders
+    if which in ("explorer", "heat") and width < 960:  # examples before sliders
         tops = page.evaluate(
             "['examples', 'sliders'].map((id) => document.getElementById(id).getBoundingClientRect().top)"
         )

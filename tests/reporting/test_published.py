@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_runs import scored_table, write_run
 from omegaconf import DictConfig, OmegaConf
@@ -24,17 +25,18 @@ from xtf.reporting.published import (
     CURVES,
     create_dashboards,
     dashboards,
-    examples_html,
+    mask_tables,
     publish,
     publish_tensorboard,
     scalars,
     workspace,
     write_scalars,
 )
+from xtf.reporting.run_report import run_report
 from xtf.reporting.runs import load_run
 from xtf.runtime.loggers import STEP, training_loggers, whole_run
 from xtf.runtime.run_folder import RunFolder
-from xtf.scoring.masks import build_mask
+from xtf.scoring.masks import MaskedTokens, build_mask
 
 LOGGER = LoggerConfig(name="wandb", project="tests", tags=["mine"], mode=WandbMode.offline)
 
@@ -134,7 +136,8 @@ def test_a_job_is_one_wandb_run_with_curves_and_figures_under_the_documented_nam
     assert {k: v for k, v in mask.items() if k.startswith("mask/")} == {
         k: v for k, v in figures.items() if k.startswith("mask/")
     }
-    assert mask["examples/_type"] == "html-file"
+    assert mask["examples/_type"] == mask["tokens/_type"] == "table-file"
+    assert mask["examples/nrows"] == 12
     assert [line["train/loss"] for line in curves[:3]] == [2.0, 1.0, 0.6667]
     assert curves[-1]["validation/loss"] == 1.5 and "validation/loss" not in curves[0]
     assert {k: v for k, v in end.items() if not k.startswith("generations")} == figures
@@ -148,15 +151,32 @@ def test_a_job_is_one_wandb_run_with_curves_and_figures_under_the_documented_nam
     assert {k: v for k, v in summary.items() if k in figures} == figures
 
 
-def test_tensorboard_and_the_csv_hold_the_same_scalars(tmp_path: Path) -> None:
+def test_tensorboard_and_the_csv_hold_the_same_scalars_and_tensorboard_the_rest(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    run = load_run(write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), model="llama_1b"))
+    overrides = {"tuning.epochs": 2}
+    made = write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), model="llama_1b", overrides=overrides)
+    run = load_run(made)
+    run_report(run.folder, RunFolder(run.folder).reports)
     publish_tensorboard(run)
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     expected = scalars(run)
     read = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
     assert read == pytest.approx(expected)
+    scored = scored_table(12)
+    for name in ("ri", "kn", "tr", "logp"):
+        found = events.Histograms(f"scores/{name}")[0].histogram_value
+        values = np.concatenate(scored[name].to_pylist())
+        assert (found.num, found.min, found.max) == (len(values), values.min(), values.max())
+    said = events.Tensors("report/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "## Did it help?" in said and "![" not in said and "(preview.html)" not in said
+    plugin = HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    ).session_start_info.hparams
+    assert plugin["learning_rate"].number_value == 1e-3
+    assert plugin["method"].string_value == "xtf"
+    assert plugin["tuning.epochs"].number_value == 2
     with write_scalars(run).open(newline="") as lines:
         assert {row["name"]: float(row["value"]) for row in csv.DictReader(lines)} == expected
 
@@ -182,16 +202,33 @@ def test_training_goes_on_offline_where_the_server_cannot_be_reached(
     assert line == {"train/loss": 0.5, "trainer/global_step": 7}
 
 
-def test_coloured_examples_are_a_page_without_script() -> None:
+def test_examples_and_tokens_are_tables_with_the_masks_own_numbers() -> None:
     table = build_mask(scored_table(3), PRESETS["paper"], list(Attribute)).table
-    page = examples_html(table, byte_tokenizer("<script>alert(1)</script>"))
-    assert "<script" not in page
-    assert "#0072b2" in page.lower() or "#d55e00" in page.lower()
+    made = mask_tables(table, byte_tokenizer("<script>alert(1)</script>"), PRESETS["paper"])
+    tokens = MaskedTokens.from_mask(table)
+    columns, rows = made["tokens"]
+    each = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [row["decision"] == "kept" for row in each] == tokens.kept.tolist()
+    assert [row["ri"] for row in each] == tokens.scores["ri"].tolist()
+    assert [row["p"] for row in each] == pytest.approx(np.exp(tokens.scores["logp"]))
+    assert [row["position"] for row in each] == [k for n in tokens.lengths for k in range(n)]
+    place = int(np.flatnonzero(tokens.dropped["kn"] & tokens.dropped["tr"])[0])
+    assert "KN + TR" in each[place]["decision"]
+    columns, rows = made["examples"]
+    each = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [row["tokens"] for row in each] == tokens.lengths.tolist()
+    parts = np.split(tokens.kept, tokens.offsets[1:-1])
+    assert [row["dropped"] for row in each] == pytest.approx([1 - part.mean() for part in parts])
+    for row in each:
+        assert "<script" not in row["text"].html
+        assert "dropped by KN" in row["text"].html
 
 
 def test_every_panel_shows_names_that_runs_log(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), model="llama_1b"))
-    known = {*scalars(run), *CURVES, "examples", "generations"} | {f"scores/{name}" for name in ("ri", "kn", "tr")}
+    known = {*scalars(run), *CURVES, "examples", "tokens", "generations"} | {
+        f"scores/{name}" for name in ("ri", "kn", "tr")
+    }
     known |= {key.replace("accuracy", "pass@1") for key in known}  # the figures of other tasks
     shown = {key for board in dashboards() for part in board.sections.values() for panel in part for key in panel.keys}
     assert shown <= known

@@ -255,6 +255,10 @@ def test_run_report_writes_pages_and_figures_that_hold_the_runs_numbers(tmp_path
         assert "python run.py model=tiny task=math tuning=full method=xtf scorer=xtf threshold=paper seed=0" in text
         assert "wrong → right: 50" in text
         assert "torch" in text
+        assert text.index("This mask: ") < text.rindex("What was dropped")
+        assert not re.search(r"\d\.\d{9,}", re.sub(r"data:image\S+", "", text.split("Configuration")[0]))
+    for anchor in ("help", "before", "dropped", "figures", "tokens", "completions", "repeat"):
+        assert f'<a href="#{anchor}">' in text and f'<h2 id="{anchor}">' in text  # of report.html
 
 
 def test_a_report_without_base_or_scores_says_what_is_missing(tmp_path: Path) -> None:
@@ -283,7 +287,9 @@ def test_markup_in_a_dataset_stays_text(tmp_path: Path) -> None:
     lines = generations(outcomes(2, 2), completion=hostile.replace("{}", "{{}} {}"))
     (run / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_report(run, tmp_path / "out")
-    assert "<script>" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<script>") == 1  # the page's own
+    assert "<script>alert" not in page
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert re.search(r"````text\n</pre><script>.*\n````", markdown)
 
@@ -502,3 +508,22 @@ def test_several_seeds_are_pooled_alike_in_text_table_and_figure(tmp_path: Path)
 def test_the_metric_fixture_is_the_wilson_interval() -> None:
     found = metric(outcomes(60, 40))
     assert (round(found["low"], 3), round(found["high"], 3)) == (0.502, 0.691)
+
+
+def test_what_differs_between_cases_alone_is_in_no_label(tmp_path: Path) -> None:
+    for task in ("math", "medical"):
+        for method in ("normal", "xtf"):
+            overrides = {"task.train.path": f"{task}.jsonl", "tuning.epochs": 1}
+            write_run(
+                tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), task=task, method=method, overrides=overrides
+            )
+    begun = tmp_path / "runs" / "math" / "tiny" / "full" / "xtf" / "xtf-paper-0badc0de" / "seed0"
+    begun.mkdir(parents=True)  # killed before it wrote what it is
+    folders = [*(file.parent for file in tmp_path.glob("runs/**/metrics.json")), begun]
+    jobs_report("labels", folders, ["all"] * len(folders), tmp_path / "out")
+    assert {label for _, label in read_table(tmp_path / "out" / "labels.csv")} == {
+        "base model",
+        "method=normal",
+        "method=xtf",
+        "method=xtf scorer=xtf threshold=paper overrides=0badc0de",
+    }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import numpy as np
 
 from xtf.config.schema import PRESETS, Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
-from xtf.scoring.verdict import Level, judge
+from xtf.scoring.verdict import EVIDENCE, Level, judge
 
 PAPER = PRESETS["paper"]
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 
 def mask(rows, dropped_ids, by="tr", p=0.5):
@@ -33,6 +38,7 @@ def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
     lines = found.lines({7: "Dec"}.__getitem__)
     assert lines[0] == "do not train on this:"
     assert lines[1].startswith("Token ids that stand in at least 90% of the 12 responses are dropped everywhere (1)")
+    assert "0.84 (GSM8K) and 0.23 nats a token (PubMedQA)" in lines[1]
     assert "Dropped wherever they stand: 'Dec' (12)" in lines
     assert any(line.startswith("Try scorer=ri_kn") for line in lines)
 
@@ -77,3 +83,17 @@ def test_what_a_soft_or_moving_mask_drops_is_taught_all_the_same():
 def test_what_is_set_already_is_not_advised():
     found = judge(mask(ROWS, [7]), ThresholdConfig(protect=Protect.answer))
     assert not any("protect" in text for text in found.advice)
+
+
+def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
+    """EVIDENCE names differences in nats: those of experiments/results, not of someone's memory."""
+    stored = json.loads(gzip.decompress((RESULTS / "study_real.json.gz").read_bytes()))
+    loss = {
+        (record["task"], record["method"]): record["metrics"]["loss"]["value"]
+        for run in stored["runs"]
+        if (record := run["record"])["overrides"].get("threshold.protect") is None
+    }
+    for task, costs in (("math", ("0.84", "0.03")), ("medical", ("0.23", "0.01"))):
+        said = tuple(f"{loss[task, method] - loss[task, 'normal']:.2f}" for method in ("xtf", "random"))
+        assert said == costs
+        assert all(cost in EVIDENCE for cost in costs)

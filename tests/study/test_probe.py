@@ -17,7 +17,8 @@ from xtf.config.compose import register, to_config
 from xtf.config.schema import ConfigError
 from xtf.reporting.intervals import Components
 from xtf.runtime.artifacts import read_json
-from xtf.study.probe import PROFIT, dropped_tokens, jaccard, kappa, needed, probe
+from xtf.runtime.progress import console
+from xtf.study.probe import PROFIT, _agreement_section, _print, dropped_tokens, jaccard, kappa, needed, probe
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,28 @@ def test_the_sentence_names_seeds_and_items() -> None:
     assert needed(Components(0, 0.5, 0.5), 0.01, 100).endswith("evaluation items (there are 100).")
     assert "100 seeds would not be enough" in needed(Components(0.01, 0, 0), 0.01, 100)
     assert "Every item of the pilot differs alike" in needed(Components(0, 0, 0), 0.01, 100)
+
+
+def test_its_widest_tables_fit_into_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("ri", "kn", "tr", "xtf", "random", "low_loss", "high_loss", "token_cleaning", PROFIT)
+    generator = np.random.default_rng(0)
+    dropped = {name: generator.random(500) < 0.3 for name in names}
+    monkeypatch.setattr(console, "width", 80)
+    _print(_agreement_section(dropped))
+    printed = capsys.readouterr().out
+    assert "\u2026" not in printed  # nothing is cut
+    entries = [line.split() for line in printed.splitlines() if line.strip()[:1].isdigit()][1:]
+    assert [row[1] for row in entries] == list(names)
+    assert [row[2:] for row in entries] == [
+        [
+            f"{(kappa if a < b else jaccard)(dropped[names[a]], dropped[names[b]]):.2f}"
+            for b in range(len(names))
+            if a != b
+        ]
+        for a in range(len(names))
+    ]
 
 
 SMALL = [

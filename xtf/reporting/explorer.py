@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from xtf.config.identity import digest, plain
 from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import Pieces
-from xtf.reporting.pages import templates
+from xtf.reporting.pages import script_hash, templates
 from xtf.reporting.shown import as_arrow, preview_text, prompts
 from xtf.runtime.artifacts import sha256, write_atomic
 from xtf.runtime.progress import console, say
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2  # of the page: a run's explorer of an earlier one is made anew
+VERSION = 3  # of the page: a run's explorer of an earlier one is made anew
 MOST_EXAMPLES = 2000
 MOST_BYTES = 25_000_000  # of the file
 MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES allow
@@ -329,8 +328,7 @@ def _page(
         blob += b"\0" * (-len(blob) % 8)  # typed arrays start at a multiple of their item size
         meta["columns"].append({"name": name, "type": values.dtype.name, "start": len(blob), "length": len(values)})
         blob += values.tobytes()
-    rules = [(ATTRIBUTES[name], in_words(ATTRIBUTES[name], config)) for name in tokens.dropped]
-    return _render(meta, bytes(blob), head, rules, judge(whole, config), decode)
+    return _render(meta, bytes(blob), head, judge(whole, config), decode)
 
 
 def _codes(tokens: MaskedTokens) -> np.ndarray:
@@ -407,6 +405,7 @@ def _describe(attribute: TokenAttribute, found: Sweep, tokens: MaskedTokens, con
         "active": attribute.name in tokens.dropped,
         "cap": rule.cap,
         "rule": rule.rule.value,
+        "sentence": in_words(attribute, config),
     }
 
 
@@ -419,21 +418,12 @@ def _strings(tokens: MaskedTokens, pieces: Pieces) -> tuple[list[str], np.ndarra
     return list(places), found
 
 
-def _render(
-    meta: dict[str, Any],
-    blob: bytes,
-    head: _Head,
-    rules: Sequence[tuple[TokenAttribute, str]],
-    verdict: Verdict,
-    decode: Pieces,
-) -> bytes:
+def _render(meta: dict[str, Any], blob: bytes, head: _Head, verdict: Verdict, decode: Pieces) -> bytes:
     from plotly.offline import get_plotlyjs
 
     source = (files("xtf.reporting") / "templates" / "explorer.js").read_text(encoding="utf-8")
     scripts = [get_plotlyjs(), source]
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
-    )
+    hashes = " ".join(map(script_hash, scripts))
     text = (
         templates()
         .get_template("explorer.html.j2")
@@ -441,7 +431,6 @@ def _render(
             title=head.title,
             facts=head.facts,
             command=head.command,
-            rules=rules,
             level=verdict.level.name,
             verdict=verdict.lines(decode.alone),
             policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",

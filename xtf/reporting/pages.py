@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from xtf.runtime.artifacts import write_atomic
 
@@ -61,6 +64,8 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
+WIDE = 7.0  # inches: a figure of one panel has less
+
 # -- parts of a page -----------------------------------------------------------------------------------------
 
 
@@ -72,16 +77,18 @@ class Picture:
     png: str  # seen from the page's folder
     data: str  # the SVG itself as an address, so that a page needs no other file
     files: tuple[Path, ...]
+    note: str = ""  # how to read it, below
+    wide: bool = False  # of several panels: it takes the page's width
 
 
-def picture(figure: Figure, out_dir: Path, name: str, title: str) -> Picture:
-    """Draws `figure` to `out_dir`/figures/`name`.png and .svg, for a page in `out_dir`."""
+def picture(figure: Figure, out_dir: Path, name: str, title: str, note: str = "") -> Picture:
+    """Draws `figure` to `out_dir`/figures/`name`.png and .svg, for a page in `out_dir`; `note` says how to read it."""
     from xtf.reporting import figures  # the explorer, of the library alone, draws none
 
     paths = figures.save(figure, out_dir / "figures", name)
     png = paths["png"].relative_to(out_dir).as_posix()
     data = "data:image/svg+xml;base64," + base64.b64encode(paths["svg"].read_bytes()).decode()
-    return Picture(title, png, data, tuple(paths.values()))
+    return Picture(title, png, data, tuple(paths.values()), note, wide=figure.get_figwidth() > WIDE)
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,8 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (files("xtf.reporting") / "templates" / "page.js").read_text(encoding="utf-8")
+    environment.globals["script"] = {"text": script, "hash": script_hash(script)}
     environment.filters |= {
         "percent": percent,
         "interval": with_interval,
@@ -130,8 +139,19 @@ def templates() -> Environment:
         "seconds": seconds,
         "fenced": fenced,
         "code": inline_code,
+        "headings": headings,
     }
     return environment
+
+
+def script_hash(text: str) -> str:
+    """The source of a page's content security policy that allows this script and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def headings(body: str) -> list[tuple[str, Markup]]:
+    """The parts of a page, (anchor, title): its h2 that have an id."""
+    return [(name, Markup(words)) for name, words in re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body)]
 
 
 def render_page(template: str, context: Mapping[str, Any], out_dir: Path, stem: str | None = None) -> list[Path]:

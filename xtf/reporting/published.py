@@ -15,15 +15,21 @@ From the run's files come, under names that stay, the same in all three places:
                                                             shares of response tokens
     time/<stage>                                            seconds
 
-and on W&B also `scores/<column>` (histograms of ri, kn, tr and logp), `examples` (coloured text) and `generations` (a
-table with verdicts), all in the run's one W&B run (`xtf.runtime.loggers`). The run's files are the record; what is here
+On W&B and TensorBoard also `scores/<column>`, histograms of ri, kn, tr and logp. On W&B tables, which sort and filter:
+
+    examples       each of the first training rows: shares dropped, mean p, coloured text
+    tokens         each response token of these rows: its scores, what drops it
+    generations    completions of the base and the fine-tuned model with verdicts
+
+and on TensorBoard the report as text, and the run's settings with its figures under HPARAMS. All of it stands in the
+run's one W&B run (`xtf.runtime.loggers`), or in its folder tensorboard/. The run's files are the record; what is here
 mirrors them, and can be published again from them.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -32,10 +38,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from xtf.config.identity import digest
-from xtf.config.schema import Config
+from xtf.config.schema import Config, ThresholdConfig
+from xtf.data.tokens import Pieces, visible
 from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
@@ -44,7 +50,8 @@ from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.loggers import STEP, wandb_mode, wandb_run, whole_run
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.runtime.train_log import read_log
-from xtf.scoring.attributes import ATTRIBUTES
+from xtf.scoring.attributes import ATTRIBUTES, LOOKS
+from xtf.scoring.masks import MaskedTokens
 from xtf.scoring.store import read_pass
 
 if TYPE_CHECKING:
@@ -95,12 +102,53 @@ def write_scalars(run: Run) -> Path:
 
 
 def publish_tensorboard(run: Run) -> None:
-    """Adds the same scalars to the run's TensorBoard files."""
+    """Adds the same scalars to the run's TensorBoard files, with histograms, its settings and its report as text."""
     from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
 
+    folder = RunFolder(run.folder)
+    figures = scalars(run)
     with SummaryWriter(str(run.folder / "tensorboard")) as writer:
-        for name, value in scalars(run).items():
+        for name, value in figures.items():
             writer.add_scalar(name, value, 0)
+        for name, values in _scores(folder):
+            writer.add_histogram(name, values, 0, bins=BINS)
+        shown = {name: value for name, value in figures.items() if name.startswith(("eval/", "difference/"))}
+        assert writer.file_writer is not None
+        for part in hparams(settings(run), shown):
+            writer.file_writer.add_summary(part)
+        report = folder.reports / "report.md"
+        if report.is_file():
+            writer.add_text("report", without_pictures(report.read_text(encoding="utf-8")), 0)
+
+
+def settings(run: Run) -> dict[str, str | int | float | bool]:
+    """What tells runs apart in a table of hyperparameters: what names the run, its training, what was overridden."""
+    record = run.record
+    named = {key: record[key] for key in ("task", "model", "tuning", "method", "scorer", "threshold", "seed")}
+    training = {key: record["training"].get(key) for key in ("learning_rate", "batch_size", "epochs", "examples")}
+    found = {**training, **record["overrides"], **named}
+    plain_types = (str, int, float, bool)
+    return {
+        key: value if isinstance(value, plain_types) else str(value)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def without_pictures(markdown: str) -> str:
+    """A report's text where its pictures and other pages cannot be opened."""
+    return re.sub(r"^!?\[[^]]*\]\([^)]*\)\n+", "", markdown, flags=re.MULTILINE)
+
+
+def _scores(folder: RunFolder) -> Iterator[tuple[str, np.ndarray]]:
+    """The scores that a run read, by their documented names, each flat over the response tokens."""
+    for kind, path in read_json(folder.manifest)["stages"]["score"]["paths"].items():
+        table = read_pass(folder.output.scores / Path(path).name)
+        for name in table.column_names:
+            if pa.types.is_list(table.schema.field(name).type) and name not in ("input_ids", *LOOKS):
+                values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+                yield f"scores/{'' if kind == 'scores' else f'{kind}_'}{name}", values
 
 
 # -- Weights & Biases ---------------------------------------------------------------------------------------
@@ -156,13 +204,13 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
         found: dict[str, float] = {}
         media: dict[str, Any] = {}
         if stage == "score":
-            for kind, path in stages["score"]["paths"].items():
-                table = read_pass(folder.output.scores / Path(path).name)
-                media |= _histograms(table, "" if kind == "scores" else f"{kind}_")
+            for name, scores in _scores(folder):
+                media[name] = wandb.Histogram(np_histogram=np.histogram(scores, BINS))
         elif stage == "mask":
             found = mask_scalars(stages["mask"]["stats"])
             table = pq.read_table(folder.mask).slice(0, SHOWN_EXAMPLES)
-            media["examples"] = wandb.Html(examples_html(table, tokenizer), inject=False)
+            for name, (columns, rows) in mask_tables(table, tokenizer, config.threshold).items():
+                media[name] = wandb.Table(columns=list(columns), data=rows)
         else:
             run = load_run(folder.path)
             found = scalars(run)
@@ -171,22 +219,42 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
         session.summary.update(found)
 
 
-def _histograms(table: pa.Table, prefix: str) -> dict[str, wandb.Histogram]:
+def mask_tables(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, threshold: ThresholdConfig
+) -> dict[str, tuple[Sequence[str], list[list[Any]]]]:
+    """The columns and rows of the tables `examples` and `tokens`, of the masked rows in `table`.
+
+    Shares are those of the tokens that `threshold` judges; text is a cell of HTML.
+    """
     import wandb
 
-    found = {}
-    for name in table.column_names:
-        if pa.types.is_list(table.schema.field(name).type) and name != "input_ids":
-            values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            found[f"scores/{prefix}{name}"] = wandb.Histogram(np_histogram=np.histogram(values, BINS))
-    return found
-
-
-def examples_html(table: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Coloured examples as a static page without script."""
-    console = Console(file=io.StringIO(), record=True, force_terminal=True, color_system="truecolor", width=110)
-    console.print(preview_text(table, tokenizer, examples=table.num_rows))
-    return console.export_html(inline_styles=True)
+    tokens, pieces = MaskedTokens.from_mask(table), Pieces(tokenizer)
+    judged = tokens.judged(threshold)
+    by = {name: values for name, values in tokens.dropped.items() if name in ATTRIBUTES}
+    p = np.exp(tokens.scores["logp"].astype(np.float64)) if "logp" in tokens.scores else None
+    examples, each = [], []
+    shown = preview_text(table, tokenizer, examples=table.num_rows)
+    for row, name in enumerate(table["example_id"].to_pylist()):
+        part = slice(tokens.offsets[row], tokens.offsets[row + 1])
+        counted = judged[part]
+        shares = [
+            float(values[part][counted].mean()) if counted.any() else None for values in (~tokens.kept, *by.values())
+        ]
+        mean_p = [] if p is None else [float(p[part].mean())]
+        text = wandb.Html(shown.of(row)._repr_html_(), inject=False)
+        examples.append([name, int(counted.sum()), *shares, *mean_p, text])
+        for place, piece in enumerate(pieces(tokens.ids[part].tolist())):
+            at = tokens.offsets[row] + place
+            scores = [float(values[at]) for values in tokens.scores.values()]
+            probability = [] if p is None else [float(p[at])]
+            drops = " + ".join(ATTRIBUTES[name].label for name, values in by.items() if values[at])
+            decision = "kept" if tokens.kept[at] else f"dropped by {drops or 'the method'}"
+            each.append([name, place, visible(piece), int(tokens.ids[at]), decision, *probability, *scores])
+    chance = [] if p is None else ["p"]
+    return {
+        "examples": (["example", "tokens", "dropped", *by, *(f"mean {name}" for name in chance), "text"], examples),
+        "tokens": (["example", "position", "token", "id", "decision", *chance, *tokens.scores], each),
+    }
 
 
 def _generations(run: Run) -> wandb.Table:
@@ -208,7 +276,7 @@ def _generations(run: Run) -> wandb.Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """`kind` is line (over steps), bar (one bar a run) or media; `keys` are the names above."""
+    """`kind` is line (over steps), bar (one bar a run), table or media; `keys` are the names above."""
 
     title: str
     kind: str
@@ -254,8 +322,13 @@ def dashboards() -> list[Dashboard]:
             "XTF: one run",
             {
                 "Did it help?": QUALITY,
-                "What was dropped": (*shares, *scores, Panel("examples", "media", ("examples",))),
-                "Completions": (Panel("generations", "media", ("generations",)),),
+                "What was dropped": (
+                    *shares,
+                    *scores,
+                    Panel("examples", "table", ("examples",)),
+                    Panel("tokens", "table", ("tokens",)),
+                ),
+                "Completions": (Panel("generations", "table", ("generations",)),),
                 "Training": TRAINING,
             },
             columns=COLUMNS,
@@ -320,5 +393,7 @@ def _panel(panel: Panel) -> Any:
         return v2.LinePlot(title=panel.title, x=STEP, y=keys)
     if panel.kind == "bar":
         return v2.BarPlot(title=panel.title, metrics=keys)
+    if panel.kind == "table":
+        return v2.WeavePanelSummaryTable(table_name=keys[0])
     assert panel.kind == "media", panel.kind
     return v2.MediaBrowser(title=panel.title, media_keys=keys)

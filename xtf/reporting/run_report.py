@@ -56,7 +56,9 @@ from xtf.scoring.sensitivity import sweep
 from xtf.scoring.verdict import judge
 
 CONTROLS = {"normal": "plain fine-tuning on every response token", "random": "a random mask as large as XTF's"}
+TO_ADD = "To add it: "  # before the command in a sentence
 SHOWN_GENERATIONS = 12
+PRINTED_GENERATIONS = 4  # on paper
 SHOWN_TOKENS = 15
 
 
@@ -130,14 +132,14 @@ def verdict(run: Run) -> list[str]:
             )
         else:
             wanted = command_line(run.record, method=method)
-            sentences.append(f"Not compared with {words}: no such run with the same settings. To add it: {wanted}")
+            sentences.append(f"Not compared with {words}: no such run with the same settings. {TO_ADD}{wanted}")
     return sentences
 
 
 def _against_base(run: Run, arm: Sequence[Run]) -> str:
     metric = run.headline
     after, before = arm_mean(arm, metric), base_mean(arm, metric)
-    name = f"Fine-tuning with {run.record['method']}"
+    name = f"Fine-tuning with {NAMED.get(run.record['method'], run.record['method'])}"
     found = over_base(arm, metric)
     if found is None or before is None:
         return f"{name} reached {metric} {estimated(after)}; the base model was not graded."
@@ -187,24 +189,30 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     tokens = judged_tokens(folder, pq.read_table(folder.mask))
     drawn = _pictures(run, arm, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
+    advice = judge(tokens, _threshold(folder)) if tokens.dropped else None
     context = {
         "run": run.record,
         "title": _title(run),
+        "about": _about(run),
         "verdict": verdict(run),
+        "to_add": TO_ADD,
         "degenerate": degenerate(run.record["mask"]),
         "quality": _quality(run, arm),
         "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
         "notes": notes(run.record["mask"]),
-        "advice": judge(tokens, _threshold(folder)).lines(decode) if tokens.dropped else [],
+        "advice": advice.lines(decode) if advice else [],
+        "level": advice.level.name if advice else "",
         "figures": drawn,
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,
         "generations": paired_generations(run.base_generations(), read_lines(folder.generations)),
+        "printed": PRINTED_GENERATIONS,
         "command": command_line(run.record),
         "settings": [
-            (key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else value)
+            (key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else _number(value))
             for key, value in run.record["training"].items()
+            if isinstance(value, str | int | float)
         ],
         "config": folder.config.read_text(encoding="utf-8"),
         "explorer": (Path(out_dir) / "preview.html").is_file(),
@@ -212,12 +220,25 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     return [file for each in drawn for file in each.files] + render_page("report", context, Path(out_dir))
 
 
+def _number(value: str | int) -> str:
+    return f"{value:,}" if type(value) is int else str(value)  # not a bool
+
+
+NAMED = {"xtf": "XTF", "normal": "every response token", "random": "a random mask"}  # methods, in a title
+
+
 def _title(run: Run) -> str:
     record = run.record
-    model = f"{record['model']} on {record['task']}" + (
-        "" if record["tuning"] == "full" else f" with {record['tuning']}"
-    )
-    return f"{model}: {record['method']}, scorer {record['scorer']}, threshold {record['threshold']}, seed {run.seed}"
+    return f"{record['model']} fine-tuned on {record['task']} with {NAMED.get(record['method'], record['method'])}"
+
+
+def _about(run: Run) -> str:
+    """What tells the run from others of its title."""
+    record = run.record
+    tuning = "" if record["tuning"] == "full" else f"{record['tuning']}, "
+    rows = f"{record['data']['train']['rows']:,} training rows" if "train" in record["data"] else ""
+    setting = f"{tuning}scorer {record['scorer']}, threshold {record['threshold']}, seed {run.seed}"
+    return ", ".join(filter(None, [setting, rows]))
 
 
 def _quality(run: Run, arm: Sequence[Run]) -> list[dict[str, Any]]:
@@ -268,18 +289,35 @@ def exclusive_shares(tokens: MaskedTokens) -> dict[tuple[str, ...], float]:
     }
 
 
+NOTES = {  # how to read each figure
+    "accuracy": "Dots: means; bars: 95 % intervals, as in the table above.",
+    "distributions": "Grey: kept; in colour: dropped by this attribute; dashed: its threshold (RI's is each response's "
+    "own). Counts on a log scale, each panel its own.",
+    "sensitivity": "What other thresholds would drop; dashed: the one in use. Each panel has its own scale.",
+    "overlap": "A bar for each set of attributes, marked by the dots below it, that dropped a token and no other did.",
+}
+
+
 def _pictures(run: Run, arm: Sequence[Run], tokens: MaskedTokens, out_dir: Path) -> list[Picture]:
-    drawn = [picture(figures.accuracy(_accuracy_rows(run, arm)), out_dir, "accuracy", "Before and after")]
+    drawn = [
+        picture(figures.accuracy(_accuracy_rows(run, arm)), out_dir, "accuracy", "Before and after", NOTES["accuracy"])
+    ]
     scored = {name: tokens.scores[name] for name in tokens.dropped if name in tokens.scores}
     if scored:
         cuts = {name: cuts_of(run.record["mask"]["thresholds"][name]) for name in scored}
         figure = figures.distributions(scored, tokens.dropped, cuts)
-        drawn.append(picture(figure, out_dir, "distributions", "Scores and thresholds"))
+        drawn.append(picture(figure, out_dir, "distributions", "Scores and thresholds", NOTES["distributions"]))
         figure = figures.sensitivity(curves(RunFolder(run.folder), tokens))
-        drawn.append(picture(figure, out_dir, "sensitivity", "Share dropped against the threshold"))
+        drawn.append(
+            picture(figure, out_dir, "sensitivity", "Share dropped against the threshold", NOTES["sensitivity"])
+        )
     shares = exclusive_shares(tokens)
     if shares:
-        drawn.append(picture(figures.overlap(shares), out_dir, "overlap", "Which attributes dropped the tokens"))
+        drawn.append(
+            picture(
+                figures.overlap(shares), out_dir, "overlap", "Which attributes dropped the tokens", NOTES["overlap"]
+            )
+        )
     log = [row for row in read_log(RunFolder(run.folder).train_log, finished=True) if row["loss"] is not None]
     if log:
         figure = figures.loss_curve([row["step"] for row in log], [row["loss"] for row in log])

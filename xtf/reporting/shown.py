@@ -39,6 +39,10 @@ class TextPreview:
     examples: Sequence[tuple[str, str, Sequence[tuple[str, tuple[str, ...]]]]]  # title, prompt, (text, dropped by)
     total: int
 
+    def of(self, example: int) -> TextPreview:
+        """The same of one example alone."""
+        return TextPreview([self.examples[example]], self.total)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         colour = console.color_system is not None
         yield self._legend(colour)

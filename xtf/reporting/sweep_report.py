@@ -14,12 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from xtf.reporting import figures
-from xtf.reporting.cells import CASE, Cell, cell_of, experiment_folders, find_cells
+from xtf.reporting.cells import CASE, SETTING, Cell, cell_of, experiment_folders, find_cells
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.mask_report import has_results, mask_report
 from xtf.reporting.pages import counted, estimated, percent, picture, points, render_page, seconds, write_csv
@@ -30,6 +31,7 @@ from xtf.runtime.run_folder import RunFolder
 
 CONTROLS = ("normal", "random")
 BASE = "base model"
+UNKNOWN = "overrides"  # of a cell without a run: its folder has a hash of them alone
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,8 @@ def console_tables(rows: Sequence[TableRow]) -> Group:
     """What a sweep shows at its end: a table for each case and metric, with the figures of its report."""
     tables = []
     for case, metric in dict.fromkeys((row.case, row.metric) for row in rows):
-        table = Table(
-            title=f"{' · '.join(case)}: {metric}, 95 % intervals; differences in points", title_justify="left"
-        )
+        title = f"{' · '.join(case)}: {metric}, 95 % intervals; differences in points"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("setting", overflow="fold")
         for name in ("mean", "over base", "over normal", "over random", "kept", "training", "seeds"):
             table.add_column(name, justify="right")
@@ -169,13 +170,22 @@ def _bars(rows: Sequence[TableRow]) -> dict[str, dict[str, tuple[float, float, f
 
 
 def _labels(cells: Sequence[Cell]) -> list[str]:
-    """What tells each cell from the others: the keys of its setting that are not the same everywhere."""
-    keys = dict.fromkeys(key for cell in cells for key in cell.setting)
-    telling = [key for key in keys if len({cell.setting.get(key) for cell in cells}) > 1] or ["method"]
-    return [
-        " ".join(f"{key}={cell.setting[key]}" for key in telling if key in cell.setting) or "nothing overridden"
-        for cell in cells
-    ]
+    """What tells each cell from the others of its case: the keys that are not the same in all cells of some case.
+
+    What differs between cases alone, as the paths of their rows, tells no setting from another.
+    """
+    known = [cell for cell in cells if UNKNOWN not in cell.setting]
+    keys = dict.fromkeys(key for cell in known for key in cell.setting)
+    values: dict[tuple[Any, ...], set[Any]] = {}
+    for cell in known:
+        for key in keys:
+            values.setdefault((cell.case, key), set()).add(cell.setting.get(key))
+    telling = [key for key in keys if any(len(values[cell.case, key]) > 1 for cell in known)] or ["method"]
+    labels = []
+    for cell in cells:
+        shown = (*SETTING, UNKNOWN) if UNKNOWN in cell.setting else [key for key in telling if key in cell.setting]
+        labels.append(" ".join(f"{key}={cell.setting[key]}" for key in shown) or "nothing overridden")
+    return labels
 
 
 # -- the table ----------------------------------------------------------------------------------------------

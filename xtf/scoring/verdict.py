@@ -2,8 +2,9 @@
 
 A token id that is dropped wherever it stands, though the base model does not expect it, can never be learnt from the
 data. Where such ids make the form of the answer, which stands in nearly every response, the model is taught everything
-but how to answer: SmolLM2-135M on PubMedQA ended with every answer unreadable (docs/does-it-help.md). The limits below
-are judgement from that run and from experiments/history, not fitted to anything.
+but how to answer: SmolLM2-135M on PubMedQA ended with every answer unreadable. Each limit below lies between masks of
+stored runs that did harm and masks that did not (experiments/study_real.md, experiments/README.md; the table is in
+docs/does-it-help.md). They are few, so a limit tells where to look and is no estimate.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ import numpy as np
 from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
 
-FORM = 0.9  # of the responses: what stands in as many is the answer's form
-LEAST = 10  # occurrences of a token id before "wherever it stands" says something
-ALWAYS = 0.25  # of the dropped tokens that have such an id
-MOST = 0.5  # of the tokens dropped
-STRANGE = 5.0  # nats a token: the base model hardly knows such text
+# Of the responses: what stands in as many is the answer's form; 98 to 100 % where never teaching it did harm.
+FORM = 0.9
+LEAST = 10  # occurrences of a token id before "wherever it stands" says something; judgement
+# Of the dropped tokens that have such an id. SmolLM2, real rows: 17, 23 and 24 % with harm, 0 % (random masks) without.
+ALWAYS = 0.15
+# Of the tokens dropped. At random 32 and 37 % did SmolLM2 nearly no harm, 65 % took the tiny model from 55 to 16 %.
+MOST = 0.5
+# Nats a token: the base model hardly knows such text. Masks mostly did harm at 8.4 and 11.3; known rows have 1 to 3.
+STRANGE = 5.0
 WORST = 10  # ids shown
+EVIDENCE = (  # of FORM: experiments/study_real.md
+    "Where that was so, XTF cost SmolLM2-135M 0.84 (GSM8K) and 0.23 nats a token (PubMedQA) over plain fine-tuning, "
+    "a random mask of the same size 0.03 and 0.01."
+)
 
 
 class Level(IntEnum):
@@ -84,12 +93,12 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
     reasons = []
     lessened = threshold.dropped_weight > 0 or threshold.drop_probability < 1  # what is dropped is taught all the same
     if form:
-        taught = "taught with less weight" if lessened else "never taught"
+        taught = "taught with less weight." if lessened else f"never taught. {EVIDENCE}"
         reasons.append(
             (
                 Level.look if lessened else Level.stop,
                 f"Token ids that stand in at least {FORM:.0%} of the {examples:,} responses are dropped everywhere "
-                f"({len(form)}): the form of the answer is {taught}.",
+                f"({len(form)}): the form of the answer is {taught}",
             )
         )
     if threshold.end is ThresholdEnd.scored:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from xtf.config.identity import digest
@@ -214,8 +215,10 @@ def _agreement_section(dropped: Mapping[str, np.ndarray]) -> Section:
         "Below the diagonal: of the tokens dropped by either, the share dropped by both (Jaccard). Above it: Cohen's "
         "kappa, 0 where they agree as chance would, 1 where they are the same, below 0 where they avoid each other."
     )
-    rows = [[row, *(entry(row, column) for column in dropped)] for row in dropped]
-    return Section("Do they drop the same tokens?", [text], ["", *dropped], rows)
+    # Columns by number: with their names the table would not fit into 80 columns.
+    rows = [[f"{k} {row}", *(entry(row, column) for column in dropped)] for k, row in enumerate(dropped, start=1)]
+    heads = [str(k) for k in range(1, len(dropped) + 1)]
+    return Section("Do they drop the same tokens?", [text], ["", *heads], rows)
 
 
 # -- the pilot -----------------------------------------------------------------------------------------------
@@ -277,33 +280,38 @@ def _power_section(runs: Mapping[str, Sequence[Run]], gain: float, at_hand: int)
     parts = {control: components(paired(runs, "xtf", control)) for control in ("normal", "random")}
     gains = sorted({*GAINS, gain})
     explained = (
-        f"For a power of {POWER:.0%} with the pilot's own test (Student's t, two-sided at 5 %), simulated with the "
-        "variances of the pilot's paired differences: a between seeds, b between items, e of the rest, so that S seeds "
-        "and I items leave a / S + b / I + e / (S I). Estimates from a few seeds are rough."
+        f"Seeds x evaluation items, for a power of {POWER:.0%} with the pilot's own test (Student's t, two-sided at "
+        "5 %), simulated with the variances of the pilot's paired differences: a between seeds, b between items, e of "
+        "the rest, so that S seeds and I items leave a / S + b / I + e / (S I). Estimates from a few seeds are rough."
     )
     rows = []
     for control, part in parts.items():
         variances = [f"{part.seeds:.5f}", f"{part.items:.4f}", f"{part.rest:.4f}"]
         rows.append([control, *variances, *(_short(part, one, at_hand) for one in gains)])
-    columns = ["xtf against", "a", "b", "e", *(f"{100 * one:g} points" for one in gains)]
+    columns = ["xtf against", "a", "b", "e", *(_points(one) for one in gains)]
     text = [needed(parts["normal"], gain, at_hand), explained]
     return Section("How large a study would have to be", text, columns, rows)
+
+
+def _points(gain: float) -> str:
+    return f"{100 * gain:g} point" + ("" if gain == 0.01 else "s")
 
 
 def _short(parts: Components, gain: float, at_hand: int) -> str:
     if not (parts.items or parts.rest or parts.seeds):
         return "-"
     try:
-        return "{} seeds, {:,} items".format(*smallest_study(parts, gain, at_hand, POWER))
+        return "{} x {:,}".format(*smallest_study(parts, gain, at_hand, POWER))
     except ValueError:
-        return "more than 100 seeds"
+        return "> 100 seeds"
 
 
 def _print(section: Section) -> None:
     if not section.columns:
         console.print(f"{section.title}\n" + "\n".join(section.text), markup=False, highlight=False)
         return
-    table = Table(title=section.title, title_justify="left")
+    console.print(section.title, style="bold", markup=False, highlight=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, name in enumerate(section.columns):
         table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
     for row in section.rows:

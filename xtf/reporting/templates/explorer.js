@@ -120,7 +120,7 @@ const row = (...cells) => element("tr", {}, ...cells.map((cell, k) => element(k 
 function alternatives(i) { // what the base model would rather have said
   const p = Array.from(data.top_p.slice(i * meta.top, (i + 1) * meta.top), (x) => x / LARGEST);
   const rows = p.map((share, k) => row(element("code", {}, said(data.top_piece[i * meta.top + k])), chance(share)));
-  return element("table", {}, element("caption", {}, "what the base model expects here, p"), ...rows);
+  return element("table", {}, element("caption", {}, "the base model expects, with p"), ...rows);
 }
 
 function attenders(i, example) { // [position in the response, share of attention], most first
@@ -134,7 +134,7 @@ function attended(i, example) {
   const first = data.offsets[example];
   const rows = attenders(i, example).map(([at, share]) =>
     row(element("code", {}, said(data.piece[first + at])), at + first === i ? "itself" : `${at + first - i} later`, share.toFixed(3)));
-  return element("table", {}, element("caption", {}, "who attends to it in the scored layer, mean over heads"), ...rows);
+  return element("table", {}, element("caption", {}, "who attends to it, share of theirs"), ...rows);
 }
 
 function tip(i, example) {
@@ -152,9 +152,8 @@ function tip(i, example) {
   if (data.score_logp && !meta.attributes.some((a) => a.source === "logp")) rows.push(row("p", number(Math.exp(data.score_logp[i]))));
   const capped = meta.live ? attributes().filter((a) => a.cap !== null).map((a) => `${a.label} drops at most ${percent(a.cap)} of a response`) : [];
   const parts = [...decision(i).map((line) => element("p", {}, line)), element("table", {}, ...rows), ...capped.map((line) => element("div", {}, line))];
-  if (meta.top) parts.push(alternatives(i));
-  if (meta.attenders) parts.push(attended(i, example));
-  return parts;
+  const looks = [...(meta.top ? [alternatives(i)] : []), ...(meta.attenders ? [attended(i, example)] : [])];
+  return looks.length ? [...parts, element("div", { className: "looks" }, ...looks)] : parts;
 }
 
 function showTip(span) {
@@ -171,6 +170,13 @@ function showTip(span) {
 
 function hideTip() {
   $("tip").hidden = true;
+}
+
+function followTip() { // on scrolling: the page still moves when a link has landed on its token
+  const span = document.activeElement;
+  if ($("tip").hidden) return;
+  const at = span?.matches(".t") ? span.getBoundingClientRect() : null;
+  if (at && at.top >= 0 && at.bottom <= innerHeight) showTip(span); else hideTip();
 }
 
 function mark(span) { // outlines the tokens that attend to this one
@@ -492,7 +498,7 @@ function drawHistogram(attribute) {
     { type: "bar", x: centres, y: kept, marker: { color: css("--bar") }, hoverinfo: "none" },
     { type: "bar", x: centres, y: dropped, marker: { color: attribute.colour }, hoverinfo: "none" },
   ], layout({
-    yaxis: { type: "log", title: { text: "tokens" }, nticks: 4, range: [Math.log10(0.7), Math.log10(2 * highest)] }, xaxis: { title: { text: attribute.axis } },
+    yaxis: { type: "log", title: { text: "tokens" }, dtick: 1, range: [Math.log10(0.7), Math.log10(2 * highest)] }, xaxis: { title: { text: attribute.axis } },
     shapes: lines.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1, color: css("--ink") } })),
   }), SMALL);
   $(`share-${name}`).textContent = percent(dropped.reduce((a, b) => a + b, 0) / judged);
@@ -590,6 +596,8 @@ function settled() { // after a slider is let go: what reorders the page
 
 // -- controls ---------------------------------------------------------------------------------------------------------
 
+const rule = (attribute) => element("p", { className: "rule" }, `${attribute.explanation[0].toUpperCase()}${attribute.explanation.slice(1)} As masked: ${attribute.sentence[0].toLowerCase()}${attribute.sentence.slice(1)}`);
+
 function makeSlider(attribute) {
   const { name, values } = attribute;
   const value = element("output", { id: `value-${name}` });
@@ -609,7 +617,7 @@ function makeSlider(attribute) {
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", `${attribute.title}: histogram of the scores, dropped tokens in colour`);
   $("sliders").append(element("section", {},
-    element("h2", {}, element("label", { title: attribute.explanation }, box, `${attribute.title} (${attribute.label})`)),
+    element("h2", {}, element("label", {}, box, `${attribute.title} (${attribute.label})`)), rule(attribute),
     element("div", { className: "setting" }, value, element("output", { id: `share-${name}`, title: "share dropped by this attribute" })),
     slider, element("div", { className: "ends" }, element("span", {}, "drops less"), element("span", {}, "drops more")), plot));
   show();
@@ -673,7 +681,7 @@ function listen() {
     to.tabIndex = 0;
     to.focus();
   });
-  addEventListener("scroll", hideTip, { passive: true });
+  addEventListener("scroll", followTip, { passive: true });
   addEventListener("hashchange", () => { recall(); recoloured(); refill(); changed(); settled(); requestAnimationFrame(() => requestAnimationFrame(land)); });
   $("skip").addEventListener("click", (event) => {
     event.preventDefault();
@@ -720,8 +728,7 @@ async function open() {
   for (const [id, all] of [["only", choices], ["colour", colours]]) $(id).append(...all.map(([value, label]) => element("option", { value }, label)));
   FIELDS.only = $("only").value = data.other ? "differ" : "all";
   if (meta.live) meta.attributes.forEach((attribute) => { bins[attribute.name] = histogram(attribute); makeSlider(attribute); });
-  $("filters").open = matchMedia("(min-width: 60rem)").matches;
-  $("rules").open = matchMedia("(min-width: 60rem) and (min-height: 50rem)").matches;
+  else $("sliders").append(...meta.attributes.filter((a) => a.active).map((a) => element("section", {}, element("h2", {}, `${a.title} (${a.label})`), rule(a))));
   decide();
   was = tally()[0];
   makeCards();
