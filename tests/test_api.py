@@ -161,7 +161,7 @@ def test_unknown_names_are_refused_with_the_known_ones(model, tokenizer):
     with pytest.raises(ValueError, match="scorer='ri_kx': unknown attribute 'kx'; did you mean 'kn'"):
         api.score(model, tokenizer, EXAMPLES, scorer="ri_kx")
     scored = api.score(model, tokenizer, EXAMPLES, scorer="kn")
-    with pytest.raises(ValueError, match="known are paper, released, quantile"):
+    with pytest.raises(ValueError, match="known are paper, released, safe, quantile"):
         api.mask(scored, threshold="papre")
     with pytest.raises(ValueError, match="no column 'ri'"):
         api.mask(scored, attributes=["ri"])

@@ -212,7 +212,7 @@ def mask(
     """Adds `drop_ri`, `drop_kn`, `drop_tr` (per response token) and `labels` (per token; -100: no loss) to
     `scored`.
 
-    `threshold` is "paper", "released", "quantile" or a `ThresholdConfig`. `attributes` may drop tokens; by
+    `threshold` is "paper", "released", "safe", "quantile" or a `ThresholdConfig`. `attributes` may drop tokens; by
     default all that were scored. What is dropped by which attribute, and attributes that tell nothing, are
     logged. With a `dropped_weight` in the threshold they keep their labels: `weights` says what each token counts, and
     `dropped` which are meant. A `drop_probability` below 1 is for the training of the command line: other trainers do

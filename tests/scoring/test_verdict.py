@@ -37,10 +37,22 @@ def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
     assert [(item.id, item.times, item.responses, item.by) for item in found.always] == [(7, 12, 12, ("tr",))]
     lines = found.lines({7: "Dec"}.__getitem__)
     assert lines[0] == "do not train on this:"
-    assert lines[1].startswith("Token ids that stand in at least 90% of the 12 responses are dropped everywhere (1)")
+    assert lines[1].startswith(
+        "Token ids that stand in at least 90% of the 12 responses are dropped in at least 90% of their "
+    )
     assert "0.84 (GSM8K) and 0.23 nats a token (PubMedQA)" in lines[1]
-    assert "Dropped wherever they stand: 'Dec' (12)" in lines
-    assert any(line.startswith("Try scorer=ri_kn") for line in lines)
+    assert "Dropped wherever they stand, or nearly so: 'Dec' (12)" in lines
+    assert [line[:18] for line in lines[-3:]] == ["Try threshold=safe", "Try scorer=ri_kn, ", "Try threshold.prot"]
+
+
+def test_an_id_that_is_dropped_in_nine_of_ten_places_is_hardly_taught_either():
+    rows = [[7, 1, 2, 3, 0]] * 19 + [[8, 1, 2, 3, 0]]
+    kept_once = mask([[7, 1, 2, 3, 0]] * 20, [7])
+    kept_once.kept[0] = True
+    assert judge(kept_once, PAPER).level is Level.stop
+    assert judge(mask(rows, [7]), PAPER).level is Level.stop
+    kept_once.kept[kept_once.offsets[:3]] = True
+    assert judge(kept_once, PAPER).level is Level.fine
 
 
 def test_what_the_base_model_expects_everywhere_is_known_and_not_missed():

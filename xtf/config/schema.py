@@ -727,6 +727,7 @@ PRESETS = {
         tr=TRThreshold(cluster=1, bins=256, cap=0.05),
         ties=ThresholdTies.none,
     ),
+    "safe": ThresholdConfig(name="safe", dropped_weight=0.3),
     "quantile": ThresholdConfig(
         name="quantile",
         ri=RIThreshold(rule=RIRule.quantile),

@@ -1,10 +1,10 @@
 """Should this mask be trained with? Judged from the mask alone, before any training: fine, look closer, or do not.
 
-A token id that is dropped wherever it stands, though the base model does not expect it, can never be learnt from the
-data. Where such ids make the form of the answer, which stands in nearly every response, the model is taught everything
-but how to answer: SmolLM2-135M on PubMedQA ended with every answer unreadable. Each limit below lies between masks of
-stored runs that did harm and masks that did not (experiments/study_real.md, experiments/README.md; the table is in
-docs/does-it-help.md). They are few, so a limit tells where to look and is no estimate.
+A token id that is dropped wherever it stands, or nearly so, though the base model does not expect it, is hardly learnt
+from the data. Where such ids make the form of the answer, which stands in nearly every response, the model is taught
+everything but how to answer: SmolLM2-135M on PubMedQA ended with every answer unreadable. Each limit below lies between
+masks of stored runs that did harm and masks that did not (experiments/study_real.md, experiments/README.md; the table is
+in docs/does-it-help.md). They are few, so a limit tells where to look and is no estimate.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from xtf.scoring.masks import MaskedTokens
 # Of the responses: what stands in as many is the answer's form; 98 to 100 % where never teaching it did harm.
 FORM = 0.9
 LEAST = 10  # occurrences of a token id before "wherever it stands" says something; judgement
+# Of a token id's places: dropped in as many, it goes wherever it stands, or nearly so. TR in context drops "ision" (of
+# "Decision") in 95 % of its places in PubMedQA, #### in 98 % in GSM8K: 92 and 14 % of the answers were unreadable.
+NEARLY = 0.9
 # Of the dropped tokens that have such an id. SmolLM2, real rows: 17, 23 and 24 % with harm, 0 % (random masks) without.
 ALWAYS = 0.15
 # Of the tokens dropped. At random 32 and 37 % did SmolLM2 nearly no harm, 65 % took the tiny model from 55 to 16 %.
@@ -31,6 +34,10 @@ WORST = 10  # ids shown
 EVIDENCE = (  # of FORM: experiments/study_real.md
     "Where that was so, XTF cost SmolLM2-135M 0.84 (GSM8K) and 0.23 nats a token (PubMedQA) over plain fine-tuning, "
     "a random mask of the same size 0.03 and 0.01."
+)
+SAFE = (
+    "threshold=safe: what is dropped counts with weight 0.3. It took XTF's cost from 0.84 to 0.03 (GSM8K) and from "
+    "0.23 to 0.05 nats a token (PubMedQA), and was no better than plain fine-tuning either"
 )
 
 
@@ -49,7 +56,8 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Always:
-    """A token id that is dropped wherever it stands, at most in half of its places by KN: the base does not know it."""
+    """A token id that is dropped in at least `NEARLY` of its places, at most in half of them by KN: the base does not
+    know it."""
 
     id: int
     times: int
@@ -80,7 +88,7 @@ class Verdict:
         found += [text for level, text in self.reasons if level]
         if self.always:
             shown = ", ".join(f"{name(item.id)!r} ({item.times:,})" for item in self.always)
-            found.append(f"Dropped wherever they stand: {shown}")
+            found.append(f"Dropped wherever they stand, or nearly so: {shown}")
         return found + [f"Try {text}" for text in self.advice]
 
 
@@ -97,8 +105,8 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
         reasons.append(
             (
                 Level.look if lessened else Level.stop,
-                f"Token ids that stand in at least {FORM:.0%} of the {examples:,} responses are dropped everywhere "
-                f"({len(form)}): the form of the answer is {taught}",
+                f"Token ids that stand in at least {FORM:.0%} of the {examples:,} responses are dropped in at least "
+                f"{NEARLY:.0%} of their places ({len(form)}): the form of the answer is {taught}",
             )
         )
     if threshold.end is ThresholdEnd.scored:
@@ -115,8 +123,8 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
         reasons.append(
             (
                 Level.look,
-                f"{by_id / dropped:.0%} of the dropped tokens have an id that is dropped wherever it stands: no other "
-                "example teaches what they are.",
+                f"{by_id / dropped:.0%} of the dropped tokens have an id that is dropped wherever it stands, or nearly "
+                "so: hardly another example teaches what they are.",
             )
         )
     if dropped / total > MOST:
@@ -132,10 +140,12 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
                 )
             )
     advice = []
+    if not lessened and any(level for level, _ in reasons) and always:
+        advice.append(SAFE)
     if form or by_id:
         by = {name for item in form or always for name in item.by}
         if "tr" in by:
-            advice.append("scorer=ri_kn, for TR decides by token id, or scorer.tr.variant=contextual")
+            advice.append("scorer=ri_kn, for it is TR that drops them, or TR in context: scorer.tr.variant=contextual")
         elif by and not lessened:
             advice.append(f"a mask without {' and '.join(sorted(by)).upper()}, or threshold.drop_probability=0.5")
     if form and threshold.protect is Protect.none:
@@ -146,11 +156,11 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
 
 
 def _always(tokens: MaskedTokens, judged: np.ndarray, drop: np.ndarray) -> list[Always]:
-    """The ids of which every judged token is dropped, if there are `LEAST` of them."""
+    """The ids of which at least `NEARLY` of the judged tokens are dropped, if there are `LEAST` of them."""
     ids, place = np.unique(tokens.ids, return_inverse=True)
     times = np.bincount(place[judged], minlength=len(ids))
     gone = np.bincount(place[drop], minlength=len(ids))
-    which = np.flatnonzero((gone == times) & (times >= LEAST))
+    which = np.flatnonzero((gone >= NEARLY * times) & (times >= LEAST))
     if "kn" in tokens.dropped:
         known = np.bincount(place[judged & tokens.dropped["kn"]], minlength=len(ids))
         which = which[2 * known[which] < times[which]]
