@@ -40,6 +40,10 @@ class NodesError(ValueError):
     """The nodes do not fit together, or one of them has not come or has gone; the message names it."""
 
 
+class StoppedError(NodesError):
+    """Node 0 has stopped, and tells why itself."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Which node this is, and where node 0 listens."""
@@ -343,7 +347,7 @@ class Nodes:
         error = self._get("end")
         self.store.add("left", 1)
         if error:
-            raise NodesError(f"node 0 has stopped: {error}")
+            raise StoppedError(f"node 0 has stopped: {error}")
         raise _EndError
 
     def serve(self, start: Callable[[Path, int], subprocess.Popen[bytes]]) -> None:
