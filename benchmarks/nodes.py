@@ -49,7 +49,7 @@ class Node:
     def start(self, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "NODE_RANK": str(self.rank), "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": PORT,
-            "GLOO_SOCKET_IFNAME": self.interface,
+            "GLOO_SOCKET_IFNAME": self.interface, "TORCH_CPP_LOG_LEVEL": "ERROR",
         }  # fmt: skip
         return subprocess.Popen(
             [*self.enter, sys.executable, str(ROOT / "run.py"), *arguments], cwd=folder, env=environment

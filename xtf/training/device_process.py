@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.compose import load_config
+from xtf.config.home import PACKAGE
 from xtf.config.schema import Config, Tuning
 from xtf.runtime import nodes
 from xtf.runtime.artifacts import read_json, running, write_json
@@ -81,7 +82,10 @@ def _start(config: Config, folder: Path, *how: str) -> subprocess.Popen[bytes]:
     """Torch's launcher, with a process for each device of this machine."""
     launch = ["-m", "torch.distributed.run", *how, f"--nproc-per-node={config.trainer.devices}"]
     module = ["-m", "xtf.training.device_process", str(folder)]
-    return subprocess.Popen([sys.executable, *launch, *module], env=os.environ | {STARTED_BY: str(os.getpid())})
+    # The same program, where another one is installed beside the checkout that run.py lies in.
+    paths = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {STARTED_BY: str(os.getpid()), "PYTHONPATH": paths}
+    return subprocess.Popen([sys.executable, *launch, *module], env=environment)
 
 
 def announce_training(config: Config, folder: RunFolder) -> None:
