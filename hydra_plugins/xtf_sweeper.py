@@ -27,7 +27,8 @@ class CheckedSweeper(BasicSweeper):
         self.jobs = share_scoring(compose_jobs(every))
         assert self.config is not None and self.launcher is not None, "Hydra has set the sweeper up"
         if settings := launcher_settings(self.jobs, self.config.hydra.launcher):
-            self.launcher.params |= settings
+            slurm: Any = self.launcher
+            slurm.params |= settings
         say_what_runs(self.jobs)
         list_jobs(self.jobs)
         batch = [list(job.overrides) for job in unfinished(self.jobs)]

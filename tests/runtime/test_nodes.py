@@ -208,6 +208,25 @@ def test_a_node_that_fails_or_goes_ends_the_training_by_name(tmp_path: Path, mon
         node.store.delete_key("done/1/1")
 
 
+def test_a_node_that_does_not_see_what_it_shall_train_on_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "SHOWN_WITHIN", 0.3)
+    node = Nodes(Place(0, "127.0.0.1", free_port()), config(tmp_path), "run")
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run/config.yaml"
+    file.write_text("new")
+    node.call(file.parent, 5, {"config.yaml": file})
+    call = node._get("call/1")
+    assert (call["folder"], call["port"]) == ("run", 5)
+    file.write_text("old")
+    said = node._take_part(call, lambda folder, port: pytest.fail("it must not start"))
+    assert said == f"it does not see {file} as node 0 has written it"
+    file.write_text("new")
+    done = [sys.executable, "-c", "raise SystemExit(3)"]
+    assert "ended with 3" in node._take_part(call, lambda folder, port: subprocess.Popen(done))
+
+
 SMALL = (
     "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2", "task.train.limit=24",
     "tuning.batch_size=4", "tuning.epochs=6", "trainer.checkpoint_every=3", "trainer.node_timeout_seconds=120",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from xtf.config.identity import digest, identity
 from xtf.config.schema import Config, ConfigError, Stage
 from xtf.runtime.artifacts import program, sha256, versions
-from xtf.runtime.models import fingerprint
+from xtf.runtime.models import LARGE_FILE, fingerprint
 from xtf.runtime.progress import say
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Nodes:
             {
                 "folder": folder.absolute().relative_to(self.output.absolute()).as_posix(),
                 "port": port,
-                "files": {name: sha256(file) for name, file in files.items()},
+                "files": {name: _state(file) for name, file in files.items()},
             },
         )
 
@@ -369,8 +369,8 @@ class Nodes:
     def _take_part(self, call: Mapping[str, Any], start: Callable[[Path, int], subprocess.Popen[bytes]]) -> str:
         folder = self.output / call["folder"]
         deadline = time.monotonic() + SHOWN_WITHIN
-        for name, hash_ in call["files"].items():
-            while not (folder / name).exists() or sha256(folder / name) != hash_:
+        for name, state in call["files"].items():
+            while _state(folder / name) != state:
                 if time.monotonic() > deadline:
                     return f"it does not see {folder / name} as node 0 has written it"
                 self._live()
@@ -450,6 +450,15 @@ def current(config: Config) -> Nodes:
             "one machine: run stage=train on all nodes first, or set trainer.nodes=1"
         )
     return _together[-1]
+
+
+def _state(file: Path) -> list[Any] | None:
+    """By what a file is known to be the same on another node: a large one, whose hash takes minutes, by its size."""
+    try:
+        size = file.stat().st_size
+        return [size, sha256(file) if size <= LARGE_FILE else None]
+    except OSError:
+        return None
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
