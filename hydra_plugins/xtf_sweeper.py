@@ -15,7 +15,7 @@ class CheckedSweeper(BasicSweeper):
     def split_arguments(  # type: ignore[override]  # a static method there; the base class calls it on self
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        from xtf.sweeps.jobs import compose_jobs, list_jobs, say_what_runs, share_scoring, unfinished
+        from xtf.sweeps.jobs import compose_jobs, launcher_settings, list_jobs, say_what_runs, share_scoring, unfinished
 
         (every,) = BasicSweeper.split_arguments(overrides, None)
         if all("stage=plan" in arguments for arguments in every):
@@ -25,6 +25,10 @@ class CheckedSweeper(BasicSweeper):
             show_plan(share_scoring(planned))
             return []
         self.jobs = share_scoring(compose_jobs(every))
+        assert self.config is not None and self.launcher is not None, "Hydra has set the sweeper up"
+        if settings := launcher_settings(self.jobs, self.config.hydra.launcher):
+            slurm: Any = self.launcher
+            slurm.params |= settings
         say_what_runs(self.jobs)
         list_jobs(self.jobs)
         batch = [list(job.overrides) for job in unfinished(self.jobs)]

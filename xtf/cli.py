@@ -154,7 +154,7 @@ def _main(typed: list[str]) -> int:
 
     from xtf.config.compose import explain, register
     from xtf.config.schema import ConfigError
-    from xtf.runtime.artifacts import DamagedError
+    from xtf.runtime.artifacts import DamagedError, program
     from xtf.sweeps.jobs import JobsFailedError
 
     try:
@@ -164,8 +164,9 @@ def _main(typed: list[str]) -> int:
         check_arguments(plain, sweep)
         arguments = with_search_path(arguments)
         if sweep:
-            # What jobs in other processes have to know: the command as it was typed, and where xtf lies.
+            # What jobs in other processes have to know: the command as typed, which program that was, where it lies.
             os.environ["XTF_COMMAND"] = shlex.join([*COMMAND.split(), *typed])
+            os.environ["XTF_PROGRAM"] = program()
             paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
             # Flags first: Hydra's parser takes no overrides before and behind a flag.
@@ -202,9 +203,10 @@ def run_job(node: Any) -> None:
     from xtf.config.compose import build, typed
     from xtf.config.identity import overrides
     from xtf.config.schema import ConfigError, Stage
+    from xtf.runtime.nodes import StoppedError
     from xtf.runtime.progress import say
     from xtf.runtime.run_folder import OutputDir, RunFolder
-    from xtf.sweeps.jobs import Planned, claim_device
+    from xtf.sweeps.jobs import Planned, check_program, claim_device
 
     hydra_node = HydraConfig.get()
     sweep = hydra_node.mode == RunMode.MULTIRUN
@@ -231,6 +233,8 @@ def run_job(node: Any) -> None:
         return
     folder.error.unlink(missing_ok=True)
     try:
+        if sweep:
+            check_program()
         config = resolve(composed)
         if "joblib" in hydra_node.launcher["_target_"]:
             claim_device(config)
@@ -253,7 +257,8 @@ def run_job(node: Any) -> None:
             run(config, changed)
     except Exception as error:
         if sweep:
-            folder.record_error(error)
+            if not isinstance(error, StoppedError):
+                folder.record_error(error)
             print(f"error: {folder.path}: {error}", file=sys.stderr)
         elif TRACEBACKS or isinstance(error, ConfigError) or not isinstance(error, (ValueError, OSError)):
             raise

@@ -29,18 +29,20 @@ from xtf.reporting.run_report import mask_table, run_report, show_report
 from xtf.runtime.artifacts import intact, locked, read_json, sha256
 from xtf.runtime.loggers import wandb_mode, whole_run
 from xtf.runtime.models import check_folder, device
+from xtf.runtime.nodes import together
 from xtf.runtime.progress import console, say, stage, stopwatch
 from xtf.runtime.run_folder import Manifest, RunFolder, finished
 from xtf.scoring.passes import Pass, score, training_rows, write_mask
 from xtf.scoring.regime import Regime, regime
 from xtf.scoring.store import pass_columns
-from xtf.training.device_process import train
+from xtf.training.device_process import take_part, train
 
 ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
 
 
 def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Run the stages that `config.stage` asks for; returns the finished run's record, None after an earlier stage.
+    """Run the stages that `config.stage` asks for; returns the finished run's record, None after an earlier stage and
+    on every node of several but the first.
 
     Args:
         config: resolved (`xtf.config.checks.resolve`).
@@ -50,6 +52,14 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
         ValueError: something that the user can mend; the message says what.
     """
     folder = RunFolder.of(config, changed)
+    with together(config, folder.name) as nodes:
+        if nodes is not None and nodes.place.rank:
+            take_part(config, nodes)
+            return None
+        return _run(config, changed, folder)
+
+
+def _run(config: Config, changed: Mapping[str, Any], folder: RunFolder) -> dict[str, Any] | None:
     with locked(folder.path, say), whole_run(config, folder):
         pipeline = Pipeline(config, changed, folder)
         whole = finished(config, folder, Stage.all)

@@ -236,3 +236,36 @@ def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch, launcher,
     monkeypatch.setattr("xtf.cli.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"hydra/launcher={launcher} needs the extra '{extra}'"):
         cli.check_arguments([f"hydra/launcher={launcher}"], sweep=True)
+
+
+SLURM = {"_target_": "x.SlurmLauncher", "nodes": 0, "tasks_per_node": 1, "gpus_per_node": None, "gres": None}
+
+
+def test_slurm_is_asked_for_the_machines_and_devices_of_the_trainer(composing):
+    def asked(*trainer, **launcher):
+        found = jobs.compose_jobs([[text, *trainer[1:]] for text in trainer[0]])
+        return jobs.launcher_settings(found, SLURM | launcher)
+
+    fsdp = (["seed=0", "seed=1"], "trainer=fsdp", "trainer.devices=8", "trainer.nodes=2")
+    assert asked(*fsdp) == {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 8}
+    assert asked(*fsdp, nodes=2, gpus_per_node=8) == asked(*fsdp)
+    assert asked(*fsdp, gres="gpu:h100:8") == {"nodes": 2, "tasks_per_node": 1}
+    assert asked(["trainer=gpu"]) == {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 1}
+    assert asked(["trainer=cpu"]) == {"nodes": 1, "tasks_per_node": 1}
+    with pytest.raises(ConfigError, match=r"hydra.launcher.gpus_per_node=4 is not trainer.devices \(8\)"):
+        asked(*fsdp, gpus_per_node=4)
+    with pytest.raises(ConfigError, match="tasks_per_node=8 is not one task on each machine"):
+        asked(*fsdp, tasks_per_node=8)
+    several = [["trainer=ddp", f"seed={seed}", f"trainer.devices={devices}"] for seed, devices in [(0, 2), (1, 4)]]
+    with pytest.raises(ConfigError, match=r"these differ in trainer\.nodes or trainer\.devices"):
+        jobs.launcher_settings(jobs.compose_jobs(several), SLURM)
+    with pytest.raises(ConfigError, match=r"trainer\.nodes=2: a sweep over several machines needs"):
+        asked(*fsdp, _target_="hydra._internal.core_plugins.basic_launcher.BasicLauncher")
+
+
+def test_a_job_by_another_version_of_the_program_is_refused(monkeypatch):
+    monkeypatch.setenv("XTF_PROGRAM", jobs.program())
+    jobs.check_program()
+    monkeypatch.setenv("XTF_PROGRAM", "another")
+    with pytest.raises(ConfigError, match="the program has changed since the sweep was started"):
+        jobs.check_program()

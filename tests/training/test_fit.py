@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -480,6 +481,29 @@ def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy:
     logs = [read_log(tmp_path / name / "train_log.csv") for name in ("one", "two")]
     assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-5)
     assert [row["kept_tokens"] for row in logs[0]] == [row["kept_tokens"] for row in logs[1]]
+
+
+def train_elsewhere(folders: list[Path], rank: int, port: int) -> None:
+    with (
+        pytest.raises(ValueError, match=r"process 1 would go on from step 0 and the first one from 3")
+        if rank
+        else (contextlib.nullcontext())
+    ):
+        train_rank(folders[rank], "ddp", rank, port)
+    os._exit(0)  # the first process would wait for the second one
+
+
+def test_a_process_that_does_not_see_the_checkpoint_refuses_to_train_beside_the_others(tmp_path: Path) -> None:
+    port = free_port()
+    finished(train_rank, *((tmp_path / "two", "ddp", rank, port, 3) for rank in (0, 1)))
+    port = free_port()
+    folders = [tmp_path / "two", tmp_path / "other"]
+    processes = [PROCESSES.Process(target=train_elsewhere, args=(folders, rank, port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    processes[1].join(300)
+    assert processes[1].exitcode == 0
+    processes[0].kill()
 
 
 def test_slm_on_two_processes_ranks_the_tokens_of_both(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def resolve(config: Config) -> Config:
     config.method.check(config)
     check_evaluate(config.evaluate)
     check_trainer(config.trainer)
+    check_nodes(config)
     if config.stage is Stage.export:
         check_export(config)
     if config.preview.against is not None and config.stage is not Stage.preview:
@@ -256,9 +257,18 @@ def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
 
 
 def check_trainer(trainer: TrainerConfig) -> None:
-    """Refuse devices without a strategy for several."""
-    if trainer.strategy is Strategy.auto and trainer.devices > 1:
-        raise ConfigError(f"trainer.devices={trainer.devices} needs trainer=ddp or trainer=fsdp")
+    """Refuse several devices or machines without a strategy for them."""
+    for key in ("devices", "nodes"):
+        if trainer.strategy is Strategy.auto and (number := getattr(trainer, key)) > 1:
+            raise ConfigError(f"trainer.{key}={number} needs trainer=ddp or trainer=fsdp")
+
+
+def check_nodes(config: Config) -> None:
+    """Refuse several machines for what trains more than one run, or outside a run's stages."""
+    nodes = config.trainer.nodes
+    if nodes > 1 and (config.probe or config.stage in (Stage.pretrain, Stage.dashboard)):
+        what = "probe=true" if config.probe else f"stage={config.stage.value}"
+        raise ConfigError(f"{what} runs on one machine: unset trainer.nodes={nodes}")
 
 
 # --- task ------------------------------------------------------------------------------------------------------------

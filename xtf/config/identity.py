@@ -98,6 +98,8 @@ _NEUTRAL = {
     "trainer.name": "a name",
     "trainer.accelerator": "the device; rounding apart the results are the same",
     "trainer.devices": "how many share the same steps",
+    "trainer.nodes": "how many machines share the same steps",
+    "trainer.node_timeout_seconds": "how long they wait for each other",
     "trainer.strategy": "how they share them",
     "trainer.tokens_per_": "how much is computed at once, of the same sums",
     "trainer.checkpoint_every": "how much a kill can cost",

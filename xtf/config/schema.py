@@ -561,7 +561,9 @@ class TrainerConfig:
 
     name: str = MISSING
     accelerator: Accelerator = Accelerator.cpu
-    devices: int = within(1, 1)  # GPUs of this machine; more than one with trainer=ddp or fsdp
+    devices: int = within(1, 1)  # GPUs of each machine; more than one with trainer=ddp or fsdp
+    nodes: int = within(1, 1)  # machines that train together; each runs the same command (docs/scale.md)
+    node_timeout_seconds: float = within(600.0, 1)  # longest wait for all of them at the start
     strategy: Strategy = Strategy.auto
     precision: Precision = Precision.auto  # auto: bf16-mixed where the device has it, else 32-true
     # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
@@ -571,6 +573,11 @@ class TrainerConfig:
     checkpoint_every: int = within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
     shard_examples: int = within(512, 1)  # rows per score shard, the unit of resuming a scoring pass
     compile: bool = False  # torch.compile the model for training
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all machines together."""
+        return self.nodes * self.devices
 
 
 @dataclass

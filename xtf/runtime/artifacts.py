@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from xtf.config.home import COMMAND, HOME
+from xtf.config.home import COMMAND, HOME, PACKAGE
 from xtf.runtime.progress import say
 
 HASHES = "hashes.json"
@@ -48,7 +48,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, sealed: bool = 
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{platform.node()}-"
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(own)}*.tmp"):  # of killed runs
-        if not _runs(stale.name.removesuffix(".tmp").rpartition("-")[2]):
+        if not running(stale.name.removesuffix(".tmp").rpartition("-")[2]):
             stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{own}{os.getpid()}.tmp")
     try:
@@ -63,7 +63,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, sealed: bool = 
         temporary.unlink(missing_ok=True)
 
 
-def _runs(process: str) -> bool:
+def running(process: int | str) -> bool:
     """Whether a process of this number is there."""
     try:
         os.kill(int(process), 0)
@@ -243,6 +243,15 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the record says None
         return None
     return done.stdout.strip() or None
+
+
+@functools.cache
+def program() -> str:
+    """A digest of the program's own source files, as they were when this process first asked."""
+    total = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        total.update(f"{file.relative_to(PACKAGE).as_posix()}\0{sha256(file)}\n".encode())
+    return total.hexdigest()[:12]
 
 
 def versions(*more: str) -> dict[str, str]:

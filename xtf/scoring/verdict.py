@@ -3,8 +3,8 @@
 A token id that is dropped wherever it stands, or nearly so, though the base model does not expect it, is hardly learnt
 from the data. Where such ids make the form of the answer, which stands in nearly every response, the model is taught
 everything but how to answer: SmolLM2-135M on PubMedQA ended with every answer unreadable. Each limit below lies between
-masks of stored runs that did harm and masks that did not (experiments/study_real.md, experiments/README.md; the table is
-in docs/does-it-help.md). They are few, so a limit tells where to look and is no estimate.
+masks of stored runs that did harm and masks that did not (experiments/study_real.md, experiments/README.md; the table
+is in docs/does-it-help.md). They are few, so a limit tells where to look and is no estimate.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from typing import Any
 
 from xtf.config.checks import resolve
 from xtf.config.compose import build, compose, explain, parse_overrides, typed
+from xtf.config.home import PACKAGE
 from xtf.config.identity import overrides, plain
 from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
-from xtf.runtime.artifacts import locked, read_json, write_json
+from xtf.runtime.artifacts import locked, program, read_json, write_json
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, RunFolder, finished
 
@@ -178,6 +180,52 @@ def share_scoring(jobs: Sequence[Planned]) -> list[Planned]:
         )
         for job in jobs
     ]
+
+
+def check_program() -> None:
+    """Refuse to run a job by another version of the program than the one that started the sweep.
+
+    Raises:
+        ConfigError: its source files have changed since.
+    """
+    if os.environ.get("XTF_PROGRAM", program()) != program():
+        raise ConfigError(
+            f"the program has changed since the sweep was started ({PACKAGE} on {platform.node()}): one sweep would "
+            "hold the results of two versions. Start it again, which runs what is missing"
+        )
+
+
+def launcher_settings(jobs: Sequence[Planned], launcher: Mapping[str, Any]) -> dict[str, Any]:
+    """What Slurm is asked for a job, beside what `launcher` says: machines and devices are those of the jobs' trainer.
+
+    Args:
+        launcher: Hydra's node of that name.
+
+    Raises:
+        ConfigError: the launcher cannot start jobs on several machines, says something else than the trainer, or the
+            jobs differ in what they need.
+    """
+    trainers = [job.config.trainer for job in jobs if job.is_case]
+    if not str(launcher["_target_"]).endswith("SlurmLauncher"):
+        if nodes := max((trainer.nodes for trainer in trainers), default=1) - 1:
+            raise ConfigError(f"trainer.nodes={nodes + 1}: a sweep over several machines needs hydra/launcher=slurm")
+        return {}
+    wanted = {(trainer.nodes, 0 if trainer.accelerator is Accelerator.cpu else trainer.devices) for trainer in trainers}
+    if len(wanted) != 1:
+        raise ConfigError(
+            "hydra/launcher=slurm asks the same for all jobs, and these differ in trainer.nodes or trainer.devices: "
+            "run a sweep for each"
+        )
+    ((nodes, devices),) = wanted
+    found: dict[str, Any] = {"nodes": nodes, "tasks_per_node": 1}  # the processes of a node are started by its one task
+    elsewhere = any(launcher.get(key) for key in ("gres", "gpus_per_task", "additional_parameters"))
+    if devices and not elsewhere:
+        found["gpus_per_node"] = devices
+    of = {"nodes": "trainer.nodes", "gpus_per_node": "trainer.devices", "tasks_per_node": "one task on each machine"}
+    for key, value in found.items():
+        if launcher.get(key) not in (None, 0, value):
+            raise ConfigError(f"hydra.launcher.{key}={launcher[key]} is not {of[key]} ({value}): leave it out")
+    return found
 
 
 # --- what is there already -------------------------------------------------------------------------------------------

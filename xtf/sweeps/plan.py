@@ -81,7 +81,7 @@ def memory(shape: ModelShape, config: Config) -> Memory:
         if trainer.strategy == "ddp":
             states += 4 * count
         elif trainer.strategy == "fsdp":
-            states //= trainer.devices
+            states //= trainer.world_size
         states += width * count if width == 2 and trainer.strategy != "fsdp" else 0
         if trainer.strategy == "fsdp":  # the largest unit is gathered whole
             states += 4 * shape.vocabulary * shape.hidden
@@ -328,7 +328,7 @@ def _too_large(config: Config, found: Memory) -> list[str]:
             continue
         remedy = {
             "scoring": "lower trainer.tokens_per_score_batch",
-            "training": "use tuning=lora, trainer=fsdp with more trainer.devices, tuning.gradient_checkpointing=true "
+            "training": "use tuning=lora, trainer=fsdp with more devices or nodes, tuning.gradient_checkpointing=true "
             "or a lower trainer.tokens_per_microbatch",
             "evaluation": "lower trainer.tokens_per_eval_batch",
         }[stage]

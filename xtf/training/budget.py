@@ -57,7 +57,7 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
     given, file = config.trainer.tokens_per_microbatch, run_dir / FILE
     if given is not None:
         return Budget(given, "given")
-    if config.trainer.devices > 1:
+    if config.trainer.world_size > 1:
         return Budget(LARGEST, "fixed: several devices")
     if intact(file):
         return replace(Budget(**read_json(file)), how="resumed")

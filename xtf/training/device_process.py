@@ -1,4 +1,4 @@
-"""Training of one run: in this process, or in one process per device that torch's launcher starts as
+"""Training of one run: in this process, or in one process per device of each node that torch's launcher starts as
 
 python -m xtf.training.device_process RUN_FOLDER
 """
@@ -8,17 +8,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.compose import load_config
+from xtf.config.home import PACKAGE
 from xtf.config.schema import Config, Tuning
-from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime import nodes
+from xtf.runtime.artifacts import read_json, running, write_json
 from xtf.runtime.loggers import training_loggers
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import stopwatch
 from xtf.runtime.run_folder import RunFolder
+
+STARTED_BY = "XTF_STARTED_BY"  # the process whose end is that of its training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,20 +36,56 @@ def train(config: Config, folder: RunFolder) -> dict[str, Any]:
     Raises:
         ValueError: what the user can mend, or that the processes failed (their error stands above).
     """
-    devices = config.trainer.devices
     announce_training(config, folder)
-    if devices == 1:
+    if config.trainer.world_size == 1:
         with stopwatch() as seconds:
             trained = train_here(config, folder)
         measured(config, trained["tokens"], seconds())
         return trained
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    module = ["-m", "xtf.training.device_process", str(folder.path)]
-    done = subprocess.run([sys.executable, *launch, *module], check=False)
-    if done.returncode:
-        raise ValueError(f"training on {devices} devices failed; its error stands above")
+    if config.trainer.nodes > 1:
+        _train_on_nodes(config, folder)
+    else:
+        process = _start(config, folder.path, "--standalone")
+        try:
+            failed = process.wait()
+        finally:
+            nodes.stop(process)
+        if failed:
+            raise ValueError(f"training on {config.trainer.devices} devices failed; its error stands above")
     record: dict[str, Any] = read_json(folder.train_record, "run the same command again")
     return record
+
+
+def _train_on_nodes(config: Config, folder: RunFolder) -> None:
+    """Node 0's part; the others do theirs in `take_part`."""
+    found = nodes.current(config)
+    port = nodes.free_port()
+    found.call(folder.path, port, {file.name: file for file in (folder.config, folder.mask)})
+    found.watch(_start(config, folder.path, *_rendezvous(found, port)))
+
+
+def take_part(config: Config, found: nodes.Nodes) -> None:
+    """On every node but the first: train whenever node 0 does, until the run has ended there.
+
+    Raises:
+        ValueError: the run has failed, or node 0 has gone.
+    """
+    found.serve(lambda folder, port: _start(config, folder, *_rendezvous(found, port)))
+
+
+def _rendezvous(found: nodes.Nodes, port: int) -> list[str]:
+    where = [f"--master-addr={found.place.address}", f"--master-port={port}"]
+    return [f"--nnodes={found.count}", f"--node-rank={found.place.rank}", *where]
+
+
+def _start(config: Config, folder: Path, *how: str) -> subprocess.Popen[bytes]:
+    """Torch's launcher, with a process for each device of this machine."""
+    launch = ["-m", "torch.distributed.run", *how, f"--nproc-per-node={config.trainer.devices}"]
+    module = ["-m", "xtf.training.device_process", str(folder)]
+    # The same program, where another one is installed beside the checkout that run.py lies in.
+    paths = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {STARTED_BY: str(os.getpid()), "PYTHONPATH": paths}
+    return subprocess.Popen([sys.executable, *launch, *module], env=environment)
 
 
 def announce_training(config: Config, folder: RunFolder) -> None:
@@ -71,8 +113,8 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     # Full tuning keeps float32 master weights; LoRA's frozen base does not change, so it needs no more than inference.
     dtype = torch.float32 if config.tuning.name is Tuning.full else inference_dtype(config.trainer)
     tokenizer = load_tokenizer(config.model)
-    # With several devices every process loads into main memory, and the strategy moves it to the process's own.
-    place = "cpu" if config.trainer.devices > 1 else None
+    # Of several, every process loads into main memory, and the strategy moves it to the process's own.
+    place = "cpu" if config.trainer.world_size > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
     stop_at_turn_end(model, tokenizer)
     table = pq.read_table(folder.mask)
@@ -97,11 +139,19 @@ def main(folder: RunFolder) -> None:
     """What torch's launcher starts on each device."""
     from omegaconf import DictConfig, OmegaConf
 
+    threading.Thread(target=_end_with, args=(int(os.environ[STARTED_BY]),), daemon=True).start()
     node = OmegaConf.load(folder.config)
     assert isinstance(node, DictConfig)
     record = train_here(load_config(node), folder)
     if int(os.environ.get("RANK", "0")) == 0:
         write_json(folder.train_record, record, sealed=True)
+
+
+def _end_with(process: int) -> None:
+    """One that is killed cannot tell its processes to end, and they would go on beside those of the next attempt."""
+    while running(process):
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

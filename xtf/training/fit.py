@@ -144,7 +144,7 @@ def _fit_parts(
 ) -> dict[str, Any]:
     """`fit` on one part of the rows after the other, each cleaned by the model as the parts before left it."""
     method = config.method
-    if config.tuning.name is not Tuning.full or config.trainer.devices > 1:
+    if config.tuning.name is not Tuning.full or config.trainer.world_size > 1:
         raise ValueError(
             f"method={method.name} needs tuning=full on one device: its reference is the model in training"
         )
@@ -212,6 +212,7 @@ def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress:
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
         strategy=_strategy(config.trainer),
         precision=precision(config.trainer),  # type: ignore[arg-type]  # of two literals
         max_epochs=1,  # the loader runs through all epochs, so that a run resumes at any step alike
@@ -230,7 +231,7 @@ def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress:
 
 def _strategy(trainer: TrainerConfig) -> Any:
     if trainer.strategy == "fsdp":  # PyTorch's second FSDP; Lightning's strategy of that name is the first
-        return ModelParallelStrategy(trainer.devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        return ModelParallelStrategy(trainer.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
     return trainer.strategy
 
 
@@ -277,6 +278,11 @@ class Progress(Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TokenFilteredLM)
         done = module.loader.next
+        if (first := trainer.strategy.broadcast(done)) != done:
+            raise ValueError(
+                f"process {trainer.global_rank} would go on from step {done} and the first one from {first}: they do "
+                f"not see the same checkpoint in {self.run_dir / LAST}; give an output_dir that all of them share"
+            )
         self.advance(module.loader.tokens(done))
         if done and not self.lines:  # a checkpoint of an earlier version
             self.lines = [row for row in read_log(self.run_dir / LOG) if row["step"] <= done]
