@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import hydra
 import pytest
-from test_end_to_end import ROOT, RUN, SMALL, command, finish, record
+from test_end_to_end import ROOT, RUN, SMALL, finish, record
 
 from xtf import pipeline
 from xtf.config.checks import resolve
@@ -44,6 +43,7 @@ def run(folder: Path, *arguments: str) -> None:
     """The run of `SMALL` in `folder`, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("xtf.reporting.figures.save", commands.blank)
         patch.setenv("XTF_ROOT", str(ROOT))
         register()
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -116,8 +116,7 @@ def test_a_record_beside_completions_that_it_was_not_made_of_is_refused(whole: P
 def test_what_a_killed_run_goes_on_from_is_checked_first(
     whole: Path, tmp_path: Path, killed_at: str, times: int, damaged: str
 ) -> None:
-    killed = [sys.executable, str(ROOT / "tests/killed.py"), killed_at, str(times), *command()[1:]]
-    subprocess.run(killed, cwd=tmp_path, capture_output=True, timeout=600, check=False)
+    commands.run(SMALL, tmp_path, prepare=commands.Kill(killed_at, times).watch)
     (file,) = tmp_path.glob(damaged)
     flip(file)
     assert "damaged" in finish(tmp_path)
