@@ -148,7 +148,7 @@ def _main(
     os.chdir(folder)
     os.environ.update(environment)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    from xtf.cli import main
+    from xtf import cli
     from xtf.reporting import figures
     from xtf.runtime.progress import console
 
@@ -157,4 +157,4 @@ def _main(
         console.width = int(environment["COLUMNS"])
     if prepare is not None:
         prepare()
-    sys.exit(main(arguments))
+    sys.exit(cli.main(arguments))
