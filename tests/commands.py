@@ -152,6 +152,7 @@ def _main(
     from xtf.reporting import figures
     from xtf.runtime.progress import console
 
+    cli.TRACEBACKS = False  # HYDRA_FULL_ERROR is not the user's here: importing xtf.cli in the tests has set it
     figures.save = blank  # type: ignore[assignment]
     if "COLUMNS" in environment:  # which the console has read when it was made
         console.width = int(environment["COLUMNS"])
