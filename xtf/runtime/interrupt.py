@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,23 @@ def _watch(reading: socket.socket, farewell: _Farewell) -> None:
         reading.recv(1)
     farewell.say()
     os._exit(STATUS)
+
+
+def end_with_parent() -> None:
+    """From now on SIGINT ends this process at once and without a word, and so does, within a second, its parent's end.
+
+    For the processes that torch's launcher starts, in sessions of their own: it hands Ctrl-C on to them, and they would
+    unwind with a traceback each and wait for one another while the program that they belong to has ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(STATUS)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Farewell:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xtf.config.compose import load_config
 from xtf.config.schema import Config, Tuning
 from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.interrupt import end_with_parent
 from xtf.runtime.loggers import training_loggers
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.pace import announce, measured
@@ -95,6 +96,7 @@ def stop_at_turn_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 def main(folder: RunFolder) -> None:
     """What torch's launcher starts on each device."""
+    end_with_parent()
     from omegaconf import DictConfig, OmegaConf
 
     node = OmegaConf.load(folder.config)
