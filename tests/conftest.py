@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import commands
 import hydra
 import numpy as np
 import pytest
@@ -41,6 +42,16 @@ CLASSES = {
 }
 
 
+# Files of long tests, which begin first: what begins last is waited for by a processor that has nothing else to do.
+LONG = (
+    "test_end_to_end", "test_jobs", "test_probe", "test_damage", "test_every_choice", "test_interrupt", "test_wheel",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="module")
 def composing() -> Iterator[None]:
     """Hydra with the project's configuration, for `hydra.compose`."""
@@ -50,6 +61,12 @@ def composing() -> Iterator[None]:
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         yield
     patch.undo()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports get empty files for their pictures, which cost more than a small run."""
+    monkeypatch.setattr("xtf.reporting.figures.save", commands.blank)
 
 
 @pytest.fixture(scope="session")

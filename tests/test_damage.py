@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import shutil
 import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import commands
 import hydra
 import pytest
-from test_end_to_end import ROOT, RUN, SMALL, command, finish, record
+from test_end_to_end import ROOT, RUN, SMALL, finish, record
 
-from xtf import pipeline
+from xtf import cli, pipeline
 from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
@@ -44,6 +47,7 @@ def run(folder: Path, *arguments: str) -> None:
     """The run of `SMALL` in `folder`, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("xtf.reporting.figures.save", commands.blank)
         patch.setenv("XTF_ROOT", str(ROOT))
         register()
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -116,9 +120,69 @@ def test_a_record_beside_completions_that_it_was_not_made_of_is_refused(whole: P
 def test_what_a_killed_run_goes_on_from_is_checked_first(
     whole: Path, tmp_path: Path, killed_at: str, times: int, damaged: str
 ) -> None:
-    killed = [sys.executable, str(ROOT / "tests/killed.py"), killed_at, str(times), *command()[1:]]
-    subprocess.run(killed, cwd=tmp_path, capture_output=True, timeout=600, check=False)
+    commands.run(SMALL, tmp_path, prepare=commands.Kill(killed_at, times).watch)
     (file,) = tmp_path.glob(damaged)
     flip(file)
     assert "damaged" in finish(tmp_path)
+    assert record(tmp_path) == record(whole)
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system in memory at `folder`, for one process: what it leaves there is copied to `copy` as it ends."""
+
+    folder: Path
+    kilobytes: int
+    copy: Path
+
+    def mount(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        user, group = os.getuid(), os.getgid()
+        done = libc.unshare(CLONE_NEWUSER | CLONE_NEWNS)
+        assert done == 0, os.strerror(ctypes.get_errno())
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+        self.folder.mkdir()
+        done = libc.mount(b"tmpfs", os.fsencode(self.folder), b"tmpfs", 0, f"size={self.kilobytes}k".encode())
+        assert done == 0, os.strerror(ctypes.get_errno())
+        original = cli.main
+
+        def main(arguments: list[str]) -> int:
+            try:
+                return original(arguments)
+            finally:
+                shutil.copytree(self.folder, self.copy)
+
+        cli.main = main  # type: ignore[assignment]
+
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+NAMESPACES = (
+    shutil.which("unshare") is not None
+    and subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
+)
+
+
+@pytest.mark.skipif(not NAMESPACES, reason="this machine lets nobody make namespaces")
+@pytest.mark.parametrize(
+    ("kilobytes", "path"),
+    [(60, r"outputs/scores/[\w-]+/0000\d\.parquet"), (3000, rf"{RUN}/[\w-]+/seed0/checkpoints/last\.ckpt")],
+    ids=["scores", "checkpoint"],
+)
+def test_a_full_disk_is_named_by_its_path_and_leaves_nothing_half_written(
+    whole: Path, tmp_path: Path, kilobytes: int, path: str
+) -> None:
+    disk = SmallDisk(tmp_path / "outputs", kilobytes, tmp_path / "copy")
+    done = commands.run(SMALL, tmp_path, prepare=disk.mount)
+    assert done.returncode == 1
+    assert re.search(rf"^error: .*No space left on device: '{path}'$", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(disk.copy.rglob("*.tmp"))
+    shutil.rmtree(disk.folder)
+    disk.copy.rename(disk.folder)  # where there is room again, the same command goes on
+    finish(tmp_path)
     assert record(tmp_path) == record(whole)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import hydra
 import numpy as np
 import pyarrow.parquet as pq
@@ -40,20 +40,11 @@ SMALL = [
 RUN = "outputs/runs/math/tiny/full/xtf"
 
 
-def command(*arguments):
-    return [sys.executable, str(ROOT / "run.py"), *SMALL, *arguments]
-
-
-def start(folder, *arguments):
-    folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / "log").open("a")
-    return subprocess.Popen(command(*arguments), cwd=folder, stdout=log, stderr=log)
-
-
 def finish(folder, *arguments):
-    process = start(folder, *arguments)
-    assert process.wait(600) == 0, (folder / "log").read_text()
-    return (folder / "log").read_text()
+    """Runs `SMALL` in `folder`; what it printed."""
+    done = commands.run([*SMALL, *arguments], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def record(folder):
@@ -75,8 +66,10 @@ def record(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    log = finish(folder)
-    return folder, log
+    command = [sys.executable, str(ROOT / "run.py"), *SMALL]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout + done.stderr
 
 
 def test_a_run_leaves_every_artifact_of_the_contract(whole):
@@ -168,14 +161,7 @@ MOMENTS = {  # what it is about to write when it is killed, and for which time
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_at_any_stage_and_started_again_ends_with_the_same_record(whole, tmp_path, moment):
     pattern, time = MOMENTS[moment]
-    killed = subprocess.run(
-        [sys.executable, str(ROOT / "tests/killed.py"), pattern, str(time), *command()[1:]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    killed = commands.run(SMALL, tmp_path, prepare=commands.Kill(pattern, time).watch)
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     assert not list(tmp_path.glob(f"{RUN}/*/seed0/metrics.json"))
     finish(tmp_path)
@@ -183,9 +169,8 @@ def test_a_run_killed_at_any_stage_and_started_again_ends_with_the_same_record(w
 
 
 def test_two_runs_that_want_one_folder_take_turns(whole, tmp_path):
-    first, second = start(tmp_path), start(tmp_path)
-    assert first.wait(600) == 0, (tmp_path / "log").read_text()
-    assert second.wait(600) == 0, (tmp_path / "log").read_text()
+    both = [commands.start(SMALL, tmp_path, tmp_path / "log") for _ in range(2)]
+    assert [one.finish().returncode for one in both] == [0, 0], (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert "waiting for it" in log
     assert "already done" in log
@@ -196,7 +181,7 @@ def test_two_runs_that_want_one_folder_take_turns(whole, tmp_path):
 
 
 @pytest.fixture
-def run(whole, monkeypatch):
+def run(whole, monkeypatch, no_pictures):
     """Runs a configuration in the folder of the whole run, like run.py does."""
     monkeypatch.chdir(whole[0])
     monkeypatch.setenv("XTF_ROOT", str(ROOT))
@@ -316,16 +301,7 @@ def test_a_prompt_that_leaves_no_room_is_counted(run):
 
 
 def test_a_sweep_grades_the_base_model_once_and_scores_once(tmp_path):
-    done = subprocess.run(
-        command("-m", "scorer=none,kn,ri_tr", "tuning.max_steps=1"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=os.environ,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    finish(tmp_path, "-m", "scorer=none,kn,ri_tr", "tuning.max_steps=1")
     assert len(list(tmp_path.glob("outputs/runs/**/metrics.json"))) == 3
     assert len(list(tmp_path.glob("outputs/base/*"))) == 1
     assert len(list(tmp_path.glob("outputs/scores/*"))) == 1
@@ -351,15 +327,7 @@ REAL = {
 @pytest.mark.skipif(not SHARED.exists(), reason="the published data sets are not at ../shared/data")
 @pytest.mark.parametrize("task", REAL)
 def test_real_rows_run_to_a_record(tmp_path, task):
-    done = subprocess.run(
-        command(f"task={task}", *REAL[task], "task.train.limit=24", "task.eval.limit=6", "tuning.max_steps=2"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    finish(tmp_path, f"task={task}", *REAL[task], "task.train.limit=24", "task.eval.limit=6", "tuning.max_steps=2")
     (file,) = tmp_path.glob(f"outputs/runs/{task}/**/metrics.json")
     got = read_json(file)
     assert got["data"]["train"]["rows"] == 24

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> Iterator[Callable[..., Any]]:
     """Runs a configuration there as run.py does; returns its record."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XTF_ROOT", str(ROOT))

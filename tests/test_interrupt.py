@@ -2,77 +2,105 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import pkgutil
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import commands
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Prints a mark as soon as a stage is at work, so that the signal comes there and not by the clock.
-AT = """
-import sys
-name, attribute, *sys.argv = sys.argv[1:]
-import functools, importlib
-def patched(original):
-    @functools.wraps(original)  # Lightning reads its signature
-    def function(*args, **kwargs):
-        print("AT THE POINT", flush=True)
-        return original(*args, **kwargs)
-    return function
-module, _, kind = name.partition(":")
-def hook():
-    owner = importlib.import_module(module)
-    owner = getattr(owner, kind) if kind else owner
-    setattr(owner, attribute, patched(getattr(owner, attribute)))
-if module:
-    hook()
-else:
-    print("AT THE POINT", flush=True)
-from xtf.cli import main
-sys.exit(main(sys.argv))
-"""
 SMALL = ["task.train.limit=200", "task.eval.limit=200", "task.sandbox.workers=1"]
+MARK = "AT THE POINT"
 
 
-def at_the_point(folder: Path, point: tuple[str, str], *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """Starts a run and waits until it has reached the point; the process, and what it said."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", AT, *point, *SMALL, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    said = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        said += line
-        if "AT THE POINT" in line:
-            break
-    assert process.poll() is None, said
-    return process, said
+@dataclass(frozen=True)
+class At:
+    """A function of a module, or a method of a class ("module:class"), that prints a mark as it is called, so that the
+    signal comes there and not by the clock."""
+
+    owner: str
+    name: str
+
+    def watch(self) -> None:
+        owner = pkgutil.resolve_name(self.owner)
+        original = getattr(owner, self.name)
+
+        @functools.wraps(original)  # Lightning reads its signature
+        def function(*args: Any, **kwargs: Any) -> Any:
+            os.write(1, f"{MARK}\n".encode())
+            return original(*args, **kwargs)
+
+        setattr(owner, self.name, function)
 
 
-def interrupt(folder: Path, point: tuple[str, str], *arguments: str, times: int = 1, wait: float = 0.0) -> str:
+# Before torch is there, in a new interpreter.
+IMPORTS = f"""
+import sys
+from xtf.cli import main
+print("{MARK}", flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@dataclass(frozen=True)
+class Started:
+    pid: int
+    said: Callable[[], str]
+    end: Callable[[], tuple[int | None, str]]  # waits: its exit status, and all that it said
+
+
+def started(folder: Path, point: At | None, *arguments: str) -> Started:
+    """A run that has reached the point; with None, one that is importing what it needs."""
+    log = folder / "log"
+    if point is not None:
+        command = commands.start([*SMALL, *arguments], folder, log, prepare=point.watch)
+        return Started(command.pid, log.read_text, lambda: (command.finish(60).returncode, log.read_text()))
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", IMPORTS, *SMALL, *arguments],
+            cwd=folder,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    return Started(process.pid, log.read_text, lambda: (process.wait(60), log.read_text()))
+
+
+def at_the_point(folder: Path, point: At | None, *arguments: str) -> Started:
+    """The same, once it has reached the point."""
+    run = started(folder, point, *arguments)
+    deadline = time.monotonic() + 300
+    while not (folder / "log").exists() or MARK not in run.said():
+        assert Path(f"/proc/{run.pid}").exists() and time.monotonic() < deadline, run.said()
+        time.sleep(0.02)
+    return run
+
+
+def interrupt(folder: Path, point: At | None, *arguments: str, times: int = 1, wait: float = 0.0) -> str:
     """Starts a run, presses Ctrl-C `wait` seconds after it has reached the point; its output."""
-    process, said = at_the_point(folder, point, *arguments)
+    run = at_the_point(folder, point, *arguments)
     time.sleep(wait)
     start = time.monotonic()
     for _ in range(times):
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(run.pid, signal.SIGINT)
         time.sleep(0.02)
-    said += process.communicate(timeout=60)[0]
+    status, said = run.end()
     took = time.monotonic() - start
-    assert process.returncode == 130, said
+    assert status == 130, said
     assert took < 3.0 + LATE, (took, said)
     found = re.search(r"interrupted; this command goes on from here: (.*)", said)
     assert found and shlex.split(found[1])[-len(arguments) :] == list(arguments), said
@@ -82,13 +110,13 @@ def interrupt(folder: Path, point: tuple[str, str], *arguments: str, times: int 
 
 
 LATE = 3.0  # seconds that a busy machine may add
-POINTS = {
-    "imports": (("", ""), 0.5, []),
-    "encoding": (("xtf.inputs", "load_rows"), 0.0, []),
-    "scoring": (("xtf.scoring.scorers", "score_rows"), 0.3, []),
-    "training": (("xtf.training.module:TokenFilteredLM", "training_step"), 0.3, ["evaluate.base=false"]),
-    "generation": (("xtf.evaluation.evaluate", "generate_share"), 0.3, []),
-    "sandbox": (("xtf.graders.sandbox:Sandbox", "run"), 0.3, ["task=code", "task.max_new_tokens=8"]),
+POINTS: dict[str, tuple[At | None, float, list[str]]] = {
+    "imports": (None, 0.5, []),
+    "encoding": (At("xtf.inputs", "load_rows"), 0.0, []),
+    "scoring": (At("xtf.scoring.scorers", "score_rows"), 0.3, []),
+    "training": (At("xtf.training.module:TokenFilteredLM", "training_step"), 0.3, ["evaluate.base=false"]),
+    "generation": (At("xtf.evaluation.evaluate", "generate_share"), 0.3, []),
+    "sandbox": (At("xtf.graders.sandbox:Sandbox", "run"), 0.3, ["task=code", "task.max_new_tokens=8"]),
 }
 
 
@@ -98,12 +126,46 @@ def test_ctrl_c_ends_with_130_and_what_to_run(tmp_path: Path, name: str, times: 
     interrupt(tmp_path, point, *arguments, "output_dir=out", times=times, wait=wait)
 
 
+def workers(folder: Path) -> set[int]:
+    """The processes that train on a device each, started from this folder."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"xtf.training.device_process" in words and (process / "cwd").readlink() == folder:
+                found.add(int(process.name))
+    return found
+
+
+def until(what: Callable[[], object], seconds: float) -> bool:
+    """Whether it comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(what())
+
+
+def test_ctrl_c_ends_the_training_on_every_device(tmp_path: Path) -> None:
+    run = started(
+        tmp_path,
+        At("xtf.pipeline", "train"),
+        *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "evaluate.base=false", "output_dir=out"),
+    )
+    assert until(lambda: list(tmp_path.glob("out/**/train_log.csv")), 600), run.said()
+    assert len(workers(tmp_path)) >= 2
+    os.killpg(run.pid, signal.SIGINT)
+    status, said = run.end()
+    assert status == 130 and "interrupted; this command goes on from here" in said
+    assert until(lambda: not workers(tmp_path), 3.0 + LATE), workers(tmp_path)
+    assert "Traceback" not in run.said(), run.said()
+
+
 def test_a_training_that_a_batch_system_ends_does_not_look_finished(tmp_path: Path) -> None:
     point, _, arguments = POINTS["training"]
-    process, _ = at_the_point(tmp_path, point, *arguments, "output_dir=out")
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    run = at_the_point(tmp_path, point, *arguments, "output_dir=out")
+    os.kill(run.pid, signal.SIGTERM)
+    status, said = run.end()
+    assert status == 128 + signal.SIGTERM, said
     assert "stopped by SIGTERM; the same command goes on" in said
     assert "Traceback" not in said
 

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
+
 from xtf.config.schema import SandboxConfig, SourceConfig
 from xtf.data.examples import RowError, render
 from xtf.data.rows import load_rows
@@ -41,11 +43,9 @@ TIMELESS = ("timing", "command", "git_commit", "free_gb", "how")
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path, kill_at: int | None = None) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, kill_at: int | None = None) -> commands.Done:
     """A small run of the bundled model in `folder`, killed as it is about to write its n-th file."""
-    killer = [] if kill_at is None else [str(ROOT / "tests/killed.py"), "outputs/", str(kill_at)]
-    command = [sys.executable, *killer, str(ROOT / "run.py"), *SMALL]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return commands.run(SMALL, folder, prepare=None if kill_at is None else commands.Kill("outputs/", kill_at).watch)
 
 
 def record(folder: Path) -> Any:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from xtf.config.schema import SourceConfig, TaskConfig, Turns
 from xtf.data.augment import augment
-from xtf.data.rows import load_rows, read_field, read_file
+from xtf.data.rows import load_rows, open_file, read_field, read_file
 from xtf.tasks import Task, as_examples, load_task
 
 
@@ -223,3 +226,28 @@ def test_a_hugging_face_set_is_read_row_by_row() -> None:
     rows = [{"messages": [ASKED, ANSWERED]}, {"messages": [ASKED, ANSWERED | {"weight": 1.0}]}]
     first, second = as_examples(datasets.Dataset.from_list(rows))
     assert first.messages == second.messages == (ASKED,)
+
+
+def test_lines_are_found_however_the_file_is_cut_for_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.jsonl"
+    texts = ["one", "two\u2028and", "drei\u00e4", "four", "five", ""]
+    lines = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in texts]
+    file.write_bytes(b"\n".join([lines[0] + b"\r", lines[1], b"", lines[2] + b"\r" + lines[3] + b"\r\r", *lines[4:]]))
+    for size in range(1, 80):
+        monkeypatch.setattr("xtf.data.rows.CHUNK", size)
+        found = open_file(file)
+        assert found.numbers.tolist() == [1, 2, 4, 5, 7, 8]
+        assert [row["text"] for row in found.at(np.arange(6))] == texts
+
+
+def test_a_line_of_a_gigabyte_is_refused_without_reading_it_whole(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"text": "one"}\n')
+    os.truncate(file, 2**30)  # the second line is zeros, which take no place on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"rows\.jsonl: cannot be read: line 2 is longer than 64 MiB"):
+            open_file(file)
+        assert tracemalloc.get_traced_memory()[1] < 256 * 2**20
+    finally:
+        tracemalloc.stop()

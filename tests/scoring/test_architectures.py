@@ -19,7 +19,7 @@ from xtf.evaluation.generation import TooLong, complete
 from xtf.runtime.heads import position_table, rope_limit, unwrapped
 from xtf.scoring.masks import weights_to_labels
 from xtf.scoring.methods import Method
-from xtf.scoring.scorers import score_rows
+from xtf.scoring.scorers import count_tokens, score_rows, tr_table
 from xtf.training.packed import PackedLM, check_positions, enable_packing
 
 SIZES = {
@@ -193,6 +193,21 @@ def test_a_quantised_model_is_scored_with_its_own_numbers(rows: list[Encoded]) -
     own = [slowly(model, row)[row.prompt_length - 1 :] for row in rows]
     for found, wanted in zip(scores(model, rows), own, strict=True):
         torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-2, atol=0.3)  # the scale follows the batch
+
+
+def test_tr_of_a_quantised_embedding_is_that_of_the_rows_that_it_unpacks() -> None:
+    model, plain = build("llama"), build("llama")
+    weight = plain.get_input_embeddings().weight.detach()
+    scale, middle = weight.abs().amax(1).double() / 120, torch.full((len(weight),), 128.0, dtype=torch.float64)
+    packed = torch.ao.nn.quantized.Embedding(*weight.shape)
+    packed.set_weight(torch.quantize_per_channel(weight, scale, middle, 0, torch.quint8))
+    model.set_input_embeddings(packed)
+    plain.get_input_embeddings().weight.data = packed.weight().dequantize()
+    counts = count_tokens([Encoded("a", list(range(40)), 3), Encoded("b", [5, 9, 3, 3, 7], 2)])
+    scorer = ScorerConfig(name="tr", attributes=["tr"])
+    found, wanted = (tr_table(one, counts, scorer).lookup(np.arange(3, 40)) for one in (model, plain))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert len(set(found.tolist())) > 30
 
 
 def test_what_is_no_causal_language_model_is_refused_in_a_sentence() -> None:

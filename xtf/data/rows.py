@@ -97,6 +97,9 @@ def load_rows(source: SourceConfig) -> Rows:
     return Rows(SourceRows(found, places), array("q", found.numbers[places].tobytes()), name, digest.hexdigest())
 
 
+LONGEST_LINE = 64 << 20  # bytes of a JSONL row: some 16 million tokens
+CHUNK = 1 << 20  # bytes that are looked through for lines at a time
+
 # -- sources: rows that are read when they are needed ----------------------------------------------------------------
 
 
@@ -161,24 +164,16 @@ class _LineSource:
         else:
             self.file = path.open("rb")
         numbers, starts, ends = array("q"), array("q"), array("q")
-        number, offset = 0, 0
-        for raw in self.file:
-            start, body = offset, raw.removesuffix(b"\n")
-            offset += len(raw)
-            if len(body) < len(raw):
-                body = body.removesuffix(b"\r")
+        for number, (start, line) in enumerate(_lines(self.file), start=1):
             if start == 0:
-                if body.startswith((b"\xff\xfe", b"\xfe\xff")):
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise ValueError("it is UTF-16: save it as UTF-8")
-                if body.startswith(codecs.BOM_UTF8):
-                    start, body = len(codecs.BOM_UTF8), body.removeprefix(codecs.BOM_UTF8)
-            for line in body.split(b"\r"):  # a carriage return alone ends a line too
-                number += 1
-                if line.strip():
-                    numbers.append(number)
-                    starts.append(start)
-                    ends.append(start + len(line))
-                start += len(line) + 1
+                if line.startswith(codecs.BOM_UTF8):
+                    start, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                numbers.append(number)
+                starts.append(start)
+                ends.append(start + len(line))
         if not numbers:
             raise ValueError("the file is empty")
         self.numbers, self.starts, self.ends = (np.array(values, np.int64) for values in (numbers, starts, ends))
@@ -204,6 +199,29 @@ class _LineSource:
             if not isinstance(row, dict):
                 _object(row, number, f"{self.path}: cannot be read: ")
             yield row
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, each with where it starts, without its end: a line feed, a carriage return or both.
+
+    Raises:
+        ValueError: one is longer than `LONGEST_LINE`; no more than that of it has been read.
+    """
+    start, number, rest = 0, 0, b""
+    while chunk := file.read(CHUNK):
+        lines = (rest + chunk).splitlines(keepends=True)
+        # The last one may go on in the next chunk, and so may its end.
+        rest = lines.pop() if not lines[-1].endswith(b"\n") else b""
+        for line in lines:
+            yield start, line.rstrip(b"\r\n")
+            start, number = start + len(line), number + 1
+        if len(rest) > LONGEST_LINE:
+            raise ValueError(
+                f"line {number + 1} is longer than {LONGEST_LINE >> 20} MiB, which no row is: each line is one row's "
+                "JSON object (one JSON document of all rows belongs into a file whose name ends in .json)"
+            )
+    if rest:
+        yield start, rest.rstrip(b"\r\n")
 
 
 class _ParquetSource:

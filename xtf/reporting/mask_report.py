@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from xtf.reporting import figures
 from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
 from xtf.reporting.reported import reported_of_mask
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
@@ -128,6 +127,8 @@ def _costs(runs: Mapping[RunFolder, Manifest], lines: Lines) -> Section:
 
 def _mask_section(name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, lines: Lines) -> Section:
     """Shares dropped, beside the reported ones, and the three figures."""
+    from xtf.reporting import figures  # Matplotlib, which a stage that reports nothing goes without
+
     tokens = judged_tokens(folder, pq.read_table(folder.mask))
     stats = manifest.stages["mask"]["stats"]
     drawn: list[Picture] = []

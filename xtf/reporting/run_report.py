@@ -22,7 +22,6 @@ from xtf.config.compose import load_config
 from xtf.config.schema import ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import visible
-from xtf.reporting import figures
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import (
     Picture,
@@ -299,6 +298,8 @@ NOTES = {  # how to read each figure
 
 
 def _pictures(run: Run, arm: Sequence[Run], tokens: MaskedTokens, out_dir: Path) -> list[Picture]:
+    from xtf.reporting import figures  # Matplotlib, which a stage that reports nothing goes without
+
     drawn = [
         picture(figures.accuracy(_accuracy_rows(run, arm)), out_dir, "accuracy", "Before and after", NOTES["accuracy"])
     ]

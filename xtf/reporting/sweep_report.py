@@ -19,7 +19,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xtf.reporting import figures
 from xtf.reporting.cells import CASE, SETTING, Cell, cell_of, experiment_folders, find_cells
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.mask_report import has_results, mask_report
@@ -100,6 +99,8 @@ def cells_report(name: str, cells: Sequence[Cell], out_dir: Path) -> list[Path]:
     Raises:
         ValueError: no run has finished.
     """
+    from xtf.reporting import figures  # Matplotlib, which a stage that reports nothing goes without
+
     rows = _rows(cells)
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")

@@ -30,6 +30,7 @@ from xtf.runtime.progress import say
 
 HASHES = "hashes.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITTEN = ("failed writing file", "iostream error", "unexpected pos")  # all that PyTorch says of a full disk
 
 
 class DamagedError(ValueError):
@@ -82,8 +83,7 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
         full = code in FULL or any(os.strerror(number) in str(error) for number in FULL)
-        # PyTorch says no more than that it could not write
-        if full or (isinstance(error, RuntimeError) and "failed writing file" in str(error)):
+        if full or (isinstance(error, RuntimeError) and any(words in str(error) for words in NOT_WRITTEN)):
             raise OSError(code or errno.ENOSPC, os.strerror(code or errno.ENOSPC), str(path)) from error
         raise
 

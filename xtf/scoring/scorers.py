@@ -605,7 +605,7 @@ def tr_table(
         ValueError: ids outside the model's vocabulary; vectors that are not finite; variant=released without
             tokenizer or words, or a word without tokens.
     """
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    vocabulary = _embedding_rows(model)[0]
     if len(counts.all) > vocabulary:
         raise ValueError(
             f"token id {len(counts.all) - 1} does not fit a vocabulary of {vocabulary}: tokenizer and model do not "
@@ -630,17 +630,36 @@ def tr_table(
     return TRTable(values, nearest, farthest)
 
 
+def _embedding_rows(model: PreTrainedModel) -> tuple[int, Callable[[torch.Tensor], torch.Tensor]]:
+    """How many rows the input embedding has, and what gives those of ids (n,) as (n, E), in the model's precision.
+
+    A quantised embedding keeps no matrix of them: there its own forward pass unpacks them.
+    """
+    embedding = model.get_input_embeddings()
+    weight: Any = getattr(embedding, "weight", None)
+    if isinstance(weight, torch.nn.Parameter) and type(weight.data) is torch.Tensor and weight.is_floating_point():
+        return weight.shape[0], lambda ids: weight[ids.to(weight.device)]
+
+    def unpacked(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = embedding(ids.to(model.device))
+        return found
+
+    return model.config.get_text_config().vocab_size, unpacked
+
+
 def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Cosine distances of the embedding rows of `used` to the mean row under `counts` (V,); float64."""
-    weight_VE = model.get_input_embeddings().get_parameter("weight")
+    _, rows = _embedding_rows(model)
 
     def blocks(ids: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         for block in np.array_split(ids, -(-len(ids) // 4096)):  # the whole matrix in float64 may be gigabytes
-            yield block, weight_VE[torch.from_numpy(block).to(weight_VE.device)].to("cpu", torch.float64)
+            yield block, rows(torch.from_numpy(block)).to("cpu", torch.float64)
 
-    centre_E = torch.zeros(weight_VE.shape[1], dtype=torch.float64)
+    centre_E: torch.Tensor | float = 0.0
     for block, rows_UE in blocks(np.flatnonzero(counts)):
-        centre_E += torch.from_numpy(counts[block] / counts.sum()) @ rows_UE
+        centre_E = centre_E + torch.from_numpy(counts[block] / counts.sum()) @ rows_UE
+    assert isinstance(centre_E, torch.Tensor)  # a dataset has tokens
     return np.concatenate([1.0 - F.cosine_similarity(rows_UE, centre_E[None]).numpy() for _, rows_UE in blocks(used)])
 
 

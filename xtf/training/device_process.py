@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,8 @@ from xtf.config.compose import load_config
 from xtf.config.home import PACKAGE
 from xtf.config.schema import Config, Tuning
 from xtf.runtime import nodes
-from xtf.runtime.artifacts import read_json, running, write_json
+from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.interrupt import end_with
 from xtf.runtime.loggers import training_loggers
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.pace import announce, measured
@@ -137,21 +136,14 @@ def stop_at_turn_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 def main(folder: RunFolder) -> None:
     """What torch's launcher starts on each device."""
+    end_with(int(os.environ[STARTED_BY]))
     from omegaconf import DictConfig, OmegaConf
 
-    threading.Thread(target=_end_with, args=(int(os.environ[STARTED_BY]),), daemon=True).start()
     node = OmegaConf.load(folder.config)
     assert isinstance(node, DictConfig)
     record = train_here(load_config(node), folder)
     if int(os.environ.get("RANK", "0")) == 0:
         write_json(folder.train_record, record, sealed=True)
-
-
-def _end_with(process: int) -> None:
-    """One that is killed cannot tell its processes to end, and they would go on beside those of the next attempt."""
-    while running(process):
-        time.sleep(1)
-    os._exit(1)
 
 
 if __name__ == "__main__":
