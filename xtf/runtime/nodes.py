@@ -337,7 +337,7 @@ class Nodes:
 
     def _await_or_end(self, key: str) -> Any:
         while not self.store.check([key]):
-            if self.store.check(["end"]):
+            if self.store.check(["end"]) and not self.store.check([key]):  # both may have come since
                 self._leave()
             self._live()
             time.sleep(POLL)
