@@ -44,7 +44,8 @@ CLASSES = {
 
 # Files of long tests, which begin first: what begins last is waited for by a processor that has nothing else to do.
 LONG = (
-    "test_nodes", "test_end_to_end", "test_jobs", "test_probe", "test_damage", "test_every_choice", "test_interrupt", "test_wheel",
+    "test_nodes", "test_end_to_end", "test_jobs", "test_probe", "test_damage", "test_every_choice", "test_interrupt",
+    "test_wheel",
 )  # fmt: skip
 
 
