@@ -10,7 +10,7 @@ import numpy as np
 
 from xtf.config.schema import PRESETS, Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
-from xtf.scoring.verdict import EVIDENCE, Level, judge
+from xtf.scoring.verdict import EVIDENCE, SAFE, Level, judge
 
 PAPER = PRESETS["paper"]
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -29,6 +29,8 @@ def mask(rows, dropped_ids, by="tr", p=0.5):
 
 
 ROWS = [[7, 1, 2, 3, 0], [7, 4, 5, 6, 0]] * 6
+
+SOFT = "xtf threshold.dropped_weight=0.3"  # what threshold=safe is
 
 
 def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
@@ -98,14 +100,19 @@ def test_what_is_set_already_is_not_advised():
 
 
 def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
-    """EVIDENCE names differences in nats: those of experiments/results, not of someone's memory."""
+    """EVIDENCE and SAFE name differences in nats: those of experiments/results, not of someone's memory."""
     stored = json.loads(gzip.decompress((RESULTS / "study_real.json.gz").read_bytes()))
-    loss = {
-        (record["task"], record["method"]): record["metrics"]["loss"]["value"]
-        for run in stored["runs"]
-        if (record := run["record"])["overrides"].get("threshold.protect") is None
-    }
-    for task, costs in (("math", ("0.84", "0.03")), ("medical", ("0.23", "0.01"))):
-        said = tuple(f"{loss[task, method] - loss[task, 'normal']:.2f}" for method in ("xtf", "random"))
-        assert said == costs
-        assert all(cost in EVIDENCE for cost in costs)
+    loss = {}
+    for record in (run["record"] for run in stored["runs"]):
+        variant = [f"{k}={v}" for k, v in record["overrides"].items() if k.startswith(("threshold.", "scorer."))]
+        loss[record["task"], " ".join([record["method"], *variant]), record["seed"]] = record["metrics"]["loss"][
+            "value"
+        ]
+
+    def cost(task, arm):
+        seeds = [seed for one, name, seed in loss if (one, name) == (task, arm)]
+        return f"{np.mean([loss[task, arm, seed] - loss[task, 'normal', seed] for seed in seeds]):.2f}"
+
+    xtf, random, soft = ((cost("math", arm), cost("medical", arm)) for arm in ("xtf", "random", SOFT))
+    assert "{} (GSM8K) and {} nats a token".format(*xtf) in EVIDENCE and EVIDENCE.endswith("{} and {}.".format(*random))
+    assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats" in SAFE

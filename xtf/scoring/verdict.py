@@ -33,10 +33,10 @@ STRANGE = 5.0
 WORST = 10  # ids shown
 EVIDENCE = (  # of FORM: experiments/study_real.md
     "Where that was so, XTF cost SmolLM2-135M 0.84 (GSM8K) and 0.23 nats a token (PubMedQA) over plain fine-tuning, "
-    "a random mask of the same size 0.03 and 0.01."
+    "a random mask of the same size 0.04 and 0.01."
 )
 SAFE = (
-    "threshold=safe: what is dropped counts with weight 0.3. It took XTF's cost from 0.84 to 0.03 (GSM8K) and from "
+    "threshold=safe: what is dropped counts with weight 0.3. It took XTF's cost from 0.84 to 0.02 (GSM8K) and from "
     "0.23 to 0.05 nats a token (PubMedQA), and was no better than plain fine-tuning either"
 )
 

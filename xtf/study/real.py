@@ -31,9 +31,10 @@ VARIANTS = {
     "xtf threshold.dropped_weight=0.3": "dropped at 0.3",
     "xtf threshold.drop_probability=0.5": "moving holes",
     "xtf threshold.end=scored": "end token judged",
+    "xtf scorer.tr.variant=contextual threshold.protect=answer": "TR in context, answer kept",
 }
 DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
-SAFER = [name for name in VARIANTS if name != "xtf threshold.end=scored"]
+SAFER = list(VARIANTS)[:5]  # what hypotheses S4 and S5 name
 TEXT = (
     "Nats a token on the reference responses of the evaluation rows, so that less is better; differences are paired by "
     "seed and row. The reading goes by Student's t, seeds and rows both drawn at random; the interval of the effect is "
