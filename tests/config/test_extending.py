@@ -209,7 +209,7 @@ POINTS = {
 def installed_package(tmp_path):
     """The package that docs/extending.md shows, with further entry points, as pip would have installed it."""
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,), (declared,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "toml"))
+    (code, *_), (declared,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "toml"))
     assert sum(bool(line) for line in code.splitlines()) <= 10
     points = tomllib.loads(declared)["project"]["entry-points"] | POINTS
     sections = ["\n".join([f"[{group}]", *(f"{k} = {v}" for k, v in names.items())]) for group, names in points.items()]

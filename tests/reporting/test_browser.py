@@ -303,7 +303,7 @@ def test_commands_and_the_configuration_are_copied_by_a_button(browser: Any, tmp
         "Copy the configuration",
     ]
     buttons.nth(0).click()
-    page.wait_for_function("document.querySelector('button.copy').textContent !== 'Copy'")
+    page.wait_for_function("() => document.querySelector('button.copy').textContent !== 'Copy'")
     assert "method=normal" in page.evaluate("getSelection().toString()")
     assert page.evaluate("getSelection().toString()").startswith("python run.py")
     assert opened.complaints == []
@@ -356,7 +356,7 @@ def test_heat_shows_p_as_a_colour_beside_what_is_dropped(browser: Any, explorer:
     assert page.locator(".heat .t.s2").count() > 0  # the underline of what KN drops is there still
     assert "p, as the base model expects" in page.inner_text("#legend")
     page.select_option("#colour", "ri")
-    page.wait_for_function("location.hash === '#colour=ri'")
+    page.wait_for_function("() => location.hash === '#colour=ri'")
     low, high = np.quantile(tokens.scores["ri"], [0.01, 0.99])
     share = 0.6 * np.clip((tokens.scores["ri"][0] - low) / (high - low), 0, 1)
     blue = np.array([0x00, 0x72, 0xB2]) / 255
@@ -376,7 +376,7 @@ def test_what_is_set_survives_a_reload_and_is_reset(browser: Any, explorer: Path
     page.select_option("#sort", "most")
     page.check("#blanks")
     page.select_option("#colour", "tr")
-    page.wait_for_function("location.hash.includes('colour=tr')")
+    page.wait_for_function("() => location.hash.includes('colour=tr')")
     shown = opened.totals()
     said = page.inner_text("#was")
     old, new = (float(number) for number in re.findall(r"([\d.]+) %", said))
@@ -395,7 +395,7 @@ def test_what_is_set_survives_a_reload_and_is_reset(browser: Any, explorer: Path
     assert values == ["tr", "ro", "most", "tr"]
     assert page.is_checked("#blanks")
     page.click("#reset")
-    page.wait_for_function("document.getElementById('reset').hidden")
+    page.wait_for_function("() => document.getElementById('reset').hidden")
     assert opened.totals() == before
     assert page.inner_text("#was") == ""
 
@@ -488,7 +488,7 @@ def test_two_masks_differ_where_the_sets_of_their_dropped_tokens_do(
         coloured = [here.locator(".t:not(.s0)").count(), there.locator(".t:not(.s0)").count()]
         assert coloured == [len((a - b) & set(range(first, last))) for a, b in ((mine, theirs), (theirs, mine))]
     page.select_option("#only", "here")
-    page.wait_for_function("location.hash.includes('only=here')")
+    page.wait_for_function("() => location.hash.includes('only=here')")
     tokens = MaskedTokens.from_mask(masked)
     assert page.inner_text("#matches") == f"{len({tokens.example[k] for k in mine - theirs})} of 40 examples"
 

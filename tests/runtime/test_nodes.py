@@ -241,7 +241,7 @@ class Started:
         self.log = folder / f"node{rank}.log"
         environment = os.environ | {
             "NODE_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "0",
         }  # fmt: skip
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

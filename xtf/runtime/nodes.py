@@ -462,14 +462,17 @@ def _state(file: Path) -> list[Any] | None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process that may still run."""
+    """End a launcher that may still run, and all that it has started, at once: what ends later than its peers, or by a
+    signal that it can see, tells of it in a traceback."""
+    import psutil
+
     if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(process.pid)
+            for one in [launcher, *launcher.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -84,7 +84,8 @@ def _start(config: Config, folder: Path, *how: str) -> subprocess.Popen[bytes]:
     # The same program, where another one is installed beside the checkout that run.py lies in.
     paths = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {STARTED_BY: str(os.getpid()), "PYTHONPATH": paths}
-    return subprocess.Popen([sys.executable, *launch, *module], env=environment)
+    # In a session of its own, for Ctrl-C is this process's: the launcher would tell of it in a traceback.
+    return subprocess.Popen([sys.executable, *launch, *module], env=environment, start_new_session=True)
 
 
 def announce_training(config: Config, folder: RunFolder) -> None:
