@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from xtf.config.schema import PRESETS, Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
@@ -44,6 +45,10 @@ def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
     )
     assert "0.84 (GSM8K) and 0.23 nats a token (PubMedQA)" in lines[1]
     assert "Dropped wherever they stand, or nearly so: 'Dec' (12)" in lines
+    assert found.untaught == pytest.approx(
+        (np.log(2) / 4, np.log(2))
+    )  # one of the four tokens that are judged, at p 0.5
+    assert "With all such ids go 0.17 of the base model's 0.69 nats a token." in lines
     assert [line[:18] for line in lines[-3:]] == ["Try threshold=safe", "Try scorer=ri_kn, ", "Try threshold.prot"]
 
 

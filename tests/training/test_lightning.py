@@ -75,6 +75,18 @@ def test_what_the_trainer_would_do_otherwise_is_refused_with_what_to_set(
         trainer(tmp_path, **settings).fit(module, datamodule=MaskedDataModule(table(), TUNING, seed=0))
 
 
+def test_a_second_training_on_the_same_data_begins_at_its_first_step(tmp_path: Path) -> None:
+    data = MaskedDataModule(table(), TUNING, seed=0, tokens_per_microbatch=40)
+    assert len(list(data.steps())) == 8  # whoever looks takes nothing away
+    ends = []
+    for _ in range(2):
+        own = build()
+        module = TokenFilteredLM(own, Method(), TUNING, seed=0)
+        trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=data)
+        ends.append(own.lm_head.weight.detach().clone())
+    assert torch.equal(*ends) and not torch.equal(ends[0], build().lm_head.weight)
+
+
 def test_weights_of_another_precision_are_refused(tmp_path: Path) -> None:
     module = TokenFilteredLM(build().bfloat16(), Method(), TUNING, seed=0)
     with pytest.raises(ValueError, match=r"not torch.bfloat16: model.float\(\)"):

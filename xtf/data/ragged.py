@@ -13,11 +13,14 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+
+if TYPE_CHECKING:
+    import datasets
 
 IGNORED = -100  # the label that Hugging Face losses skip
 
@@ -49,6 +52,11 @@ def as_table(rows: Sequence[Row]) -> pa.Table:
             "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
         }
     )
+
+
+def as_arrow(rows: datasets.Dataset | pa.Table) -> pa.Table:
+    """A table of either library as one of Arrow."""
+    return rows if isinstance(rows, pa.Table) else rows.with_format("arrow")[:]
 
 
 def with_ends(table: pa.Table, end_tokens: Iterable[int]) -> pa.Table:

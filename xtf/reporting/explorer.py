@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from xtf.config.home import COMMAND
 from xtf.config.identity import digest, plain
 from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
-from xtf.data.ragged import Responses
+from xtf.data.ragged import Responses, as_arrow
 from xtf.data.tokens import Pieces
 from xtf.reporting.pages import script_hash, templates
-from xtf.reporting.shown import as_arrow, preview_text, prompts
+from xtf.reporting.shown import preview_text, prompts
 from xtf.runtime.artifacts import sha256, write_atomic
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, RunFolder

@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from xtf.data.ragged import as_arrow
 from xtf.data.tokens import Pieces, decoded
 from xtf.scoring.attributes import ATTRIBUTES, OTHER
 from xtf.scoring.masks import MaskedTokens
@@ -18,11 +19,6 @@ from xtf.scoring.masks import MaskedTokens
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
-
-
-def as_arrow(rows: datasets.Dataset | pa.Table) -> pa.Table:
-    """A table of either library as one of Arrow."""
-    return rows if isinstance(rows, pa.Table) else rows.with_format("arrow")[:]
 
 
 def prompts(table: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

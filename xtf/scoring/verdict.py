@@ -70,12 +70,14 @@ class Verdict:
     """The judgement of a mask with what decides it.
 
     reasons: what was looked at, each with its level, in sentences; always: the worst ids that are dropped wherever they
-    stand; advice: what to try, as settings.
+    stand; advice: what to try, as settings; untaught: the base model's nats in the dropped tokens of all such ids, and
+    in all judged tokens, each by the number of judged tokens; None where log p is not scored.
     """
 
     reasons: Sequence[tuple[Level, str]]
     always: Sequence[Always]
     advice: Sequence[str]
+    untaught: tuple[float, float] | None = None
 
     @property
     def level(self) -> Level:
@@ -89,6 +91,10 @@ class Verdict:
         if self.always:
             shown = ", ".join(f"{name(item.id)!r} ({item.times:,})" for item in self.always)
             found.append(f"Dropped wherever they stand, or nearly so: {shown}")
+            if self.untaught is not None:
+                found.append(
+                    "With all such ids go {:.2f} of the base model's {:.2f} nats a token.".format(*self.untaught)
+                )
         return found + [f"Try {text}" for text in self.advice]
 
 
@@ -152,7 +158,12 @@ def judge(tokens: MaskedTokens, threshold: ThresholdConfig) -> Verdict:
         advice.append("threshold.protect=answer: what the task's grader reads is never dropped")
     if threshold.end is ThresholdEnd.scored:
         advice.append("threshold.end=kept: the end of a response is not judged")
-    return Verdict(reasons, sorted(always, key=lambda item: -item.responses)[:WORST], advice)
+    untaught = None
+    if "logp" in tokens.scores:
+        nats = -tokens.scores["logp"].astype(np.float64)
+        gone = drop & np.isin(tokens.ids, [item.id for item in always])
+        untaught = float(nats[gone].sum()) / total, float(nats[judged].sum()) / total
+    return Verdict(reasons, sorted(always, key=lambda item: -item.responses)[:WORST], advice, untaught)
 
 
 def _always(tokens: MaskedTokens, judged: np.ndarray, drop: np.ndarray) -> list[Always]:

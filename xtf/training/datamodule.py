@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from transformers import PreTrainedModel
 
 from xtf.config.schema import CheckpointChoice, TuningConfig
-from xtf.data.ragged import SOURCE
+from xtf.data.ragged import SOURCE, as_arrow
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import Method
 from xtf.training.packed import PACKED, check_positions, enable_packing
@@ -65,12 +65,11 @@ class MaskedDataModule(pl.LightningDataModule):
         self.tuning, self.seed, self.method = tuning, seed, method or Method()
         self.tokens_per_microbatch, self.fill_with, self.shuffle = tokens_per_microbatch, fill_with, shuffle
         extra = sorted(self.method.needs) if self.method.online else ()
-        self.training, self.validation = _split(
-            _as_table(masked), tuning, seed, extra, own_queries=self.method.prompt_attention
-        )
+        table = pq.read_table(masked) if isinstance(masked, str | Path) else as_arrow(masked)
+        self.training, self.validation = _split(table, tuning, seed, extra, own_queries=self.method.prompt_attention)
         self.longest = max(int(rows.needed.max()) for rows in self._parts())  # tokens of the longest document
         self.attention: str | None = None  # the model's implementation, once `prepare` has chosen it
-        self._loader: StepLoader | None = None
+        self.loader: StepLoader | None = None  # that the Trainer goes through
 
     def _parts(self) -> list[TrainingRows]:
         return [rows for rows in (self.training, self.validation) if rows is not None]
@@ -99,23 +98,21 @@ class MaskedDataModule(pl.LightningDataModule):
         return packs
 
     def steps(self, rank: int = 0, devices: int = 1) -> StepLoader:
-        """All optimizer steps, as the device of that rank sees them; one and the same loader each time."""
-        if self._loader is None:
-            tuning = self.tuning
-            assert tuning.batch_size is not None and tuning.epochs is not None
-            self._loader = StepLoader(
-                self.training,
-                batch_size=tuning.batch_size,
-                epochs=tuning.epochs * self.method.epochs_factor,
-                max_steps=tuning.max_steps,
-                seed=self.seed,
-                budget=self.tokens_per_microbatch,
-                rank=rank,
-                devices=devices,
-                fill_with=self.fill_with,
-                shuffle=self.shuffle,
-            )
-        return self._loader
+        """All optimizer steps from the first on, as the device of that rank sees them."""
+        tuning = self.tuning
+        assert tuning.batch_size is not None and tuning.epochs is not None
+        return StepLoader(
+            self.training,
+            batch_size=tuning.batch_size,
+            epochs=tuning.epochs * self.method.epochs_factor,
+            max_steps=tuning.max_steps,
+            seed=self.seed,
+            budget=self.tokens_per_microbatch,
+            rank=rank,
+            devices=devices,
+            fill_with=self.fill_with,
+            shuffle=self.shuffle,
+        )
 
     def validation_steps(self, rank: int = 0, devices: int = 1) -> ValidationLoader | None:
         """The validation rows, as the device of that rank sees them; none without `tuning.validation_fraction`."""
@@ -124,9 +121,10 @@ class MaskedDataModule(pl.LightningDataModule):
         return ValidationLoader(self.validation, self.tokens_per_microbatch, rank, devices)
 
     def train_dataloader(self) -> StepLoader:
-        """The steps of this device."""
+        """The steps of this device; each training goes through all of them, or on from its checkpoint."""
         assert self.trainer is not None
-        return self.steps(self.trainer.global_rank, self.trainer.world_size)
+        self.loader = self.steps(self.trainer.global_rank, self.trainer.world_size)
+        return self.loader
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
         """The validation rows of this device."""
@@ -149,14 +147,6 @@ class ValidationLoader:
     def __iter__(self) -> Iterator[Step]:
         for number, part in enumerate(np.array_split(np.arange(len(self.rows)), len(self))):
             yield collate(self.rows, part, self.tokens_per_microbatch, number, self.rank, self.devices)
-
-
-def _as_table(masked: datasets.Dataset | pa.Table | str | Path) -> pa.Table:
-    if isinstance(masked, pa.Table):
-        return masked
-    if isinstance(masked, str | Path):
-        return pq.read_table(masked)
-    return masked.with_format("arrow")[:]
 
 
 def _split(

@@ -100,13 +100,12 @@ def fit(
     if packs:
         data.tokens_per_microbatch = budget.tokens
     data.fill_with = pad_id if config.trainer.compile else None
-    loader = data.steps(trainer.global_rank, trainer.world_size)
     module = TokenFilteredLM(trainable, method, tuning, seed=config.seed)
     if config.trainer.compile:
         model.get_decoder().compile(dynamic=False)
     last, best = run_dir / LAST, run_dir / BEST
     resumes = intact(last) and (not best.exists() or intact(best))
-    with _quiet(), bar("training", loader.tokens()) as advance:
+    with _quiet(), bar("training", data.steps().tokens()) as advance:
         progress.advance = advance
         try:
             trainer.fit(module, datamodule=data, ckpt_path=last if resumes else None, weights_only=True)
@@ -310,7 +309,7 @@ class Progress(Callback):
 def _record(
     config: Config, module: TokenFilteredLM, data: MaskedDataModule, log: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    tuning, loader = config.tuning, data.steps()
+    tuning, loader = config.tuning, module.loader
     assert tuning.schedule is not None
     best = tuning.checkpoint is CheckpointChoice.best
     return {

@@ -98,7 +98,9 @@ class TokenFilteredLM(pl.LightningModule):
     @property
     def loader(self) -> StepLoader:
         """The steps that this device goes through."""
-        return self.data.steps()
+        loader = self.data.loader
+        assert loader is not None, "Lightning has asked for it"
+        return loader
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Where Lightning attaches the module, before it looks at its own settings: refuse those that say again, and
