@@ -499,6 +499,17 @@ def test_text_table_figure_and_sweep_of_one_run_show_one_figure_with_one_interva
     assert with_interval(metrics[0]) in (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
 
 
+def test_in_80_columns_a_sweep_over_one_key_names_its_settings_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("normal", "random", "xtf"):
+        write_run(tmp_path, correct=outcomes(5, 55), base=outcomes(2, 58), method=method, experiment="e")
+    monkeypatch.setattr(console, "width", 80)
+    sweep_report("e", tmp_path / "runs", tmp_path / "out")
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert {"method", "base", "normal", "random", "xtf"} <= set(first)
+
+
 def test_several_seeds_are_pooled_alike_in_text_table_and_figure(tmp_path: Path) -> None:
     for seed, right in enumerate((10, 20, 30)):
         folder = write_run(tmp_path, correct=outcomes(right, 40 - right), base=outcomes(5, 35), seed=seed)

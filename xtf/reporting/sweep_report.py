@@ -141,21 +141,24 @@ def console_tables(rows: Sequence[TableRow]) -> Group:
     tables = []
     for case, metric in dict.fromkeys((row.case, row.metric) for row in rows):
         title = f"{' · '.join(case)}: {metric}, 95 % intervals; differences in points"
+        shown = [row for row in rows if (row.case, row.metric) == (case, metric)]
+        # A key that alone tells all settings is the column's name, which leaves 80 columns for the figures.
+        pairs = [row.label.split("=") for row in shown if row.label != BASE]
+        key = pairs[0][0] if pairs and all(len(pair) == 2 and pair[0] == pairs[0][0] for pair in pairs) else ""
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("setting", overflow="fold")
+        table.add_column(key or "setting", overflow="fold", no_wrap=bool(key))
         for name in ("mean", "over base", "over normal", "over random", "kept", "training", "seeds"):
             table.add_column(name, justify="right")
-        for row in rows:
-            if (row.case, row.metric) == (case, metric):
-                said = [row.differences.get(name, "") for name in ("base", *CONTROLS)]
-                table.add_row(
-                    row.label,
-                    estimated(row.estimate) if row.estimate else row.note or "-",
-                    *(found if isinstance(found, str) else points(found) for found in said),
-                    "" if row.kept is None else percent(row.kept),
-                    "" if row.took is None else seconds(row.took),
-                    row.seeds,
-                )
+        for row in shown:
+            said = [row.differences.get(name, "") for name in ("base", *CONTROLS)]
+            table.add_row(
+                row.label.removeprefix(f"{key}=") if key else row.label,
+                estimated(row.estimate) if row.estimate else row.note or "-",
+                *(found if isinstance(found, str) else points(found) for found in said),
+                "" if row.kept is None else percent(row.kept),
+                "" if row.took is None else seconds(row.took),
+                row.seeds,
+            )
         tables.append(table)
     return Group(*tables, *(Text(sentence) for sentence in _answers(rows)))
 
