@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -208,10 +209,11 @@ def no_model(monkeypatch):
     monkeypatch.setattr(models, "load_model", refuse)
 
 
-def test_other_thresholds_and_fewer_attributes_reuse_the_scores_without_a_model(run, no_model):
+def test_other_thresholds_and_fewer_attributes_reuse_the_scores_without_a_model(run, no_model, capsys):
     assert run("stage=mask", "threshold=released") is None
     assert run("stage=mask", "scorer=kn", "threshold.kn.pcp=0.9") is None
     assert run("stage=mask", "method=random") is None
+    assert len(re.findall("^this mask: ", capsys.readouterr().out, re.MULTILINE)) == 2  # at random by no attribute
     assert len(list(Path("outputs/scores").iterdir())) == 1
 
 

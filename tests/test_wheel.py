@@ -86,8 +86,8 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
 rows = [{"prompt": f"What is {n} + 3?", "response": f"{n} + 3 = {n + 3}"} for n in range(8)]
 masked = xtf.mask(xtf.score(MODEL_DIR, tokenizer, rows), "quantile", tokenizer=tokenizer)
-print(xtf.summary(masked, tokenizer, threshold="quantile"))
-xtf.preview(masked, tokenizer, "preview.html", threshold="quantile")
+print(xtf.summary(masked, tokenizer))
+xtf.preview(masked, tokenizer, "preview.html")
 xtf.export(masked, to="trl", folder="for-trl")
 print(xtf.grade("number", "It is 1,000.", "1000").correct)
 assert not [name for name in xtf_run if sys.modules.get(name) is not None]

@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xtf.api import export, mask, provenance, score
+    from xtf.api import export, mask, score
+    from xtf.data.provenance import provenance
     from xtf.graders import grade
     from xtf.reporting.explorer import preview, summary
     from xtf.reporting.shown import preview_text as show
@@ -25,10 +26,14 @@ __all__ = ["export", "grade", "mask", "preview", "provenance", "score", "show", 
 
 def __getattr__(name: str) -> Any:
     # On first use: `import xtf` must not import torch, which the command line's --help and checks go without.
-    if name in ("export", "mask", "provenance", "score"):
+    if name in ("export", "mask", "score"):
         from xtf import api
 
         return getattr(api, name)
+    if name == "provenance":
+        from xtf.data.provenance import provenance
+
+        return provenance
     if name == "grade":
         from xtf.graders import grade
 

@@ -10,7 +10,6 @@ takes.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xtf.config.checks import check_ranges
-from xtf.config.identity import digest, nearest, plain
+from xtf.config.identity import digest, nearest
 from xtf.config.schema import (
     PRESETS,
     Accelerator,
@@ -43,6 +42,7 @@ from xtf.config.schema import (
 )
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
+from xtf.data.provenance import described, provenance, records
 from xtf.data.ragged import Sequences, with_ends, with_row_weights
 from xtf.data.rows import Rows, is_tokenized
 from xtf.data.templates import Chat
@@ -56,7 +56,7 @@ from xtf.runtime.heads import base_of, unwrapped
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import bar
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
-from xtf.scoring.masks import build_mask, notes, row_weighted
+from xtf.scoring.masks import MaskedTokens, build_mask, notes, row_weighted
 from xtf.scoring.scorers import (
     HIDDEN,
     context_centre,
@@ -66,6 +66,7 @@ from xtf.scoring.scorers import (
     tr_table,
     with_context_tr,
 )
+from xtf.scoring.verdict import judge
 from xtf.tasks import as_examples, as_rows
 
 __all__ = ["export", "grade", "mask", "provenance", "score"]
@@ -198,7 +199,7 @@ def score(
         centre = context_centre(lambda: (hidden_states(shard) for shard in shards))
         shards = [with_context_tr(shard, centre) for shard in shards]
     scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
-    return datasets.Dataset(with_row_weights(scored, [row.weights for row in rows]), info=_info(said))
+    return datasets.Dataset(with_row_weights(scored, [row.weights for row in rows]), info=described(said))
 
 
 def mask(
@@ -252,6 +253,7 @@ def mask(
     shares = ", ".join(f"{name} {share:.1%}" for name, share in masked.stats.dropped_share.items())
     log.info("dropped of %d response tokens: %s", masked.stats.response_tokens, shares)
     by = ", ".join(masked.stats.thresholds) or "none"
+    verdict = judge([MaskedTokens.from_mask(masked.table)], threshold, masked.stats.to_dict())
     rule = [
         f"threshold={threshold.name}, end={threshold.end.value}, attributes: {by}",
         *(f"{name}: {values}" for name, values in masked.stats.thresholds.items()),
@@ -264,13 +266,14 @@ def mask(
         "cuts": masked.stats.thresholds,
         "dropped_share": masked.stats.dropped_share,
         "degenerate": masked.stats.degenerate,
+        "verdict": verdict.level.words,
         "rule": rule,
     }
-    return datasets.Dataset(masked.table, info=_info({**provenance(scored), **made}))
+    return datasets.Dataset(masked.table, info=described({**provenance(scored), **made}))
 
 
 def _check_tokenizer(scored: datasets.Dataset, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    found = {one["tokenizer"] for one in _records(scored) if "tokenizer" in one}
+    found = {one["tokenizer"] for one in records(scored) if "tokenizer" in one}
     if len(found) > 1:
         raise ValueError(
             f"the rows were scored with {len(found)} tokenizers ({', '.join(sorted(found))}): mask each set apart"
@@ -359,35 +362,6 @@ def export(
         bf16=bf16,
         about={"rule": rule, "sources": {}},
     )
-
-
-def _info(said: Mapping[str, Any]) -> datasets.DatasetInfo:
-    """What a dataset says of itself: kept when it is filtered, shuffled, mapped or stored by `save_to_disk`."""
-    return datasets.DatasetInfo(description=json.dumps({"xtf": plain(said)}, ensure_ascii=False))
-
-
-def provenance(rows: datasets.Dataset) -> dict[str, Any]:
-    """What scored or masked rows say of themselves: `model`, `tokenizer` (a digest of its ids), `template` (a digest of
-    the chat template), `scorer`, `versions`; once masked also `threshold`, `cuts`, `dropped_share`, `degenerate` and
-    `rule`.
-
-    It lies in the dataset's description, which filter, shuffle, map and `save_to_disk` keep; a Parquet file and the hub
-    do not. Of datasets that were concatenated: what all of them say. {} where nothing is recorded.
-    """
-    found = _records(rows)
-    same = {key for key in found[0] if all(one.get(key) == found[0][key] for one in found)} if found else set()
-    return {key: value for key, value in found[0].items() if key in same} if found else {}
-
-
-def _records(rows: datasets.Dataset) -> list[dict[str, Any]]:
-    """What `_info` recorded of each dataset that was concatenated; nothing of others' rows."""
-    found: list[dict[str, Any]] = []
-    for line in (rows.info.description or "").split("\n\n"):
-        try:
-            found.append(json.loads(line)["xtf"])
-        except (ValueError, KeyError, TypeError):  # a description of somebody else's
-            return []
-    return found
 
 
 def _scorer(name: str) -> ScorerConfig:

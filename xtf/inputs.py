@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xtf.config.schema import Config, ConfigError, Protect
 from xtf.data.planting import plant, with_truth
 from xtf.data.rows import Rows, first_few, is_tokenized, load_rows
@@ -223,6 +225,46 @@ class Inputs:
                 f"{len(found)} training responses, so there is nothing to protect; unset it"
             )
         return pa.array(found, pa.list_(pa.bool_()))
+
+    def answers(self, mask: Path) -> dict[str, dict[str, int]]:
+        """How many tokens the task's grader reads in the first responses, and how many of those a mask drops.
+
+        {"answers": {"responses", "tokens", "dropped"}}; {} where that cannot be said: no attribute drops anything, the
+        grader does not say what it reads, or the rows are not the task's own texts.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from xtf.data.batches import parquet_batches
+        from xtf.data.encode import Encoded, tokens_within
+        from xtf.data.ragged import Sequences
+
+        config = self.config
+        if not (config.method.masked and config.scorer.attributes and self.task.names_answers):
+            return {}
+        if is_tokenized(self.train_rows.rows[0]):
+            return {}
+        names = ["example_id", "input_ids", "prompt_length", "end_tokens", "labels", "dropped"]
+        names = [name for name in pq.read_schema(mask).names if name in names]
+        table = pa.Table.from_batches([next(parquet_batches([mask], names))])
+        rows = [
+            Encoded(row["example_id"], row["input_ids"], row["prompt_length"], row["end_tokens"])
+            for row in table.to_pylist()
+        ]
+        wanted, examples = {row.example_id for row in rows}, []
+        for example in self._examples():
+            if example.example_id in wanted:
+                examples.append(example)
+                if len(examples) == len(wanted):
+                    break
+        try:
+            read = np.concatenate(tokens_within(self.tokenizer, examples, rows, self.task.answer_spans))
+        except ValueError as error:
+            say(f"how many of the tokens that the grader reads are dropped is not counted: {error}")
+            return {}
+        dropped = Sequences(table).dropped & read
+        counts = {"tokens": int(np.count_nonzero(read)), "dropped": int(np.count_nonzero(dropped))}
+        return {"answers": {"responses": len(rows)} | counts} if counts["tokens"] else {}
 
     def base_model(self) -> PreTrainedModel:
         """The untouched base model, for scoring and generation."""

@@ -22,7 +22,7 @@ from xtf.config.schema import Config, ConfigError, Stage
 from xtf.evaluation.stage import Which, check_evaluation, evaluate_model
 from xtf.exports.write import export_run
 from xtf.inputs import Inputs
-from xtf.reporting.explorer import explore_run, show_preview
+from xtf.reporting.explorer import explore_run, show_preview, show_verdict
 from xtf.reporting.published import note_published, publish_stages
 from xtf.reporting.record import check_together, write_record
 from xtf.reporting.run_report import mask_table, run_report, show_report
@@ -35,6 +35,7 @@ from xtf.runtime.run_folder import Manifest, RunFolder, finished
 from xtf.scoring.passes import Pass, score, training_rows, write_mask
 from xtf.scoring.regime import Regime, regime
 from xtf.scoring.store import pass_columns
+from xtf.scoring.verdict import judge_file
 from xtf.training.device_process import take_part, train
 
 ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
@@ -116,6 +117,7 @@ class Pipeline:
             return None
         ahead("mask")
         self.mask(passes)
+        self.judge()
         if config.stage is Stage.preview:
             show_preview(config, self.folder, self.explorer, lambda: self.inputs.tokenizer)
         if config.stage is Stage.export:
@@ -163,8 +165,17 @@ class Pipeline:
         if entry and target.exists() and sha256(target) == entry["sha256"]:
             return
         with stopwatch() as seconds:
-            stats = write_mask(self.config, self.inputs.table(passes), target)
+            stats = write_mask(self.config, self.inputs.table(passes), target) | self.inputs.answers(target)
         self.manifest.done("mask", seconds(), sha256=sha256(target), stats=stats)
+
+    def judge(self) -> None:
+        """Say whether to train with the mask, and note it."""
+        stats = self.manifest.stages["mask"]["stats"]
+        found = judge_file(self.folder.mask, self.config.threshold, stats)
+        if found is not None:
+            show_verdict(found, self.inputs.tokenizer)
+            stats["verdict"] = found.level.words
+            self.manifest.save()
 
     def train(self) -> None:
         """Fine-tune on mask.parquet and write model/; goes on from the last checkpoint of a killed run."""

@@ -189,6 +189,18 @@ def test_a_dataset_of_the_library_is_taken_as_well(tmp_path: Path) -> None:
         preview(table, byte_tokenizer(), tmp_path / "p.html", threshold="papr")
 
 
+def test_a_dataset_is_shown_and_judged_with_the_threshold_that_it_was_masked_with(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    table = scored_table(20)
+    guarded = ThresholdConfig(name="mine", ri=RIThreshold(c=0.2), end=ThresholdEnd.scored, dropped_weight=0.25)
+    masked = xtf.mask(datasets.Dataset(table), guarded)
+    assert payload(preview(masked, tokenizer, tmp_path / "p.html"))[0]["effect"] == "with weight 0.25"
+    assert summary(masked, tokenizer) == summary(masked, tokenizer, threshold=guarded)
+    for given in ("paper", replace(guarded, dropped_weight=0.5)):
+        with pytest.raises(ValueError, match=r"masked with threshold=mine, not with .*: leave threshold out"):
+            summary(masked, tokenizer, threshold=given)
+
+
 def test_another_threshold_than_the_masks_is_refused(tmp_path: Path) -> None:
     other = ThresholdConfig(name="other", ri=RIThreshold(c=0.2))
     with pytest.raises(ValueError, match=r"another threshold: .* of RI differ"):

@@ -510,6 +510,21 @@ def test_in_80_columns_a_sweep_over_one_key_names_its_settings_whole(
     assert {"method", "base", "normal", "random", "xtf"} <= set(first)
 
 
+def test_a_sweep_says_what_was_said_of_its_masks_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, seed, words in (("normal", 0, None), ("xtf", 0, "fine"), ("xtf", 1, "do not train on this")):
+        folder = write_run(tmp_path, correct=outcomes(5, 5), base=None, method=method, seed=seed, experiment="e")
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record["mask"] |= {"verdict": words} if words else {}
+        (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
+    sweep_report("e", tmp_path / "runs", tmp_path / "out")
+    said = "The verdict on the mask, math · tiny · full: do not train on this (method=xtf)."
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (tmp_path / "out" / "e.md").read_text(encoding="utf-8")
+    assert read_table(tmp_path / "out" / "e.csv")["math", "method=xtf"]["verdict"] == "do not train on this"
+
+
 def test_several_seeds_are_pooled_alike_in_text_table_and_figure(tmp_path: Path) -> None:
     for seed, right in enumerate((10, 20, 30)):
         folder = write_run(tmp_path, correct=outcomes(right, 40 - right), base=outcomes(5, 35), seed=seed)

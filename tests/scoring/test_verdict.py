@@ -35,7 +35,7 @@ SOFT = "xtf threshold.dropped_weight=0.3"  # what threshold=safe is
 
 
 def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
-    found = judge(mask(ROWS, [7]), PAPER)
+    found = judge([mask(ROWS, [7])], PAPER)
     assert found.level is Level.stop
     assert [(item.id, item.times, item.responses, item.by) for item in found.always] == [(7, 12, 12, ("tr",))]
     lines = found.lines({7: "Dec"}.__getitem__)
@@ -56,36 +56,36 @@ def test_an_id_that_is_dropped_in_nine_of_ten_places_is_hardly_taught_either():
     rows = [[7, 1, 2, 3, 0]] * 19 + [[8, 1, 2, 3, 0]]
     kept_once = mask([[7, 1, 2, 3, 0]] * 20, [7])
     kept_once.kept[0] = True
-    assert judge(kept_once, PAPER).level is Level.stop
-    assert judge(mask(rows, [7]), PAPER).level is Level.stop
+    assert judge([kept_once], PAPER).level is Level.stop
+    assert judge([mask(rows, [7])], PAPER).level is Level.stop
     kept_once.kept[kept_once.offsets[:3]] = True
-    assert judge(kept_once, PAPER).level is Level.fine
+    assert judge([kept_once], PAPER).level is Level.fine
 
 
 def test_what_the_base_model_expects_everywhere_is_known_and_not_missed():
-    found = judge(mask(ROWS, [7], by="kn"), PAPER)
+    found = judge([mask(ROWS, [7], by="kn")], PAPER)
     assert (found.level, list(found.always)) == (Level.fine, [])
     assert found.lines(str) == ["fine: nothing in the mask speaks against it"]
 
 
 def test_ids_of_some_responses_are_looked_at_and_rare_ones_are_not_judged():
     rows = [[1, 2, 0]] * 10 + [[3, 4, 0]] * 9
-    found = judge(mask(rows, [1, 3]), PAPER)  # 3 stands in 9 places only
+    found = judge([mask(rows, [1, 3])], PAPER)  # 3 stands in 9 places only
     assert (found.level, [item.id for item in found.always]) == (Level.look, [1])
     assert "53% of the dropped tokens" in found.lines(str)[1]
 
 
 def test_the_end_counts_where_it_is_judged():
     scored = ThresholdConfig(end=ThresholdEnd.scored)
-    assert judge(mask(ROWS, [0]), PAPER).level is Level.fine
-    found = judge(mask(ROWS, [0]), scored)
+    assert judge([mask(ROWS, [0])], PAPER).level is Level.fine
+    found = judge([mask(ROWS, [0])], scored)
     assert found.level is Level.stop
     assert "The end of 100% of the responses is dropped: none teaches to stop." in found.lines(str)
     assert "Try threshold.end=kept: the end of a response is not judged" in found.lines(str)
 
 
 def test_a_base_model_that_does_not_know_the_style_and_a_mask_of_most_tokens_are_looked_at():
-    found = judge(mask(ROWS, [1, 2, 3, 4, 5, 6], p=np.exp(-6)), PAPER)
+    found = judge([mask(ROWS, [1, 2, 3, 4, 5, 6], p=np.exp(-6))], PAPER)
     lines = found.lines(str)
     assert found.level is Level.look
     assert any(line.startswith("The base model has 6.0 nats a token") for line in lines)
@@ -94,13 +94,13 @@ def test_a_base_model_that_does_not_know_the_style_and_a_mask_of_most_tokens_are
 
 def test_what_a_soft_or_moving_mask_drops_is_taught_all_the_same():
     for threshold in (ThresholdConfig(dropped_weight=0.3), ThresholdConfig(drop_probability=0.5)):
-        found = judge(mask(ROWS, [7]), threshold)
+        found = judge([mask(ROWS, [7])], threshold)
         assert found.level is Level.look
         assert found.lines(str)[1].endswith("the form of the answer is taught with less weight.")
 
 
 def test_what_is_set_already_is_not_advised():
-    found = judge(mask(ROWS, [7]), ThresholdConfig(protect=Protect.answer))
+    found = judge([mask(ROWS, [7])], ThresholdConfig(protect=Protect.answer))
     assert not any("protect" in text for text in found.advice)
 
 
@@ -121,3 +121,25 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     xtf, random, soft = ((cost("math", arm), cost("medical", arm)) for arm in ("xtf", "random", SOFT))
     assert "{} (GSM8K) and {} nats a token".format(*xtf) in EVIDENCE and EVIDENCE.endswith("{} and {}.".format(*random))
     assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats" in SAFE
+
+
+def test_parts_are_judged_as_the_whole():
+    rows = [[9, 1, 2, 0], [], [9, 3, 2, 2, 0]] * 8 + [[1, 2, 9, 30, 0]]
+    whole = mask([row for row in rows if row], [2, 9])
+    parts = [mask([row for row in rows[i : i + 5] if row], [2, 9], p=0.5) for i in range(0, len(rows), 5)]
+    for threshold in (PAPER, ThresholdConfig(end=ThresholdEnd.scored)):
+        together, apart = judge([whole], threshold), judge(parts, threshold)
+        assert together.lines(str) == apart.lines(str)
+        assert together.untaught == pytest.approx(apart.untaught)
+
+
+def test_what_the_grader_reads_and_degenerate_attributes_are_judged_where_they_are_known():
+    rows = [[1 + i, 2 + i, 0] for i in range(12)]
+    fine = mask(rows, [])
+    assert judge([fine], PAPER, {"answers": {"responses": 12, "tokens": 10, "dropped": 4}}).level is Level.fine
+    found = judge([fine], PAPER, {"answers": {"responses": 12, "tokens": 10, "dropped": 6}})
+    assert found.level is Level.look
+    assert "60% of the tokens that the task's grader reads are dropped (counted in 12 responses)." in found.lines(str)
+    assert any(text.startswith("threshold.protect=answer") for text in found.advice)
+    found = judge([fine], PAPER, {"degenerate": [{"attribute": "kn", "reason": "its rule filters nothing"}]})
+    assert found.lines(str) == ["look closer:", "KN is degenerate: its rule filters nothing.", "Try scorer=ri_tr"]

@@ -10,12 +10,14 @@ import json
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from xtf.config.schema import GRADER_VERSION, METHODS, Config, Protect, ThresholdEnd, ThresholdTies, TRVariant
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+T = TypeVar("T")
 
 
 def plain(value: Any) -> Any:
@@ -37,6 +39,26 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value
+
+
+def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass of the schema whose `plain` gave `values`; what they leave out has its default.
+
+    Raises:
+        ValueError: a field or a value that this version does not know.
+    """
+    hints = get_type_hints(kind)
+    if unknown := set(values) - set(hints):
+        raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    found = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            value = from_plain(hint, value)
+        elif isinstance(hint, type) and issubclass(hint, Enum):
+            value = hint(value)
+        found[name] = value
+    return kind(**found)
 
 
 def built_in_methods() -> dict[str, type]:

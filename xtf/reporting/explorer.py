@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xtf.config.home import COMMAND
-from xtf.config.identity import digest, plain
-from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
+from xtf.config.identity import digest, from_plain, plain
+from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig, threshold_type
+from xtf.data.provenance import provenance
 from xtf.data.ragged import Responses, as_arrow
 from xtf.data.tokens import Pieces
 from xtf.reporting.pages import script_hash, templates
@@ -55,23 +56,26 @@ def preview(
     tokenizer: PreTrainedTokenizerBase,
     path: str | Path,
     *,
-    threshold: str | ThresholdConfig = "paper",
+    threshold: str | ThresholdConfig | None = None,
     examples: int = MOST_EXAMPLES,
     command: str = COMMAND,
     title: str | None = None,
     facts: Mapping[str, str] | None = None,
     against: tuple[str, datasets.Dataset | pa.Table] | None = None,
+    stats: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.
 
-    `threshold` must be the one that the table was masked with: the sliders start there. `command` is what the page puts
+    `threshold` is the one that the table was masked with, where the sliders start; left out, the one that the dataset
+    says (`xtf.provenance`), and of a table that says none the paper's. `command` is what the page puts
     before the settings that reproduce the sliders. A table with more than `examples` rows, or one that would make the
     file larger than 25 MB, is sampled at random (fixed seed), and the page says so; thresholds are fitted to the whole
     table all the same.
 
     `facts` (model, data, date, ...) stand at the top in that order, and the name of the tokenizer where there are none.
     `against` is another mask of the same tokens with its name: the page then shows both, coloured where they differ.
-    Columns that `scorer.top` and `scorer.attenders` stored are shown at each token.
+    Columns that `scorer.top` and `scorer.attenders` stored are shown at each token. `stats` are those of the mask for
+    the verdict (`MaskStats.to_dict`), by default what the dataset says of itself.
 
     Raises:
         ValueError: a table without labels or rows, a `threshold` that does not give the table's drops, a mask of other
@@ -80,9 +84,10 @@ def preview(
     table = as_arrow(masked)
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
-    config = _preset(threshold)
+    config = _masked_with(masked, threshold)
     other = None if against is None else (against[0], _same_tokens(table, as_arrow(against[1]), against[0]))
-    facts = facts or {"model": str(tokenizer.name_or_path) or "not named"}
+    said = provenance(masked)
+    facts = facts or {"model": str(said.get("model") or tokenizer.name_or_path or "not named")}
     tokens = MaskedTokens.from_mask(table).tokens
     head = _Head(
         title or f"{Path(facts.get('model', 'XTF')).name} · {config.name} · XTF explorer",
@@ -91,7 +96,7 @@ def preview(
     )
     examples = min(examples, max(1, table.num_rows * MOST_TOKENS // max(1, tokens)))
     while True:
-        page = _page(table, tokenizer, config, examples, head, other)
+        page = _page(table, tokenizer, config, examples, head, other, stats or said)
         if len(page) <= MOST_BYTES or examples == 1:
             break
         examples = max(1, int(min(examples, table.num_rows) * 0.9 * MOST_BYTES / len(page)))
@@ -129,10 +134,25 @@ def _same_tokens(table: pa.Table, other: pa.Table, name: str) -> pa.Table:
     return other
 
 
-def _preset(threshold: str | ThresholdConfig) -> ThresholdConfig:
+def _masked_with(masked: datasets.Dataset | pa.Table, threshold: str | ThresholdConfig | None) -> ThresholdConfig:
+    """The threshold of a masked table: what it says of itself, or else what is given.
+
+    Raises:
+        ValueError: an unknown name, or another threshold than the table says.
+    """
     if isinstance(threshold, str) and threshold not in PRESETS:
         raise ValueError(f"there is no threshold {threshold!r}; choose from {', '.join(PRESETS)}")
-    return PRESETS[threshold] if isinstance(threshold, str) else threshold
+    given = PRESETS[threshold] if isinstance(threshold, str) else threshold
+    recorded = provenance(masked).get("threshold")
+    if recorded is None:
+        return PRESETS["paper"] if given is None else given
+    said = from_plain(threshold_type(), recorded)
+    if given is not None and plain(said) | plain(given) != plain(said):
+        raise ValueError(
+            f"these rows were masked with threshold={said.name}, not with the {given.name} that is given: leave "
+            "threshold out, and the one that they were masked with is used"
+        )
+    return said
 
 
 def explore_run(
@@ -170,6 +190,7 @@ def explore_run(
             "mask": f"{_rule_name(config)}, made {made:%Y-%m-%d %H:%M} UTC",
         },
         against=None if other is None else (_name_of(other), pq.read_table(other)),
+        stats=manifest.stages["mask"]["stats"],
     )
     noted[path.name] = key
     manifest.save()
@@ -218,13 +239,10 @@ def show_preview(
     """stage=preview: the explorer's page, or with preview.format=text coloured examples on the terminal."""
     if config.preview.format is PreviewFormat.html:
         say(f"preview: {explorer()}")
-        table = pq.read_table(folder.mask)
     else:
-        examples = config.preview.examples or 5
-        table = pq.read_table(folder.mask)
-        console.print(preview_text(table, tokenizer(), examples=examples))
-        say(summary(table, tokenizer(), threshold=config.threshold))
+        console.print(preview_text(pq.read_table(folder.mask), tokenizer(), examples=config.preview.examples or 5))
     if config.preview.against is not None:
+        table = pq.read_table(folder.mask)
         other = _mask_file(config.preview.against)
         here, there = differences(table, pq.read_table(other), str(other))
         say(f"{here + there:,} tokens differ from {other}: {here:,} dropped only here, {there:,} only there")
@@ -245,18 +263,35 @@ def summary(
     masked: datasets.Dataset | pa.Table,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    threshold: str | ThresholdConfig = "paper",
+    threshold: str | ThresholdConfig | None = None,
 ) -> str:
     """Whether to train with a masked table, why not, and what to try instead, in lines (`xtf.scoring.verdict`).
 
-    `threshold` is the one that the table was masked with.
+    `threshold` is the one that the table was masked with; left out, the one that the dataset says (`xtf.provenance`),
+    and of a table that says none the paper's.
 
     Raises:
-        ValueError: a table without labels, an unknown `threshold`.
+        ValueError: a table without labels, an unknown `threshold`, another one than the dataset says.
     """
-    table = as_arrow(masked)
-    found = judge(MaskedTokens.from_mask(table), _preset(threshold))
-    return "this mask: " + "\n  ".join(found.lines(Pieces(tokenizer).alone))
+    config = _masked_with(masked, threshold)
+    return in_lines(judge([MaskedTokens.from_mask(as_arrow(masked))], config, provenance(masked)), tokenizer)
+
+
+def show_verdict(found: Verdict, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The verdict on a run's mask on the console: as soon as there is one, so before anything is trained with it."""
+    text = in_lines(found, tokenizer)
+    if text in _shown:  # of another seed in a sweep
+        text = f"this mask: {found.level.words}, for the same reasons as above"
+    _shown.add(text)
+    say(text)
+
+
+_shown: set[str] = set()  # in this process
+
+
+def in_lines(verdict: Verdict, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A verdict as it is printed, with the tokens' texts."""
+    return "this mask: " + "\n  ".join(verdict.lines(Pieces(tokenizer).alone))
 
 
 def _page(
@@ -266,6 +301,7 @@ def _page(
     examples: int,
     head: _Head,
     against: tuple[str, pa.Table] | None,
+    stats: Mapping[str, Any],
 ) -> bytes:
     rows = _sample(table.num_rows, examples)
     shown = table.take(rows)
@@ -328,7 +364,7 @@ def _page(
         blob += b"\0" * (-len(blob) % 8)  # typed arrays start at a multiple of their item size
         meta["columns"].append({"name": name, "type": values.dtype.name, "start": len(blob), "length": len(values)})
         blob += values.tobytes()
-    return _render(meta, bytes(blob), head, judge(whole, config), decode)
+    return _render(meta, bytes(blob), head, judge([whole], config, stats), decode)
 
 
 def _codes(tokens: MaskedTokens) -> np.ndarray:

@@ -52,7 +52,7 @@ from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, notes
 from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
-from xtf.scoring.verdict import judge
+from xtf.scoring.verdict import judge_file
 
 CONTROLS = {"normal": "plain fine-tuning on every response token", "random": "a random mask as large as XTF's"}
 TO_ADD = "To add it: "  # before the command in a sentence
@@ -188,7 +188,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     tokens = judged_tokens(folder, pq.read_table(folder.mask))
     drawn = _pictures(run, arm, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
-    advice = judge(tokens, _threshold(folder)) if tokens.dropped else None
+    advice = judge_file(folder.mask, _threshold(folder), run.record["mask"])
     context = {
         "run": run.record,
         "title": _title(run),

@@ -27,9 +27,11 @@ from xtf.reporting.reported import reported_percent
 from xtf.reporting.runs import Run, arm_mean, base_mean, by_item, control_runs, is_control, load_run, over_base
 from xtf.runtime.progress import console
 from xtf.runtime.run_folder import RunFolder
+from xtf.scoring.verdict import Level
 
 CONTROLS = ("normal", "random")
 BASE = "base model"
+WORDS = ("", *(level.words for level in Level))  # of a mask without a verdict first
 UNKNOWN = "overrides"  # of a cell without a run: its folder has a hash of them alone
 
 
@@ -47,6 +49,7 @@ class TableRow:
     note: str
     mark: str = ""  # "best" or "second", where the intervals part
     took: float | None = None  # mean seconds of training
+    verdict: str = ""  # on the mask; the worst of the seeds
 
     @property
     def seeds(self) -> str:
@@ -126,7 +129,7 @@ def cells_report(name: str, cells: Sequence[Cell], out_dir: Path) -> list[Path]:
     console.print(console_tables(rows))
     context = {
         "title": f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
-        "answers": _answers(rows),
+        "answers": [*_answers(rows), *_verdicts(rows)],
         "tables": tables,
         "figures": figures_of_k,
         "unfinished": [
@@ -160,7 +163,21 @@ def console_tables(rows: Sequence[TableRow]) -> Group:
                 row.seeds,
             )
         tables.append(table)
-    return Group(*tables, *(Text(sentence) for sentence in _answers(rows)))
+    return Group(*tables, *(Text(sentence) for sentence in (*_answers(rows), *_verdicts(rows))))
+
+
+def _verdicts(rows: Sequence[TableRow]) -> list[str]:
+    """What was said of the settings' masks before training, case by case: one sentence for each, the worst first."""
+    said = []
+    for case in dict.fromkeys(row.case for row in rows):
+        found: dict[str, list[str]] = {}
+        for row in rows:
+            if row.case == case and row.verdict:
+                found.setdefault(row.verdict, []).append(row.label)
+        for words in sorted(found, key=WORDS.index, reverse=True):
+            labels = ", ".join(dict.fromkeys(found[words]))
+            said.append(f"The verdict on the mask, {' · '.join(case)}: {words} ({labels}).")
+    return said
 
 
 def _bars(rows: Sequence[TableRow]) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -254,6 +271,7 @@ def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequ
         number,
         _shortfall(cell, seeds),
         took=fmean(times) if times else None,
+        verdict=max((str(run.record["mask"].get("verdict", "")) for run in runs), key=WORDS.index),
     )
 
 
@@ -323,7 +341,7 @@ def _answers(rows: Sequence[TableRow]) -> list[str]:
 
 DIFFERENCES = [f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")]
 NUMBERS = ("value", "low", "high", "seeds", "items")
-LAST = ("kept_share", "training_seconds", "mark", "reported_percent", "note")
+LAST = ("kept_share", "training_seconds", "verdict", "mark", "reported_percent", "note")
 COLUMNS = (*CASE, "setting", "metric", *NUMBERS, *DIFFERENCES, *LAST)
 
 
@@ -334,4 +352,5 @@ def _csv_line(row: TableRow) -> list[Any]:
     for name in ("base", *CONTROLS):
         each = row.differences.get(name)
         values += [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [None] * 4
-    return [*row.case, row.label, row.metric, *values, row.kept, row.took, row.mark, row.reported, row.note]
+    last = [row.kept, row.took, row.verdict, row.mark, row.reported, row.note]
+    return [*row.case, row.label, row.metric, *values, *last]

@@ -22,7 +22,7 @@ from xtf.data.ragged import Responses
 from xtf.data.rows import load_rows
 from xtf.pipeline import Pipeline
 from xtf.reporting import figures
-from xtf.reporting.explorer import summary
+from xtf.reporting.explorer import in_lines
 from xtf.reporting.intervals import (
     Comparison,
     Components,
@@ -41,6 +41,7 @@ from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.methods import METHODS, ProFit
+from xtf.scoring.verdict import judge_file
 
 PILOT = ("normal", "xtf", "random")
 MASKS = ("xtf", "random", "low_loss", "high_loss", "token_cleaning")
@@ -72,7 +73,9 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
     masks = {name: _mask_folder(small, named, name) for name in MASKS}
     dropped = dropped_tokens({name: folder.mask for name, folder in masks.items()})
     stats = Manifest(masks["xtf"]).stages["mask"]["stats"]
-    judged = summary(pq.read_table(masks["xtf"].mask), load_tokenizer(config.model), threshold=config.threshold)
+    verdict = judge_file(masks["xtf"].mask, config.threshold, stats)
+    assert verdict is not None  # there are attributes
+    judged = in_lines(verdict, load_tokenizer(config.model))
     say(judged)  # before anything is trained
     runs = {
         name: [_run(small, named, name, small.seed + number) for number in range(config.pilot.seeds)] for name in PILOT

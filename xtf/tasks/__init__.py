@@ -150,14 +150,19 @@ class Task:
         """One grade per (example, completion), in order."""
         return self.grader.grade([Item(example, text, self.reference(example)) for example, text in items])
 
+    @property
+    def names_answers(self) -> bool:
+        """Whether the grader says which part of a response it reads."""
+        names = getattr(self.grader, "names_answers", None)
+        return names is not None and bool(names())
+
     def check_names_answers(self) -> None:
         """Refuses `threshold.protect=answer` where the grader does not say what it reads.
 
         Raises:
             ConfigError: with the graders that do.
         """
-        names = getattr(self.grader, "names_answers", None)
-        if names is None or not names():
+        if not self.names_answers:
             raise ConfigError(
                 f"threshold.protect=answer keeps what the grader reads, and task.grader={self.config.grader} does not "
                 "say what that is (number, math, choice, decision, code and own ones with answer_spans do): unset it"

@@ -1,0 +1,45 @@
+"""What a scored or masked dataset says of itself, which lies in its description, beside what others wrote there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from xtf.config.identity import plain
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+
+def described(said: Mapping[str, Any]) -> datasets.DatasetInfo:
+    """What a dataset says of itself: kept when it is filtered, shuffled, mapped or stored by `save_to_disk`."""
+    import datasets
+
+    return datasets.DatasetInfo(description=json.dumps({"xtf": plain(said)}, ensure_ascii=False))
+
+
+def provenance(rows: datasets.Dataset | pa.Table) -> dict[str, Any]:
+    """What scored or masked rows say of themselves: `model`, `tokenizer` (a digest of its ids), `template` (a digest of
+    the chat template), `scorer`, `versions`; once masked also `threshold`, `cuts`, `dropped_share`, `degenerate`,
+    `verdict` and `rule`.
+
+    It lies in the dataset's description, which filter, shuffle, map and `save_to_disk` keep; a Parquet file and the hub
+    do not. Of datasets that were concatenated: what all of them say. {} where nothing is recorded.
+    """
+    found = records(rows)
+    same = {key for key in found[0] if all(one.get(key) == found[0][key] for one in found)} if found else set()
+    return {key: value for key, value in found[0].items() if key in same} if found else {}
+
+
+def records(rows: datasets.Dataset | pa.Table) -> list[dict[str, Any]]:
+    """What `described` recorded of each dataset that was concatenated; nothing of others' rows, or of Arrow's."""
+    found: list[dict[str, Any]] = []
+    info = getattr(rows, "info", None)
+    for line in (info.description or "").split("\n\n") if info is not None else []:
+        try:
+            found.append(json.loads(line)["xtf"])
+        except (ValueError, KeyError, TypeError):  # a description of somebody else's
+            return []
+    return found
