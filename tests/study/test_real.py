@@ -58,7 +58,17 @@ def test_hypotheses_are_read_from_losses_row_by_row(tmp_path: Path) -> None:
     assert harm.found.value == pytest.approx(0.5, abs=0.02)
     low, high = harm.found.student
     assert low < harm.found.value < high
-    assert found["S3"].missing == ["tr - normal", "ri - normal"]
+    assert found["S3"].missing == ["TR alone - normal", "RI alone - normal"]
+
+
+def test_threshold_safe_and_the_setting_that_it_is_are_one_arm(tmp_path: Path) -> None:
+    common = {"correct": [True], "base": None, "experiment": "study_real"}
+    write_run(tmp_path, method="normal", **common)
+    write_run(tmp_path, seed=1, threshold="safe", **common)
+    write_run(tmp_path, seed=2, overrides={"threshold.dropped_weight": 0.3}, **common)
+    study = Study(find_cells("study_real", tmp_path / "runs"))
+    found = {arm.name: sorted(runs) for arm, runs in study.runs.items()}
+    assert found == {"normal": [0], "xtf threshold.dropped_weight=0.3": [1, 2]}
 
 
 def test_the_archive_gives_the_pages_of_the_runs(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xtf.config.checks import MASK_SETTINGS
+from xtf.config.identity import leaves, plain
+from xtf.config.schema import PRESETS
 from xtf.reporting.cells import Cell
 from xtf.reporting.intervals import Comparison, Effect, Values, effect, family, matrix, seed_effect
 from xtf.reporting.pages import Section
@@ -37,9 +40,22 @@ def chosen_settings(run: Run) -> dict[str, Any]:
     """What was chosen for a run beside task, method and seed; the scorer of xtf is part of the method."""
     record = run.record
     chosen = {key: record[key] for key in ("model", "tuning", "threshold")}
+    chosen |= _written_out(record["threshold"])
     if record["method"] != "xtf":
         chosen["scorer"] = record["scorer"]
     return chosen | record["overrides"]
+
+
+@functools.cache
+def _written_out(threshold: str) -> dict[str, Any]:
+    """A threshold that drops what the paper's does, and says more of what a dropped token counts, as the paper's with
+    these settings: `threshold=safe` and `threshold.dropped_weight=0.3` are one arm. {} for any other."""
+    paper, found = (
+        dict(leaves(plain(PRESETS[name]))) for name in ("paper", threshold if threshold in PRESETS else "paper")
+    )
+    more = {f"threshold.{key}": value for key, value in found.items() if key != "name" and value != paper[key]}
+    ours = all(key.removeprefix("threshold.") in MASK_SETTINGS for key in more)
+    return {"threshold": "paper"} | more if more and ours else {}
 
 
 def common_settings(runs: Sequence[Run]) -> set[str]:

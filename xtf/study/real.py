@@ -29,13 +29,25 @@ VARIANTS = {
     "xtf scorer.tr.variant=contextual": "TR in context",
     "xtf threshold.dropped_weight=0.1": "dropped at 0.1",
     "xtf threshold.dropped_weight=0.3": "dropped at 0.3",
+    "xtf threshold.dropped_weight=0.3 threshold.protect=answer": "dropped at 0.3, answer kept",
     "xtf threshold.drop_probability=0.5": "moving holes",
     "xtf threshold.end=scored": "end token judged",
     "xtf scorer.tr.variant=contextual threshold.protect=answer": "TR in context, answer kept",
 }
+CALLED = VARIANTS | {
+    "tr": "TR alone",
+    "ri": "RI alone",
+    "kn": "KN alone",
+    "ri_kn": "RI and KN, no TR",
+    "prift": "PriFT",
+}
 DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
 # What hypotheses S4 and S5 name; the other variants are described alone.
-SAFER = [name for name in VARIANTS if not name.endswith(("end=scored", "contextual threshold.protect=answer"))]
+SAFER = [
+    name
+    for name in VARIANTS
+    if not name.endswith(("end=scored", "contextual threshold.protect=answer", "0.3 threshold.protect=answer"))
+]
 TEXT = (
     "Nats a token on the reference responses of the evaluation rows, so that less is better; differences are paired by "
     "seed and row. The reading goes by Student's t, seeds and rows both drawn at random; the interval of the effect is "
@@ -102,7 +114,7 @@ def hypotheses(study: Study, task: str) -> list[Answer]:
 
 def called(name: str) -> str:
     """An arm's name as people read it."""
-    return VARIANTS.get(name, name)
+    return CALLED.get(name, name)
 
 
 @dataclass(frozen=True)
