@@ -11,7 +11,7 @@ import pytest
 
 from xtf.config.schema import PRESETS, Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
-from xtf.scoring.verdict import EVIDENCE, SAFE, Level, judge
+from xtf.scoring.verdict import EVIDENCE, SAFE, WITHOUT_TR, Level, judge
 
 PAPER = PRESETS["paper"]
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -43,13 +43,13 @@ def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
     assert lines[1].startswith(
         "Token ids that stand in at least 90% of the 12 responses are dropped in at least 90% of their "
     )
-    assert "0.84 (GSM8K) and 0.23 nats a token (PubMedQA)" in lines[1]
+    assert "0.85 (GSM8K) and 0.23 nats a token (PubMedQA)" in lines[1]
     assert "Dropped wherever they stand, or nearly so: 'Dec' (12)" in lines
     assert found.untaught == pytest.approx(
         (np.log(2) / 4, np.log(2))
     )  # one of the four tokens that are judged, at p 0.5
     assert "With all such ids go 0.17 of the base model's 0.69 nats a token." in lines
-    assert [line[:18] for line in lines[-3:]] == ["Try threshold=safe", "Try scorer=ri_kn, ", "Try threshold.prot"]
+    assert [line[:18] for line in lines[-3:]] == ["Try scorer=ri_kn, ", "Try threshold=safe", "Try threshold.prot"]
 
 
 def test_an_id_that_is_dropped_in_nine_of_ten_places_is_hardly_taught_either():
@@ -107,19 +107,25 @@ def test_what_is_set_already_is_not_advised():
 def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     """EVIDENCE and SAFE name differences in nats: those of experiments/results, not of someone's memory."""
     stored = json.loads(gzip.decompress((RESULTS / "study_real.json.gz").read_bytes()))
-    loss = {}
+    loss, kept = {}, {}
     for record in (run["record"] for run in stored["runs"]):
         variant = [f"{k}={v}" for k, v in record["overrides"].items() if k.startswith(("threshold.", "scorer."))]
-        loss[record["task"], " ".join([record["method"], *variant]), record["seed"]] = record["metrics"]["loss"][
-            "value"
-        ]
+        variant += [SOFT.removeprefix("xtf ")] * (record["threshold"] == "safe")
+        method = record["scorer"] if record["method"] == "xtf" else record["method"]
+        arm = record["task"], " ".join([method, *variant])
+        loss[*arm, record["seed"]] = record["metrics"]["loss"]["value"]
+        kept[arm] = record["mask"]["kept_share"]
 
     def cost(task, arm):
         seeds = [seed for one, name, seed in loss if (one, name) == (task, arm)]
         return f"{np.mean([loss[task, arm, seed] - loss[task, 'normal', seed] for seed in seeds]):.2f}"
 
-    xtf, random, soft = ((cost("math", arm), cost("medical", arm)) for arm in ("xtf", "random", SOFT))
+    tasks = ("math", "medical")
+    xtf, random, soft, without = ([cost(task, arm) for task in tasks] for arm in ("xtf", "random", SOFT, "ri_kn"))
     assert "{} (GSM8K) and {} nats a token".format(*xtf) in EVIDENCE and EVIDENCE.endswith("{} and {}.".format(*random))
+    shares = [f"{100 * (1 - kept[task, 'ri_kn']):.0f}" for task in tasks]
+    assert f"from {xtf[0]} to {without[0]} (GSM8K) and from {xtf[1]} to {without[1]} nats" in WITHOUT_TR
+    assert WITHOUT_TR.endswith("with {} and {} % dropped".format(*shares))
     assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats" in SAFE
 
 
