@@ -168,17 +168,18 @@ def effects(
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         for label, (low, high) in ((student or {}).get(title) or {}).items():
             line = axis.hlines(places[label], scale * low, scale * high, color=OTHER, linewidth=0.8)
-            line.set_label("Student's t")
+            line.set_label("95 % interval, Student's t")
         for label, value, low, high in rows:
             bars = _whiskers(scale * value, scale * low, scale * high)
             axis.errorbar(scale * value, places[label], xerr=bars, fmt="o", color="black", linewidth=2, markersize=4)
+        axis.plot([], [], "o-", color="black", linewidth=2, markersize=4, label="95 % interval")
         axis.axvline(0, color=OTHER, linestyle="--", linewidth=1, label=control)
         if untrained and title in untrained:
             place = scale * untrained[title]
             axis.axvline(place, color=BLUE, linestyle=":", linewidth=1.5, label="untrained")
         for label in sorted(labels - {row[0] for row in rows}, key=places.__getitem__, reverse=True):
             across = axis.get_yaxis_transform()
-            axis.text(0.02, places[label], "not run", transform=across, va="center", fontsize=7.5)
+            axis.text(0.5, places[label], "not run", transform=across, ha="center", va="center", fontsize=7.5)
         axis.set_xlabel(f"{unit} minus {control}")
         axis.set_title(title, fontsize=10)
     axes[0].set_yticks(range(len(places)), list(places))
