@@ -217,6 +217,22 @@ def test_other_thresholds_and_fewer_attributes_reuse_the_scores_without_a_model(
     assert len(list(Path("outputs/scores").iterdir())) == 1
 
 
+def test_what_is_dropped_of_the_answers_is_what_protecting_them_gives_back(run, no_model):
+    def stats(**matching):
+        for file in Path(RUN).glob("*/seed0/config.yaml"):
+            if all(text in file.read_text() for text in matching.values()):
+                return read_json(file.parent / "manifest.json")["stages"]["mask"]["stats"]
+        raise AssertionError("no such run")
+
+    run("stage=mask", "threshold=quantile")
+    run("stage=mask", "threshold=quantile", "threshold.protect=answer")
+    kept = stats(name="name: quantile", protect="protect: answer")
+    answers = stats(name="name: quantile", protect="protect: none")["answers"]
+    assert answers == {"responses": 48, "tokens": kept["protected_tokens"], "dropped": kept["given_back"]}
+    assert 0 < answers["dropped"] < answers["tokens"]
+    assert kept["answers"]["dropped"] == 0
+
+
 def test_a_random_mask_drops_as_many_tokens_of_each_example_as_xtf(run, no_model):
     run("stage=mask", "method=random")
     (ours,) = Path("outputs/runs/math/tiny/full/random").glob("*/seed0/mask.parquet")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from xtf.data.stored import StoredRows
     from xtf.tasks import Task
 
+ANSWERS_OF = 1000  # responses, at least, in which the tokens that the grader reads are counted
+
 
 class Inputs:
     """The inputs of a run; `manifest` notes where they came from, and refuses others than the run was begun with."""
@@ -246,7 +248,12 @@ class Inputs:
             return {}
         names = ["example_id", "input_ids", "prompt_length", "end_tokens", "labels", "dropped"]
         names = [name for name in pq.read_schema(mask).names if name in names]
-        table = pa.Table.from_batches([next(parquet_batches([mask], names))])
+        parts: list[pa.RecordBatch] = []
+        for batch in parquet_batches([mask], names):
+            parts.append(batch)
+            if sum(part.num_rows for part in parts) >= ANSWERS_OF:
+                break
+        table = pa.Table.from_batches(parts)
         rows = [
             Encoded(row["example_id"], row["input_ids"], row["prompt_length"], row["end_tokens"])
             for row in table.to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_what_is_set_already_is_not_advised():
 def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     """EVIDENCE and SAFE name differences in nats: those of experiments/results, not of someone's memory."""
     stored = json.loads(gzip.decompress((RESULTS / "study_real.json.gz").read_bytes()))
-    loss, kept = {}, {}
+    loss, kept, unreadable = {}, {}, defaultdict(list)
     for record in (run["record"] for run in stored["runs"]):
         variant = [f"{k}={v}" for k, v in record["overrides"].items() if k.startswith(("threshold.", "scorer."))]
         variant += [SOFT.removeprefix("xtf ")] * (record["threshold"] == "safe")
@@ -115,6 +116,7 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
         arm = record["task"], " ".join([method, *variant])
         loss[*arm, record["seed"]] = record["metrics"]["loss"]["value"]
         kept[arm] = record["mask"]["kept_share"]
+        unreadable[arm].append(record["metrics"]["unreadable"]["value"])
 
     def cost(task, arm):
         seeds = [seed for one, name, seed in loss if (one, name) == (task, arm)]
@@ -126,7 +128,9 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     shares = [f"{100 * (1 - kept[task, 'ri_kn']):.0f}" for task in tasks]
     assert f"from {xtf[0]} to {without[0]} (GSM8K) and from {xtf[1]} to {without[1]} nats" in WITHOUT_TR
     assert WITHOUT_TR.endswith("with {} and {} % dropped".format(*shares))
-    assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats" in SAFE
+    assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats a token" in SAFE
+    share = f"{100 * np.mean(unreadable['medical', SOFT]):.0f} %"
+    assert f"(PubMedQA, {share} of the answers still unreadable)" in SAFE
 
 
 def test_parts_are_judged_as_the_whole():
