@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 
 import commands
+import datasets
 import hydra
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer
 
+import xtf
 from xtf import pipeline
 from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
@@ -26,6 +29,7 @@ from xtf.config.schema import GROUPS
 from xtf.reporting.runs import load_run
 from xtf.runtime import models
 from xtf.runtime.artifacts import read_json
+from xtf.tiny import MODEL_DIR
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -231,6 +235,19 @@ def test_what_is_dropped_of_the_answers_is_what_protecting_them_gives_back(run, 
     assert answers == {"responses": 48, "tokens": kept["protected_tokens"], "dropped": kept["given_back"]}
     assert 0 < answers["dropped"] < answers["tokens"]
     assert kept["answers"]["dropped"] == 0
+
+
+def test_a_runs_mask_says_by_which_threshold_it_was_made_and_is_judged_by_it(run, no_model):
+    run("stage=mask", "threshold=safe")
+    (file,) = Path(RUN).glob("xtf-safe-*/seed0/mask.parquet")
+    table, tokenizer = pq.read_table(file), AutoTokenizer.from_pretrained(MODEL_DIR)
+    assert xtf.provenance(table)["threshold"]["dropped_weight"] == 0.3
+    assert xtf.summary(table, tokenizer) == xtf.summary(
+        table.replace_schema_metadata(None), tokenizer, threshold="safe"
+    )
+    with pytest.raises(ValueError, match="were masked with threshold=safe, not with the paper"):
+        xtf.summary(table, tokenizer, threshold="paper")
+    assert len(datasets.Dataset.from_parquet(str(file), cache_dir="cache")) == table.num_rows
 
 
 def test_a_random_mask_drops_as_many_tokens_of_each_example_as_xtf(run, no_model):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -74,8 +75,8 @@ def by_group(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iter
         yield from file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns)
 
 
-def write_parquet(batches: Iterable[pa.RecordBatch], path: Path) -> None:
-    """Write batches of one schema as they come, each as a row group.
+def write_parquet(batches: Iterable[pa.RecordBatch], path: Path, metadata: Mapping[bytes, bytes] | None = None) -> None:
+    """Write batches of one schema as they come, each as a row group; `metadata` of the table are kept in the file.
 
     Raises:
         ValueError: there is none.
@@ -84,10 +85,10 @@ def write_parquet(batches: Iterable[pa.RecordBatch], path: Path) -> None:
     first = next(rest, None)
     if first is None:
         raise ValueError(f"{path}: there are no rows to write")
-    with pq.ParquetWriter(path, first.schema) as writer:
-        writer.write_batch(first)
-        for batch in rest:
-            writer.write_batch(batch)
+    schema = first.schema.with_metadata({**(first.schema.metadata or {}), **(metadata or {})})
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in itertools.chain([first], rest):
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
 def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xtf.config.schema import Config
 from xtf.data.batches import Batches, write_parquet
+from xtf.data.provenance import in_schema
 from xtf.data.ragged import ROW_WEIGHTS, SOURCE, row_weights, with_ends
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
@@ -167,5 +168,7 @@ def write_mask(config: Config, rows: Batches, path: Path) -> dict[str, Any]:
     batches, more = masked.batches, {}
     if ROW_WEIGHTS in next(iter(rows)).schema.names:
         batches, more["untrained_tokens"] = weighted_by_row(batches)
-    write_atomic(path, lambda temporary: write_parquet(batches, temporary))
+    said = {"model": config.model.path, "scorer": config.scorer, "method": config.method.name}
+    metadata = in_schema(said | {"threshold": config.threshold})
+    write_atomic(path, lambda temporary: write_parquet(batches, temporary, metadata))
     return masked.stats.to_dict() | more
