@@ -9,7 +9,7 @@ is in docs/does-it-help.md). They are few, so a limit tells where to look and is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -122,82 +122,88 @@ def judge(parts: Iterable[MaskedTokens], threshold: ThresholdConfig, stats: Mapp
     counts, stats = _Counts.of(parts, threshold), stats or {}
     always = counts.always()
     form = [item for item in always if item.responses >= FORM * counts.examples]
-    reasons = []
-    lessened = threshold.dropped_weight > 0 or threshold.drop_probability < 1  # what is dropped is taught all the same
+    reasons = list(_reasons(counts, always, len(form), threshold, stats))
+    advice = list(_advice(counts, form or always, bool(form), threshold, stats)) if reasons else []
+    untaught = None
+    if counts.nats is not None:
+        gone, total = float(counts.nats[[item.id for item in always]].sum()), max(1, int(counts.judged.sum()))
+        untaught = gone / total, counts.nats_judged / total
+    return Verdict(reasons, sorted(always, key=lambda item: -item.responses)[:WORST], advice, untaught)
+
+
+def _lessened(threshold: ThresholdConfig) -> bool:
+    """Whether what is dropped is taught all the same, with less weight or in some epochs."""
+    return threshold.dropped_weight > 0 or threshold.drop_probability < 1
+
+
+def _answers_go(stats: Mapping[str, Any]) -> bool:
+    answers: Mapping[str, int] = stats.get("answers", {})
+    return bool(answers) and answers["dropped"] >= ANSWER * answers["tokens"]
+
+
+def _reasons(
+    counts: _Counts, always: Sequence[Always], form: int, threshold: ThresholdConfig, stats: Mapping[str, Any]
+) -> Iterator[tuple[Level, str]]:
+    """What speaks against the mask; `form` of the ids that are `always` dropped stand in nearly every response."""
+    lessened = _lessened(threshold)
+    worst = Level.look if lessened else Level.stop
     if form:
         taught = "taught with less weight." if lessened else f"never taught. {EVIDENCE}"
-        reasons.append(
-            (
-                Level.look if lessened else Level.stop,
-                f"Token ids that stand in at least {FORM:.0%} of the {counts.examples:,} responses are dropped in at "
-                f"least {NEARLY:.0%} of their places ({len(form)}): the form of the answer is {taught}",
-            )
+        yield (
+            worst,
+            f"Token ids that stand in at least {FORM:.0%} of the {counts.examples:,} responses are dropped in at "
+            f"least {NEARLY:.0%} of their places ({form}): the form of the answer is {taught}",
         )
-    if threshold.end is ThresholdEnd.scored and counts.ends:
-        share = counts.ends_dropped / counts.ends
-        if share >= 0.5:
-            level, teaches = (
-                (Level.look, "teaches to stop with its whole weight") if lessened else (Level.stop, "teaches to stop")
-            )
-            reasons.append((level, f"The end of {share:.0%} of the responses is dropped: none {teaches}."))
-    answers = stats.get("answers", {"tokens": 0, "dropped": 0})
-    if asked := answers["dropped"] > 0 and answers["dropped"] >= ANSWER * answers["tokens"]:
-        reasons.append(
-            (
-                Level.look,
-                f"{answers['dropped'] / answers['tokens']:.0%} of the tokens that the task's grader reads are dropped "
-                f"(counted in {answers['responses']:,} responses).",
-            )
+    if threshold.end is ThresholdEnd.scored and counts.ends and (share := counts.ends_dropped / counts.ends) >= 0.5:
+        teaches = "teaches to stop with its whole weight" if lessened else "teaches to stop"
+        yield worst, f"The end of {share:.0%} of the responses is dropped: none {teaches}."
+    if _answers_go(stats):
+        answers = stats["answers"]
+        yield (
+            Level.look,
+            f"{answers['dropped'] / answers['tokens']:.0%} of the tokens that the task's grader reads are dropped "
+            f"(counted in {answers['responses']:,} responses).",
         )
     dropped, total = int(counts.dropped.sum()), max(1, int(counts.judged.sum()))
     by_id = sum(item.times for item in always)
     if dropped and by_id / dropped >= ALWAYS and not lessened:
-        reasons.append(
-            (
-                Level.look,
-                f"{by_id / dropped:.0%} of the dropped tokens have an id that is dropped wherever it stands, or nearly "
-                "so: hardly another example teaches what they are.",
-            )
+        yield (
+            Level.look,
+            f"{by_id / dropped:.0%} of the dropped tokens have an id that is dropped wherever it stands, or nearly "
+            "so: hardly another example teaches what they are.",
         )
     if dropped / total > MOST:
-        reasons.append((Level.look, f"{dropped / total:.0%} of the response tokens are dropped."))
-    degenerate = stats.get("degenerate", [])
-    for one in degenerate:
-        reasons.append((Level.look, f"{one['attribute'].upper()} is degenerate: {one['reason']}."))
-    if counts.trained and counts.nats is not None:
-        loss = counts.nats_trained / counts.trained
-        if loss > STRANGE:
-            reasons.append(
-                (
-                    Level.look,
-                    f"The base model has {loss:.1f} nats a token on these responses: it hardly knows their style, "
-                    "where masks did harm (experiments/history).",
-                )
-            )
-    advice = []
-    wanting = any(level for level, _ in reasons)
-    blamed = {name for item in form or always for name in item.by} if wanting else set()
-    without = {one["attribute"] for one in degenerate} | {"tr"} & blamed
+        yield Level.look, f"{dropped / total:.0%} of the response tokens are dropped."
+    for one in stats.get("degenerate", []):
+        yield Level.look, f"{one['attribute'].upper()} is degenerate: {one['reason']}."
+    if counts.trained and counts.nats is not None and (loss := counts.nats_trained / counts.trained) > STRANGE:
+        yield (
+            Level.look,
+            f"The base model has {loss:.1f} nats a token on these responses: it hardly knows their style, "
+            "where masks did harm (experiments/history).",
+        )
+
+
+def _advice(
+    counts: _Counts, worst: Sequence[Always], form: bool, threshold: ThresholdConfig, stats: Mapping[str, Any]
+) -> Iterator[str]:
+    """What to try, as settings; the `worst` of the ids that are dropped wherever they stand say what to leave out."""
+    blamed = {name for item in worst for name in item.by}
+    without = {one["attribute"] for one in stats.get("degenerate", [])} | {"tr"} & blamed
     if without:
         rest = "_".join(name for name in counts.by if name not in without)
         text = f"scorer={rest}" if rest else "scorer=none, which is plain fine-tuning"
         if "tr" in blamed:
             text += ", for it is TR that drops them" + f". {WITHOUT_TR}" * (rest == "ri_kn")
-        advice.append(text)
-    if blamed and not lessened:
-        advice.append(SAFE)
+        yield text
+    if blamed and not _lessened(threshold):
+        yield SAFE
         if not without:
-            names = " and ".join(sorted(blamed)).upper()
-            advice.append(f"a mask without {names}, or threshold.drop_probability=0.5")
-    if (form or asked) and threshold.protect is Protect.none:
-        advice.append("threshold.protect=answer: what the task's grader reads is never dropped")
+            yield f"a mask without {' and '.join(sorted(blamed)).upper()}, or threshold.drop_probability=0.5"
+    if (form or _answers_go(stats)) and threshold.protect is Protect.none:
+        yield "threshold.protect=answer: what the task's grader reads is never dropped"
     if threshold.end is ThresholdEnd.scored:
-        advice.append("threshold.end=kept: the end of a response is not judged")
-    untaught = None
-    if counts.nats is not None:
-        gone = float(counts.nats[[item.id for item in always]].sum())
-        untaught = gone / total, counts.nats_judged / total
-    return Verdict(reasons, sorted(always, key=lambda item: -item.responses)[:WORST], advice, untaught)
+        yield "threshold.end=kept: the end of a response is not judged"
 
 
 def judge_file(path: Path, threshold: ThresholdConfig, stats: Mapping[str, Any]) -> Verdict | None:
