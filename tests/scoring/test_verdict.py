@@ -12,7 +12,7 @@ import pytest
 
 from xtf.config.schema import PRESETS, Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
-from xtf.scoring.verdict import EVIDENCE, SAFE, WITHOUT_TR, Level, judge
+from xtf.scoring.verdict import EVIDENCE, PROTECT, SAFE, WITHOUT_TR, Level, judge
 
 PAPER = PRESETS["paper"]
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -111,7 +111,7 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     loss, kept, unreadable = {}, {}, defaultdict(list)
     for record in (run["record"] for run in stored["runs"]):
         variant = [f"{k}={v}" for k, v in record["overrides"].items() if k.startswith(("threshold.", "scorer."))]
-        variant += [SOFT.removeprefix("xtf ")] * (record["threshold"] == "safe")
+        variant = [SOFT.removeprefix("xtf ")] * (record["threshold"] == "safe") + variant
         method = record["scorer"] if record["method"] == "xtf" else record["method"]
         arm = record["task"], " ".join([method, *variant])
         loss[*arm, record["seed"]] = record["metrics"]["loss"]["value"]
@@ -129,8 +129,10 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     assert f"from {xtf[0]} to {without[0]} (GSM8K) and from {xtf[1]} to {without[1]} nats" in WITHOUT_TR
     assert WITHOUT_TR.endswith("with {} and {} % dropped".format(*shares))
     assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats a token" in SAFE
-    share = f"{100 * np.mean(unreadable['medical', SOFT]):.0f} %"
-    assert f"(PubMedQA, {share} of the answers still unreadable)" in SAFE
+    both = f"{SOFT} threshold.protect=answer"
+    shares = [f"{100 * np.mean(unreadable['medical', arm]):.0f} %" for arm in (SOFT, both)]
+    assert f"(PubMedQA, {shares[0]} of the answers still unreadable)" in SAFE
+    assert f"it cost {cost('medical', both)} nats a token (PubMedQA, {shares[1]} of the answers" in PROTECT
 
 
 def test_parts_are_judged_as_the_whole():

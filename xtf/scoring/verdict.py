@@ -55,6 +55,11 @@ SAFE = (
     "0.23 to 0.06 nats a token (PubMedQA, 24 % of the answers still unreadable)"
 )
 
+PROTECT = (
+    "threshold.protect=answer: what the task's grader reads is never dropped. With threshold=safe it cost 0.01 nats a "
+    "token (PubMedQA, 2 % of the answers unreadable)"
+)
+
 
 class Level(IntEnum):
     """What to do with a mask; the worst of its reasons decides."""
@@ -201,7 +206,7 @@ def _advice(
         if not without:
             yield f"a mask without {' and '.join(sorted(blamed)).upper()}, or threshold.drop_probability=0.5"
     if (form or _answers_go(stats)) and threshold.protect is Protect.none:
-        yield "threshold.protect=answer: what the task's grader reads is never dropped"
+        yield PROTECT
     if threshold.end is ThresholdEnd.scored:
         yield "threshold.end=kept: the end of a response is not judged"
 
