@@ -109,6 +109,7 @@ def score_on_ray(
             data.enable_progress_bars = False
             data.print_on_execution_start = False
             data.retried_map_errors, data.max_map_retries = True, RETRIES
+            data.raise_original_map_exception = True
             data.execution_no_progress_timeout_s = -1  # a shard of a large model may take an hour
             shards = ray.data.from_items([{"shard": name} for name in parts], override_num_blocks=len(parts))
             scored = shards.map_batches(
@@ -284,11 +285,10 @@ def _await(shard: Path, digest: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost error that Ray has wrapped, in a line."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}".removesuffix(".")
+    """What an error of Ray says in one line: of one that it has wrapped the first, of a traceback the last."""
+    inner = getattr(error, "cause", None)
+    lines = [line.strip() for line in str(inner or error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{type(inner).__name__}: {lines[0]}" if inner else lines[-1]
 
 
 def _many(number: int, what: str) -> str:
