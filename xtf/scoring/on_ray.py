@@ -194,7 +194,7 @@ def _check_answers(address: str, seconds: float) -> None:
     else:
         if done.returncode == 0:
             return
-        why = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
+        why = (done.stderr.strip() or done.stdout.strip() or "no reason is given").splitlines()[-1].rstrip(".")
     raise ValueError(
         f"no Ray cluster can be reached at ray.address={address} ({why}): start one (ray start --head), run this on a "
         "node of it, or unset it"
