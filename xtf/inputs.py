@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtf.config.schema import Config, ConfigError, Protect
+from xtf.config.schema import Config, ConfigError, Engine, Protect
 from xtf.data.planting import plant, with_truth
 from xtf.data.rows import Rows, first_few, is_tokenized, load_rows
 from xtf.evaluation.stage import Items
@@ -186,7 +186,7 @@ class Inputs:
                 if reference.seconds is not None:
                     self.manifest.done("reference", reference.seconds)
             return Scorer(reference.identity, reference.load)
-        if config.trainer.devices > 1:  # every process loads its own
+        if config.trainer.devices > 1 or config.trainer.engine is Engine.ray:  # every process loads its own
             own = functools.partial(load_model, config.model, config.trainer, inference_dtype(config.trainer))
             return Scorer(fingerprint(config.model), own)
         return Scorer(fingerprint(config.model), self.base_model)

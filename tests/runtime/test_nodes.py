@@ -126,9 +126,9 @@ def test_a_node_with_another_program_versions_command_or_weights_is_named(
     first, _ = both(own, dataclasses.replace(own, seed=1), runs=("runs/seed0", "runs/seed1"))
     assert first is not None and "was started with another command: run the same one on every node" in first
     hello = dict.fromkeys(("host", "output"), "x") | {"seen": "t", "program": "p", "versions": {"torch": "1"}}
-    node = Nodes(Place(0, "127.0.0.1", free_port()), own, "run")
-    node.hello = hello | {"command": "c"}
     hello |= {"command": "c", "model": nodes.fingerprint(own.model)}
+    node = Nodes(Place(0, "127.0.0.1", free_port()), own, "run")
+    node.hello = dict(hello)
     assert node._wrong(hello, "t") is None
     for change, problem in (
         ({"versions": {"torch": "2"}}, "has other versions: torch 2, not 1"),

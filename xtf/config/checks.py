@@ -22,12 +22,14 @@ from xtf.config.schema import (
     CheckpointChoice,
     Config,
     ConfigError,
+    Engine,
     EvaluateConfig,
     ModelConfig,
     ModelSource,
     Optimizer,
     PlantConfig,
     PlantKind,
+    RayConfig,
     Recipe,
     RIVariant,
     RowSource,
@@ -67,6 +69,7 @@ def resolve(config: Config) -> Config:
     config.method.check(config)
     check_evaluate(config.evaluate)
     check_trainer(config.trainer)
+    check_engine(config.trainer, config.ray)
     check_nodes(config)
     if config.stage is Stage.export:
         check_export(config)
@@ -261,6 +264,22 @@ def check_trainer(trainer: TrainerConfig) -> None:
     for key in ("devices", "nodes"):
         if trainer.strategy is Strategy.auto and (number := getattr(trainer, key)) > 1:
             raise ConfigError(f"trainer.{key}={number} needs trainer=ddp or trainer=fsdp")
+
+
+def check_engine(trainer: TrainerConfig, ray: RayConfig) -> None:
+    """Refuse Ray where it is not installed, and an address that it is not asked to go to."""
+    if trainer.engine is Engine.ray and importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "trainer.engine=ray needs Ray, which is not installed: pip install 'xtf[ray]', or leave "
+            "trainer.engine=processes"
+        )
+    if ray.address is not None and trainer.engine is not Engine.ray:
+        raise ConfigError(f"ray.address={ray.address} is read with trainer.engine=ray only")
+    if ray.address is not None and "://" in ray.address:
+        raise ConfigError(
+            f"ray.address={ray.address} is that of Ray Client: run this command on a node of the cluster (ray job "
+            "submit does), and give ray.address=auto, or HOST:6379"
+        )
 
 
 def check_nodes(config: Config) -> None:

@@ -123,6 +123,8 @@ _NEUTRAL = {
     "trainer.nodes": "how many machines share the same steps",
     "trainer.node_timeout_seconds": "how long they wait for each other",
     "trainer.strategy": "how they share them",
+    "trainer.engine": "who scores which rows",
+    "ray.": "where that is",
     "trainer.tokens_per_": "how much is computed at once, of the same sums",
     "trainer.checkpoint_every": "how much a kill can cost",
     "trainer.shard_examples": "how much a kill can cost",

@@ -220,6 +220,13 @@ class Strategy(StrEnum):
     fsdp = "fsdp"
 
 
+class Engine(StrEnum):
+    """What spreads a scoring pass over devices."""
+
+    processes = "processes"  # a process for each of trainer.devices of this machine
+    ray = "ray"  # Ray Data, an actor for each device of a cluster (extra `ray`)
+
+
 # Their names are not Python's. Others would round small updates away (bf16-true) or need loss scaling (16-mixed).
 Precision = StrEnum("Precision", {"auto": "auto", "32-true": "32-true", "bf16-mixed": "bf16-mixed"})
 
@@ -565,6 +572,9 @@ class TrainerConfig:
     nodes: int = within(1, 1)  # machines that train together; each runs the same command (docs/scale.md)
     node_timeout_seconds: float = within(600.0, 1)  # longest wait for all of them at the start
     strategy: Strategy = Strategy.auto
+    # Of scoring passes. ray: on every GPU of a Ray cluster, or on its CPUs in parts of as many cores as PyTorch takes
+    # here (OMP_NUM_THREADS), whatever trainer.devices says of training (docs/scale.md)
+    engine: Engine = Engine.processes
     precision: Precision = Precision.auto  # auto: bf16-mixed where the device has it, else 32-true
     # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
     tokens_per_microbatch: int | None = within(None, 1)
@@ -578,6 +588,16 @@ class TrainerConfig:
     def world_size(self) -> int:
         """Devices of all machines together."""
         return self.nodes * self.devices
+
+
+@dataclass
+class RayConfig:
+    """The Ray cluster of `trainer.engine=ray`."""
+
+    # HOST:6379, auto (the one that runs on this machine), or local (one that is started here for the pass); None: the
+    # environment's RAY_ADDRESS, else local. This command must run on a node of it
+    address: str | None = None
+    timeout_seconds: float = within(120.0, 1)  # longest wait for its answer, its nodes, and room for a first model
 
 
 @dataclass
@@ -702,6 +722,7 @@ class Config:
     tuning: TuningConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
+    ray: RayConfig = field(default_factory=RayConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)

@@ -34,12 +34,7 @@ class StoredRows(Sequence[Encoded]):
     @classmethod
     def write(cls, rows: Iterable[Sequence[Encoded]], folder: Path) -> StoredRows:
         """The rows, which come some at a time, in a file in `folder` that goes with them."""
-        names = SCHEMA.names
-        batches = (
-            pa.RecordBatch.from_pydict({name: [getattr(row, name) for row in part] for name in names}, SCHEMA)
-            for part in rows
-        )
-        return cls(spooled(batches, folder))
+        return cls(spooled(map(record_batch, rows), folder))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -71,6 +66,11 @@ class StoredRows(Sequence[Encoded]):
     def sources(self) -> bool:
         """Whether any example is made of a row with another id."""
         return not bool(pc.all(pc.equal(self.table["source"], self.table["example_id"])).as_py())
+
+
+def record_batch(rows: Sequence[Encoded]) -> pa.RecordBatch:
+    """The rows as a record batch of `SCHEMA`."""
+    return pa.RecordBatch.from_pydict({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, SCHEMA)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Encoded]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from xtf.config.identity import digest, identity
 from xtf.config.schema import Config, ConfigError, Stage
@@ -42,6 +42,35 @@ class NodesError(ValueError):
 
 class StoppedError(NodesError):
     """Node 0 has stopped, and tells why itself."""
+
+
+Introduction: TypeAlias = "dict[str, Any]"  # what a machine says of itself
+
+
+def introduce(config: Config) -> Introduction:
+    """This machine's host name, program, versions and weights, for `unlike`."""
+    return {
+        "host": socket.gethostname(),
+        "program": program(),
+        "versions": {name: version for name, version in versions().items() if name != "platform"},
+        "model": fingerprint(config.model),
+    }
+
+
+def unlike(other: Mapping[str, Any], own: Introduction, config: Config) -> str | None:
+    """What makes another machine unfit to share this one's work, or None."""
+    differ = [
+        f"{name} {v}, not {own['versions'][name]}"
+        for name, v in other["versions"].items()
+        if v != own["versions"][name]
+    ]
+    if differ:
+        return f"has other versions: {', '.join(differ)}"
+    if other["program"] != own["program"]:
+        return f"runs another version of this program: its source files differ from those of {own['host']}"
+    if other["model"] != own["model"]:
+        return f"has other weights in model.path={config.model.path}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -103,11 +132,8 @@ class Nodes:
         self.output = Path(config.output_dir)
         self.hosts = [socket.gethostname()]
         self.calls = 0  # to train, so far
-        self.hello: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "program": program(),
-            "versions": {name: version for name, version in versions().items() if name != "platform"},
-            "command": digest([run, identity(config), config.stage, config.trainer.devices, config.trainer.strategy]),
+        self.hello: Introduction = introduce(config) | {
+            "command": digest([run, identity(config), config.stage, config.trainer.devices, config.trainer.strategy])
         }
         self.store = self._connect()
 
@@ -231,17 +257,9 @@ class Nodes:
                 f"does not see what node 0 writes in output_dir={self.config.output_dir} ({hello['output']} there, "
                 f"{self.output.absolute()} here): give a folder that all nodes share"
             )
-        own = self.hello["versions"]
-        differ = [f"{name} {v}, not {own[name]}" for name, v in hello["versions"].items() if v != own[name]]
-        if differ:
-            return f"has other versions: {', '.join(differ)}"
-        if hello["program"] != self.hello["program"]:
-            return "runs another version of this program: its source files differ from those of node 0"
-        if hello["command"] != self.hello["command"]:
+        if hello["command"] != self.hello["command"] and hello["program"] == self.hello["program"]:
             return "was started with another command: run the same one on every node"
-        if hello["model"] != fingerprint(self.config.model):
-            return f"has other weights in model.path={self.config.model.path}"
-        return None
+        return unlike(hello, self.hello, self.config)
 
     def call(self, folder: Path, port: int, files: Mapping[str, Path]) -> None:
         """Ask the others to train on `folder`; they first wait until they see `files`, by name, as they are here."""
@@ -327,7 +345,6 @@ class Nodes:
                 **self.hello,
                 "seen": nonce.read_text() if nonce.exists() else None,
                 "output": str(self.output.absolute()),
-                "model": fingerprint(self.config.model),
             },
         )
         self._await_or_end(f"time/{rank}")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xtf.config.identity import digest, plain
-from xtf.config.schema import Config, ScorerConfig, TRVariant
+from xtf.config.schema import Accelerator, Config, Engine, ScorerConfig, TRVariant
 from xtf.runtime.artifacts import intact, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
 from xtf.runtime.models import inference_dtype
@@ -29,6 +29,7 @@ from xtf.runtime.pace import announce, measured
 from xtf.runtime.progress import bar, say, stopwatch
 from xtf.runtime.shapes import FORWARD
 from xtf.scoring.attributes import ATTRIBUTES, Brought, brought
+from xtf.scoring.on_ray import score_on_ray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from xtf.data.encode import Encoded
     from xtf.scoring.scorers import TokenCounts, TRTable
 
-# Gives the model, on the device `place` if that is named. Where the trainer has several devices it is pickled.
+# Gives the model, on the device `place` if that is named. For several devices, and for Ray, it is pickled.
 Load: TypeAlias = "Callable[..., PreTrainedModel]"
 
 
@@ -241,12 +242,19 @@ class ShardScorer:
 def _score(
     scorer: ShardScorer, rows: Sequence[Encoded], parts: Mapping[str, range], progress: Callable[[int], None]
 ) -> Iterator[tuple[str, float, float]]:
-    """Write the shards, on every device of the trainer; yields each one's name, what it adds to the seconds, and the
-    peak memory of a device in MB.
+    """Write the shards, on every device of the trainer or of a Ray cluster; yields each one's name, what it adds to the
+    seconds, and the peak memory of a device in MB.
 
     A shard's numbers depend on its own rows and on the counts of the whole pass, not on the process that makes them.
     """
     trainer = scorer.config.trainer
+    if trainer.engine is Engine.ray:
+        # Ray shows each actor its own GPU alone
+        place = "cpu" if trainer.accelerator is Accelerator.cpu else "cuda:0"
+        own = dataclasses.replace(scorer, folder=scorer.folder.absolute(), place=place)
+        written = score_on_ray(own, own.folder, rows, parts, scorer.config)
+        yield from _timed(written, rows, parts, progress)
+        return
     if trainer.devices == 1:
         for name, part in parts.items():
             yield name, *scorer.write(name, rows[part.start : part.stop], progress)
@@ -257,27 +265,45 @@ def _score(
         places.put("cpu" if trainer.accelerator == "cpu" else f"cuda:{number}")
     pool = ProcessPoolExecutor(trainer.devices, context, _enter, (scorer, places))
     try:
-        with stopwatch() as seconds:
-            before = 0.0
-            waiting, tasks = iter(parts.items()), dict[Future[tuple[float, float]], tuple[str, range]]()
-
-            def submit(shards: int) -> None:
-                """Hand over the rows of a few shards: those of all need not fit into memory."""
-                for name, part in islice(waiting, shards):
-                    tasks[pool.submit(_write_in_process, name, rows[part.start : part.stop])] = name, part
-
-            submit(2 * trainer.devices)
-            while tasks:
-                for task in wait(tasks, return_when=FIRST_COMPLETED).done:
-                    name, part = tasks.pop(task)
-                    _, peak = task.result()
-                    submit(1)
-                    now = seconds()
-                    yield name, now - before, peak
-                    before = now
-                    progress(sum(len(row.input_ids) for row in rows[part.start : part.stop]))
+        yield from _timed(_in_processes(pool, trainer.devices, rows, parts), rows, parts, progress)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _timed(
+    written: Iterator[tuple[str, float]],
+    rows: Sequence[Encoded],
+    parts: Mapping[str, range],
+    progress: Callable[[int], None],
+) -> Iterator[tuple[str, float, float]]:
+    """Shards as several devices finish them, name and peak MB, each with the seconds since the one before."""
+    with stopwatch() as seconds:
+        before = 0.0
+        for name, peak in written:
+            now = seconds()
+            yield name, now - before, peak
+            before, part = now, parts[name]
+            progress(sum(len(row.input_ids) for row in rows[part.start : part.stop]))
+
+
+def _in_processes(
+    pool: ProcessPoolExecutor, devices: int, rows: Sequence[Encoded], parts: Mapping[str, range]
+) -> Iterator[tuple[str, float]]:
+    """Hand the shards to the pool; yields name and peak MB of each."""
+    waiting, tasks = iter(parts.items()), dict[Future[tuple[float, float]], str]()
+
+    def submit(shards: int) -> None:
+        """Hand over the rows of a few shards: those of all need not fit into memory."""
+        for name, part in islice(waiting, shards):
+            tasks[pool.submit(_write_in_process, name, rows[part.start : part.stop])] = name
+
+    submit(2 * devices)
+    while tasks:
+        for task in wait(tasks, return_when=FIRST_COMPLETED).done:
+            name = tasks.pop(task)
+            _, peak = task.result()
+            submit(1)
+            yield name, peak
 
 
 _of_this_process: ShardScorer | None = None
