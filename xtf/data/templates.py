@@ -175,9 +175,8 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     opened = OPENED.search(prompt + cue)
     closing = ""
     if not opened and heading.strip() != (prompt + cue).strip():
-        at = sum(
-            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(heading, prompt + cue, strict=False))
-        )
+        pairs = zip(heading, prompt + cue, strict=False)
+        at = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         findings.append(
             f"before an answer it writes {heading[at:]!r} where its generation prompt has {(prompt + cue)[at:]!r}: "
             "responses follow the generation prompt"
