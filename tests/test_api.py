@@ -211,6 +211,45 @@ def test_an_adapter_of_the_models_own_is_off_too(small_model, tokenizer, tmp_pat
     torch.testing.assert_close(model(ids).logits, before)
 
 
+def test_layers_that_peft_put_in_without_a_wrapper_are_off_too(small_model, tokenizer, caplog):
+    base = logp(small_model("qwen2", len(tokenizer)), tokenizer)
+    tuned = adapted(small_model("qwen2", len(tokenizer))).get_base_model()  # the wrapper is left behind
+    ids = torch.arange(5, 15)[None]
+    before = tuned(ids).logits
+    assert logp(tuned, tokenizer) == base
+    torch.testing.assert_close(tuned(ids).logits, before)
+
+
+def test_an_adapter_with_biases_of_the_base_model_is_refused(small_model, tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(small_model("qwen2", len(tokenizer)), LoraConfig(target_modules=["q_proj"], bias="all"))
+    with pytest.raises(ValueError, match="has trained biases of the base model"):
+        logp(model, tokenizer)
+
+
+def test_models_that_cannot_be_run_are_refused_in_a_sentence(small_model, tokenizer):
+    with pytest.raises(ValueError, match="Qwen2Model has no LM head: load the model with AutoModelForCausalLM"):
+        logp(small_model("qwen2", len(tokenizer)).model, tokenizer)
+    with pytest.raises(ValueError, match=r"are not in memory .* is on the device meta"):
+        logp(small_model("qwen2", len(tokenizer)).to("meta"), tokenizer)
+    damaged = small_model("qwen2", len(tokenizer))
+    damaged.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="computes NaN or infinity from a few tokens: its weights are damaged"):
+        api.score(damaged, tokenizer, EXAMPLES, progress=False)
+    mixed = small_model("qwen2", len(tokenizer))
+    mixed.model.layers[0].double()
+    with pytest.raises(ValueError, match="cannot be run on a few tokens: "):
+        api.score(mixed, tokenizer, EXAMPLES, progress=False)
+
+
+def test_a_model_that_torch_quantised_is_warned_of(model, tokenizer, caplog):
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with caplog.at_level(logging.WARNING, "xtf"):
+        api.score(small, tokenizer, EXAMPLES, scorer="kn", progress=False)
+    assert "is quantised" in caplog.text
+
+
 def test_every_submodule_is_in_the_mode_in_which_it_was(model, tokenizer):
     model.train()
     model.model.layers[1].eval()

@@ -19,6 +19,7 @@ from xtf import cli, pipeline
 from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
+from xtf.config.schema import ConfigError
 from xtf.runtime.artifacts import DamagedError
 
 FOLDER = f"{RUN}/*/seed0"
@@ -83,6 +84,48 @@ def test_one_flipped_bit_is_found_before_use(whole: Path, tmp_path: Path, artifa
         assert expected is None
     else:
         assert record(folder) == record(whole)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "another run's"])
+def test_a_damaged_mask_is_named_and_made_again(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (mask,) = folder.glob(f"{FOLDER}/mask.parquet")
+    if damage == "flipped":
+        flip(mask)
+    else:
+        mask.write_bytes(mask.read_bytes()[:1000] if damage == "cut" else b"PAR1")
+    run(folder)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "mask.parquet is damaged, not as it was written: it is made again" in told
+    assert record(folder) == record(whole)
+
+
+@pytest.mark.parametrize("artifact", ["mask.parquet", "generations.jsonl"])
+def test_what_a_report_shows_and_was_deleted_is_told(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], artifact: str
+) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (file,) = folder.glob(f"{FOLDER}/{artifact}")
+    file.unlink()
+    run(folder)
+    assert f"{artifact} is gone, which a report shows" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ConfigError, match=f"{re.escape(artifact)} is gone"):
+        run(folder, "stage=report")
+    (file.parent / "metrics.json").unlink()
+    run(folder)
+    assert file.exists() and record(folder) == record(whole)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_report_says_that_the_runs_tokenizer_is_damaged(whole: Path, tmp_path: Path, share: float) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (file,) = folder.glob(f"{FOLDER}/model/tokenizer.json")
+    flip(file, share)
+    run(folder, "stage=report")
+    pages = [page.read_text() for page in folder.glob("outputs/reports/**/report.md")]
+    assert any("model/tokenizer.json is damaged, not as it was written" in page for page in pages)
 
 
 def test_a_damaged_model_is_trained_again_where_it_is_needed(

@@ -52,7 +52,7 @@ from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import export_table
 from xtf.graders import grade
 from xtf.runtime.artifacts import versions
-from xtf.runtime.heads import base_of, unwrapped
+from xtf.runtime.heads import base_of, is_quantised, unwrapped
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import bar
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
@@ -159,7 +159,7 @@ def score(
             log.warning("%d of %d examples %s: %s", len(ids), report.rows, what, ", ".join(ids[:10]))
     needs = brought(computed(config), config)
     with base_of(model) as base, ExitStack() as stack:
-        if getattr(base, "is_quantized", False):
+        if is_quantised(base):
             log.warning(
                 "%s is quantised: its log p are not those of the full weights (0.24 and 2.4 nats off were seen)",
                 base.name_or_path or type(base).__name__,

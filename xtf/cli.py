@@ -203,6 +203,7 @@ def run_job(node: Any) -> None:
     from xtf.config.compose import build, typed
     from xtf.config.identity import overrides
     from xtf.config.schema import ConfigError, Stage
+    from xtf.config.unread import unread
     from xtf.runtime.nodes import StoppedError
     from xtf.runtime.progress import say
     from xtf.runtime.run_folder import OutputDir, RunFolder
@@ -236,6 +237,9 @@ def run_job(node: Any) -> None:
         if sweep:
             check_program()
         config = resolve(composed)
+        typed_keys = [one.lstrip("+").partition("=")[0] for one in hydra_node.overrides.task]
+        if not sweep and (told := unread(config, typed_keys)):
+            say(f"set, but read by nothing here: {'; '.join(told)}")
         if "joblib" in hydra_node.launcher["_target_"]:
             claim_device(config)
         if config.probe:

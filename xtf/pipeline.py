@@ -31,7 +31,7 @@ from xtf.runtime.loggers import wandb_mode, whole_run
 from xtf.runtime.models import check_folder, device
 from xtf.runtime.nodes import together
 from xtf.runtime.progress import console, say, stage, stopwatch
-from xtf.runtime.run_folder import Manifest, RunFolder, finished
+from xtf.runtime.run_folder import Manifest, RunFolder, finished, mask_intact
 from xtf.scoring.passes import Pass, score, training_rows, write_mask
 from xtf.scoring.regime import Regime, regime
 from xtf.scoring.store import pass_columns
@@ -73,6 +73,12 @@ def _run(config: Config, changed: Mapping[str, Any], folder: RunFolder) -> dict[
             if config.stage is not Stage.report:
                 say(f"already done: {folder.metrics} (delete the folder to run it again)")
             record = read_json(folder.metrics)
+            if gone := [file for file in (folder.mask, folder.generations) if not file.exists()]:
+                told = f"{gone[0]} is gone, which a report shows; delete metrics.json beside it to make both again"
+                if config.stage is Stage.report:
+                    raise ConfigError(told)
+                say(told)
+                return record
             check_together(record, folder)
         else:
             record = pipeline.stages()
@@ -161,8 +167,8 @@ class Pipeline:
 
     def mask(self, passes: Mapping[Pass, Path]) -> None:
         """Write mask.parquet from stored scores; no model is loaded."""
-        entry, target = self.manifest.stages.get("mask"), self.folder.mask
-        if entry and target.exists() and sha256(target) == entry["sha256"]:
+        target = self.folder.mask
+        if mask_intact(self.folder, self.manifest.stages):
             return
         with stopwatch() as seconds:
             stats = write_mask(self.config, self.inputs.table(passes), target) | self.inputs.answers(target)

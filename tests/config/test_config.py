@@ -22,6 +22,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import check_texts, explain, load_config, override_value, parse_overrides, register, to_config
 from xtf.config.identity import _NEUTRAL, built_in_methods, differing_keys, identity, overrides, plain
 from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
+from xtf.config.unread import unread
 from xtf.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -503,6 +504,46 @@ def test_every_key_names_the_run_or_is_listed_with_the_reason_why_not(compose) -
     assert len(keys) > 150
     assert neutral == set(_NEUTRAL), "what is listed but is no key"
     assert all(reason.strip() for reason in _NEUTRAL.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["threshold.kn.q=0.3"], "threshold.kn.q (threshold.kn.rule=cutoff)"),
+        (["threshold=quantile", "threshold.tr.bins=9"], "threshold.tr.bins (threshold.tr.rule=quantile)"),
+        (["scorer=ri", "threshold.kn.pcp=0.9"], "threshold.kn.pcp (method=xtf with scorer=ri drops nothing by it)"),
+        (["method=normal", "threshold.ri.c=2"], "threshold.ri.c (method=normal with scorer=xtf drops nothing by it)"),
+        (["threshold.ties=none"], "threshold.ties (no threshold has a cap)"),
+        (["scorer=kn", "scorer.tr.variant=contextual"], "scorer.tr.variant (nothing scores TR)"),
+        (["scorer.ri.variant=released", "scorer.ri.layer=3"], "scorer.ri.layer (scorer.ri.variant=released)"),
+        (["task.domain_words=[a]"], "task.domain_words (scorer.tr.variant=dataset)"),
+        (["task.top_p=0.9"], "task.top_p (task.temperature=0 decodes greedily)"),
+        (["task.judge.model=x"], "task.judge.model (task.grader=number asks no judge)"),
+        (["task.sandbox.cpu_seconds=9"], "task.sandbox.cpu_seconds (task.grader=number runs no programs)"),
+        (["task.train.split=test"], "task.train.split (task.train.path is one file)"),
+        (["model.revision=main"], "model.revision (model.path is on this machine)"),
+        (["tuning.lora.r=4"], "tuning.lora.r (tuning=full trains no adapter)"),
+        (["evaluate.general_limit=5"], "evaluate.general_limit (evaluate.general is empty)"),
+        (["evaluate.vllm_memory=0.5"], "evaluate.vllm_memory (evaluate.backend=hf)"),
+        (["plant.seed=5"], "plant.seed (plant.share=0)"),
+        (["pilot.seeds=5"], "pilot.seeds (probe=false)"),
+        (["export.to=trl"], "export.to (stage=all exports nothing)"),
+        (["preview.format=text"], "preview.format (stage=all shows no preview)"),
+        (["pretrain.steps=9"], "pretrain.steps (stage=all pre-trains nothing)"),
+        (["logger.project=x"], "logger.project (logger=csv)"),
+        (["trainer.node_timeout_seconds=5"], "trainer.node_timeout_seconds (trainer.nodes=1)"),
+        (["threshold.kn.pcp=0.9", "threshold.kn.cap=0.5", "threshold.ties=none", "scorer.ri.layer=3"], None),
+        (["threshold=quantile", "threshold.kn.q=0.3"], None),
+        (["task.grader=mine.Own", "task.sandbox.cpu_seconds=9", "task.judge.model=x"], None),
+        (["tuning=lora", "tuning.lora.r=4"], None),
+        (["stage=export", "export.to=trl"], None),
+        (["logger=wandb", "logger.project=x"], None),
+        (["method=random", "threshold.kn.pcp=0.9"], None),
+    ],
+)
+def test_a_key_that_another_one_leaves_unread_is_told(compose, arguments: list[str], told: str | None) -> None:
+    config = resolve(to_config(compose(*arguments)))
+    assert unread(config, [one.partition("=")[0] for one in arguments]) == ([] if told is None else [told])
 
 
 @pytest.mark.parametrize(

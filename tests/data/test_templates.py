@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,39 @@ def test_a_template_is_followed_and_what_is_unusual_is_said_once_or_refused(
     assert finding in encode(own, as_examples([ROW]), 99)[1].template[0]
     with pytest.raises(ValueError, match=r"the chat template of .* \(task.template_checks=refuse\)"):
         encode(own, as_examples([ROW]), 99, Chat(checks=TemplateChecks.refuse))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            LOOP + "{% if add_generation_prompt %}<|system|>\n{% endif %}",
+            r"writes '<|assistant|>\\n' where .* '<|system|>",
+        ),
+        ("{% for m in messages %}<|{{m.role}}|>\n{{m.content | tojson}}<|end|>\n{% endfor %}" + CUE, "writes '\"'"),
+        (LOOP + "{% if add_generation_prompt %}<|assistant|>\n<seed:think>{% endif %}", "has '<seed:think>'"),
+    ],
+)
+def test_a_heading_other_than_the_generation_prompt_is_said(tokenizer: Any, template: str, said: str) -> None:
+    own = tokenizer("plain")
+    own.chat_template = template
+    findings = encode(own, as_examples([ROW]), 99)[1].template
+    assert any("before an answer it writes" in one and re.search(said, one) for one in findings), findings
+
+
+@pytest.mark.parametrize(
+    ("change", "dropped"),
+    [("{{messages[-1].content}}", "user"), (LOOP.replace("m.content", "m.content | replace('a', 'o')"), "assistant")],
+)
+def test_a_template_that_drops_or_rewrites_a_turn_is_refused(tokenizer: Any, change: str, dropped: str) -> None:
+    own = tokenizer("plain")
+    own.chat_template = change + CUE
+    turns = [("user", "Who?"), ("assistant", "<think>So</think>Alan"), ("user", "Why?"), ("assistant", "So.")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    with pytest.raises(ValueError, match=f"drops the {dropped} message of example 1"):
+        texts(own, row)
+    own.chat_template = LOOP.replace("m.content", "m.content.split('</think>')[-1]") + CUE
+    assert "Alan" in texts(own, row)[0]
 
 
 def test_generation_stops_where_the_template_ends_an_answer(tokenizer: Any) -> None:

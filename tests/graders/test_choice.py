@@ -76,6 +76,57 @@ def test_the_decision_of_a_text(text: str, decision: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "decision"),
+    [
+        ("Answer — yes", "yes"),
+        ("<answer> no </answer>", "no"),
+        ("✅ Yes", "yes"),
+        ("To sum up: maybe", "maybe"),
+        ("The final label is “no”.", "no"),
+        ("The answer is yes rather than no.", "yes"),
+        ("The answer is yes for adults and no for children.", None),
+        ("The answer cannot be yes.", None),
+        ("The answer would not be yes.", None),
+        ("The answer may be yes.", None),
+        ("The answer used to be yes.", None),
+        ("It is not the case that the answer is yes.", None),
+        ("I doubt that the answer is yes.", None),
+        ("If the answer is yes, we would expect a change.", None),
+        ("Yes. No.", None),
+        ("no\nyes", None),
+        ("yes\nno\nmaybe", None),
+        ("Decision: no<|im_end|>\n<|im_start|>user\nIs it?\nDecision: yes", "no"),
+        ("Decision: no\n[INST] Is it? [/INST] Decision: yes", "no"),
+        ("Decision: no</s>\nQuestion: x\nDecision: yes", "no"),
+        ("Decision: no\nQuestion 2) d\nDecision: yes", "no"),
+        ("Decision: no\nNext question: d\nDecision: yes", "no"),
+    ],
+)
+def test_what_is_offered_supposed_or_taken_back_is_no_decision(text: str, decision: str | None) -> None:
+    assert ChoiceGrader(("yes", "no", "maybe")).decide(text) == decision
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Option A is wrong, option B is right.", "B"),
+        ("A) cat\nB) dog\nC) cow", None),
+        ("A. cat B. dog", None),
+        ("A. B. C.", None),
+        ("A\n\nB", None),
+        ("Answer: A; B", None),
+        ("The answer is C++.", None),
+        ("The answer is D.C.", None),
+        ("A?", None),
+        ("C) fifteen", "C"),
+        ("B. dog", "B"),
+    ],
+)
+def test_letters_of_lists_and_names_are_no_choice(text: str, letter: str | None) -> None:
+    assert ChoiceGrader("ABCD").decide(text) == letter
+
+
+@pytest.mark.parametrize(
     ("text", "letter"),
     [
         ("The answer is (B).", "B"),

@@ -135,6 +135,19 @@ PAIRS = [
     ("9^{99}", "9^{98}", False),
     (r"1\frac12", "3/2", True),
     ("2 3/2", "3.5", False),
+    ("(2,3)", r"\{2,3\}", False),
+    (r"\{2,3\}", "3, 2", True),
+    (r"\$5", "5 cents", False),
+    (r"\$5", r"\text{5 dollars}", True),
+    ("€5", r"\$5", False),
+    (r"e^{i\pi}", "-1", True),
+    ("|3+4i|", "5", True),
+    ("3+4i", "3-4i", False),
+    (r"\emptyset", r"\varnothing", True),
+    (r"3\frac{1}{2}x", r"\frac{7}{2}x", True),
+    ("7", r"\approx 7", True),
+    ("-7", "–7", True),
+    ("7", "7'", False),
 ]
 
 

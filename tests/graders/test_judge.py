@@ -137,6 +137,13 @@ FAULTS: dict[str, Answer] = {
     "a page instead of JSON": lambda handler, _: handler.reply("<html>login</html>", kind="text/html"),
     "JSON cut short": lambda handler, _: handler.reply('{"choices": ['),
     "no choices": lambda handler, _: handler.reply({"choices": []}),
+    "choices as an object": lambda handler, _: handler.reply({"choices": {"a": 1}}),
+    "choices as a text": lambda handler, _: handler.reply({"choices": "yes"}),
+    "a choice that is null": lambda handler, _: handler.reply({"choices": [None]}),
+    "a message that is null": lambda handler, _: handler.reply({"choices": [{"message": None}]}),
+    "a message that is a text": lambda handler, _: handler.reply({"choices": [{"message": "yes"}]}),
+    "no number": lambda handler, _: handler.reply('{"choices": NaN}'),
+    "a body that is nested too deeply": lambda handler, _: handler.reply("[" * 100_000),
     "no content": lambda handler, _: handler.say(None),
     "disconnect": lambda handler, _: handler.connection.close(),
     "a line of noise": lambda handler, _: (
@@ -164,6 +171,52 @@ def test_a_fault_that_passes_is_retried_and_one_that_stays_gives_no_verdict(
     assert grade.correct is None and "no verdict" in grade.reason and "4 attempts" in grade.reason
     assert len(server.requests) == 3 + 4
     assert len(list(tmp_path.rglob("*.json"))) == 1  # a failure is not kept
+
+
+def test_a_reply_that_trickles_in_ends_with_the_time_of_a_request(
+    server: Server, config: JudgeConfig, tmp_path: Path
+) -> None:
+    def trickle(handler: Handler, _: int) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    server.answer = trickle
+    start = time.monotonic()
+    (grade,) = JudgeGrader(replace(config, retries=0, timeout_seconds=0.5), tmp_path).grade(items("Paris"))
+    assert grade.correct is None and "did not end within 0.5 s" in grade.reason
+    assert time.monotonic() - start < 5
+
+
+def test_a_reply_without_end_is_not_kept_in_memory(server: Server, config: JudgeConfig, tmp_path: Path) -> None:
+    server.answer = lambda handler, _: handler.say("yes" * (1 << 20))
+    (grade,) = JudgeGrader(config, tmp_path).grade(items("Paris"))
+    assert grade.correct is None and "longer than 1048576 bytes" in grade.reason
+
+
+def test_half_a_character_in_a_reply_does_not_end_the_grading(
+    server: Server, config: JudgeConfig, tmp_path: Path
+) -> None:
+    server.answer = lambda handler, _: handler.reply('{"choices": [{"message": {"content": "Yes. \\ud800"}}]}')
+    (grade,) = JudgeGrader(config, tmp_path).grade(items("Paris"))
+    assert grade.correct is True and grade.reason == "Yes. ?"
+
+
+def test_an_address_key_or_folder_that_cannot_be_used_is_refused_before_training(
+    config: JudgeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"task\.judge\.base_url=localhost:8000 is no address"):
+        JudgeGrader(replace(config, base_url="localhost:8000"), tmp_path).check()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be kept at task\.judge\.cache="):
+        JudgeGrader(config, tmp_path / "file").check()
+    monkeypatch.setenv("TEST_KEY", "sk-test\n")
+    with pytest.raises(ValueError, match="the key in TEST_KEY has characters that no key has"):
+        JudgeGrader(config, tmp_path).check()
 
 
 def test_an_unclear_reply_is_no_verdict_and_is_not_asked_again_in_vain(

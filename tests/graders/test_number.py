@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -98,6 +99,94 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets
 def test_the_final_number_of_a_text(text: str, number: str | None) -> None:
     value = final_number(text)
     assert (None if value is None else show(value)) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is 3x.",
+        "#### 3n",
+        "#### x - 5",
+        "#### x^2+1",
+        "#### P/2",
+        r"\boxed{3i}",
+        r"\boxed{3\alpha}",
+        r"\boxed{\pi/3}",
+        r"\boxed{\log_2 8}",
+        r"\boxed{\sqrt[3]{8}}",
+        r"\boxed{\pm 5}",
+        r"\boxed{|-5|}",
+        r"\boxed{5 \pmod 7}",
+        r"\boxed{5\le x\le7}",
+        r"\boxed{(-\infty, 5)}",
+        r"\boxed{3.14\ldots}",
+        "#### 3.14...",
+        r"\boxed{5!}",
+        r"\boxed{18}^2",
+        r"-\boxed{18}",
+        r"\boxed{\text{eighteen}} or 5",
+        "The answer is not 5.",
+        "The answer is half of 10.",
+        "The answer is the square root of 16.",
+        "The answer is twice 7",
+        "The answer is 4 factorial.",
+        "The answer is one hundred 5.",
+        "The answer is < 5",
+        "It lies between 5 and 7",
+        "The answer is x = 5 or x = -5.",
+        "#### x=5, y=6",
+        "#### (a) 5 (b) 6",
+        "#### Option 2: 15",
+        "#### 5 | 6",
+        "#### 5;6",
+        "#### 12h30",
+        "#### 5 kg 300 g",
+        "#### 6 ft. 2 in.",
+        "#### $3 and 50¢",
+        "#### 2 dozen and 3",
+        "#### 45° 30'",
+        "#### May 5, 2020",
+        "#### v1.2.3",
+        "#### 1.5•10^x",
+        "#### 12٫5",
+        "H2O and A4",
+    ],
+)
+def test_a_number_inside_something_larger_is_not_read(text: str) -> None:
+    assert final_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is $1.5M.", "1500000"),
+        ("The answer is \u20115.", "-5"),
+        ("The answer is \uff0d5.", "-5"),
+        ("ANSWER - 18", "18"),
+        ("The answer is _5_.", "5"),
+        ("<answer>5</answer>", "5"),
+        ("> 5", "5"),
+        ("答案是5个", "5"),
+        ("USD5 in all", "5"),
+        ("It is 5m² of H2O", "5"),
+        (r"\boxed{\cfrac{7}{2}}", "3.5"),
+        (r"\boxed{5\,\text{cm}}", "5"),
+        (r"\boxed{x \approx 3.5}", "3.5"),
+        ("#### 1.5•10^3", "1500"),
+        ("#### 5 a day", "5"),
+        ("#### 18 (not 20)", "18"),
+    ],
+)
+def test_what_stands_beside_a_number_and_changes_nothing(text: str, number: str) -> None:
+    value = final_number(text)
+    assert value is not None and show(value) == number
+
+
+def test_endless_answers_are_read_in_time_that_grows_with_their_length() -> None:
+    for text in ("so if the answer is ", "the answer - ", "Jan 5, 2020 ", "a=b, ", "a 1: "):
+        start = time.process_time()
+        final_number(text * 2000)
+        assert time.process_time() - start < 3
 
 
 def test_a_number_is_compared_by_value_and_the_grade_says_what_was_read() -> None:

@@ -39,6 +39,10 @@ def test_contains_looks_for_the_reference_in_any_case() -> None:
         ("(b)", "It is(b)or so", True, True),
         ("北京", "我在北京。", True, True),
         ("Bern", "It is in Zürich.", False, False),
+        ("C", "I write C++ and C#.", False, True),
+        ("C++", "I write C++.", True, True),
+        ("5", "In all 5 000 pens", False, True),
+        ("-5", "It fell to −5.", True, False),
     ],
 )
 def test_contains_looks_for_whole_words_and_substring_for_any(

@@ -15,7 +15,7 @@ import xtf.tasks
 from xtf.config.schema import SourceConfig, TaskConfig, Turns
 from xtf.data.examples import RowError, render
 from xtf.data.rows import load_rows
-from xtf.tasks import Task, load_task
+from xtf.tasks import Task, as_examples, load_task
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
 ROWS = [{"id": "a", "question": "1+1?", "answer": "2"}, {"id": "b", "question": "Größe 🙂?", "answer": "3\n4"}]
@@ -243,3 +243,62 @@ def test_every_task_file_names_itself_and_a_grader_that_loads(name: str) -> None
         if key in settings:
             settings[key] = SourceConfig(**settings[key])
     load_task(TaskConfig(**settings))
+
+
+PAIR = {"prompt": "q", "response": "a"}
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["mask", "training", "trainable", "loss_weight", "loss_mask", "label", "is_masked", "images", "prefix", "think"],
+)
+def test_a_mark_of_a_turn_or_part_that_is_not_read_is_refused_and_a_note_is_not(mark: str) -> None:
+    marked = [TALK[0], {**TALK[1], mark: 1}]
+    with pytest.raises(ValueError, match=f"row 1: field 'messages': turn 2 has '{mark}', which is not read"):
+        as_examples([{"messages": marked}])
+    part = {"type": "text", "text": "a", mark: 1}
+    with pytest.raises(ValueError, match=f"a part that has '{mark}', which is not read"):
+        as_examples([{"messages": [TALK[0], {"role": "assistant", "content": [part]}]}])
+    noted = {**TALK[1], mark: None, "id": 7, "timestamp": "today", "score": 0.5}
+    assert as_examples([{"messages": [TALK[0], noted]}])[0].response == "a"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"weight": 0.5}, "'weight' belongs to the assistant's turn"),
+        ({"train": False}, "'train' belongs to the assistant's turn"),
+        ({"reasoning": "since"}, "'reasoning' belongs to the assistant's turn"),
+        ({"loss_mask": [0]}, "'loss_mask' goes with input_ids only"),
+        ({"images": ["x"]}, "'images' is not read: only texts are"),
+        ({"rejected": "b"}, "'rejected' is not read: preference pairs"),
+        ({"label": False}, "'label' is false"),
+        ({"enable_thinking": False}, "'enable_thinking' is not read"),
+        ({"tools": "x"}, "'tools' cannot be read as JSON"),
+        ({"context": "c"}, r"'context' stands beside 'prompt' .* task.prompt='{context} {prompt}'"),
+        ({"completion": "b"}, "response, completion hold different answers"),
+        ({"system": 5}, "'system' must be text"),
+        ({"response": "a\ud800"}, "turn 2 holds half a character"),
+    ],
+)
+def test_a_field_that_would_be_lost_is_refused_by_name(extra: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"row 1: .*{message}"):
+        as_examples([PAIR | extra])
+    nothing = dict.fromkeys(extra.keys() - {"response"})
+    assert as_examples([PAIR | nothing])[0].response == "a"
+
+
+def test_system_prompts_and_histories_beside_the_turns_come_before_them() -> None:
+    system = {"role": "system", "content": "s"}
+    assert as_examples([{"system": "s", "messages": TALK}])[0].messages == (system, TALK[0])
+    assert as_examples([{"system_prompt": "s", **PAIR}])[0].messages == (system, TALK[0])
+    assert as_examples([{"system": "s", "messages": [system, *TALK]}])[0].messages == (system, TALK[0])
+    alpaca = {"instruction": "q", "output": "a", "system": "s", "history": [["q", "a"], ["q", "a"]]}
+    assert as_examples([alpaca])[0].messages == (system, *TALK, *TALK, TALK[0])
+    with pytest.raises(ValueError, match="not that of the first turn"):
+        as_examples([{"system": "t", "messages": [system, *TALK]}])
+    with pytest.raises(ValueError, match="'history' must be a list of pairs"):
+        as_examples([alpaca | {"history": ["q"]}])
+    with pytest.raises(ValueError, match="hold different conversations"):
+        as_examples([{"messages": TALK, "conversations": TALK + TALK}])

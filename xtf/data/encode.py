@@ -186,7 +186,10 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, chat: Ch
     template = template_of(tokenizer, chat)
     text = _rendered(tokenizer, messages, example, chat) + template.cue + template.closing
     for message in messages:
-        if message["role"] in ("system", "tool") and message["content"].strip() not in text:
+        said = message["content"]
+        if message["role"] == "assistant":
+            said = CLOSES.split(said)[-1]  # a template may leave out old thoughts
+        if said.strip() not in text:
             remedy = "; unset task.system or write it into the prompt" if message["role"] == "system" else ""
             raise _dropped(tokenizer, example, f"the {message['role']} message", remedy)
         if "reasoning_content" in message and not any(name in str(tokenizer.chat_template) for name in REASONING):
@@ -262,6 +265,7 @@ def _response(tokenizer: PreTrainedTokenizerBase, example: Example, template: Te
 
 
 OPENS = re.compile(r"<(?:think|thinking|thought|reasoning)>\n?")
+CLOSES = re.compile(r"</(?:think|thinking|thought|reasoning)>")
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, example: Example, template: Template, chat: Chat) -> int:

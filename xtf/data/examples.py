@@ -107,11 +107,19 @@ def turns(prompt: str, response: str) -> list[Message]:
 
 
 def instruction_turns(row: Mapping[str, Any]) -> list[Message]:
-    """Alpaca's columns: instruction, an input that may be empty or missing, output."""
+    """Alpaca's columns: instruction, an input that may be empty or missing, output; earlier turns in `history`."""
     instruction, extra = text_field(row, "instruction"), row.get("input") or ""
     if not isinstance(extra, str):
         raise RowError(f"field 'input' must be text, not {type(extra).__name__}")
-    return turns(f"{instruction}\n\n{extra}" if extra.strip() else instruction, text_field(row, "output"))
+    last = turns(f"{instruction}\n\n{extra}" if extra.strip() else instruction, text_field(row, "output"))
+    history = row.get("history") or []
+    pairs = isinstance(history, list | tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in history
+    )
+    if not pairs:
+        raise RowError("field 'history' must be a list of pairs, question and answer")
+    return [message for question, answer in history for message in turns(question, answer)] + last
 
 
 ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {
@@ -122,6 +130,13 @@ ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {
 CONVERSATIONS = ("messages", "conversations", "chat_rounds")  # of Hugging Face, ShareGPT, CodeFuse
 NUMBERS, SWITCHES = ("weight", "loss_scale"), ("train", "loss")  # how much, and whether, a turn or part is trained
 REASONING = ("reasoning_content", "reasoning", "thinking")
+# Keys of a turn or a part that would change what is trained, and are not read; others are notes (id, timestamp).
+LOST = re.compile(
+    r"mask|train|learn|supervis|loss|weight|ignore|label|image|video|audio|prefix|refusal|think|thought|reason|\bcot\b|"
+    r"tool|function|call|eot|document",
+    re.IGNORECASE,
+)
+TURN = ("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call")
 
 
 def chat(row: Mapping[str, Any]) -> Reading | None:
@@ -130,8 +145,67 @@ def chat(row: Mapping[str, Any]) -> Reading | None:
     Raises:
         RowError: see `conversation` and `tool_definitions`.
     """
-    name = next((name for name in CONVERSATIONS if row.get(name) is not None), None)
-    return None if name is None else Reading(conversation(row[name], name), tools=tool_definitions(row))
+    names = [name for name in CONVERSATIONS if row.get(name) is not None]
+    if not names:
+        return None
+    if any(row[name] != row[names[0]] for name in names):
+        raise RowError(f"fields {', '.join(names)} hold different conversations: leave one")
+    return Reading(with_system(row, conversation(row[names[0]], names[0])), tools=tool_definitions(row))
+
+
+def with_system(row: Mapping[str, Any], turns: list[Message]) -> list[Message]:
+    """The turns behind what rows say in a field `system` or `system_prompt`; RowError if the turns begin otherwise."""
+    system = next((text_field(row, name) for name in ("system", "system_prompt") if row.get(name)), "")
+    if not system.strip():
+        return turns
+    if turns and turns[0]["role"] == "system":
+        if turns[0]["content"].strip() == system.strip():
+            return turns
+        raise RowError("the system message beside the turns is not that of the first turn: leave one")
+    return [{"role": "system", "content": system}, *turns]
+
+
+NOT_READ = {  # fields of rows of texts that would change what is trained
+    "belongs to the assistant's turn (messages)": (
+        *NUMBERS,
+        *SWITCHES,
+        "loss_weight",
+        "weights",
+        "train_on_inputs",
+        "sample_weight",
+        *REASONING,
+    ),
+    "goes with input_ids only": ("labels", "loss_mask", "loss_weights", "attention_mask", "position_ids"),
+    "is not read: only texts are": ("image", "images", "video", "videos", "audio", "audios"),
+    "is not read: preference pairs are no rows to fine-tune on": ("chosen", "rejected"),
+    "is not read: the chat template is not handed it (task.think closes a thought)": (
+        "chat_template_kwargs",
+        "enable_thinking",
+        "documents",
+    ),
+}
+
+
+def refuse_lost(row: Mapping[str, Any]) -> None:
+    """RowError for a field that would be lost, though it says what is trained; not for a null or empty one."""
+    for why, names in NOT_READ.items():
+        for name in names:
+            if (value := row.get(name)) is not None and not (isinstance(value, str | list | dict) and not value):
+                raise RowError(f"field '{name}' {why}")
+    for name in ("label", "kto_tag"):
+        if row.get(name) is False:
+            raise RowError(f"field '{name}' is false, which marks an answer that is not wanted: leave the row out")
+
+
+def texts_of(turns: Sequence[Message]) -> None:
+    """RowError for a text that cannot be written as UTF-8 (half of a surrogate pair)."""
+    for place, turn in enumerate(turns, 1):
+        try:
+            turn["content"].encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"turn {place} holds half a character, {turn['content'][error.start]!r}: mend its text"
+            ) from error
 
 
 def tool_definitions(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -183,6 +257,7 @@ def _message(turn: Mapping[str, Any], role: str, where: str) -> Message:
         raise RowError(f"{where} has 'function_call', which is not read: write it as 'tool_calls'")
     calls = _tool_calls(turn["tool_calls"], where) if turn.get("tool_calls") else None
     content, parts = _content(turn.get("content", turn.get("value")), assistant, where, empty=calls is not None)
+    _refuse_lost_marks(turn, (*TURN, *NUMBERS, *SWITCHES, *REASONING), where)
     message: Message = {"role": role, "content": content}
     reasoning = [key for key in REASONING if turn.get(key)]
     if reasoning:
@@ -195,10 +270,10 @@ def _message(turn: Mapping[str, Any], role: str, where: str) -> Message:
         raise RowError(
             f"{where} has {(['tool_calls'] if calls else reasoning)[0]!r}, which only assistants' turns have"
         )
-    if role == "tool":
-        for key in ("tool_call_id", "name"):
-            if turn.get(key):
-                message[key] = str(turn[key])
+    if turn.get("name"):
+        message["name"] = str(turn["name"])
+    if role == "tool" and turn.get("tool_call_id"):
+        message["tool_call_id"] = str(turn["tool_call_id"])
     if (weight := _weight(turn, assistant, where)) is not None:
         message["weight"] = weight
     if parts is not None:
@@ -220,9 +295,18 @@ def _content(content: Any, assistant: bool, where: str, empty: bool) -> tuple[st
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise RowError(f"{where} has a part of type {kind!r}; only parts of text are read")
+        _refuse_lost_marks(part, ("type", "text", *NUMBERS, *SWITCHES), f"{where} has a part that")
         weight = _weight(part, assistant, f"{where} has a part that")
         parts.append((len(text), 1.0 if weight is None else weight))
     return "".join(part["text"] for part in content), parts if any(weight != 1 for _, weight in parts) else None
+
+
+def _refuse_lost_marks(marked: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key, value in marked.items():
+        if key not in known and value not in (None, "") and value != [] and LOST.search(str(key)):
+            raise RowError(
+                f"{where} has {key!r}, which is not read (how much is trained: {', '.join((*NUMBERS, *SWITCHES))})"
+            )
 
 
 def _weight(marked: Mapping[str, Any], assistant: bool, where: str) -> float | None:

@@ -19,6 +19,7 @@ from fractions import Fraction
 MAX_NUMBER = 200  # characters; a model that repeats one digit has not given a number
 MAX_EXPONENT = 200
 
+DASHES = "-−–\u2010\u2011\ufe63\uff0d"  # hyphens and minus signs as keyboards and typesetters write them
 GROUP = r"(?:,|\{,\}|\\[,;: ]|['’ _~\u00a0\u2009\u202f])"  # what may stand between groups of three digits
 INTEGER = rf"(?:[1-9]\d{{0,2}}(?:{GROUP}\d{{3}})+(?!\d)|\d+)"
 DIGITS = rf"{INTEGER}(?:\.\d+)?|\.\d+"
@@ -30,7 +31,7 @@ EXPONENT = (
 )
 POWER = EXPONENT.replace("{0}", "exponent") + r"|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
 TEN = EXPONENT.replace("{0}", "ten") + r"|(?P<tenraised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
-TIMES = r"\s*(?:\\times|\\cdot|[×·*x])\s*"
+TIMES = r"\s*(?:\\times|\\cdot|[×·•∙⋅*x])\s*"
 PARTS = {
     name: Fraction(1, part)
     for part, names in {
@@ -55,7 +56,7 @@ SCALES = {
     "trillion": 10**12,
 }
 LETTERS = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}  # after a currency's sign only
-FRACTION = r"\\[dt]?frac\s*(?:\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}|(?P<top1>\d)\s*(?P<bottom1>\d))"
+FRACTION = r"\\[dtc]?frac\s*(?:\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}|(?P<top1>\d)\s*(?P<bottom1>\d))"
 MIXED = (  # what may follow a whole number: a proper fraction
     rf"(?:(?:[ \t~\u00a0]+|[ \t]+and[ \t]+)(?P<over1>\d+)\s*[/⁄]\s*(?P<under1>\d+)(?![\d/⁄])"
     rf"|\s*\\[dt]?frac\s*(?:\{{\s*(?P<over2>\d+)\s*\}}\s*\{{\s*(?P<under2>\d+)\s*\}}|(?P<over3>\d)\s*(?P<under3>\d))"
@@ -64,8 +65,8 @@ MIXED = (  # what may follow a whole number: a proper fraction
 )
 SCALE = rf"[ \t~-]*(?:\\text\s*\{{\s*)?(?P<scale>{'|'.join(SCALES)})s?\b\}}?"
 NUMBER = re.compile(
-    rf"(?P<minus>\b(?:minus|negative)\b[ \t]+|[-−–])?(?P<gap>[ \t]*)"
-    rf"(?P<currency>(?:\\?[$€£¥])[ \t]*)?(?(currency)(?P<inner>[-−–])?|)"
+    rf"(?P<minus>\b(?:minus|negative)\b[ \t]+|[{DASHES}])?(?P<gap>[ \t]*)"
+    rf"(?P<currency>(?:\\?[$€£¥₹₩])[ \t]*)?(?(currency)(?P<inner>[{DASHES}])?|)"
     rf"(?:(?P<alone>[{VULGAR}])|{FRACTION}"
     rf"|(?P<whole>{INTEGER}){MIXED}"
     rf"|(?P<digits>{DIGITS})(?:[eE](?P<e>[-−+]?\d+)(?!\w|\.\d)|{TIMES}10(?:{TEN})|{POWER})?"
@@ -75,22 +76,62 @@ NUMBER = re.compile(
 )
 # A minus sign is one after these; after other words it may as well take away ("5 apples - 3").
 BEFORE_SIGN = re.compile(
-    r"(?:\b(?:is|are|was|were|be|to|of|or|and|at|by|from|equals?|about|around|approximately|exactly|answer|it's|gives?|"
-    r"get|yields?|makes?|than|only|between|value|number|result|total)|[^\w\s)\]}%.,½*_$`]|\A)[ \t*_$`]*\Z",
+    r"(?:\b(?:is|are|was|were|be|to|of|or|and|at|by|from|equals?|about|around|approximately|exactly|it's|gives?|"
+    r"get|yields?|makes?|than|only|between)|[^\w\s)\]}%.,½*_$`]|\A)[ \t*_$`]*\Z",
     re.IGNORECASE,
 )
-# What makes the digits before or after it a part of something larger.
+# LaTeX that may stand beside a number and says nothing about its value; any other command makes it a part of something.
+PLAIN = (
+    r"(?:text\w*|math(?:rm|bf|it|sf|tt|normal)|mbox|f?box(?:ed)?|left|right|[bB]igg?[lr]?|quad|qquad|[,;:! ]"
+    r"|displaystyle|underline|color|large|Large|huge|Huge|approx|sim|implies|Rightarrow|Longrightarrow|rightarrow|to|therefore"
+    r"|because|degree|circ|cents|item|hfill|newline|par|end|begin|checkmark|blacksquare|square|qed)"
+)
+UNIT_LETTERS = "mgshldcpLCFWVJN"  # glued to a number ("5m"); any other letter is a variable or a size ("3x", "12B")
+SPACED_LETTERS = UNIT_LETTERS + "aAtTbBKI"  # after a blank: words, too ("3 a day")
+UNIT_PAIRS = (
+    "mm|cm|dm|km|nm|in|ft|yd|mi|mg|kg|lb|oz|hr|am|pm|ml|dl|cl|kl|pt|qt|st|nd|rd|th|ms|ns|sq|cc|pp|px|GB|MB|KB|TB|Hz|kW"
+)
+COUNTED = r"hundred|thousand|million|billion|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
+FUNCTION = "factorial|log|ln|exp|sin|cos|tan"
+SIGNS = r"[-−–+*/·×÷^]"
+# What makes the digits after it a part of something larger: a command or function, an operator on what is no number,
+# a bound, words ("half of", "not").
 INSIDE = re.compile(
-    r"(?:[_√±]|\\(?:sqrt(?:\[\w+\])?|[dt]?frac|log|ln|exp|sin|cos|tan|d?binom|overline)|[\d)\]}]\s*\^|\}|[-+*/(]\s*\^)\s*\{?\s*\Z"
-)
-EXPONENT_OF_A_NAME = re.compile(r"[^\W\d]\}?\s*(?:\^|_)\s*\{?\s*\Z")  # cm^2, x_1: no number of its own
-OUTSIDE = re.compile(
-    r"\s*\)?\s*(?:\^(?!\s*\{?\s*(?:\\circ|°|o\b|th|st|nd|rd))|\*\*[\d({]|√)|\s*(?:\\sqrt|\\pi\b|π|\\[dt]?frac|\\d?binom)"
-    r"|_\{?\d|\.?\\(?:overline|bar|dot)|\.\(\d|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]"
-    r"|[ \t-]*(?:halves|thirds?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
-    r"|(?:hundred|thousand|million|billion)ths?|squared|cubed)\b"
-    r"|[ \t]+to[ \t]+the[ \t]+(?:power|\d+(?:st|nd|rd|th)|\w+[ \t]+power)\b|[eE][-−+]?\d",
+    rf"(?:(?<=[\w}}])_|[√±∓∛]|\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+(?:\[\w+\]|_\{{?\w+\}}?)?|[\d)\]}}]\s*\^|\}}|[-+*/(]\s*\^)"
+    r"\s*[({]?\s*\Z|\d\.?\Z"
+    rf"|(?<![A-Za-z.\\])[A-Za-z](?:\^\{{?\w\}}?)?(?:{SIGNS}|[ \t]+{SIGNS}[ \t]+)\Z"
+    rf"|(?:[π∞]|\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+\}}?)[ \t]*{SIGNS}[ \t]*\Z"
+    r"|[)\]}](?:[+*/·×÷]|[ \t]+[+*/·×÷][ \t]+)\Z"
+    r"|(?:[<≤≥≠]|(?<=\w)[ \t]*>)=?[ \t$]*\Z"
+    r"|%[ \t]+of[ \t]+(?:the[ \t]+)?\$?\Z"
+    rf"|\b(?:half|third|quarter|fifth|tenth|double|triple|square|cube|root|percent|{FUNCTION}|{COUNTED})[ \t-]+"
+    r"(?:of[ \t]+|and[ \t]+)?(?:the[ \t]+)?\$?\Z"
+    r"|(?:\b(?:twice|thrice|sqrt|not)|n['’]t)[ \t(]+(?:exactly[ \t]+)?[$(]*\Z"
+    r"|\bbetween[ \t][^.\n]{1,40}[ \t]and[ \t]+\$?\Z",
     re.IGNORECASE,
+)
+TAG = re.compile(r"<[^<>\n]*>[ \t]*\Z")  # "<b>5": markup, no bound
+MAGNITUDE = re.compile(r"\|\s*\{?\s*\Z")  # |-5|
+PART_OF_A_NAME = re.compile(  # cm^2, x_1, A4, H2O: no number of its own
+    r"[^\W\d]\}?\s*(?:\^|_)\s*\{?\s*[-−]?\Z|(?<![\\A-Za-z])(?!(?i:USD|EUR|GBP|INR|CAD|AUD|CHF|Rs|RM)\Z)[A-Za-z]+\Z"
+)
+OUTSIDE = re.compile(
+    r"\s*\)?\s*(?:\^(?!\s*\{?\s*(?:\\circ|°|o\b|th|st|nd|rd))|\*\*[\d({]|√)"
+    r"|\s*(?:π|∞|[±∓]|(?:°|\^\s*\{?\s*(?:\\circ|°)\s*\}?)\s*\d)"
+    rf"|[ \t{{}}]*\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+"
+    r"|_\{?\d|\.?\\(?:overline|bar|dot)|\.\(\d|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|[٫٬]\d"
+    r"|[ \t-]*(?:halves|thirds?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
+    r"|(?:hundred|thousand|million|billion)ths?|squared|cubed|factorial|mod(?:ulo)?)\b"
+    r"|[ \t]+to[ \t]+the[ \t]+(?:power|\d+(?:st|nd|rd|th)|\w+[ \t]+power)\b|[eE][-−+]?\d"
+    rf"|(?-i:(?![{UNIT_LETTERS}]\b)[A-Za-zα-ω](?![^\W_])|[ \t](?![{SPACED_LETTERS}])[a-zα-ω](?![\w'’-])"
+    rf"|(?!(?:{UNIT_PAIRS})\b)[a-z]{{2}}(?![^\W_])|(?!(?:mm|cm|dm|km|m|in|ft|yd|mi)[23]\b)[A-Za-z]+\d)",
+    re.IGNORECASE,
+)
+GOES_ON = re.compile(r"\.\.|…")
+MONTH = r"(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]*\.?"
+DATE = re.compile(
+    rf"\b{MONTH}[ \t]+\d{{1,2}}(?:st|nd|rd|th)?,?[ \t]+\d{{4}}\b"
+    rf"|\b\d{{1,2}}(?:st|nd|rd|th)?(?:[ \t]+of)?[ \t]+{MONTH},?[ \t]+\d{{4}}\b"
 )
 
 
@@ -107,13 +148,16 @@ class Numeral:
 def numerals(text: str) -> list[Numeral]:
     """Every number in a text, in order."""
     found = []
+    of_dates = {place for match in DATE.finditer(text) for place in range(*match.span())}
     for match in NUMBER.finditer(text):
-        begin = match.start("gap") if not match["minus"] else match.start()
-        if len(match[0]) > MAX_NUMBER or EXPONENT_OF_A_NAME.search(text, max(0, begin - 40), match.start("gap")):
+        before = text[max(0, match.start() - 40) : match.start("gap")]
+        if len(match[0]) > MAX_NUMBER or (not match["minus"] and not match["gap"] and PART_OF_A_NAME.search(before)):
             continue
         begin, sign = _sign(match, text)
         start = begin + len(text[begin : match.end()]) - len(text[begin : match.end()].lstrip())
-        whole = not (INSIDE.search(text[max(0, start - 40) : start]) or OUTSIDE.match(text, match.end()))
+        whole = not _inside(text[max(0, start - 60) : start], sign) and not OUTSIDE.match(text, match.end())
+        whole = whole and match.end() - 1 not in of_dates
+        whole = whole and not ("." in match[0] and GOES_ON.match(text, match.end()))  # 3.14...
         value = _value(match) if whole and sign is not None else None
         scaled = bool(match["scale"])
         found.append(Numeral(None if value is None or sign is None else sign * value, start, match.end(), scaled))
@@ -123,6 +167,12 @@ def numerals(text: str) -> list[Numeral]:
 def numbers(text: str) -> list[Fraction]:
     """The values of the numbers in a text that are read whole."""
     return [numeral.value for numeral in numerals(text) if numeral.value is not None]
+
+
+def _inside(before: str, sign: int | None) -> bool:
+    """Whether what precedes a number makes it a part of something larger."""
+    before = TAG.sub("", before)
+    return bool(INSIDE.search(before) or (sign == -1 and MAGNITUDE.search(before)))
 
 
 def _sign(match: re.Match[str], text: str) -> tuple[int, int | None]:

@@ -7,6 +7,7 @@ refused (`task.template_checks=refuse`):
 - nothing ends an answer, but the next turn begins with a token of its own (GLM-4.5): that one is trained there;
 - the generation prompt opens a thought (DeepSeek-R1): `task.think`;
 - `add_generation_prompt` changes nothing though answers have a heading: the heading is added;
+- an answer's heading is not the generation prompt (GPT-OSS's channels): responses follow the generation prompt;
 - today's date is written: it is `task.date`, so that no token depends on the day.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 import logging
 import re
@@ -172,6 +174,13 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
         findings.append(f"it ignores add_generation_prompt: {cue!r}, which it writes before an answer, is added")
     opened = OPENED.search(prompt + cue)
     closing = ""
+    if not opened and heading.strip() != (prompt + cue).strip():
+        pairs = zip(heading, prompt + cue, strict=False)
+        at = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        findings.append(
+            f"before an answer it writes {heading[at:]!r} where its generation prompt has {(prompt + cue)[at:]!r}: "
+            "responses follow the generation prompt"
+        )
     if opened:
         tag = opened[1]
         closing = f"\n</{tag}>\n\n" if chat.think is Think.close else ""

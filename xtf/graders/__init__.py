@@ -26,7 +26,9 @@ GRADERS = {
 }
 INSTALLED = installed("xtf.graders", GRADERS)  # of other packages
 # Counted up when a grader says something else of a completion than before: finished runs are then graded again.
-VERSIONS = dict.fromkeys(("exact", "contains", "substring", "number", "math", "choice", "decision", "code"), 2)
+VERSIONS = dict.fromkeys(("exact", "contains", "substring", "code"), 2) | dict.fromkeys(
+    ("number", "math", "choice", "decision"), 3
+)
 OWN_FUNCTION = "python:"
 PROTOCOL = ("of", "check", "reference", "grade", "metrics", "system_info")
 

@@ -116,7 +116,9 @@ def final_offset(completion: str) -> int:
 
 
 NEXT_TURN = re.compile(
-    r"\n[\s*#>]{0,20}+(?:<\|\w+\|>|(?:question|q|problem|user|human|instruction)\s*\d*\s*:)", re.IGNORECASE
+    r"\n[\s*#>]{0,20}+(?:<\|\w+\|>|(?:(?:next|new|another)\s)?(?:question|q|problem|user|human|instruction)\s*\d*\s*[:)])"
+    r"|<\|(?:im_(?:start|end)|end(?:oftext|_of_text)?|eot_id|user|start_header_id)\|>|</s>|\[INST\]|<(?:start|end)_of_turn>",
+    re.IGNORECASE,
 )
 
 

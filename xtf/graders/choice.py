@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,23 @@ from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, answer_parts
 from xtf.graders.metrics import Metric, bootstrap, wilson
 
 DECISIONS = ("yes", "no", "maybe")
-IS = r"(?:\b(?:is|was|be|seems|remains)\b|:|=|-)"
+IS = r"(?:\b(?:is|was|be|seems|remains)\b|[:=–—→-])"
 MARKER = rf"\b(?:decision|answer|conclusion|verdict|choice|label|option)\b[^.\n]{{0,40}}?{IS}"
+TAG = r"<(?:final[_ ]?)?(?:answer|decision|label|choice)>"
 THEREFORE = (
     r"\b(?:therefore|thus|hence|so|consequently|accordingly|overall|finally|ultimately"
-    r"|in (?:conclusion|summary|short|sum)|to (?:conclude|sum up))\b"
+    r"|in (?:conclusion|summary|short|sum)|to (?:conclude|sum up))\b(?:\s?:)?"
+)
+# Before a marker, or at its end, what takes back what it says: "if the answer is yes", "the answer cannot be yes".
+SUPPOSED = re.compile(
+    r"\b(?:if|whether|unless|suppose|assuming|doubt|deny|imagine|as though|is it true"
+    r"|not (?:the case|true|certain|clear|sure))(?:\sthat)?\s+(?:(?:the|my|our|this|a|correct|right|final)\s+){0,3}\Z"
+    r"|\bis\s+(?:the|your)\s+(?:(?:final|correct)\s+)?\Z",
+    re.IGNORECASE,
+)
+TAKEN_BACK = re.compile(
+    r"(?:\bnot|n['’]t|\bcannot|\bnever|\bmay|\bmight|\bcould|\bcan|\bused to|\bunlikely to)\s+(?:be\b)?\W*\Z",
+    re.IGNORECASE,
 )
 HEDGE = (
     r"(?:(?:(?:most|very)\s{1,3})?(?:likely|probably|clearly|definitely|certainly|simply|therefore|thus|again)\b"
@@ -35,11 +48,12 @@ CORRECT = (
 IS_CORRECT = re.compile(CORRECT, re.IGNORECASE)
 # What may follow a choice that stands by itself: the end, punctuation, or a reason.
 STANDS = re.compile(
-    r"(?!\w|[-/'’]\w|[.,:]\d)(?:\W*\Z|[ \t]*[.,;:!)\]}\"'*_`\n(—–-]|\s+(?:because|since|as|given|due|for)\b)",
+    r"(?!\w|[-/'’]\w|[.,:]\d|[+#]|\.[A-Za-z]\.)(?:[^\w?]*\Z|[ \t]*[.,;:!)\]}\"'*_`\n(—–”’»<-]"
+    r"|\s+(?:because|since|as|given|due|for|rather than|instead of|over|and not|not)\b)",
     re.IGNORECASE,
 )
-CONNECTION = re.compile(r"[*_`\"')\]}]*[ \t]*(?:[/|,&]|,?[ \t]*(?:and/or|or|and|nor)\b)[*_`\"'(\[{\s]*", re.IGNORECASE)
-NEXT_IN_LIST = re.compile(r"[*_`\"')\]}]*[ \t]*(?:[/|,.&]|\Z|(?:or|and|nor)\b|\n)", re.IGNORECASE)
+CONNECTION = re.compile(r"[*_`\"')\]}]*[ \t]*(?:[/|,;&]|,?[ \t]*(?:and/or|or|and|nor)\b)[*_`\"'(\[{\s]*", re.IGNORECASE)
+NEXT_IN_LIST = re.compile(r"[*_`\"')\]}]*[ \t]*(?:[/|,;.&]|\Z|(?:or|and|nor)\b|\n)", re.IGNORECASE)
 
 
 class ChoiceGrader(Grader):
@@ -58,22 +72,27 @@ class ChoiceGrader(Grader):
     """
 
     def __init__(self, choices: Sequence[str]) -> None:
-        if len(choices) < 2 or len({choice.casefold() for choice in choices}) < len(choices):
-            raise ValueError(f"task.choices must be at least two different answers, not {list(choices)}")
+        if len(choices) < 2 or len({choice.strip().casefold() for choice in choices} - {""}) < len(choices):
+            raise ValueError(f"task.choices must be at least two different answers, none empty, not {list(choices)}")
         self.choices = tuple(choices)
         longest_first = sorted(choices, key=len, reverse=True)
         one = "|".join(
             re.escape(choice) if len(choice) == 1 else f"(?i:{re.escape(choice)})" for choice in longest_first
         )
         # what may precede a choice: marks that no choice begins with; bounded and possessive, as texts can be endless
-        marks = re.escape("".join(mark for mark in "*_([\"'`$," if not any(c.startswith(mark) for c in choices)))
+        marks = re.escape(
+            "".join(mark for mark in "*_([\"'`$,“‘«<>✅❌✔✗✓✘☑➡→" if not any(c.startswith(mark) for c in choices))
+        )
         opening = rf"[\s{marks}]{{0,20}}+(?:\\(?:boxed|text|textbf|mathrm|mathbf)\{{[\s{marks}]{{0,3}}+){{0,3}}+"
         start = rf"{opening}(?i:{HEDGE})(?i:{NOUN}){opening}"
         self.one = re.compile(one)
+        self.elsewhere = re.compile(
+            rf"(?i:\b(?:and|but)\s+)(?P<choice>{one})(?i:\s+(?:for|in|with|at|when|if|among)\b)"
+        )
         self.rules = (
             re.compile(
-                rf"(?i:{MARKER}|{THEREFORE}){start}(?P<choice>{one})"
-                rf"|(?:^|(?<=[.!?]\s)){start}(?P<correct>{one})(?=(?i:{CORRECT}))",
+                rf"(?i:{MARKER}|{TAG}|{THEREFORE}){start}(?P<choice>{one})"
+                rf"|(?:^|(?<=[.!?;,]\s)){start}(?P<correct>{one})(?=(?i:{CORRECT}))",
                 re.MULTILINE,
             ),
             re.compile(rf"^{start}(?P<choice>{one})(?=\W*$)", re.MULTILINE),
@@ -100,6 +119,8 @@ class ChoiceGrader(Grader):
             text = part.strip()
             for rule in self.rules:
                 hits = [(said, match) for match in rule.finditer(text) if (said := self._hit(match, text)) is not None]
+                if hits and rule is not self.rules[0] and self._offered(hits, text):
+                    return None
                 if hits:
                     said, match = hits[-1]
                     start, end = match.span()
@@ -117,14 +138,44 @@ class ChoiceGrader(Grader):
         end = match.end("correct" if correct else "choice")
         if not correct and not STANDS.match(text, end):
             return None
+        marker = text[match.start() : match.start("correct" if correct else "choice")]
+        if TAKEN_BACK.search(marker) or (
+            marker.strip() and SUPPOSED.search(text[max(0, match.start() - 60) : match.start()])
+        ):
+            return None
+        sentence = re.split(r"[.!?\n]", text[end : end + 200], maxsplit=1)[0]
+        if (other := self.elsewhere.search(sentence)) and self._named(other["choice"]) != said:
+            return None
         if connection := CONNECTION.match(text, end):
             other = self.one.match(text, connection.end())
-            firm = (
-                connection[0].strip(" \t*_`\"'()[]{}") != ","
-            )  # after a comma it may begin a sentence: "yes, no harm"
+            # after a comma it may begin a sentence: "yes, no harm"
+            firm = connection[0].strip(" \t*_`\"'()[]{}") not in (",", ";")
             if other and self._named(other[0]) != said and (firm or NEXT_IN_LIST.match(text, other.end())):
                 return None
         return said
+
+    def _offered(self, hits: Sequence[tuple[str, re.Match[str]]], text: str) -> bool:
+        """Whether the hits list what may be chosen: "yes" and "no" in neighbouring lines, "Yes. No.", "A) B)"."""
+        for (said, match), (next_said, next_match) in pairwise(hits):
+            between = text[match.end("choice") : next_match.start("choice")]
+            if said != next_said and not re.search(r"\w", between):
+                return True
+        said, match = hits[0]
+        if len(hits) > 1 or match.start("choice") > 20:
+            return False
+        rest = text[match.end("choice") :]
+        follows = re.match(r"\W*[.!]\s+", rest)
+        if (
+            follows
+            and (other := self.one.match(rest, follows.end()))
+            and re.match(r"\W*(?:[.!?\n]|\Z)", rest[other.end() :])
+        ):
+            return self._named(other[0]) != said
+        place = self.choices.index(said)
+        if len(said) > 1 or not rest or place + 1 == len(self.choices):
+            return False
+        following = re.escape(self.choices[place + 1] + rest[0])  # "A) cat B) dog"
+        return rest[0] in ").:" and re.search(rf"(?:\A|\s)\(?{following}", rest) is not None
 
     def _named(self, said: str) -> str:
         return next(choice for choice in self.choices if choice.casefold() == said.casefold())

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.data.examples import Example, RowError
-from xtf.data.numbers import SCALES, show
+from xtf.data.numbers import DASHES, SCALES, show
 from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
 from xtf.graders.number import HASHES, boxed, final_number, located_number, marked_answer, stated_answer
 
@@ -41,7 +41,7 @@ def final_expression(completion: str) -> str | None:
     parts = answer_parts(completion)
     for part in parts:
         if (stated := stated_answer(part)) is not None:
-            return stated.rstrip("$ ")  # "The answer is $x$": the first sign went with the marker
+            return stated.strip("$ ")
     formulas = FORMULA.findall(parts[0])
     if formulas:
         return next(part for part in formulas[-1] if part).strip()
@@ -155,6 +155,11 @@ RELATIVE_TOLERANCE = Fraction(5, 10**12)  # of a decimal against an exact value:
 ELLIPSIS = re.compile(r"\\(?:[lcdv]?dots[cbmio]?)\b|\.\.\.|…")  # what it stands for is not written
 GROUPED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;: ]|[ ~'’\u00a0\u2009\u202f])\d{3})+(?!\d)")  # 1 000
 MIXED_NUMBER = re.compile(r"(?<![\d.,/])(\d+)[ ~]+(\d+)\s*/\s*(\d+)(?![\d/])")
+MIXED_FACTOR = re.compile(r"(?<![\d.}])(\d+)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}(?=\s*[A-Za-z(\\])")  # 3\frac{1}{2}x
+MONEY = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
+BRACKETS = re.compile(
+    r"(?:\\left)?\s*(?:(?P<set>\\\{)[^{}]*,[^{}]*|[(\[][^()\[\]]*,[^()\[\]]*)[)\]}]", re.DOTALL
+)  # of the whole
 TEXT = r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathit|operatorname)"
 UNIT = re.compile(  # at the end: \text{ inches}^2, inches, ^\circ
     rf"(?P<value>.*?[^\s~,;])[\s~]*(?:\\[,;:! ][\s~]*)*(?:{TEXT}\s*\{{(?P<text>[^{{}}]*)\}}"
@@ -192,6 +197,10 @@ UNITS = {
         "l": "l liter litre",
         "gal": "gal gallon",
         "dollar": "dollar usd",
+        "euro": "euro eur",
+        "pound sterling": "gbp",
+        "yen": "yen jpy",
+        "rupee": "rupee inr",
         "cent": "cent",
         "degree": "degree deg",
         "radian": "radian rad",
@@ -204,6 +213,10 @@ UNITS = {
 def tidy(text: str) -> str:
     r"""An answer as people write it in LaTeX that a parser reads whole: pi/2 -> \pi/2, 1.5e-3 -> 1.5 \cdot 10^{-3}."""
     text = re.sub(r"\\[()\[\]]|(?<!\\)\$|\\!\s*", "", text).strip().rstrip(".")
+    text = text.translate(dict.fromkeys(map(ord, DASHES), "-")).replace(r"\varnothing", r"\emptyset")
+    if whole := re.fullmatch(rf"{TEXT}\s*\{{([^{{}}]*\d[^{{}}]*)\}}", text):
+        text = whole[1].strip()
+    text = re.sub(r"^(?:\\(?:approx|sim)\b|≈)\s*", "", text)
     text = re.sub(rf"{TEXT}\s*\{{\s*(e|i|pi)\s*\}}", r"\1", text)  # upright constants
     text = re.sub(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|infinity)(?![A-Za-z])", r"\\\1", text).replace("π", r"\pi")
     text = text.replace(r"\infinity", r"\infty").replace("∞", r"\infty").replace("√", r"\sqrt")
@@ -213,7 +226,13 @@ def tidy(text: str) -> str:
     text = re.sub(rf"(?<=\d)[\s~]*(?:{TEXT}\s*\{{\s*)?({'|'.join(SCALES)})s?\b\}}?", _scaled, text)
     text = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, text))
     text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
-    return re.sub(r"\\?%$|\\?\s*percent$", "", text).strip().replace("−", "-")
+    text = MIXED_FACTOR.sub(_mixed_factor, text)
+    return re.sub(r"\\?%$|\\?\s*percent$", "", text).strip()
+
+
+def _mixed_factor(match: re.Match[str]) -> str:
+    whole, top, bottom = map(int, match.groups())
+    return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if 0 < top < bottom else match[0]
 
 
 def _mixed(match: re.Match[str]) -> str:
@@ -231,6 +250,8 @@ def _ungrouped(match: re.Match[str]) -> str:
 
 def split_unit(text: str) -> tuple[str, str | None]:
     """A value and the words after it, the latter as a known unit ("cm^2") or as they are; None without any."""
+    if money := re.fullmatch(r"(-?)\s*(\\\$|[€£¥₹])\s*(.*)", text, re.DOTALL):
+        return money[1] + money[3], MONEY[money[2]]
     match = UNIT.fullmatch(text)
     if match is None:
         return text, None
@@ -244,6 +265,8 @@ def unit_name(words: str) -> str | None:
     """The one name of a unit of measure, "cm^2" or "mi/h"; None for other words."""
     words = re.sub(r"\\[,;:! ]|[~.\s]+", " ", words).strip().casefold()
     words = UNITS.get(words, words)
+    if words in MONEY.values():
+        return words
     over = [part.strip() for part in re.split(r"/|\bper\b", words)]
     names = []
     for part in over:
@@ -275,7 +298,11 @@ def parsed(text: str) -> Any:
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
 
-    if ELLIPSIS.search(text) or re.search(r"\d\.\d*\.|(?<![_\d])\d+[\s~]+\.?\d", text):
+    if (
+        ELLIPSIS.search(text)
+        or re.search(r"\d['′]\s*\Z", text)
+        or re.search(r"\d\.\d*\.|(?<![_\d])\d+[\s~]+\.?\d", text)
+    ):
         raise ValueError(f"{text} is not one expression")
     # its own removal of units also removes the rest of an expression that ends with a brace
     config = NormalizationConfig(
@@ -294,6 +321,7 @@ def equivalent(reference: str, answer: str) -> bool:
     distance (`close`), two numerals that both name their base must name the same one (it ignores subscripts), and
     two equations that it cannot solve are not the same. Raises what its parser raises.
     """
+    import sympy
     from math_verify import grader
 
     bases = [NUMERAL_BASE.search(bare(text)) for text in (reference, answer)]
@@ -302,7 +330,16 @@ def equivalent(reference: str, answer: str) -> bool:
     values = same_units(tidy(reference), tidy(answer))
     if values is None:
         return False
+    brackets = [BRACKETS.fullmatch(value.strip()) for value in values]
+    if brackets[0] and brackets[1] and bool(brackets[0]["set"]) != bool(brackets[1]["set"]):
+        return False
     gold, found = (parsed(value) for value in values)
+    if {symbol.name for one in (gold, found) for symbol in getattr(one, "free_symbols", ())} == {"i"} and all(
+        isinstance(one, sympy.Expr) for one in (gold, found)
+    ):
+        gold, found = (
+            one.subs(dict.fromkeys(one.free_symbols, sympy.I)).doit().expand(complex=True) for one in (gold, found)
+        )
     solve_and_compare = grader.sympy_solve_and_compare
     # called for numbers at any depth of sets, tuples and relations; this process does nothing else
     grader.sympy_numeric_eq = close

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import openai
 
 BACKOFF_SECONDS = 0.5  # doubles with every attempt
+LONGEST_REPLY = 1 << 20  # bytes of a reply's body
 LONGEST_WAIT = 60.0  # seconds, also for a server's Retry-After
 UNREADABLE_CACHE = (OSError, ValueError, KeyError, TypeError)
 
@@ -62,6 +64,15 @@ class JudgeGrader(Grader):
             )
         if not config.api_key_env and not config.base_url:
             raise ValueError("the judge has neither an endpoint nor a key: set task.judge.base_url")
+        key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(f"the key in {config.api_key_env} has characters that no key has (a line's end?): mend it")
+        if config.base_url and not re.match(r"https?://[^\s/]", config.base_url):
+            raise ValueError(f"task.judge.base_url={config.base_url} is no address, such as http://localhost:8000/v1")
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"verdicts cannot be kept at task.judge.cache={self.cache}: {error}") from error
         try:
             text = config.prompt.format(question="q", reference="<reference>", answer="<answer>")
         except (KeyError, IndexError, ValueError) as error:
@@ -127,14 +138,11 @@ class JudgeGrader(Grader):
             self._count_request()
             wait = BACKOFF_SECONDS * 2**attempt
             try:
-                reply = client.chat.completions.create(
-                    model=str(self.config.model), messages=[{"role": "user", "content": text}], temperature=0
-                )
-                choices = getattr(reply, "choices", None)  # a body that is not JSON comes back as plain text
-                content = choices[0].message.content if choices else None
-                if isinstance(content, str):
+                body = self._body(client, text)
+                content = _content(body)
+                if content is not None:
                     return content
-                problem = f"malformed reply {str(reply)[:200]!r}"
+                problem = f"malformed reply {body[:200].decode(errors='replace')!r}"
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 404):
                     raise RuntimeError(f"the judge refuses every request: {error}") from error
@@ -142,11 +150,32 @@ class JudgeGrader(Grader):
                     raise NoVerdictError(str(error)) from error
                 problem = str(error)
                 wait = max(wait, _retry_after(error.response.headers.get("retry-after")))
-            except (openai.APIError, ValueError) as error:  # no connection, time-out; a body that is not JSON
+            except (openai.APIError, OSError) as error:  # no connection, time-out
                 problem = f"{type(error).__name__}: {error}"
             if attempt < self.config.retries:
                 time.sleep(min(wait, LONGEST_WAIT))
         raise NoVerdictError(f"{problem} ({self.config.retries + 1} attempts)")
+
+    def _body(self, client: openai.OpenAI, text: str) -> bytes:
+        """The body of the reply; TimeoutError for one that takes longer than a request may, however it trickles in."""
+        import httpx
+
+        deadline = time.monotonic() + self.config.timeout_seconds
+        asked = client.chat.completions.with_streaming_response.create(
+            model=str(self.config.model), messages=[{"role": "user", "content": text}], temperature=0
+        )
+        body = bytearray()
+        try:
+            with asked as reply:
+                for chunk in reply.iter_bytes():
+                    body += chunk
+                    if len(body) > LONGEST_REPLY:
+                        raise NoVerdictError(f"the judge's reply is longer than {LONGEST_REPLY} bytes")
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"the reply did not end within {self.config.timeout_seconds:g} s")
+        except httpx.HTTPError as error:  # the connection broke behind the head of the reply
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        return bytes(body)
 
     def _count_request(self) -> None:
         with self._lock:
@@ -161,6 +190,15 @@ class JudgeGrader(Grader):
             "requests": self.requests,
             "verdicts_from_cache": self.cached,
         }
+
+
+def _content(body: bytes) -> str | None:
+    """What the assistant says in the body of a reply; None for another body."""
+    try:
+        content = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return content.encode(errors="replace").decode() if isinstance(content, str) else None
 
 
 def _retry_after(header: str | None) -> float:

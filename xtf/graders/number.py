@@ -7,29 +7,47 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from xtf.data.examples import Example, RowError
-from xtf.data.numbers import Numeral, numerals, show
+from xtf.data.numbers import OUTSIDE, Numeral, numerals, show
 from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
 HASHES = re.compile(r"####(?!#)[ \t]*(?P<rest>[^\n]*)")
 NUMBERED_HEADING = re.compile(r"\**\d+[.)]\s+\S")
-ANSWER_IS = re.compile(r"\banswer\b[^.\n\d]{0,60}?(?:\bis\b|:|=)[\s*:$]*(?=(?P<rest>[^\n]*))", re.IGNORECASE)
+ANSWER_IS = re.compile(
+    r"\banswer\b[^.\n\d]{0,60}?(?:\bis\b|:|=|\s[-–—](?=\s))[\s*:]*(?=(?P<rest>[^\n]{0,2000}))", re.IGNORECASE
+)
 # Between two numbers, what makes them one expression, list, ratio, time or date, so that neither is the answer.
-OPERATOR = r"[-−–+*×·÷/^±]|\\(?:times|cdot|div|pm)\b|\b(?:times|plus|minus|divided by|multiplied by)\b"
+OPERATOR = r"[-−–+*×·•∙⋅÷/^±]|\\(?:times|cdot|div|pm)\b|\b(?:times|plus|minus|divided by|multiplied by)\b"
 JOINED = re.compile(
-    rf"[ \t~$]*|[:,.'’x]|[ \t]+(?:x|or|over|to the(?: power(?: of)?)?)[ \t]+"
+    rf"[ \t~$]*|x|[^\w\s=<>≈→⇒]{{1,3}}|[ \t]+(?::|x|or|over|to the(?: power(?: of)?)?|dozens?(?:,?[ \t]+and)?)[ \t]+"
     rf"|(?:[ \t~$]*[^\W\d]+){{0,3}}[ \t~$]*(?:{OPERATOR})[ \t~$(]*",
     re.IGNORECASE,
 )
+SENTENCE_END = re.compile(  # but for the stop of a unit between two numbers: "6 ft. 2 in."
+    r"[.!?](?=\s|$)(?!(?:"
+    + "|".join(rf"(?<=\b{unit}\.)" for unit in ["ft", "yd", "mi", "hr", "hrs", "min", "lb", "lbs", "gal"])
+    + r")\s+\d)"
+)
+SEVERAL = re.compile(  # (a) 5 (b) 6; x = 5 or y = 6; an interval without end; "Option 2: 15"
+    r"\([a-z]\)[^()]*\([a-z]\)|\b[A-Za-z]\w{0,20}\s{0,5}=[^=]{0,200}(?:[,;]|\b(?:and|or)\b)[\s$\\]*(?:quad|text)?[\s{}$]*[A-Za-z]\w{0,20}\s{0,5}="
+    r"|∞|\\infty|\binfinity\b|\b[A-Za-z]+[ \t]+\d+:[ \t]+[^\n]*\d"
+)
 RANGE = re.compile(r"[-−–]|[ \t]+to[ \t]+")
-LIST = re.compile(r"(?:[ \t,;()\[\]$]|\\[{}]|\\text\{|\}|\b(?:and|or)\b)*")
-COMPOUND = re.compile(
-    r"[ \t]*(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|months?|weeks?|days?|dollars?|degrees?)"
-    r"(?:,|,?[ \t]+and)?[ \t]*"
+LIST = re.compile(r"(?:[ \t,;&|()\[\]$]|∞|\\infty|\\[{}]|\\text\{|\}|\b(?:and|or)\b)*")
+UNIT = (
+    r"(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|yards?|yds?|miles?|mi|pounds?|lbs?|tons?|tonnes?|stones?|years?|yrs?"
+    r"|months?|weeks?|days?|dollars?|bucks|euros?|degrees?|kilometers?|kilometres?|km|meters?|metres?|m|centimeters?"
+    r"|centimetres?|cm|kilograms?|kilos?|kg|grams?|g|gallons?|gal|quarts?|qt|pints?|pt|cups?|liters?|litres?|l|dozens?"
+    r"|quarters?|dimes?|nickels?)\.?"
 )
-SMALLER = re.compile(
-    r"[ \t]*(?:minutes?|mins?|seconds?|secs?|s|inch(?:es)?|in|ounces?|oz|months?|weeks?|days?|hours?|cents?)\b"
+SMALL_UNIT = (
+    r"(?:minutes?|mins?|seconds?|secs?|s|inch(?:es)?|in|feet|foot|ft|yards?|yds?|ounces?|oz|pounds?|lbs?|months?|weeks?"
+    r"|days?|hours?|hrs?|cents?|pence|meters?|metres?|m|centimeters?|centimetres?|cm|millimeters?|millimetres?|mm|grams?|g"
+    r"|quarts?|qt|pints?|pt|cups?|tablespoons?|teaspoons?|milliliters?|millilitres?|ml|dimes?|nickels?|pennies|penny)"
 )
+COMPOUND = re.compile(rf"[ \t]*{UNIT}(?:,|,?[ \t]+and)?[ \t]*", re.IGNORECASE)
+SMALLER = re.compile(rf"[ \t]*(?:{SMALL_UNIT}\b|[¢'′\"″])", re.IGNORECASE)
+CENTS = re.compile(r"[ \t]*(?:cents?\b|¢)", re.IGNORECASE)
 ANOTHER_SCALE = re.compile(r"(?:,|,?[ \t]+and)?[ \t]+")
 
 
@@ -60,7 +78,7 @@ def _boxed(text: str) -> Marked | None:
 
 
 def _sentence(text: str) -> str:
-    return re.split(r"[.!?](?=\s|$)", text, maxsplit=1)[0]
+    return SENTENCE_END.split(text, maxsplit=1)[0]
 
 
 def _is_heading(match: re.Match[str]) -> bool:
@@ -81,8 +99,8 @@ def marked_answer(text: str) -> Marked | None:
     hashes = [match for match in HASHES.finditer(text) if not _is_heading(match)]
     if hashes and hashes[-1]["rest"].strip():
         return _of_sentence(hashes[-1])
-    stated = [_of_sentence(match) for match in ANSWER_IS.finditer(text)]
-    return next((one for one in reversed(stated) if text[one.first : one.last].strip()), None)
+    stated = (_of_sentence(match) for match in reversed(list(ANSWER_IS.finditer(text))))
+    return next((one for one in stated if text[one.first : one.last].strip()), None)
 
 
 def _of_sentence(match: re.Match[str]) -> Marked:
@@ -117,12 +135,16 @@ def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int
         if (marked := marked_answer(part)) is None:
             continue
         stated = part[marked.first : marked.last].strip()
+        if SEVERAL.search(stated) or _worked_on(part, marked):
+            return None
         inside = part.index(stated, marked.first)
         for skipped in (stated.rfind("=") + 1, 0):
             if found := numerals(stated[skipped:]):
                 value = _first(stated[skipped:], found)
                 end = marked.end if marked.end > marked.last else inside + skipped + found[0].end
                 return None if value is None else (value, first + places[marked.start], first + places[end - 1] + 1)
+        if marked.end > marked.last:  # an empty box, or words: no other number of the text is what it stands for
+            return None
     for part, places in parts:
         if found := numerals(part):
             *before, last = found
@@ -132,6 +154,14 @@ def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int
                 return None
             return last.value, first + places[last.start], first + places[last.end - 1] + 1
     return None
+
+
+def _worked_on(text: str, marked: Marked) -> bool:
+    """Whether a box is only a part of the answer: -\\boxed{18}, \\boxed{18}^2, \\boxed{5!}."""
+    if marked.end == marked.last:
+        return False
+    factorial = text[marked.first : marked.last].rstrip().endswith("!")
+    return factorial or bool(OUTSIDE.match(text, marked.end)) or text[: marked.start].endswith(tuple("-−–+*/^"))
 
 
 def _without_notes(text: str) -> tuple[str, list[int]]:
@@ -165,7 +195,8 @@ def _joined(text: str, first: Numeral, second: Numeral, *, ranges: bool) -> bool
         return ranges
     if COMPOUND.fullmatch(between) and SMALLER.match(text, second.end):
         return True
-    if first.scaled and ANOTHER_SCALE.fullmatch(between):
+    money = "$" in text[first.start : first.end] and CENTS.match(text, second.end)
+    if (first.scaled or money) and ANOTHER_SCALE.fullmatch(between):
         return True
     return bool(JOINED.fullmatch(between))
 

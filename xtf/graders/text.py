@@ -53,6 +53,7 @@ class TextGrader(Grader):
 
 def has_words(text: str, words: str) -> bool:
     """Whether `words` occur in `text` with nothing attached to them."""
+    text, words = text.replace("−", "-"), words.replace("−", "-")
     if len(words) > 1 or not words.isalpha():
         text, words = text.casefold(), words.casefold()
     before = "" if _unspaced(words[0]) else r"(?<!\w)"
@@ -60,7 +61,9 @@ def has_words(text: str, words: str) -> bool:
     if words[0].isdigit():
         before = r"(?<!\w)(?<![-−.])(?<!\d[,:/'’])"
     if words[-1].isdigit():
-        after = r"(?!\w)(?![.,:/'’]\d)"
+        after = r"(?!\w)(?![.,:/'’]\d)(?! \d{3}(?!\d))"
+    if len(words) == 1 and words.isalpha():
+        after = r"(?!\w|[+#])"  # C++ is not C
     return re.search(f"{before}{re.escape(words)}{after}", text) is not None
 
 

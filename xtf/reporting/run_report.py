@@ -45,6 +45,7 @@ from xtf.reporting.runs import (
     over_base,
     read_lines,
 )
+from xtf.runtime.artifacts import part_intact
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import RunFolder
 from xtf.runtime.train_log import read_log
@@ -340,7 +341,7 @@ def judged_tokens(folder: RunFolder, masked: pa.Table) -> MaskedTokens:
 
 
 def _threshold(folder: RunFolder) -> ThresholdConfig:
-    node = OmegaConf.load(folder.config)
+    node = OmegaConf.create(dict(folder.recorded))
     assert isinstance(node, DictConfig)
     return load_config(node).threshold
 
@@ -389,8 +390,11 @@ def most_dropped(tokens: MaskedTokens, attribute: str, decode: Callable[[int], s
 def _decoder(run: Run) -> tuple[Callable[[int], str], str | None]:
     """Token id -> text, from the tokenizer saved with the run; else the bare id, and the reason."""
     file = RunFolder(run.folder).model / "tokenizer.json"
+    shown = file.relative_to(run.folder)
     if not file.is_file():
-        return str, f"Tokens are shown by their ids: there is no {file.relative_to(run.folder)} beside this run."
+        return str, f"Tokens are shown by their ids: there is no {shown} beside this run."
+    if not part_intact(file.parent, file.name):
+        return str, f"Tokens are shown by their ids: {shown} is damaged, not as it was written."
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))

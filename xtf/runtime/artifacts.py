@@ -156,6 +156,12 @@ def intact(path: Path) -> bool:
     return True
 
 
+def part_intact(folder: Path, name: str) -> bool:
+    """Whether one file of a sealed folder is as it was written; True for one without a hash, of an earlier version."""
+    known = _table(folder.parent).get(f"{folder.name}/{name}")
+    return known is None or known_sha256(folder / name) in known
+
+
 @functools.cache
 def _say_unsealed(path: Path) -> None:
     if not _say_unsealed.cache_info().currsize:

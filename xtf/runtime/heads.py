@@ -76,11 +76,19 @@ def base_of(model: Any) -> Iterator[PreTrainedModel]:
         ValueError: as `unwrapped`.
     """
     base, outer = unwrapped(model), model
+    _check(base)
     trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     with ExitStack() as stack:
-        stack.callback(lambda: [parameter.requires_grad_(before) for parameter, before in trainable])
+        stack.callback(lambda: _restore(trainable))
         while outer is not base:
             if _has_adapters(outer):
+                for name in outer.active_adapters:
+                    if getattr(outer.peft_config[name], "bias", "none") not in ("none", False):
+                        raise ValueError(
+                            f"the adapter {name} has trained biases of the base model (bias="
+                            f"{outer.peft_config[name].bias}), so that the base model is not there any more: score "
+                            "the base model before it is tuned"
+                        )
                 stack.enter_context(outer.disable_adapter())
                 _say_off(outer.active_adapters)
                 outer = outer.get_base_model()
@@ -90,7 +98,46 @@ def base_of(model: Any) -> Iterator[PreTrainedModel]:
             stack.callback(base.enable_adapters)
             _say_off(base.active_adapters())
             base.disable_adapters()
+        if injected := [layer for layer in _adapter_layers(base) if not layer.disable_adapters]:
+            stack.callback(lambda: [layer.enable_adapters(True) for layer in injected])
+            _say_off(sorted({name for layer in injected for name in layer.active_adapters}))
+            for layer in injected:
+                layer.enable_adapters(False)
         yield base
+
+
+def _check(base: PreTrainedModel) -> None:
+    """ValueError for a model without an LM head, or whose weights are not in memory."""
+    if not callable(base.get_output_embeddings()):
+        raise ValueError(f"{type(base).__name__} has no LM head: load the model with AutoModelForCausalLM")
+    if missing := next((name for name, parameter in base.named_parameters() if parameter.is_meta), None):
+        raise ValueError(
+            f"the weights of {type(base).__name__} are not in memory ({missing} is on the device meta): load it "
+            "without offloading to disk or the CPU"
+        )
+
+
+def _restore(trainable: list[tuple[Any, bool]]) -> None:
+    for parameter, before in trainable:
+        if parameter.requires_grad != before:
+            parameter.requires_grad_(before)
+
+
+def _adapter_layers(base: PreTrainedModel) -> list[Any]:
+    """Layers that PEFT put into the model; nobody has where PEFT has not been imported."""
+    if "peft" not in sys.modules:
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in base.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def is_quantised(model: PreTrainedModel) -> bool:
+    """Whether any of a model's weights has fewer bits than it was trained with: by transformers, torch or torchao."""
+    if getattr(model, "is_quantized", False):
+        return True
+    kinds = {type(module).__module__ for module in model.modules()} | {type(p).__module__ for p in model.parameters()}
+    return any(kind.startswith(("torchao.", "bitsandbytes.", "torch.ao.nn.quantized")) for kind in kinds)
 
 
 def _say_off(adapters: Sequence[str]) -> None:

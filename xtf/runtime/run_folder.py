@@ -324,24 +324,34 @@ def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> b
                 not file.exists() or good()
                 for file, good in (
                     (folder.generations, lambda: intact(folder.generations)),
-                    (folder.mask, lambda: _mask_intact(folder, done)),
+                    (folder.mask, lambda: mask_intact(folder, done)),
                 )
             )
             return whole and all(_graded(entry, config) for entry in graded)
         case Stage.train:
             return "train" in done and intact(folder.model)
         case Stage.mask:
-            return _mask_intact(folder, done)
+            return mask_intact(folder, done)
         case Stage.score:
             paths = done.get("score", {}).get("paths", {})
             return bool(paths) and all((Path(path) / "manifest.json").exists() for path in paths.values())
     return False
 
 
-def _mask_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:
-    """Whether mask.parquet is what the manifest says."""
+def mask_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:
+    """Whether mask.parquet is there and what the manifest says; that it is damaged is said, once."""
     entry, file = done.get("mask"), folder.mask
-    return entry is not None and file.exists() and known_sha256(file) == entry["sha256"]
+    if entry is None or not file.exists():
+        return False
+    if known_sha256(file) == entry["sha256"]:
+        return True
+    _say_damaged(file, file.resolve())
+    return False
+
+
+@functools.cache
+def _say_damaged(file: Path, _place: Path) -> None:
+    say(f"{file} is damaged, not as it was written: it is made again")
 
 
 def _base_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:

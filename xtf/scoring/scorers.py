@@ -189,7 +189,7 @@ def score_rows(
     return table
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _forward_scores(
     model: PreTrainedModel,
     flat: Sequences,
@@ -507,8 +507,9 @@ def _exchange(model: PreTrainedModel, before: str) -> str | None:
     """
     ids_1T = torch.arange(1, 13, device=model.device)[None] * 7919 % model.config.get_text_config().vocab_size
     known = model in _exchangeable
-    with torch.inference_mode():
-        own_BTE = torch.empty(0) if known else _hidden(model, ids_1T).float()
+    # no_grad: what a quantised weight packs at its first use must not stay an inference tensor
+    with torch.no_grad():
+        own_BTE = torch.empty(0) if known else _tried(model, ids_1T).float()
         try:
             model.set_attn_implementation("sdpa")  # ValueError for a class that fused attention cannot serve
             model.set_attn_implementation(ATTENTION)
@@ -527,6 +528,19 @@ def _exchange(model: PreTrainedModel, before: str) -> str | None:
     elif model.config._attn_implementation != before:
         model.set_attn_implementation(before)
     return cause
+
+
+def _tried(model: PreTrainedModel, ids_1T: torch.Tensor) -> torch.Tensor:
+    """`_hidden`, of a model as it came; ValueError for one that computes nothing, or no numbers."""
+    try:
+        own_BTE = _hidden(model, ids_1T)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be run on a few tokens: {str(error).splitlines()[0]}"
+        ) from error
+    if not own_BTE.isfinite().all():
+        raise ValueError(f"{type(model).__name__} computes NaN or infinity from a few tokens: its weights are damaged")
+    return own_BTE
 
 
 _exchangeable: WeakSet[PreTrainedModel] = WeakSet()
@@ -578,7 +592,7 @@ class TRTable:
         return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def tr_table(
     model: PreTrainedModel,
     counts: TokenCounts,

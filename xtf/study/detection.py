@@ -274,7 +274,7 @@ def read_planted(folders: Sequence[Path]) -> list[PlantedTokens]:
     parts: dict[tuple[str, float], list[tuple[Config, pa.Table]]] = defaultdict(list)
     settings: dict[str, _Setting] = {}
     for folder in folders:
-        node = OmegaConf.load(RunFolder(folder).config)
+        node = OmegaConf.create(dict(RunFolder(folder).recorded))
         assert isinstance(node, DictConfig)
         config, data = load_config(node), Manifest(RunFolder(folder)).data["train"]
         keys = {key: plain(value) for key, value in identity(config).items()} | {"rows": data["sha256"]}

@@ -21,7 +21,17 @@ import numpy as np
 
 from xtf.config.identity import nearest
 from xtf.config.schema import ConfigError, TaskConfig
-from xtf.data.examples import Example, Message, Reading, RowError, example_of, render, split_turns
+from xtf.data.examples import (
+    Example,
+    Message,
+    Reading,
+    RowError,
+    example_of,
+    refuse_lost,
+    render,
+    split_turns,
+    texts_of,
+)
 from xtf.data.rows import Rows, first_few, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
@@ -118,6 +128,7 @@ class Task:
             if conversation and conversation[0]["role"] == "system":
                 raise RowError("the row has a system message of its own, and task.system is set too: unset one")
             conversation.insert(0, {"role": "system", "content": self.config.system})
+        texts_of(conversation)
         pairs = split_turns(conversation, self.config.turns, training)
         name = row_id(row, number)
         names = [name] if len(pairs) == 1 else [f"{name}#{turn}" for turn in range(1, len(pairs) + 1)]
@@ -258,7 +269,12 @@ def load_reader(config: TaskConfig) -> Reader:
         )
     name = config.reader or (config.name if config.name in known else "custom")
     reader: Reader = importlib.import_module(f"{__name__}.{name}").read
-    return reader
+
+    def read(row: Mapping[str, Any]) -> Reading:
+        refuse_lost(row)
+        return reader(row)
+
+    return read
 
 
 def _own_reader(path: str, function: Callable[..., Any]) -> Reader:

@@ -22,6 +22,7 @@ from xtf.data.examples import (
     instruction_turns,
     text_field,
     tool_definitions,
+    with_system,
 )
 
 
@@ -30,12 +31,17 @@ def read(row: Mapping[str, Any]) -> Reading:
     if (found := chat(row)) is not None:
         return found
     if "instruction" in row:
-        return Reading(instruction_turns(row))
+        return Reading(with_system(row, instruction_turns(row)))
     for prompt, responses in (("prompt", ("response", "completion")), ("question", ("answer",))):
         if row.get(prompt) is not None:
-            asked = _asked(row, prompt)
-            tools = tool_definitions(row) if isinstance(row[prompt], list | tuple) else ()
-            return Reading(asked + _answered(row, responses), tools=tools)
+            for name in ("context", "input", "history"):
+                if row.get(name):
+                    raise RowError(
+                        f"field '{name}' stands beside '{prompt}' and would be left out: put it in, such as by "
+                        f"task.prompt='{{{name}}} {{{prompt}}}' task.response='{{{responses[0]}}}'"
+                    )
+            turns = _asked(row, prompt) + _answered(row, responses)
+            return Reading(with_system(row, turns), tools=tool_definitions(row))
     raise RowError(
         f"no known columns in ({', '.join(map(str, row))}): name yours with "
         "task.prompt='{your_column}' and task.response='{your_column}'"
@@ -50,7 +56,10 @@ def _asked(row: Mapping[str, Any], name: str) -> list[Message]:
 
 
 def _answered(row: Mapping[str, Any], names: Sequence[str]) -> list[Message]:
-    name = next((name for name in names if row.get(name) is not None), names[0])
+    given = [name for name in names if row.get(name) is not None]
+    if len(given) > 1 and row[given[0]] != row[given[1]]:
+        raise RowError(f"fields {', '.join(given)} hold different answers: leave one")
+    name = given[0] if given else names[0]
     if isinstance(row.get(name), list | tuple):
         return conversation(row[name], name)
     return [{"role": "assistant", "content": text_field(row, *names)}]

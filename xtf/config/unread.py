@@ -1,0 +1,101 @@
+"""Keys that a user set and that nothing reads, because of what another key says.
+
+They are told, not refused, so that one command line does for several methods, stages and machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from xtf.config.schema import (
+    Backend,
+    Config,
+    KNRule,
+    RIRule,
+    RIVariant,
+    Stage,
+    ThresholdConfig,
+    TRRule,
+    TRVariant,
+    Tuning,
+    attribute_names,
+)
+
+WANDB = ("project", "entity", "mode", "tags", "timeout_seconds")  # of logger
+
+BUILT_IN = ("exact", "contains", "substring", "number", "math", "choice", "decision", "code", "judge")  # graders
+
+
+def _judged(config: Config, name: str) -> bool:
+    """Whether an attribute may drop a token."""
+    masked = config.method.masked or config.stage in (Stage.score, Stage.preview)
+    return masked and name in config.scorer.attributes
+
+
+def _scored(config: Config, name: str) -> bool:
+    return _judged(config, name) or name in config.scorer.compute
+
+
+def _capped(threshold: ThresholdConfig) -> bool:
+    return any(getattr(threshold, name).cap is not None for name in attribute_names())
+
+
+def _rules(config: Config) -> list[tuple[str, bool, str]]:
+    """(start of keys, whether they are read, what keeps them from it)."""
+    threshold, scorer, task, stage = config.threshold, config.scorer, config.task, config.stage
+    backend, wandb, path = config.evaluate.backend, config.logger.name == "wandb", config.model.path
+    chosen = f"method={config.method.name} with scorer={scorer.name}"
+    quantile = {"ri": RIRule.quantile, "kn": KNRule.quantile, "tr": TRRule.quantile}
+    own = {"ri": ("c",), "kn": ("pcp",), "tr": ("classes", "cluster", "bins")}
+    rules = [
+        (f"threshold.{name}.", _judged(config, name), f"{chosen} drops nothing by it") for name in attribute_names()
+    ]
+    for name, other in quantile.items():
+        rule = getattr(threshold, name).rule
+        said = f"threshold.{name}.rule={rule.value}"
+        rules.append((f"threshold.{name}.q", rule is other, said))
+        rules += [(f"threshold.{name}.{key}", rule is not other, said) for key in own[name]]
+    for which, source in (("train", task.train), ("eval", task.eval)):
+        said = f"task.{which}.path names the rows"
+        rules += [(f"task.{which}.{key}", source.path is None, said) for key in ("hub", "subset", "revision")]
+        one_file = source.path is not None and not Path(source.path).is_dir()
+        rules.append((f"task.{which}.split", not one_file, f"task.{which}.path is one file"))
+    hub = not (config.model.bundled_data or path.endswith(".gguf") or Path(path).exists())
+    own_grader = task.grader not in BUILT_IN  # may read what it likes
+    return [
+        *rules,
+        ("threshold.ties", _capped(threshold), "no threshold has a cap"),
+        ("scorer.ri.", _scored(config, "ri") or scorer.attenders > 0, "nothing scores RI"),
+        ("scorer.ri.layer", scorer.ri.variant is RIVariant.received, "scorer.ri.variant=released"),
+        ("scorer.tr.", _scored(config, "tr"), "nothing scores TR"),
+        ("task.domain_words", scorer.tr.variant is TRVariant.released, f"scorer.tr.variant={scorer.tr.variant.value}"),
+        ("task.top_p", task.temperature > 0, "task.temperature=0 decodes greedily"),
+        ("task.pass_at", own_grader or task.grader == "code", f"task.grader={task.grader} has no pass@k"),
+        ("task.sandbox.", own_grader or task.grader == "code", f"task.grader={task.grader} runs no programs"),
+        ("task.judge.", own_grader or task.grader == "judge", f"task.grader={task.grader} asks no judge"),
+        ("model.revision", hub, "model.path is on this machine"),
+        ("tuning.lora.", config.tuning.name is Tuning.lora, "tuning=full trains no adapter"),
+        ("trainer.node_timeout_seconds", config.trainer.nodes > 1, "trainer.nodes=1"),
+        ("evaluate.vllm_memory", backend is Backend.vllm, f"evaluate.backend={backend.value}"),
+        ("evaluate.general_limit", bool(config.evaluate.general), "evaluate.general is empty"),
+        ("plant.kinds", config.plant.share > 0, "plant.share=0"),
+        ("plant.seed", config.plant.share > 0, "plant.share=0"),
+        ("pilot.", config.probe, "probe=false"),
+        ("export.", stage is Stage.export, f"stage={stage.value} exports nothing"),
+        ("preview.format", stage is Stage.preview, f"stage={stage.value} shows no preview"),
+        ("pretrain.", stage is Stage.pretrain, f"stage={stage.value} pre-trains nothing"),
+        ("plan.device_memory_gb", stage is Stage.plan, f"stage={stage.value} plans nothing"),
+        *((f"logger.{key}", wandb, f"logger={config.logger.name}") for key in WANDB),
+    ]
+
+
+def unread(config: Config, keys: Iterable[str]) -> list[str]:
+    """A clause for each of the dotted `keys` that nothing reads in this (resolved) configuration: "KEY (WHY)"."""
+    rules = _rules(config)
+    found = []
+    for key in keys:
+        why = next((why for start, reads, why in rules if key.startswith(start) and not reads), None)
+        if why is not None:
+            found.append(f"{key} ({why})")
+    return found
