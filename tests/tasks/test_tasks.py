@@ -59,7 +59,11 @@ def test_two_rows_with_one_id_are_refused(tmp_path: Path) -> None:
         {"prompt": "p", "response": "r"},
         {"prompt": "p", "completion": "r"},
         {"question": "p", "answer": "r"},
+        {"question": "p", "response": "r"},
+        {"query": "p", "response": "r"},
+        {"problem": "p", "solution": "r"},
         {"instruction": "p", "input": "", "output": "r"},
+        {"instruction": "p", "context": "", "response": "r"},
         {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]},
         {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "r"}]},
         {
@@ -75,6 +79,24 @@ def test_usual_columns_need_no_setting(tmp_path: Path, row: dict) -> None:
     (example,) = own().examples(load_rows(write_rows(tmp_path, [row])))
     assert example.messages == ({"role": "user", "content": "p"},)
     assert (example.response, example.example_id, example.row) == ("r", "1", row)
+
+
+def test_a_context_belongs_to_its_instruction_and_two_answers_or_contexts_are_refused(tmp_path: Path) -> None:
+    def prompt(row: dict) -> str:
+        (example,) = own().examples(load_rows(write_rows(tmp_path, [row])))
+        return example.messages[0]["content"]
+
+    assert prompt({"instruction": "p", "context": "c", "response": "r"}) == "p\n\nc"
+    assert prompt({"instruction": "p", "output": "r", "response": "r"}) == "p"
+    for row, problem in (
+        ({"instruction": "p", "output": "r", "response": "s"}, "fields output, response hold different answers"),
+        ({"question": "p", "answer": "r", "response": "s"}, "fields answer, response hold different answers"),
+        ({"instruction": "p", "input": "i", "context": "c", "output": "r"}, "'input' and 'context' stand beside"),
+        ({"instruction": "p"}, r"field 'output' is missing \(or response\)"),
+        ({"problem": "p", "answer": "4"}, "field 'solution' is missing"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            prompt(row)
 
 
 def test_own_columns_are_reached_by_templates(tmp_path: Path) -> None:

@@ -93,6 +93,16 @@ def text_field(row: Mapping[str, Any], *names: str, empty: bool = False) -> str:
     raise RowError(f"field '{names[0]}' is missing" + (f" (or {', '.join(names[1:])})" if names[1:] else ""))
 
 
+def one_of(row: Mapping[str, Any], *names: str) -> str:
+    """The one of the named fields that the row has, the first where it has none; RowError if two of them differ."""
+    given = [name for name in names if row.get(name) is not None]
+    if any(row[name] != row[given[0]] for name in given):
+        raise RowError(f"fields {', '.join(given)} hold different answers: leave one")
+    if not given:
+        raise RowError(f"field '{names[0]}' is missing" + "".join(f" (or {name})" for name in names[1:]))
+    return given[0]
+
+
 def text_list(row: Mapping[str, Any], name: str) -> list[str]:
     """A field that holds a list of texts; RowError if it does not."""
     value = row.get(name)
@@ -107,11 +117,18 @@ def turns(prompt: str, response: str) -> list[Message]:
 
 
 def instruction_turns(row: Mapping[str, Any]) -> list[Message]:
-    """Alpaca's columns: instruction, an input that may be empty or missing, output; earlier turns in `history`."""
-    instruction, extra = text_field(row, "instruction"), row.get("input") or ""
-    if not isinstance(extra, str):
-        raise RowError(f"field 'input' must be text, not {type(extra).__name__}")
-    last = turns(f"{instruction}\n\n{extra}" if extra.strip() else instruction, text_field(row, "output"))
+    """Alpaca's and Dolly's columns: instruction, an input or context that may be empty or missing, output or response;
+    earlier turns in `history`."""
+    instruction = text_field(row, "instruction")
+    more = {name: row[name] for name in ("input", "context") if row.get(name)}
+    if len(more) > 1:
+        raise RowError("fields 'input' and 'context' stand beside 'instruction': put them together by task.prompt")
+    for name, value in more.items():
+        if not isinstance(value, str):
+            raise RowError(f"field '{name}' must be text, not {type(value).__name__}")
+    extra = "".join(more.values())
+    answer = text_field(row, one_of(row, "output", "response"))
+    last = turns(f"{instruction}\n\n{extra}" if extra.strip() else instruction, answer)
     history = row.get("history") or []
     pairs = isinstance(history, list | tuple) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)

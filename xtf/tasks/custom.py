@@ -1,8 +1,9 @@
 """Own data: rows with a prompt and a response in usual columns. Every task without a file of its own is read so.
 
-    {"question": "...", "answer": "..."}
+    {"question": "...", "answer": "..."} (or response), {"query": "...", "response": "..."} (or answer)
+    {"problem": "...", "solution": "..."}
     {"prompt": "...", "response": "..."} (or completion; each may be a list of turns)
-    {"instruction": "...", "input": "...", "output": "..."}
+    {"instruction": "...", "input": "...", "output": "..."} (or context, response)
     {"messages": [{"role": "user", "content": "..."}, ...]}
 
 Other columns: `task.prompt="{title}: {body}" task.response="{label}"`.
@@ -20,10 +21,18 @@ from xtf.data.examples import (
     chat,
     conversation,
     instruction_turns,
+    one_of,
     text_field,
     tool_definitions,
     with_system,
 )
+
+ANSWERS = {  # columns of a response, by that of its prompt
+    "prompt": ("response", "completion"),
+    "question": ("answer", "response"),
+    "query": ("response", "answer"),
+    "problem": ("solution",),
+}
 
 
 def read(row: Mapping[str, Any]) -> Reading:
@@ -32,7 +41,7 @@ def read(row: Mapping[str, Any]) -> Reading:
         return found
     if "instruction" in row:
         return Reading(with_system(row, instruction_turns(row)))
-    for prompt, responses in (("prompt", ("response", "completion")), ("question", ("answer",))):
+    for prompt, responses in ANSWERS.items():
         if row.get(prompt) is not None:
             for name in ("context", "input", "history"):
                 if row.get(name):
@@ -56,10 +65,7 @@ def _asked(row: Mapping[str, Any], name: str) -> list[Message]:
 
 
 def _answered(row: Mapping[str, Any], names: Sequence[str]) -> list[Message]:
-    given = [name for name in names if row.get(name) is not None]
-    if len(given) > 1 and row[given[0]] != row[given[1]]:
-        raise RowError(f"fields {', '.join(given)} hold different answers: leave one")
-    name = given[0] if given else names[0]
-    if isinstance(row.get(name), list | tuple):
+    name = one_of(row, *names)
+    if isinstance(row[name], list | tuple):
         return conversation(row[name], name)
-    return [{"role": "assistant", "content": text_field(row, *names)}]
+    return [{"role": "assistant", "content": text_field(row, name)}]
