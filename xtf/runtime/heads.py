@@ -125,11 +125,8 @@ def _restore(trainable: list[tuple[Any, bool]]) -> None:
 
 def _adapter_layers(base: PreTrainedModel) -> list[Any]:
     """Layers that PEFT put into the model; nobody has where PEFT has not been imported."""
-    if "peft" not in sys.modules:
-        return []
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [layer for layer in base.modules() if isinstance(layer, BaseTunerLayer)]
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    return [layer for layer in base.modules() if isinstance(layer, tuners.BaseTunerLayer)] if tuners else []
 
 
 def is_quantised(model: PreTrainedModel) -> bool:
