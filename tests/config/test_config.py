@@ -111,6 +111,8 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
     ("arguments", "message"),
     [
         (["threshold.kn.pcp=1.5"], r"threshold\.kn\.pcp=1\.5 is out of range: it must be above 0 and below 1"),
+        (["scorer.model=false"], r"scorer\.model=False must be the name of a choice of conf/model, not bool"),
+        (["scorer.model=[1]"], r"scorer\.model=\[1\] must be the name of a choice of conf/model, not list"),
         (["threshold.ri.c=-1"], r"threshold\.ri\.c=-1\.0 is out of range: it must be at least 0"),
         (["threshold.kn.pcp=nan"], "out of range"),
         (["threshold.tr.cluster=6"], r"it must be from 1 to classes \(5\)"),

@@ -70,21 +70,23 @@ def typed(node: DictConfig) -> DictConfig:
     if not OmegaConf.is_missing(node, "scorer") and (named := values["scorer"].get("model")) is not None:
         schema.scorer = copy.deepcopy(schema.scorer)  # the cached one stays as it is
         schema.scorer.model = OmegaConf.structured(ModelConfig)
-        if isinstance(named, str):
+        if not isinstance(named, dict):
             values["scorer"]["model"] = _model_named(named)
     merged = OmegaConf.merge(schema, values)
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _model_named(name: str) -> Any:
-    """A choice of conf/model, for another field than `model`.
+def _model_named(name: Any) -> Any:
+    """A choice of conf/model, for `scorer.model`.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it is no name.
     """
     from hydra.errors import HydraException
 
+    if not isinstance(name, str):
+        raise ConfigError(f"scorer.model={name} must be the name of a choice of conf/model, not {type(name).__name__}")
     try:
         return OmegaConf.to_container(compose([f"model={name}"]).model, resolve=True)
     except HydraException as error:  # its message lists the choices
