@@ -535,9 +535,8 @@ def _tried(model: PreTrainedModel, ids_1T: torch.Tensor) -> torch.Tensor:
     try:
         own_BTE = _hidden(model, ids_1T)
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be run on a few tokens: {str(error).splitlines()[0]}"
-        ) from error
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{type(model).__name__} cannot be run on a few tokens: {said}") from error
     if not own_BTE.isfinite().all():
         raise ValueError(f"{type(model).__name__} computes NaN or infinity from a few tokens: its weights are damaged")
     return own_BTE

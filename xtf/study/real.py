@@ -23,18 +23,19 @@ from xtf.reporting.pages import Section, estimated, percent, picture, render_sec
 from xtf.study.arms import Answer, Arm, Study, answer, hypotheses_section, interval_text, report_command, shown
 
 EXPERIMENT = "study_real"
-# Settings of xtf that a hypothesis names -> what they are called on the page.
-VARIANTS = {
+# Settings of xtf that hypotheses S4 and S5 name -> what they are called on the page.
+SAFER = {
     "xtf threshold.protect=answer": "answer tokens kept",
     "xtf scorer.tr.variant=contextual": "TR in context",
     "xtf threshold.dropped_weight=0.1": "dropped at 0.1",
     "xtf threshold.dropped_weight=0.3": "dropped at 0.3",
-    "xtf threshold.dropped_weight=0.3 threshold.protect=answer": "dropped at 0.3, answer kept",
     "xtf threshold.drop_probability=0.5": "moving holes",
+}
+# The same of all arms; the others are described alone.
+CALLED = SAFER | {
+    "xtf threshold.dropped_weight=0.3 threshold.protect=answer": "dropped at 0.3, answer kept",
     "xtf threshold.end=scored": "end token judged",
     "xtf scorer.tr.variant=contextual threshold.protect=answer": "TR in context, answer kept",
-}
-CALLED = VARIANTS | {
     "tr": "TR alone",
     "ri": "RI alone",
     "kn": "KN alone",
@@ -42,12 +43,6 @@ CALLED = VARIANTS | {
     "prift": "PriFT",
 }
 DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
-# What hypotheses S4 and S5 name; the other variants are described alone.
-SAFER = [
-    name
-    for name in VARIANTS
-    if not name.endswith(("end=scored", "contextual threshold.protect=answer", "0.3 threshold.protect=answer"))
-]
 TEXT = (
     "Nats a token on the reference responses of the evaluation rows, so that less is better; differences are paired by "
     "seed and row. The reading goes by Student's t, seeds and rows both drawn at random; the interval of the effect is "
