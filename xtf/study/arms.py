@@ -37,7 +37,8 @@ class Arm(NamedTuple):
 
 
 def chosen_settings(run: Run) -> dict[str, Any]:
-    """What was chosen for a run beside task, method and seed; the scorer of xtf is part of the method."""
+    """What was chosen for a run beside task, method and seed. The scorer of xtf is part of the method; that of another
+    method is a choice too, since it gives the size of a random mask."""
     record = run.record
     chosen = {key: record[key] for key in ("model", "tuning", "threshold")}
     chosen |= _written_out(record["threshold"])
@@ -72,9 +73,12 @@ def common_settings(runs: Sequence[Run]) -> set[str]:
 
 
 def arm_of(run: Run, common: Collection[str]) -> Arm:
-    """Which arm a run belongs to; settings that are not `common` to the study's runs stand in the name."""
+    """Which arm a run belongs to; settings that are not `common` to the study's runs stand in the name, but for the
+    paper's own scorer."""
     record = run.record
     chosen = {key: value for key, value in chosen_settings(run).items() if key not in common}
+    if chosen.get("scorer") == "xtf":
+        del chosen["scorer"]
     share = float(chosen.pop(SHARE, 0.0))
     name = record["method"]
     if name == "xtf" and record["scorer"] != "xtf":

@@ -41,6 +41,7 @@ CALLED = SAFER | {
     "kn": "KN alone",
     "ri_kn": "RI and KN, no TR",
     "prift": "PriFT",
+    "random scorer=ri_kn": "random, RI and KN's size",
 }
 DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
 TEXT = (
