@@ -6,22 +6,14 @@ import itertools
 import re
 from pathlib import Path
 
-import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from xtf import cli
-from xtf.config.checks import resolve
-from xtf.config.compose import to_config
 from xtf.sweeps.jobs import compose_jobs
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = cli.choices("experiments")
-
-
-@pytest.fixture(scope="module")
-def compose(composing):
-    return lambda *arguments: hydra.compose("config", overrides=list(arguments))
 
 
 def jobs(name, **fixed):
@@ -32,6 +24,16 @@ def jobs(name, **fixed):
         yield [f"experiments={name}", *(f"{key}={value}" for key, value in zip(grid, values, strict=True))]
 
 
+@pytest.fixture(scope="module")
+def composed(composing, request):
+    """The jobs of an experiment, composed once for all tests of it: pytest puts those side by side."""
+    return request.param, compose_jobs(list(jobs(request.param)))
+
+
+def each(names):
+    return pytest.mark.parametrize("composed", names, indirect=True)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_header_says_what_is_run_how_and_what_the_authors_report(name):
     header = EXPERIMENTS[name].read_text().split("\nhydra:")[0]
@@ -40,9 +42,9 @@ def test_the_header_says_what_is_run_how_and_what_the_authors_report(name):
         assert needed in header, needed
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_job_composes_has_a_folder_of_its_own_and_is_counted_in_the_header(compose, name):
-    found = [job for job in compose_jobs(list(jobs(name))) if job.is_case]
+@each(EXPERIMENTS)
+def test_every_job_composes_has_a_folder_of_its_own_and_is_counted_in_the_header(composed):
+    name, found = composed[0], [job for job in composed[1] if job.is_case]
     assert len({job.folder for job in found}) == len(found)
     assert {job.config.experiment for job in found} == {name}
     (line,) = (line for line in EXPERIMENTS[name].read_text().splitlines() if line.startswith("# Jobs: "))
@@ -52,7 +54,7 @@ def test_every_job_composes_has_a_folder_of_its_own_and_is_counted_in_the_header
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_what_is_trained_is_trained_with_three_seeds_or_more(compose, name):
+def test_what_is_trained_is_trained_with_three_seeds_or_more(name):
     node = OmegaConf.load(EXPERIMENTS[name])
     if node.get("stage") in ("mask", "score") or name == "real":  # `real` says that it is a first look, no result
         return
@@ -73,12 +75,10 @@ TABLE_3 = {  # training examples, learning rate, that of medicine, epochs; writt
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["table1_math", "table1_medical", "table2", "table4_math500", "table4_finance", "table5", "fig5_code"]
-)
-def test_every_job_of_the_papers_tables_trains_as_table_3_says(compose, name):
+@each(["table1_math", "table1_medical", "table2", "table4_math500", "table4_finance", "table5", "fig5_code"])
+def test_every_job_of_the_papers_tables_trains_as_table_3_says(composed):
     seen = set()
-    for job in compose_jobs(list(jobs(name, seed="0"))):
+    for job in composed[1]:
         if not job.is_case:
             continue
         config = job.config
@@ -93,13 +93,9 @@ def test_every_job_of_the_papers_tables_trains_as_table_3_says(compose, name):
     assert seen
 
 
-def test_the_main_tables_run_the_papers_ten_cases(compose):
-    cases = set()
-    for arguments in jobs("table1_math", seed="0", method="xtf"):
-        config = to_config(compose(*arguments))
-        if f"{config.model.name}/{config.tuning.name.value}" in config.cases:
-            cases.add((config.model.name, config.tuning.name.value))
-    assert cases == {
+@each(["table1_math"])
+def test_the_main_tables_run_the_papers_ten_cases(composed):
+    assert {(job.config.model.name, job.config.tuning.name.value) for job in composed[1] if job.is_case} == {
         ("llama_1b", "full"),
         ("llama_3b", "full"),
         ("llama_8b", "full"),
@@ -114,7 +110,6 @@ def test_the_main_tables_run_the_papers_ten_cases(compose):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_tiny_model_runs_any_of_them_on_its_bundled_rows(compose, name):
-    for arguments in jobs(name, seed="0", model="tiny"):
-        config = resolve(to_config(compose(*arguments)))
-        assert Path(config.task.train.path).exists()
+def test_the_tiny_model_runs_any_of_them_on_its_bundled_rows(composing, name):
+    for job in compose_jobs(list(jobs(name, seed="0", model="tiny"))):
+        assert Path(job.config.task.train.path).exists()

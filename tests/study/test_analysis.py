@@ -233,6 +233,17 @@ def test_other_settings_make_an_arm_of_their_own(tmp_path: Path) -> None:
     assert arm_of(run, {"tuning"}) == Arm("math", 0.3, "xtf model=tiny threshold=paper tuning.epochs=2")
 
 
+def test_random_masks_of_two_sizes_are_two_arms(tmp_path: Path) -> None:
+    """A random mask has the size of its scorer's; of the paper's own it bears no further name."""
+    make(tmp_path, seeds=1)
+    study: Study = load(tmp_path)[0]
+    run = study.runs[Arm("math", 0.3, "random")][0]
+    common = {"model", "tuning", "threshold"}
+    assert arm_of(run, common) == Arm("math", 0.3, "random")
+    run.record["scorer"] = "ri_kn"  # type: ignore[index]
+    assert arm_of(run, common) == Arm("math", 0.3, "random scorer=ri_kn")
+
+
 def test_runs_of_two_models_are_not_taken_for_one_arm(tmp_path: Path) -> None:
     runs = [
         stored(right, 0, method=method, model=model)

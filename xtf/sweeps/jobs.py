@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtf.config.checks import resolve
 from xtf.config.compose import build, compose, explain, parse_overrides, typed
@@ -25,6 +25,9 @@ from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
 from xtf.runtime.artifacts import locked, program, read_json, write_json
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, RunFolder, finished
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 class JobsFailedError(Exception):
@@ -103,6 +106,7 @@ class _Composer:
 
         self.parse = functools.cache(OverridesParser.create().parse_override)
         self.compose = functools.cache(lambda *arguments: compose(arguments, hydra_node=True))
+        self.typed = functools.cache(lambda *arguments: _typed(self.compose(*arguments)))
         self.part = functools.cache(self._part)
         self.choices: dict[str, list[str]] = {}
         for text in dict.fromkeys(text for arguments in batch for text in arguments):
@@ -136,24 +140,31 @@ class _Composer:
         choice = [line for line in lines if self.parse(line).key_or_group == key]
         row = self.choices[key].index(choice[0]) if choice else 0
         together = [texts[min(row, len(texts) - 1)] for texts in self.choices.values()]
-        composed = self.compose(*experiment, *together)
-        chosen = composed.hydra.runtime.choices
-        default = self.compose(*(f"{group}={chosen[group]}" for group in GROUPS))
+        chosen = self.compose(*experiment, *together).hydra.runtime.choices
+        default = self.typed(*(f"{group}={chosen[group]}" for group in GROUPS))
         values = [self.parse(line) for line in lines if line not in choice]
-        if any(value.is_add() or value.is_force_add() or value.is_delete() for value in values):
-            composed = self.compose(*experiment, *together, *lines)
+        if not values:
+            composed = self.typed(*experiment, *together)
+        elif any(value.is_add() or value.is_force_add() or value.is_delete() for value in values):
+            composed = self.typed(*experiment, *together, *lines)
         else:
-            composed = copy.deepcopy(composed)
+            node = copy.deepcopy(self.compose(*experiment, *together))
             for value in values:
-                OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
-        ours = [str(name) for name in composed if name != "hydra"]
-        inside = [name for name in ours if (name == key if key else name not in GROUPS)]
-        composed, default = (typed(OmegaConf.masked_copy(node, ours)) for node in (composed, default))
+                OmegaConf.update(node, value.key_or_group, value.value(), merge=True)
+            composed = _typed(node)
+        inside = [str(name) for name in composed if (name == key if key else name not in GROUPS)]
         config = build(composed)
         different = {
             name: value for name, value in overrides(composed, default).items() if name.split(".")[0] in inside
         }
         return {name: getattr(config, name) for name in inside}, different
+
+
+def _typed(composed: DictConfig) -> DictConfig:
+    """A composition on the schema, without Hydra's own settings."""
+    from omegaconf import OmegaConf
+
+    return typed(OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"]))
 
 
 def without_given(grid: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
