@@ -85,7 +85,7 @@ def test_nothing_but_the_output_folder_is_renamed(folder: str, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     place = write_run(Path(folder), correct=outcomes(1, 1), base=None, experiment="t")
     record = json.loads((place / "metrics.json").read_text())
-    record |= {"command": f"python run.py note=out output_dir={folder} seed=0", "mask": f"{folder}/runs/x"}
+    record |= {"command": f"python run.py note=out output_dir={folder} seed=0", "artifact": f"{folder}/runs/x"}
     record["command"] += f" task.train.path={tmp_path}/rows/train.jsonl"
     record |= {"examples_without_loss": 3, "overrides": {"tuning.lora.dropout": "out of o a.b"}}
     record["overrides"]["task.train.path"] = f"{tmp_path}/rows/train.jsonl"
@@ -94,7 +94,7 @@ def test_nothing_but_the_output_folder_is_renamed(folder: str, tmp_path: Path, m
     assert stored.record["command"] == (
         "python run.py note=out output_dir=outputs seed=0 task.train.path=rows/train.jsonl"
     )
-    assert stored.record["mask"] == "outputs/runs/x"
+    assert stored.record["artifact"] == "outputs/runs/x"
     assert stored.record["examples_without_loss"] == 3
     assert stored.record["overrides"] == record["overrides"] | {"task.train.path": "rows/train.jsonl"}
 

@@ -10,9 +10,11 @@ import pytest
 from made_runs import write_run
 
 from xtf.reporting.cells import find_cells
+from xtf.reporting.pages import Section
+from xtf.reporting.runs import Run
 from xtf.study.archive import write_archive
-from xtf.study.arms import Study
-from xtf.study.real import hypotheses, study_report
+from xtf.study.arms import Arm, Study
+from xtf.study.real import _verdict_section, arm_rows, hypotheses, study_report
 
 SHIFTS = {"normal": 0.0, "random": 0.02, "xtf": 0.5, "protected": 0.05}
 PROTECTED = {"threshold.protect": "answer"}
@@ -89,3 +91,27 @@ def test_the_archive_gives_the_pages_of_the_runs(tmp_path: Path) -> None:
     page = (tmp_path / "one" / "study_real.md").read_text()
     assert "tiny, medical: the hypotheses" in page
     assert "| answer tokens kept |" in page
+
+
+def test_the_verdict_is_put_to_the_test_by_masks_that_its_limits_do_not_know(tmp_path: Path) -> None:
+    """Said and became, side by side; "look closer" and the masks that set the limits are not counted."""
+    made(tmp_path, tasks=("math",))
+    study = Study(find_cells("study_real", tmp_path / "runs"))
+    rows = {"math": arm_rows(study, "math")}
+    said = {"random": "fine", "xtf": "do not train on this", "xtf threshold.protect=answer": "fine"}
+
+    def section(**test: str) -> Section:
+        arms = {Arm("math", 0.0, name): level for name, level in (said | test).items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Run, "mask_verdict", lambda run: {"level": arms.get(by_run[run.folder]), "untaught": 0.25})
+            return _verdict_section("tiny", study, rows)
+
+    by_run = {run.folder: arm for arm, runs in study.runs.items() for run in runs.values()}
+    found = section()
+    lines = {line[1]: line[2:] for line in found.rows}
+    assert [*lines] == ["random", "answer tokens kept", "xtf"], "normal has no mask, so nothing to compare"
+    assert lines["xtf"][:2] == ["do not train on this", "0.25"] and lines["xtf"][-2:] == ["harm", "set with it"]
+    assert lines["random"][-2:] == ["no harm", "test"]
+    assert "1 were called 'fine' or 'do not train on this'; that was right of 1: 100.0 % [20.7, 100.0]" in found.text[1]
+    assert "right of 0: 0.0 % [0.0, 79.3]" in section(random="do not train on this").text[1]
+    assert len(section(random="look closer").text) == 1

@@ -28,6 +28,7 @@ class ArchivedRun(Run):
     generations: Sequence[Mapping[str, Any]]
     base: Sequence[Mapping[str, Any]] | None
     by_row: Mapping[str, tuple[int, float]] | None = None  # tokens and nats of each evaluation row
+    judged: Mapping[str, Any] | None = None  # what is said of its mask
 
     def row_losses(self) -> dict[str, tuple[int, float]] | None:
         """As of any run, from the archive."""
@@ -36,6 +37,10 @@ class ArchivedRun(Run):
     def verdicts(self, metric: str) -> dict[str, float | None]:
         """As of any run, from the stored verdicts."""
         return item_values(self.generations, metric)
+
+    def mask_verdict(self) -> dict[str, Any] | None:
+        """As of any run, as it was judged when it was stored; None of runs stored before that was."""
+        return None if self.judged is None else dict(self.judged)
 
     def base_generations(self) -> list[dict[str, Any]] | None:
         """The base model's stored verdicts, without its completions; None if the run did not grade it."""
@@ -60,6 +65,7 @@ def read_archive(path: Path) -> list[ArchivedRun]:
             unpacked[run["generations"]],
             None if run["base"] is None else unpacked[run["base"]],
             None if (losses := run.get("losses")) is None else _by_row(losses, content["items"]),
+            run.get("judged"),
         )
         for run in content["runs"]
     ]

@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xtf.config.compose import load_config
-from xtf.config.schema import ThresholdConfig
 from xtf.data.ragged import Responses
 from xtf.data.tokens import visible
 from xtf.reporting.intervals import Estimate, difference
@@ -44,6 +41,7 @@ from xtf.reporting.runs import (
     load_run,
     over_base,
     read_lines,
+    recorded_threshold,
 )
 from xtf.runtime.artifacts import part_intact
 from xtf.runtime.progress import console, say
@@ -189,7 +187,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     tokens = judged_tokens(folder, pq.read_table(folder.mask))
     drawn = _pictures(run, arm, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
-    advice = judge_file(folder.mask, _threshold(folder), run.record["mask"])
+    advice = judge_file(folder.mask, recorded_threshold(folder), run.record["mask"])
     context = {
         "run": run.record,
         "title": _title(run),
@@ -337,18 +335,12 @@ def cuts_of(found: Mapping[str, Any]) -> list[float]:
 def judged_tokens(folder: RunFolder, masked: pa.Table) -> MaskedTokens:
     """The response tokens of a run's mask that its thresholds judge: without the appended end where that is kept."""
     tokens = MaskedTokens.from_mask(masked)
-    return tokens.select(tokens.judged(_threshold(folder))) if tokens.dropped else tokens
-
-
-def _threshold(folder: RunFolder) -> ThresholdConfig:
-    node = OmegaConf.create(dict(folder.recorded))
-    assert isinstance(node, DictConfig)
-    return load_config(node).threshold
+    return tokens.select(tokens.judged(recorded_threshold(folder))) if tokens.dropped else tokens
 
 
 def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
     """Per attribute in use: its threshold's setting, the values, the shares dropped, the value in use."""
-    config = _threshold(folder)
+    config = recorded_threshold(folder)
     found_curves = {}
     for name in tokens.dropped:
         attribute = ATTRIBUTES[name]

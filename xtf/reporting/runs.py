@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from xtf.config.checks import MASK_SETTINGS
-from xtf.config.compose import override_value
+from xtf.config.compose import load_config, override_value
 from xtf.config.home import COMMAND
+from xtf.config.schema import ThresholdConfig
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.runtime.artifacts import check, read_json
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.methods import METHODS
+from xtf.scoring.verdict import judge_file
 
 MASK_KEYS = {f"threshold.{name}" for name in MASK_SETTINGS}  # which methods without a mask refuse
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
@@ -68,6 +72,19 @@ class Run:
         rows = read_json(file).get("rows") if "loss" in self.record["metrics"] and file.is_file() else None
         return None if rows is None else {name: (int(count), float(nats)) for name, (count, nats) in rows.items()}
 
+    def mask_verdict(self) -> dict[str, Any] | None:
+        """What its mask is said to be before training (`xtf.scoring.verdict`): `level` in words, `untaught`, the base
+        model's nats a token in ids that go wherever they stand, None without log p. None where no attribute drops,
+        or the mask is gone.
+        """
+        folder = RunFolder(self.folder)
+        if not folder.mask.is_file():
+            return None
+        found = judge_file(folder.mask, recorded_threshold(folder), self.record["mask"])
+        if found is None:
+            return None
+        return {"level": found.level.words, "untaught": None if found.untaught is None else found.untaught[0]}
+
     def base_verdicts(self, metric: str) -> dict[str, float | None] | None:
         """The same of the untouched base model; None if the run did not grade it."""
         base = self.base_generations()
@@ -95,6 +112,13 @@ def load_run(folder: Path) -> Run:
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
     return Run(folder, read_json(file, "run its command again, which writes it anew"))
+
+
+def recorded_threshold(folder: RunFolder) -> ThresholdConfig:
+    """The threshold that a run says its mask was made with."""
+    node = OmegaConf.create(dict(folder.recorded))
+    assert isinstance(node, DictConfig)
+    return load_config(node).threshold
 
 
 def is_control(control: str, method: str, scorer: str, overridden: Container[str]) -> bool:

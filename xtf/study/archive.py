@@ -6,7 +6,8 @@
 One gzipped JSON file per experiment: `items`, lists of the example ids of evaluation sets; `generations`, verdicts of
 one model each as a text, one character per sample (1 right, 0 wrong, - no verdict), `samples` per item in the order of
 `items`; `runs`, each with its `record`, its `folder` below runs/, the places of its own and the base model's
-generations, and with `evaluate.losses` the tokens and nats of each evaluation row. Equal generations are stored once.
+generations, with `evaluate.losses` the tokens and nats of each evaluation row, and as `judged` what is said of its mask
+before training. Equal generations are stored once.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
             read_lines(RunFolder(run.folder).generations),
             run.base_generations(),
             run.row_losses(),
+            run.mask_verdict(),
         )
         for run in runs
     }
@@ -68,6 +70,7 @@ def write_archive(experiment: str, runs_root: Path, target: Path, *, add: bool =
             "base": None if run.base is None else _place(generations, _packed(run.base, items)),
         }
         | ({} if run.by_row is None else {"losses": _packed_losses(run.by_row, items)})
+        | ({} if run.judged is None else {"judged": run.judged})
         for run in here.values()
     ]
     content = {"experiment": experiment, "items": items, "generations": generations, "runs": stored}

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtf.graders.metrics import wilson
 from xtf.reporting import figures
 from xtf.reporting.cells import Cell, find_cells
 from xtf.reporting.intervals import Comparison, Effect, Estimate, family, mean
-from xtf.reporting.pages import Section, estimated, percent, picture, render_sections, seconds, write_csv
+from xtf.reporting.pages import Section, estimated, percent, picture, render_sections, seconds, with_interval, write_csv
+from xtf.scoring.verdict import Level
 from xtf.study.arms import Answer, Arm, Study, answer, hypotheses_section, interval_text, report_command, shown
 
 EXPERIMENT = "study_real"
@@ -43,6 +45,10 @@ CALLED = SAFER | {
     "prift": "PriFT",
     "random scorer=ri_kn": "random, RI and KN's size",
 }
+# The verdict's limits were set with what became of these (xtf/scoring/verdict.py); the other masks test them.
+LIMITS_SET_WITH = ("xtf", "xtf threshold.protect=answer", "xtf scorer.tr.variant=contextual")
+HARM = 0.05  # nats a token over normal, or
+UNREADABLE = 0.1  # as much more of the answers: written down before the test's cells came
 DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
 TEXT = (
     "Nats a token on the reference responses of the evaluation rows, so that less is better; differences are paired by "
@@ -183,6 +189,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             sections.append(_arms_section(model, task, study, rows[task]))
             sections.append(hypotheses_section(f"{model}, {task}", hypotheses(study, task), [TEXT]))
             lines += [_csv_line(model, study, row) for row in rows[task]]
+        sections.append(_verdict_section(model, study, rows))
         if study.unfinished:
             sections.append(Section(f"{model}: not finished", study.unfinished))
     written = [write_csv(out_dir / "arms.csv", COLUMNS, lines)]
@@ -242,6 +249,38 @@ def _arms_section(model: str, task: str, study: Study, rows: Sequence[Row]) -> S
     columns = ["method", "loss", "minus normal", "Student's t", "minus random", "Student's t"]
     columns += ["accuracy", "unreadable", "forgetting loss", "kept", "training", "seeds"]
     return Section(f"{model}, {task}: every method", [TEXT], columns, lines)
+
+
+def _verdict_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]]) -> Section:
+    """What is said of each mask before training beside what became of it, and how often that was right."""
+    lines, right = [], list[bool]()
+    for task, found in rows.items():
+        unreadable = {row.arm.name: row.unreadable for row in found}
+        for row in found:
+            said = next(iter(study.runs[row.arm].values())).mask_verdict()
+            if said is None or (minus := row.minus.get("normal")) is None:
+                continue
+            harm = minus.value >= HARM or row.unreadable - unreadable["normal"] >= UNREADABLE
+            tests, level = row.arm.name not in LIMITS_SET_WITH, said["level"]
+            if tests and level != Level.look.words:
+                right.append(harm == (level == Level.stop.words))
+            untaught = "-" if said["untaught"] is None else f"{said['untaught']:.2f}"
+            became = [f"{minus.value:+.3f}", percent(row.unreadable), "harm" if harm else "no harm"]
+            lines.append([task, called(row.arm.name), level, untaught, *became, "test" if tests else "set with it"])
+    text = [
+        "What is said of a mask before any training, from the mask alone, beside what came of it. Untaught: the base "
+        "model's nats a token in ids that are dropped wherever they stand, or nearly so. Harm: a loss that is "
+        f"{HARM} nats or more over normal's, or {100 * UNREADABLE:.0f} points more of the answers unreadable. The "
+        "limits were set with what became of some masks; the others test them."
+    ]
+    if right:
+        share = with_interval(vars(wilson(sum(right), len(right))))
+        text.append(
+            f"Of the masks of the test, {len(right)} were called '{Level.fine.words}' or '{Level.stop.words}'; that "
+            f"was right of {sum(right)}: {share}. '{Level.look.words.capitalize()}' says neither."
+        )
+    columns = ["task", "mask", "said before training", "untaught", "minus normal", "unreadable", "became", ""]
+    return Section(f"{model}: the verdict put to the test", text, columns, lines)
 
 
 def _minus_texts(found: Comparison | None) -> tuple[str, str]:
