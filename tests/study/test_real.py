@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from xtf.study.archive import write_archive
 from xtf.study.arms import Arm, Study
 from xtf.study.real import _verdict_section, arm_rows, hypotheses, study_report
 
+ROOT = Path(__file__).parents[2]
 SHIFTS = {"normal": 0.0, "random": 0.02, "xtf": 0.5, "protected": 0.05}
 PROTECTED = {"threshold.protect": "answer"}
 
@@ -115,3 +117,23 @@ def test_the_verdict_is_put_to_the_test_by_masks_that_its_limits_do_not_know(tmp
     assert "1 were called 'fine' or 'do not train on this'; that was right of 1: 100.0 % [20.7, 100.0]" in found.text[1]
     assert "right of 0: 0.0 % [0.0, 79.3]" in section(random="do not train on this").text[1]
     assert len(section(random="look closer").text) == 1
+
+
+DIFFERENCE = re.compile(r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]")
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [("docs/does-it-help.md", "## SmolLM2"), ("experiments/README.md", "### A model that was really")],
+)
+def test_the_tables_that_people_read_hold_the_figures_of_the_archive(page: str, heading: str, tmp_path: Path) -> None:
+    """Each difference to normal with its interval, also that no arm is left out."""
+    study_report(ROOT / "experiments/results", tmp_path)
+    with (tmp_path / "arms.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["minus_normal"] and line["model"] == "smollm2_135m"]
+    parts = ("minus_normal", "minus_normal_student_low", "minus_normal_student_high")
+    stored = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*(float(line[part]) for part in parts)) for line in lines]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = re.split(r"\n##+ ", text[text.index(heading) + 1 :])[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    assert sorted(DIFFERENCE.findall(table)) == sorted(stored)
