@@ -11,11 +11,15 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -31,6 +35,7 @@ from xtf.config.schema import (
     ThresholdConfig,
     ThresholdEnd,
 )
+from xtf.data.provenance import provenance, recorded
 
 EXAMPLES = [
     {"prompt": "how many apples ?", "response": "two apples and three apples are five apples"},
@@ -60,12 +65,13 @@ def model(small_model, tokenizer):
 def test_examples_are_scored_and_masked_in_order(model, tokenizer):
     scored = api.score(model, tokenizer, EXAMPLES)
     assert isinstance(scored, datasets.Dataset)
-    assert scored.column_names == ["example_id", "input_ids", "prompt_length", "end_tokens", "ri", "kn", "tr", "logp"]
+    names = ["example_id", "input_ids", "prompt_length", "end_tokens", "ri", "kn", "tr", "logp", "provenance"]
+    assert scored.column_names == names
     assert scored["example_id"][:] == ["1", "2", "mine"]
     for row in scored:
         assert len(row["ri"]) == len(row["kn"]) == len(row["tr"]) == len(row["input_ids"]) - row["prompt_length"]
     masked = api.mask(scored, threshold="quantile")
-    assert masked.column_names[-4:] == ["drop_ri", "drop_kn", "drop_tr", "labels"]
+    assert masked.column_names[-5:] == ["drop_ri", "drop_kn", "drop_tr", "labels", "provenance"]
     for row in masked:
         response = row["input_ids"][row["prompt_length"] :]
         dropped = np.any([row["drop_ri"], row["drop_kn"], row["drop_tr"]], axis=0)
@@ -74,8 +80,8 @@ def test_examples_are_scored_and_masked_in_order(model, tokenizer):
 
 
 def test_a_scorer_by_name_scores_only_what_it_names(model, tokenizer):
-    assert api.score(model, tokenizer, EXAMPLES, scorer="tr").column_names[4:] == ["tr"]
-    assert api.score(model, tokenizer, EXAMPLES, scorer="ri_tr").column_names[4:] == ["ri", "tr"]
+    assert api.score(model, tokenizer, EXAMPLES, scorer="tr").column_names[4:] == ["tr", "provenance"]
+    assert api.score(model, tokenizer, EXAMPLES, scorer="ri_tr").column_names[4:] == ["ri", "tr", "provenance"]
 
 
 def test_a_scorer_configuration_sets_variants(model, tokenizer):
@@ -97,7 +103,7 @@ def test_many_examples_are_scored_in_shards_like_one(model, tokenizer, monkeypat
 
 def test_only_scored_attributes_drop_by_default(model, tokenizer):
     masked = api.mask(api.score(model, tokenizer, EXAMPLES, scorer="kn_tr"), threshold="quantile")
-    assert masked.column_names[-3:] == ["drop_kn", "drop_tr", "labels"]
+    assert masked.column_names[-4:] == ["drop_kn", "drop_tr", "labels", "provenance"]
 
 
 def test_attributes_and_thresholds_can_be_chosen(model, tokenizer):
@@ -331,15 +337,106 @@ def test_scores_and_masks_say_what_made_them_also_when_stored(model, tokenizer, 
     assert api.provenance(datasets.Dataset.from_dict({"a": [1]})) == {}
 
 
-def test_scores_of_another_tokenizer_are_refused(model, tokenizer, small_model):
+def test_scores_of_another_tokenizer_are_refused(model, tokenizer, small_model, tmp_path):
     scored = api.score(model, tokenizer, EXAMPLES)
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["<another>"])
     with pytest.raises(ValueError, match=r"the rows were scored with another tokenizer .* give the one of the scores"):
         api.mask(scored, tokenizer=other)
     theirs = api.score(small_model("qwen2", len(other)), other, EXAMPLES)
-    with pytest.raises(ValueError, match=r"the rows were scored with 2 tokenizers .* mask each set apart"):
-        api.mask(datasets.concatenate_datasets([scored, theirs]))
+    both = datasets.concatenate_datasets([scored, theirs])
+    with pytest.raises(ValueError, match=r"the rows were scored with 2 tokenizers .* take each set apart"):
+        api.mask(both)
+    assert api.mask(both.select(range(3)), "quantile", tokenizer=tokenizer)["labels"][:]  # only ours are left
+    masked = datasets.concatenate_datasets([api.mask(scored, "quantile"), api.mask(theirs, "quantile")])
+    with pytest.raises(ValueError, match=r"the rows were scored with 2 tokenizers .* take each set apart"):
+        api.export(masked, "hf", tmp_path / "both", model="somewhere", tokenizer=tokenizer)
+
+
+def pushed(rows, folder, monkeypatch):
+    """What `push_to_hub` would commit, as a folder."""
+
+    class Hub:
+        def __init__(self, **_):
+            pass
+
+        def repo_info(self, name, **_):
+            return SimpleNamespace(id=name, sha="main")
+
+        def preupload_lfs_files(self, additions, **_):
+            self.keep(additions)
+
+        def create_commit(self, _, operations, **__):
+            self.keep(one for one in operations if one.path_in_repo.endswith(".md"))
+
+        def keep(self, additions):
+            for one in additions:
+                place = folder / one.path_in_repo
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with one.as_file() as file:
+                    place.write_bytes(file.read())
+
+    monkeypatch.setattr("datasets.arrow_dataset.HfApi", Hub)
+    monkeypatch.setattr("datasets.arrow_dataset.HfFileSystem", lambda **_: None)
+    monkeypatch.setattr(
+        "datasets.arrow_dataset.DirFileSystem", lambda **_: DirFileSystem(str(folder), LocalFileSystem())
+    )
+    rows.push_to_hub("me/masked", num_shards=2)
+    return datasets.load_dataset(str(folder), split="train", cache_dir=str(folder / "cache"))
+
+
+@pytest.mark.parametrize("way", ["parquet", "json", "pandas", "push"])
+def test_what_made_rows_survives_files_and_the_hub(model, tokenizer, tmp_path, monkeypatch, way):
+    def stored(rows, name):
+        file = str(tmp_path / f"{name}.{way}")
+        if way == "pandas":
+            return datasets.Dataset.from_pandas(rows.to_pandas())
+        if way == "push":
+            return pushed(rows, tmp_path / name, monkeypatch)
+        getattr(rows, f"to_{way}")(file)
+        return datasets.load_dataset(way, data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
+
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<another>"])
+    scored = api.score(model, tokenizer, EXAMPLES)
+    again = stored(scored, "scored")
+    assert api.provenance(again) == api.provenance(scored) != {}
+    with pytest.raises(ValueError, match="were scored with another tokenizer"):
+        api.mask(again, "quantile", tokenizer=other)
+    masked = api.mask(again, "quantile", tokenizer=tokenizer)
+    assert masked["labels"][:] == api.mask(scored, "quantile")["labels"][:]
+    again = stored(masked, "masked").train_test_split(test_size=1, seed=0)["train"]
+    assert api.provenance(again) == api.provenance(masked)
+    with pytest.raises(ValueError, match="were scored with another tokenizer"):
+        api.export(again, "hf", tmp_path / "export", model="somewhere", tokenizer=other)
+
+
+def test_rows_that_say_nothing_are_warned_of_and_the_rule_of_each_part_is_named(tmp_path, caplog):
+    from xtf import tiny
+
+    rows = [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5\n#### 5"}] * 3
+    scored = api.score(tiny.MODEL_DIR, None, rows, progress=False)
+    masked = api.mask(scored, "quantile"), api.mask(scored, "paper")
+    both = datasets.concatenate_datasets(masked)
+    assert api.provenance(both)["tokenizer"] == api.provenance(scored)["tokenizer"]
+    assert "threshold" not in api.provenance(both)
+    folder = api.export(both, "hf", tmp_path / "both")
+    readme = (folder / "README.md").read_text()
+    assert "- part 1 of 2: threshold=quantile" in readme and "- part 2 of 2: threshold=paper" in readme
+    silent = datasets.concatenate_datasets(
+        [masked[0], datasets.Dataset(masked[1].data.table).remove_columns("provenance")]
+    )
+    with caplog.at_level(logging.WARNING, "xtf"):
+        folder = api.export(silent, "hf", tmp_path / "silent", model=str(tiny.MODEL_DIR))
+    assert "not all rows say which tokenizer they were scored with" in caplog.text
+    assert "- part 2 of 2: the rows do not say by which rule" in (folder / "README.md").read_text()
+
+
+def test_a_hundred_thousand_rows_take_no_memory_to_say_what_made_them():
+    table, before = pa.table({"a": np.arange(100_000)}), pa.total_allocated_bytes()
+    found = recorded(table, {"model": "m" * 2000})  # 200 MB as text
+    assert pa.total_allocated_bytes() - before < 10e6
+    assert provenance(found.select(range(0, 100_000, 7))) == {"model": "m" * 2000}
 
 
 def test_the_library_imports_neither_hydra_nor_lightning():

@@ -42,7 +42,7 @@ from xtf.config.schema import (
 )
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
-from xtf.data.provenance import described, provenance, records
+from xtf.data.provenance import COLUMN, provenance, recorded, records
 from xtf.data.ragged import Sequences, with_ends, with_row_weights
 from xtf.data.rows import Rows, is_tokenized
 from xtf.data.templates import Chat
@@ -74,6 +74,7 @@ __all__ = ["export", "grade", "mask", "provenance", "score"]
 log = logging.getLogger(__name__)
 
 SHARD = 4096  # examples scored at once
+UNKNOWN_RULE = "the rows do not say by which rule: their column `provenance` is gone"
 
 
 def score(
@@ -112,7 +113,7 @@ def score(
     with the template's end of a turn, or the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off),
     and per response token `ri`, `kn`, `tr` and `logp`, those that were asked for (see
     `xtf.scoring.scorers.score_rows`), and `row_weights` where rows weigh their turns or leave tokens untrained.
-    `provenance` of it says which model, tokenizer and chat template made the scores.
+    The column `provenance`, string, says which model, tokenizer and chat template made the scores, in files too.
 
     Raises:
         ValueError: input that cannot be scored.
@@ -199,7 +200,7 @@ def score(
         centre = context_centre(lambda: (hidden_states(shard) for shard in shards))
         shards = [with_context_tr(shard, centre) for shard in shards]
     scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
-    return datasets.Dataset(with_row_weights(scored, [row.weights for row in rows]), info=described(said))
+    return recorded(with_row_weights(scored, [row.weights for row in rows]), said)
 
 
 def mask(
@@ -232,14 +233,15 @@ def mask(
             that was not scored, a mask that keeps nothing, a table without `end_tokens` and no `eos_token_id` where the
             end is to be kept.
     """
-    _check_tokenizer(scored, tokenizer)
+    if not _check_tokenizer(scored, tokenizer) and tokenizer is not None:
+        log.warning("not all rows say which tokenizer they were scored with: it is not checked")
     if isinstance(threshold, str):
         if threshold not in PRESETS:
             raise ValueError(f"threshold={threshold!r}: known are {', '.join(PRESETS)}, or give a ThresholdConfig")
         threshold = PRESETS[threshold]
     if attributes is None:
         attributes = [name for name in ATTRIBUTES if name in scored.column_names]
-    table = scored.with_format("arrow")[:].replace_schema_metadata(None)
+    table = _bare(scored)
     if "end_tokens" not in table.column_names:
         if eos_token_id is not None:
             table = with_ends(table, Sequences(table).ending_with(eos_token_id))
@@ -269,24 +271,33 @@ def mask(
         "verdict": verdict.level.words,
         "rule": rule,
     }
-    return datasets.Dataset(masked.table, info=described({**provenance(scored), **made}))
+    return recorded(masked.table, {**provenance(scored), **made})
 
 
-def _check_tokenizer(scored: datasets.Dataset, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    found = {one["tokenizer"] for one in records(scored) if "tokenizer" in one}
+def _bare(rows: datasets.Dataset) -> pa.Table:
+    """The rows without what they say of themselves."""
+    table = rows.with_format("arrow")[:].replace_schema_metadata(None)
+    return table.drop_columns(COLUMN) if COLUMN in table.column_names else table
+
+
+def _check_tokenizer(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether all of the rows say that `tokenizer` is the one that they were scored with.
+
+    Raises:
+        ValueError: they say another one, or several.
+    """
+    said = records(rows)
+    found = {str(one["tokenizer"]) for one in said if "tokenizer" in one}
     if len(found) > 1:
         raise ValueError(
-            f"the rows were scored with {len(found)} tokenizers ({', '.join(sorted(found))}): mask each set apart"
+            f"the rows were scored with {len(found)} tokenizers ({', '.join(sorted(found))}): take each set apart"
         )
-    if tokenizer is None:
-        return
-    if not found:
-        log.warning("the rows do not say which tokenizer they were scored with: it is not checked")
-    elif found != {own := tokenizer_digest(tokenizer)}:
+    if tokenizer is not None and found and found != {own := tokenizer_digest(tokenizer)}:
         raise ValueError(
             f"the rows were scored with another tokenizer ({found.pop()}) than {tokenizer.name_or_path or 'this one'} "
             f"({own}): give the one of the scores"
         )
+    return bool(said) and all("tokenizer" in one for one in said)
 
 
 def export(
@@ -331,14 +342,9 @@ def export(
         raise ValueError("the configuration has to name a model: give model=, a folder or an id on the hub")
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(named, revision=revision)
-    own = tokenizer_digest(tokenizer)
-    if "tokenizer" not in said:
-        log.warning("the rows do not say which tokenizer they were scored with: only the range of their ids is checked")
-    elif said["tokenizer"] != own:
-        raise ValueError(
-            f"the rows were scored with another tokenizer ({said['tokenizer']}) than "
-            f"{tokenizer.name_or_path or 'this one'} ({own}): give the one of the scores"
-        )
+    checked = _check_tokenizer(masked, tokenizer)
+    if not checked:
+        log.warning("not all rows say which tokenizer they were scored with: only the range of their ids is checked")
     tuning = tuning or TuningConfig(
         name=Tuning.full, epochs=3, learning_rate=5e-5, batch_size=8, schedule=Schedule.linear, warmup_ratio=0.0
     )
@@ -346,11 +352,11 @@ def export(
         raise ValueError("tuning leaves epochs, learning_rate, batch_size, schedule or warmup_ratio open: give all")
     settings = ExportConfig(to, EmptyRows(getattr(empty_rows, "value", empty_rows)), max_length)
     check_ranges(settings, "export.")
-    rule = list(said.get("rule", ["the rows do not say by which rule: what xtf.mask records is lost in a file"]))
-    if "tokenizer" not in said:
-        rule.append("the rows do not say which tokenizer they were scored with: it was not checked")
+    rule = _rules(masked)
+    if not checked:
+        rule.append("not all rows say which tokenizer they were scored with: it was not checked")
     return export_table(
-        masked.with_format("arrow")[:].replace_schema_metadata(None),
+        _bare(masked),
         settings,
         Path(folder),
         tokenizer=tokenizer,
@@ -362,6 +368,14 @@ def export(
         bf16=bf16,
         about={"rule": rule, "sources": {}},
     )
+
+
+def _rules(masked: datasets.Dataset) -> list[str]:
+    """By which rule each part of the rows was masked, in lines."""
+    rules = [one.get("rule") or [UNKNOWN_RULE] for one in records(masked)] or [[UNKNOWN_RULE]]
+    if len(rules) == 1:
+        return list(rules[0])
+    return [f"part {part} of {len(rules)}: {line}" for part, rule in enumerate(rules, start=1) for line in rule]
 
 
 def _scorer(name: str) -> ScorerConfig:

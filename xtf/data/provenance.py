@@ -1,4 +1,8 @@
-"""What a scored or masked dataset says of itself, which lies in its description, beside what others wrote there."""
+"""What a scored or masked dataset says of itself: in its description, and in a column, which files and the hub keep.
+
+`datasets` keeps a description in memory and in `save_to_disk`, and drops it, like all metadata of a schema but the
+columns' types, from a Parquet file, from what `push_to_hub` writes and when it is loaded again.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 KEY = b"xtf"  # of an Arrow schema's metadata
+COLUMN = "provenance"
+SHARED = 1000  # rows that share the memory of one chunk of the column
 
 
-def described(said: Mapping[str, Any]) -> datasets.DatasetInfo:
-    """What a dataset says of itself: kept when it is filtered, shuffled, mapped or stored by `save_to_disk`."""
+def recorded(table: pa.Table, said: Mapping[str, Any]) -> datasets.Dataset:
+    """The table as a dataset that says `said` of itself, in its description and in a last column, string.
+
+    The column's rows share a few kB of memory, however many there are, and are one entry of a dictionary in a Parquet
+    file.
+    """
     import datasets
+    import pyarrow as pa
 
-    return datasets.DatasetInfo(description=json.dumps({"xtf": plain(said)}, ensure_ascii=False))
+    text = json.dumps({"xtf": plain(said)}, ensure_ascii=False)
+    chunk = pa.array([text] * min(SHARED, table.num_rows), pa.string())
+    whole, rest = divmod(table.num_rows, SHARED)
+    column = pa.chunked_array([chunk] * whole + [chunk.slice(0, rest)], pa.string())
+    return datasets.Dataset(table.append_column(COLUMN, column), info=datasets.DatasetInfo(description=text))
 
 
 def in_schema(said: Mapping[str, Any]) -> dict[bytes, bytes]:
@@ -32,9 +47,10 @@ def provenance(rows: datasets.Dataset | pa.Table) -> dict[str, Any]:
     the chat template), `scorer`, `versions`; once masked also `threshold`, `cuts`, `dropped_share`, `degenerate`,
     `verdict` and `rule`.
 
-    It lies in the dataset's description, which filter, shuffle, map and `save_to_disk` keep; a Parquet file and the hub
-    do not. Of datasets that were concatenated: what all of them say. A run's mask.parquet has its model, scorer, method
-    and threshold in its schema, so the table that pyarrow reads of it says them. {} where nothing is recorded.
+    It is read from the column `provenance`, which `to_parquet`, `to_json`, `to_pandas` and `push_to_hub` keep and what
+    loads them gives back; where that was removed from the description, which filter, shuffle, map and `save_to_disk`
+    keep. Of datasets that were concatenated: what all of their rows say. A run's mask.parquet has its model, scorer,
+    method and threshold in its schema, so the table that pyarrow reads of it says them. {} where nothing is recorded.
     """
     found = records(rows)
     same = {key for key in found[0] if all(one.get(key) == found[0][key] for one in found)} if found else set()
@@ -42,16 +58,27 @@ def provenance(rows: datasets.Dataset | pa.Table) -> dict[str, Any]:
 
 
 def records(rows: datasets.Dataset | pa.Table) -> list[dict[str, Any]]:
-    """What `described` recorded of each dataset that was concatenated, or `in_schema` of a table; of others nothing."""
+    """What was recorded, each once; {} among them where some rows say nothing. [] where nothing is recorded."""
     import pyarrow as pa
 
+    if COLUMN in rows.column_names:
+        if isinstance(rows, pa.Table):
+            parts = rows.select([COLUMN]).to_batches()
+        else:
+            parts = rows.select_columns(COLUMN).with_format("arrow").iter(SHARED)
+        values = {value: None for part in parts for value in part[COLUMN].unique().to_pylist()}
+        found = [_read(value) for value in values]
+        return found if any(found) else []  # a column of somebody else's
     if isinstance(rows, pa.Table):
         said = (rows.schema.metadata or {}).get(KEY)
         return [] if said is None else [json.loads(said)]
-    found: list[dict[str, Any]] = []
-    for line in (rows.info.description or "").split("\n\n"):
-        try:
-            found.append(json.loads(line)["xtf"])
-        except (ValueError, KeyError, TypeError):  # a description of somebody else's
-            return []
-    return found
+    found = [_read(line) for line in (rows.info.description or "").split("\n\n")]
+    return found if all(found) else []  # a description of somebody else's
+
+
+def _read(text: Any) -> dict[str, Any]:
+    try:
+        said = json.loads(text)["xtf"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return said if isinstance(said, dict) else {}
