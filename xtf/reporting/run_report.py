@@ -20,7 +20,6 @@ from rich.text import Text
 
 from xtf.config.compose import load_config
 from xtf.config.schema import ThresholdConfig
-from xtf.data.ragged import Responses
 from xtf.data.tokens import visible
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import (
@@ -50,7 +49,7 @@ from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import RunFolder
 from xtf.runtime.train_log import read_log
 from xtf.scoring.attributes import ATTRIBUTES
-from xtf.scoring.masks import MaskedTokens, notes
+from xtf.scoring.masks import MaskedTokens, notes, threshold_of
 from xtf.scoring.regime import Regime
 from xtf.scoring.sensitivity import sweep
 from xtf.scoring.verdict import judge_file
@@ -343,7 +342,8 @@ def judged_tokens(folder: RunFolder, masked: pa.Table) -> MaskedTokens:
 def _threshold(folder: RunFolder) -> ThresholdConfig:
     node = OmegaConf.create(dict(folder.recorded))
     assert isinstance(node, DictConfig)
-    return load_config(node).threshold
+    own = load_config(node).threshold
+    return threshold_of(pq.read_schema(folder.mask).empty_table(), own) if folder.mask.exists() else own
 
 
 def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.ndarray, np.ndarray, float]]:
@@ -352,7 +352,7 @@ def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.n
     found_curves = {}
     for name in tokens.dropped:
         attribute = ATTRIBUTES[name]
-        block = Responses(tokens.lengths, {attribute.source: tokens.scores[attribute.source]})
+        block = tokens.only(attribute.source)
         found = sweep(attribute, config, block, block)
         values = np.array(found.values)
         found_curves[name] = (found.setting, values, found.shares(), values[found.chosen])
