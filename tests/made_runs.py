@@ -30,14 +30,16 @@ from xtf.scoring.methods import METHODS
 
 WORDS = ["Let", " me", " think", ":", " two", " plus", " four", " is", " six", ".", "\n", "So", " the", " answer"]
 CSV = LoggerConfig(name="csv")
-LISTS = {"ri": pa.float32(), "kn": pa.float32(), "tr": pa.float32(), "logp": pa.float32()}
+LISTS = dict.fromkeys(("ri", "kn", "tr", "logp", "prompt_tr"), pa.float32())
 
 
 def scored_table(examples: int, seed: int = 0, tokens: int = 40, vocabulary: int = len(WORDS)) -> pa.Table:
     """A scored table with skewed scores: most p near 1, TR in five clumps by token id, log RI normal."""
     generator = np.random.default_rng(seed)
     clump = generator.integers(5, size=vocabulary) / 4 * 0.8 + generator.random(vocabulary) * 0.1
-    rows: dict[str, list[Any]] = {name: [] for name in ("example_id", "input_ids", "prompt_length", *LISTS)}
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("example_id", "input_ids", "prompt_length", *LISTS, "prompt_tr")
+    }
     for number in range(examples):
         length = int(generator.integers(1, 2 * tokens))
         prompt = int(generator.integers(1, 12))
@@ -50,6 +52,7 @@ def scored_table(examples: int, seed: int = 0, tokens: int = 40, vocabulary: int
         rows["kn"].append((-np.expm1(logp.astype(np.float64))).astype(np.float32))
         rows["tr"].append(clump[ids[prompt:]].astype(np.float32))
         rows["logp"].append(logp)
+        rows["prompt_tr"].append(clump[ids[:prompt]].astype(np.float32))
     types = {"example_id": pa.string(), "input_ids": pa.list_(pa.int32()), "prompt_length": pa.int32()}
     types |= {name: pa.list_(kind) for name, kind in LISTS.items()}
     return pa.table({name: pa.array(values, types[name]) for name, values in rows.items()})

@@ -65,7 +65,18 @@ def model(small_model, tokenizer):
 def test_examples_are_scored_and_masked_in_order(model, tokenizer):
     scored = api.score(model, tokenizer, EXAMPLES)
     assert isinstance(scored, datasets.Dataset)
-    names = ["example_id", "input_ids", "prompt_length", "end_tokens", "ri", "kn", "tr", "logp", "provenance"]
+    names = [
+        "example_id",
+        "input_ids",
+        "prompt_length",
+        "end_tokens",
+        "ri",
+        "kn",
+        "tr",
+        "logp",
+        "prompt_tr",
+        "provenance",
+    ]
     assert scored.column_names == names
     assert scored["example_id"][:] == ["1", "2", "mine"]
     for row in scored:
@@ -80,8 +91,9 @@ def test_examples_are_scored_and_masked_in_order(model, tokenizer):
 
 
 def test_a_scorer_by_name_scores_only_what_it_names(model, tokenizer):
-    assert api.score(model, tokenizer, EXAMPLES, scorer="tr").column_names[4:] == ["tr", "provenance"]
-    assert api.score(model, tokenizer, EXAMPLES, scorer="ri_tr").column_names[4:] == ["ri", "tr", "provenance"]
+    assert api.score(model, tokenizer, EXAMPLES, scorer="tr").column_names[4:] == ["tr", "prompt_tr", "provenance"]
+    names = api.score(model, tokenizer, EXAMPLES, scorer="ri_tr").column_names[4:]
+    assert names == ["ri", "tr", "prompt_tr", "provenance"]
 
 
 def test_a_scorer_configuration_sets_variants(model, tokenizer):
@@ -444,3 +456,29 @@ def test_the_library_imports_neither_hydra_nor_lightning():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"think": "opne"}, "think='opne'; did you mean 'open'\\?: known are open, close"),
+        ({"template_checks": "maybe"}, "template_checks='maybe'.*: known are warn, refuse"),
+        ({"date": "yesterday"}, "date='yesterday': it must be a day like 2026-01-31"),
+        ({"max_length": "12"}, "max_length='12': it must be a whole number"),
+        ({"max_length": 0}, "max_length=0: it must be a whole number, at least 1"),
+        ({"tokens_per_batch": 1.5}, "tokens_per_batch=1.5: it must be a whole number"),
+        ({"tokenizer": "gpt2"}, "tokenizer must be one of transformers .*, not str"),
+    ],
+)
+def test_an_argument_that_cannot_work_is_refused_by_name(model, tokenizer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        api.score(**{"model": model, "tokenizer": tokenizer, "examples": EXAMPLES, **arguments})
+
+
+def test_what_is_graded_must_be_text_and_choices_a_list():
+    with pytest.raises(ValueError, match="the completion must be text, not NoneType"):
+        api.grade("number", None, "5")
+    with pytest.raises(ValueError, match="the reference must be text, not int"):
+        api.grade("number", "5", 5)
+    with pytest.raises(ValueError, match="choices must be a list of answers, not the text 'AB'"):
+        api.grade("choice", "A", "A", "AB")

@@ -10,11 +10,14 @@ takes.
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from enum import Enum
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -112,17 +115,28 @@ def score(
     Returns one row per example: `example_id`, `input_ids`, `prompt_length`, `end_tokens` (1 where the response ends
     with the template's end of a turn, or the tokenizer's EOS, which is appended here, 0 where `max_length` cut it off),
     and per response token `ri`, `kn`, `tr` and `logp`, those that were asked for (see
-    `xtf.scoring.scorers.score_rows`), and `row_weights` where rows weigh their turns or leave tokens untrained.
+    `xtf.scoring.scorers.score_rows`), `prompt_tr` per prompt token beside `tr` (which threshold="released" reads), and
+    `row_weights` where rows weigh their turns or leave tokens untrained.
     The column `provenance`, string, says which model, tokenizer and chat template made the scores, in files too.
 
     Raises:
         ValueError: input that cannot be scored.
     """
+    chat = Chat(
+        _one_of(Think, "think", think), _date(date), _one_of(TemplateChecks, "template_checks", template_checks)
+    )
+    for name, value in (("max_length", max_length), ("tokens_per_batch", tokens_per_batch)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}={value!r}: it must be a whole number, at least 1")
     own = ModelConfig(name="given", path=str(model if isinstance(model, str | Path) else unwrapped(model).name_or_path))
     if tokenizer is None:
         if not own.path:
             raise ValueError("this model does not say where it was loaded from: give its tokenizer")
         tokenizer = load_tokenizer(own)
+    elif not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"tokenizer must be one of transformers (AutoTokenizer.from_pretrained), not {type(tokenizer).__name__}"
+        )
     if isinstance(model, str | Path):
         on_gpu = torch.cuda.is_available()
         trainer = TrainerConfig(name="given", accelerator=Accelerator.gpu if on_gpu else Accelerator.cpu)
@@ -149,7 +163,6 @@ def score(
         known = Rows([dict(row) for row in given], list(range(1, len(given) + 1)), "the examples given", "")  # type: ignore[arg-type]  # mappings all
         rows, report = encode_tokenized(tokenizer, known, max_length)
     else:
-        chat = Chat(Think(think), date, TemplateChecks(template_checks))
         rows, report = encode(tokenizer, as_examples(given), max_length, chat)
     for what, ids in (
         (f"cut to max_length={max_length}", report.truncated),
@@ -169,7 +182,13 @@ def score(
         if Brought.embeddings in needs:
             counts = count_tokens(rows)
             table = tr_table(
-                base, counts, config, domain_words=domain_words, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch
+                base,
+                counts,
+                config,
+                domain_words=domain_words,
+                tokenizer=tokenizer,
+                tokens_per_batch=tokens_per_batch,
+                prompts=True,
             )
         forward = progress and not needs <= {Brought.embeddings}
         done = stack.enter_context(bar("scoring", report.tokens)) if forward else None
@@ -179,6 +198,7 @@ def score(
                 rows[start : start + SHARD],
                 config,
                 tr=table,
+                prompts=table is not None,
                 tokens_per_batch=tokens_per_batch,
                 pad_id=pad_id(tokenizer),
                 progress=done,
@@ -201,6 +221,25 @@ def score(
         shards = [with_context_tr(shard, centre) for shard in shards]
     scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
     return recorded(with_row_weights(scored, [row.weights for row in rows]), said)
+
+
+E = TypeVar("E", bound=Enum)
+
+
+def _one_of(kind: type[E], name: str, value: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        known = [str(one.value) for one in kind]
+        raise ValueError(f"{name}={value!r}{nearest(str(value), known)}: known are {', '.join(known)}") from None
+
+
+def _date(value: str) -> str:
+    try:
+        datetime.date.fromisoformat(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"date={value!r}: it must be a day like 2026-01-31") from None
+    return value
 
 
 def mask(

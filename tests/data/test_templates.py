@@ -356,6 +356,13 @@ def test_a_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: py
         template_of(own)
 
 
+def test_a_template_that_writes_at_random_is_refused(tokenizer: Any) -> None:
+    own = tokenizer("plain")
+    own.chat_template = "{{ ['a', 'b'] | random }}" + LOOP
+    with pytest.raises(ValueError, match="draws what it writes by lot"):
+        template_of(own)
+
+
 def test_whatever_a_template_stumbles_over_is_a_finding(tokenizer: Any) -> None:
     own = tokenizer("plain")
     for source in (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from xtf.config.schema import SourceConfig, TaskConfig
+from xtf.data.examples import Example
 from xtf.data.rows import load_rows
 from xtf.graders.base import Grade
 from xtf.graders.choice import ChoiceGrader
@@ -154,9 +155,77 @@ def test_a_letter_counts_only_where_it_stands_for_a_choice(text: str, letter: st
     assert ChoiceGrader("ABCD").decide(text) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "decision"),
+    [
+        ("No, wait. Yes.", "yes"),
+        ("Yes. Wait, no.", "no"),
+        ("Decision: yes. Wait, no.", "no"),
+        ("No. Actually, yes.", "yes"),
+        ("Yes... no, wait, maybe.", "maybe"),
+        ("Yes, actually.", "yes"),
+        ("Yes. Actually, no significant difference was found.", "yes"),
+        ("Decision: no. Sorry, no further details.", "no"),
+        ("No. Scratch that. Yes.", "yes"),
+        ("Yes. I take that back.", None),
+        ("Decision: no. Let me reconsider. The trial was small.\nMaybe", "maybe"),
+        ("Decision: yes. On second thought, the trial was too small to say.", None),
+        ("The answer is yes. Or rather, no.", "no"),
+        ("Yes. I mean, no.", "no"),
+        ("Yes. I mean, the effect is large.", "yes"),
+        ("Yes (no, wait: maybe).", "maybe"),
+        ("Yes.\n\nEdit: No.", "no"),
+        ("Decision: yes. Oops, that is wrong: the answer is no", "no"),
+        ("Yes. No, wait. Yes.", "yes"),
+        ("Yes. Wait, no, no difference was seen.", "no"),
+        ("Yes. Wait for the results of the larger trial.", "yes"),
+        ("Decision: no. Patients had to wait. Yes, it was long.", "no"),
+        ("Yes. However, sorry patients were few.", "yes"),
+        ("No. Wait, yes or maybe.", None),
+        ("Yes. Update: the trial has ended.", "yes"),
+        ("Decision: no. Correction: yes", "yes"),
+        ("**No**. Wait — **yes**.", "yes"),
+        ("No. Hmm, wait. Actually, I think the answer should be yes.", "yes"),
+        ("No; it is rather yes-like.", "no"),
+        ("Yes, or rather maybe", "maybe"),
+        ("No - wait - yes", "yes"),
+        ("No, make that maybe.", "maybe"),
+        ("Yes. That is wrong in children.", "yes"),
+        ("Yes. But no, wait, it does.", "yes"),
+        ("Yes. Never mind the small sample.", "yes"),
+    ],
+)
+def test_a_decision_that_is_taken_back_is_not_read_but_what_takes_its_place(text: str, decision: str | None) -> None:
+    assert ChoiceGrader(("yes", "no", "maybe")).decide(text) == decision
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is B. Wait, no, C.", "C"),
+        ("B. Actually, A is also plausible but B fits better.", "B"),
+        ("B - scratch that: C", "C"),
+        ("(B). Sorry, I meant (D).", "D"),
+        ("A. Let me try again with B.", None),
+        ("Answer: A\nActually, the answer is B.", "B"),
+        ("A. Wait, A is right.", "A"),
+        ("Answer: A. Actually B.", "B"),
+    ],
+)
+def test_a_letter_that_is_taken_back_is_not_read_but_what_takes_its_place(text: str, letter: str | None) -> None:
+    assert ChoiceGrader(list("ABCD")).decide(text) == letter
+
+
+def test_what_protects_a_decision_covers_what_took_its_place() -> None:
+    response = "It helped. Decision: no. Wait, yes. That is all."
+    found = ChoiceGrader(("yes", "no", "maybe")).answer_spans(Example("1", (), response, {}))
+    assert [response[start:end] for start, end in found] == ["Decision: no. Wait, yes"]
+
+
 def test_blank_and_endless_texts_are_read_in_no_time() -> None:
     grader = ChoiceGrader(("yes", "no"))
     assert grader.decide("\n" * 20_000 + "Yes.") == "yes"
+    assert grader.decide("Yes. " + "wait, no, well " * 5_000 + "Yes.") == "yes"
     assert grader.decide("so " * 20_000 + "\n" * 20_000 + "(" * 20_000) is None
 
 

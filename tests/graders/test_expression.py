@@ -148,6 +148,32 @@ PAIRS = [
     ("7", r"\approx 7", True),
     ("-7", "–7", True),
     ("7", "7'", False),
+    # ratios: parts in proportion; of two parts, their quotient
+    ("3:4", r"\frac{3}{4}", True),
+    ("3:4", "0.75", True),
+    (r"\frac{3}{4}", "3:4", True),
+    ("3:4", "6:8", True),
+    ("3 : 4", "3:4", True),
+    ("3:4", "4:3", False),
+    ("3:4", r"\frac{4}{3}", False),
+    ("1.5:2", "3:4", True),
+    ("1:2:3", "2:4:6", True),
+    ("1:2:3", r"\frac{1}{6}", False),
+    ("1:2:3", "1:2", False),
+    ("3:4:5", "3:4:6", False),
+    ("0:4", "0:5", True),
+    ("3:0", "3", False),
+    (r"\frac{1}{16}", "1:16", True),
+    # times: as written
+    ("3:40", r"\frac{3}{40}", False),
+    ("3:40", "0.075", False),
+    ("3:40", "6:80", False),
+    ("3:40", "03:40", True),
+    ("3:40", "3:40 p.m.", True),
+    ("3:40 a.m.", "3:40 p.m.", False),
+    (r"3:40\text{ p.m.}", "3:40 PM", True),
+    ("3:40 p.m.", "3:50 p.m.", False),
+    ("1:30:00", "1:30", False),
 ]
 
 

@@ -6,12 +6,13 @@ import re
 import time
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import pytest
 
 import xtf
 from xtf.config.schema import SourceConfig, TaskConfig
-from xtf.data.numbers import show
+from xtf.data.numbers import INSIDE, INSIDE_WORDS, TAG, _inside, show
 from xtf.data.rows import load_rows
 from xtf.graders.base import Grade
 from xtf.graders.number import boxed, final_number
@@ -182,11 +183,61 @@ def test_what_stands_beside_a_number_and_changes_nothing(text: str, number: str)
     assert value is not None and show(value) == number
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 18. Wait, no, it's 20.", "20"),
+        ("The answer is 18, no wait, 20.", "20"),
+        ("#### 18\nSorry, 20", "20"),
+        ("The answer is 18. Wait, 3 of them were red.", "18"),
+        ("The answer is 18. Actually, he had 3 sisters, but that changes nothing.", "18"),
+        ("The answer is 18. Let me reconsider: each has 3, so 21.", "21"),
+        ("The answer is 18. Scratch that.", None),
+        ("The answer is 18. Actually, it should be $-20.", "-20"),
+        ("The answer is 18. Correction: 1,800 dollars.", "1800"),
+        ("The answer is 18, or rather, 20.", "20"),
+        ("\\boxed{18}. Wait, the answer is 20.", "20"),
+        ("The answer is 18. I mean, that is what 3 times 6 gives.", "18"),
+        ("#### 18", "18"),
+        ("The answer is 18. Wait, -5.", "-5"),
+        ("The answer is 18. Actually 18.", "18"),
+        ("The answer is 18. Wait, let me check: 9*2=18. Yes.", "18"),
+        ("The answer is 18 minutes. Sorry, 20 minutes.", "20"),
+        ("It is 18. Wait, no, 20.", "20"),
+        ("The answer is 18. Rather, 3/4.", "3/4"),
+    ],
+)
+def test_a_number_that_is_taken_back_is_not_read_but_what_takes_its_place(text: str, number: str | None) -> None:
+    assert final_number(text) == (None if number is None else Fraction(number))
+
+
 def test_endless_answers_are_read_in_time_that_grows_with_their_length() -> None:
-    for text in ("so if the answer is ", "the answer - ", "Jan 5, 2020 ", "a=b, ", "a 1: "):
+    for text in (
+        "so if the answer is ",
+        "the answer - ",
+        "Jan 5, 2020 ",
+        "a=b, ",
+        "a 1: ",
+        "the answer is 5. wait, ",
+        "sorry, no, 7 x ",
+    ):
         start = time.process_time()
         final_number(text * 2000)
         assert time.process_time() - start < 3
+
+
+def test_what_is_looked_up_before_a_number_hides_nothing_that_makes_it_a_part_of_something() -> None:
+    pieces = re.findall(
+        r"\S+|\s",
+        "5 a) } { ( $ \\ \\frac{ \\sqrt[3]{ \\text{ ^ _ = < > <= ≠ % %_of_the x π \\pi ± * / · − – - . , : | ½ "
+        "of the and half HALF third not isn't twice thrice exactly between log sin( twenty million percent sqrt _{ \n",
+    )
+    random = Random(0)
+    for _ in range(20_000):
+        before = "".join(random.choices(pieces, k=random.randint(1, 6))).replace("%_", "% ")[-60:]
+        without = TAG.sub("", before)
+        expected = bool(INSIDE.search(without) or INSIDE_WORDS.search(without))
+        assert _inside(before, 1) == expected, before
 
 
 def test_a_number_is_compared_by_value_and_the_grade_says_what_was_read() -> None:

@@ -112,8 +112,7 @@ def test_every_slider_position_drops_what_a_mask_with_that_setting_drops(
     scored, chosen = scored_table(15), getattr(PRESETS[preset], attribute.value)
     config = replace(PRESETS[preset], **{attribute.value: replace(chosen, shift=shift)})
     tokens = MaskedTokens.from_mask(build_mask(scored, config, [attribute]).table)
-    source = ATTRIBUTES[attribute].source
-    block = Responses(tokens.lengths, {source: tokens.scores[source]})
+    block = tokens.only(ATTRIBUTES[attribute].source)
     found = sweep(ATTRIBUTES[attribute], config, block, block)
     name, key = found.setting.split(".")[1:]
     assert name == attribute.value
@@ -350,5 +349,6 @@ def test_rules_are_said_in_words() -> None:
     assert in_words(ATTRIBUTES["kn"], paper) == "Dropped when its p under the base model is above 0.95."
     assert "1.5 interquartile ranges" in in_words(ATTRIBUTES["ri"], released)
     assert in_words(ATTRIBUTES["ri"], released).endswith("; at most 5% of a response.")
+    assert "of 5 (Multi-Otsu, of prompts and responses)" in in_words(ATTRIBUTES["tr"], released)
     assert "cluster 2, from below, of 5" in in_words(ATTRIBUTES["tr"], paper)
     assert "20.0% of all response tokens" in in_words(ATTRIBUTES["tr"], PRESETS["quantile"])

@@ -440,7 +440,8 @@ def test_the_released_threshold_caps_each_response():
     ]
     tr = [random.integers(0, 40, len(row[1])) / 40 for row in rows]
     ri = [random.standard_cauchy(len(row[1])).round(1) for row in rows]
-    mask = build_mask(table(*rows, logp=logp, tr=tr, ri=ri), PRESETS["released"], [RI, KN, TR])
+    scored = table(*rows, logp=logp, tr=tr, ri=ri, prompt_tr=[[0.3] for _ in rows])
+    mask = build_mask(scored, PRESETS["released"], [RI, KN, TR])
     low = mask.stats.thresholds["tr"]["thresholds"][0]
     for row, found in zip(zip(ri, logp, tr, strict=True), mask.table.to_pylist(), strict=True):
         scores, p, relevance = (np.array(part, np.float32) for part in row)

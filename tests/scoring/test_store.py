@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from xtf import tiny
 from xtf.config.identity import digest
 from xtf.config.schema import (
+    PRESETS,
     Attribute,
     Config,
     ModelConfig,
@@ -23,9 +25,13 @@ from xtf.config.schema import (
     TRVariant,
 )
 from xtf.data.encode import Encoded
+from xtf.data.stored import StoredRows
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.models import load_model
 from xtf.scoring import store as score_store
+from xtf.scoring.methods import XTF
+from xtf.scoring.passes import Pass, Scorer, training_rows
+from xtf.scoring.passes import score as passes_to_score
 from xtf.scoring.scorers import context_centre, hidden_states, score_rows, with_context_tr
 from xtf.scoring.store import read_pass, scoring_pass
 
@@ -45,12 +51,12 @@ def rows():
     ]
 
 
-def score(folder, rows, trainer, scorer=None):
+def score(folder, rows, trainer, scorer=None, columns=ALL, load=None):
     scorer = scorer or ScorerConfig("xtf", list(Attribute))
     tokenizer = AutoTokenizer.from_pretrained(tiny.MODEL_DIR)
-    load = functools.partial(load_model, MODEL, trainer, torch.float32)
+    load = load or functools.partial(load_model, MODEL, trainer, torch.float32)
     config = Config(scorer=scorer, trainer=trainer, model=MODEL, task=TaskConfig(name="math"))
-    return scoring_pass(folder, rows, ALL, config=config, model={"name": "tiny"}, load=load, tokenizer=tokenizer)
+    return scoring_pass(folder, rows, columns, config=config, model={"name": "tiny"}, load=load, tokenizer=tokenizer)
 
 
 def shards(folder):
@@ -115,6 +121,57 @@ def test_contextual_tr_is_of_the_whole_pass_and_a_kill_while_it_is_worked_out_ch
     monkeypatch.undo()
     assert shards(score(tmp_path / "killed", rows, ALONE, contextual)) == expected
     assert score(tmp_path / "killed", rows, ALONE) != score(tmp_path / "killed", rows, ALONE, contextual)
+
+
+def test_tr_of_the_prompts_is_of_the_same_scale_and_takes_no_forward_pass(rows, tmp_path):
+    def load():
+        model = load_model(MODEL, ALONE, torch.float32)
+        model.forward = model.model.forward = None  # cannot be called
+        return model
+
+    found = read_pass(score(tmp_path, rows, ALONE, columns={"prompt_tr"}, load=load))
+    assert found.column_names == ["example_id", "input_ids", "prompt_length", "prompt_tr"]
+    embeddings = load_model(MODEL, ALONE, torch.float32).get_input_embeddings().weight.detach().double().numpy()
+    every = np.concatenate([row.input_ids for row in rows])
+    centre = embeddings[every].mean(0)
+    size = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(centre)
+    distance = 1 - embeddings @ centre / size
+    of_responses = distance[np.concatenate([row.input_ids[row.prompt_length :] for row in rows])]
+    for row, values in zip(rows, found["prompt_tr"].to_pylist(), strict=True):
+        expected = (of_responses.max() - distance[row.input_ids[: row.prompt_length]]) / np.ptp(of_responses)
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+    assert min(min(values) for values in found["prompt_tr"].to_pylist() if values) < 0, "farther than any response"
+
+
+def test_the_released_threshold_adds_to_an_earlier_versions_scores_what_they_lack(rows, tmp_path):
+    released = Config(
+        scorer=ScorerConfig("xtf", list(Attribute)),
+        threshold=PRESETS["released"],
+        method=XTF(),
+        trainer=ALONE,
+        model=MODEL,
+        task=TaskConfig(name="math"),
+        output_dir=str(tmp_path),
+    )
+    tokenizer, load = AutoTokenizer.from_pretrained(tiny.MODEL_DIR), functools.partial(load_model, MODEL, ALONE)
+    scorer = Scorer({"name": "tiny"}, lambda: load(torch.float32))
+
+    def passes(config):
+        return passes_to_score(config, lambda: rows, lambda: tokenizer, lambda _: scorer, None)
+
+    old = score(tmp_path / "scores", rows, ALONE)  # as a version without prompt_tr made it
+    paper = dataclasses.replace(released, threshold=PRESETS["paper"])
+    assert passes(paper) == {Pass.base: old}
+    found = passes(released)
+    assert found[Pass.base] == old and found[Pass.prompts] != old
+    stored = StoredRows.write([rows], tmp_path)
+    table = training_rows(lambda: stored, found).table()
+    assert table["example_id"].to_pylist() == [row.example_id for row in rows]
+    assert [len(values) for values in table["prompt_tr"].to_pylist()] == [row.prompt_length for row in rows]
+    shutil.rmtree(tmp_path / "scores")
+    anew = passes(released)
+    assert anew[Pass.base] == anew[Pass.prompts], "one pass brings all"
+    assert training_rows(lambda: stored, anew).table().equals(table)
 
 
 def test_the_digest_of_the_tokens_is_that_of_any_value(rows):

@@ -275,11 +275,12 @@ def test_a_dataset_in_parts_gets_the_thresholds_of_the_whole(name, shift):
         "logp": -generator.exponential(0.3, n).astype(np.float32),
         "tr": generator.integers(0, 50, n).astype(np.float32) / 50,
     }
-    whole = Responses(lengths, columns)
+    prompts = generator.normal(0.5, 0.4, 60).astype(np.float32)
+    whole = Responses(lengths, columns, prompts)
     cut = int(lengths[:15].sum())
     parts = [
-        Responses(lengths[:15], {name: values[:cut] for name, values in columns.items()}),
-        Responses(lengths[15:], {name: values[cut:] for name, values in columns.items()}),
+        Responses(lengths[:15], {name: values[:cut] for name, values in columns.items()}, prompts[:20]),
+        Responses(lengths[15:], {name: values[cut:] for name, values in columns.items()}, prompts[20:]),
     ]
     together, apart = fit([whole], config, list(Attribute)), fit(parts, config, list(Attribute))
     assert together.to_dict() == apart.to_dict()

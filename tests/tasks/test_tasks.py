@@ -293,6 +293,9 @@ def test_a_mark_of_a_turn_or_part_that_is_not_read_is_refused_and_a_note_is_not(
         ({"train": False}, "'train' belongs to the assistant's turn"),
         ({"reasoning": "since"}, "'reasoning' belongs to the assistant's turn"),
         ({"loss_mask": [0]}, "'loss_mask' goes with input_ids only"),
+        ({"mask": [0, 1]}, "'mask' is not read: marks belong to the turns"),
+        ({"token_weights": [0.5]}, "'token_weights' is not read: marks belong to the turns"),
+        ({"calculate_loss": 0}, "'calculate_loss' belongs to the assistant's turn"),
         ({"images": ["x"]}, "'images' is not read: only texts are"),
         ({"rejected": "b"}, "'rejected' is not read: preference pairs"),
         ({"label": False}, "'label' is false"),
@@ -322,5 +325,9 @@ def test_system_prompts_and_histories_beside_the_turns_come_before_them() -> Non
         as_examples([{"system": "t", "messages": [system, *TALK]}])
     with pytest.raises(ValueError, match="'history' must be a list of pairs"):
         as_examples([alpaca | {"history": ["q"]}])
+    with pytest.raises(ValueError, match="fields messages, response hold different answers: leave one"):
+        as_examples([{"messages": TALK, "prompt": "q", "response": "another"}])
+    same = {"messages": TALK, "prompt": "q", "response": TALK[1]["content"], "masked_words": ["a"], "weight_class": "b"}
+    assert as_examples([same])[0].response == TALK[1]["content"]
     with pytest.raises(ValueError, match="hold different conversations"):
         as_examples([{"messages": TALK, "conversations": TALK + TALK}])

@@ -18,6 +18,7 @@ from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
     GROUPS,
     TRAINERS,
+    Attribute,
     Backend,
     CheckpointChoice,
     Config,
@@ -40,6 +41,11 @@ from xtf.config.schema import (
     TaskConfig,
     ThresholdConfig,
     TrainerConfig,
+    TRConfig,
+    TRFit,
+    TRRule,
+    TRThreshold,
+    TRVariant,
     Tuning,
     TuningConfig,
     attribute_names,
@@ -59,6 +65,7 @@ def resolve(config: Config) -> Config:
     check_names(config)
     check_scorer(config.scorer)
     check_threshold(config.threshold)
+    check_fit(config)
     check_mask(config)
     config = dataclasses.replace(config, model=fill_in_path(config.model), scorer=fill_in_scorer(config))
     tuning = fill_in_tuning(config)
@@ -208,6 +215,29 @@ def check_threshold(threshold: ThresholdConfig) -> None:
         )
     if tr.bins < tr.classes:
         raise ConfigError(f"threshold.tr.bins={tr.bins} is out of range: it must be at least classes ({tr.classes})")
+
+
+def check_fit(config: Config) -> None:
+    """Refuse to fit TR's threshold to prompts whose TR no pass brings."""
+    tr, scorer = config.threshold.tr, config.scorer
+    if not config.method.masked or Attribute.tr not in scorer.attributes or not fitted_to_prompts(tr):
+        return
+    if scorer.model is not None or not by_id(scorer.tr):
+        why = "scorer.tr.variant=contextual" if scorer.model is None else f"scorer.model={scorer.model.name}"
+        raise ConfigError(
+            f"threshold.tr.fit=released is fitted to the TR of the prompts too, which {why} does not score: set "
+            "threshold.tr.fit=responses"
+        )
+
+
+def by_id(tr: TRConfig) -> bool:
+    """Whether TR of a token is that of its id, so that a prompt's tokens have it too."""
+    return tr.variant is not TRVariant.contextual
+
+
+def fitted_to_prompts(threshold: TRThreshold) -> bool:
+    """Whether TR's threshold reads the TR of the prompts."""
+    return threshold.rule is TRRule.multi_otsu and threshold.fit is TRFit.released
 
 
 MASK_SETTINGS = ("dropped_weight", "drop_probability", "protect")  # of thresholds, beside what they judge by

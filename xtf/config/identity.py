@@ -12,7 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from xtf.config.schema import GRADER_VERSION, METHODS, Config, Protect, ThresholdEnd, ThresholdTies, TRVariant
+from xtf.config.schema import (
+    GRADER_VERSION,
+    METHODS,
+    Attribute,
+    Config,
+    Protect,
+    ThresholdEnd,
+    ThresholdTies,
+    TRFit,
+    TRVariant,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -155,7 +165,11 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 # What versions that did not know a key did, where that is not the key's default now.
-_BEFORE = {"threshold.end": ThresholdEnd.scored.value, "threshold.ties": ThresholdTies.earlier.value}
+_BEFORE = {
+    "threshold.end": ThresholdEnd.scored.value,
+    "threshold.ties": ThresholdTies.earlier.value,
+    "threshold.tr.fit": TRFit.responses.value,
+}
 
 
 def before_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +185,9 @@ def differing_keys(recorded: Mapping[str, Any], config: Config) -> list[str]:
     """
     now = plain(identity(config))
     before = {**dict(_defaults(config, "")), **before_keys(recorded), **recorded}
-    if not (config.method.masked and config.scorer.attributes):  # no threshold is read
-        now["threshold.end"] = before["threshold.end"]
+    judged = config.scorer.attributes if config.method.masked else []
+    unread = [*(_BEFORE if not judged else ()), *(["threshold.tr.fit"] if Attribute.tr not in judged else ())]
+    now |= {key: before[key] for key in unread}
     if config.scorer.tr.variant is not TRVariant.released:  # no domain word is read
         now["task.domain_words"] = before["task.domain_words"]
     return sorted(key for key in recorded.keys() | now.keys() if before.get(key) != now.get(key))
@@ -207,16 +222,17 @@ def overrides(node: DictConfig, default: DictConfig) -> dict[str, Any]:
 
     Both as `xtf.config.compose.compose` or `typed` gives them.
     """
+    neutral = _neutral(_flat(node).get("threshold.protect"))
+    return {key: value for key, value in changed_keys(node, default).items() if not key.startswith(neutral)}
 
+
+def changed_keys(node: DictConfig, default: DictConfig) -> dict[str, Any]:
+    """All keys in which the two differ."""
+    base = _flat(default)
+    return {key: value for key, value in _flat(node).items() if key not in base or base[key] != value}
+
+
+def _flat(node: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    def flat(part: DictConfig) -> dict[str, Any]:
-        return dict(leaves(OmegaConf.to_container(part, resolve=True, enum_to_str=True)))
-
-    base, found = flat(default), flat(node)
-    neutral = _neutral(found.get("threshold.protect"))
-    return {
-        key: value
-        for key, value in found.items()
-        if not key.startswith(neutral) and (key not in base or base[key] != value)
-    }
+    return dict(leaves(OmegaConf.to_container(node, resolve=True, enum_to_str=True)))

@@ -108,6 +108,15 @@ class TRRule(Enum):
     quantile = "quantile"
 
 
+class TRFit(Enum):
+    """Which tokens' TR the Multi-Otsu split is fitted to, and where a cluster ends."""
+
+    responses = "responses"  # those that are judged, in bins of [0, 1]; a cluster ends where the next begins
+    # The authors' code: those of the prompts too, in bins from the lowest to the highest of all; a cluster ends in the
+    # middle of its last bin.
+    released = "released"
+
+
 class ThresholdEnd(Enum):
     """What thresholds make of the end token that encoding puts behind a response: it is ours, not the dataset's."""
 
@@ -489,6 +498,7 @@ class TRThreshold:
     classes: int = within(5, 2, 16)  # clusters of the split
     cluster: int = within(2, 1, 16)  # 1: the smallest; 2: the second smallest, as in the paper
     bins: int = within(1024, 2, 4096)  # of the histogram; at least `classes`
+    fit: TRFit = TRFit.responses
     q: float = within(0.2, 0, 1)  # rule=quantile
     cap: float | None = within(None, 0, 1, excluding=(0,))  # as threshold.ri.cap
     shift: float = within(0.0, -1, 1, excluding=(-1, 1))  # as threshold.ri.shift
@@ -611,6 +621,9 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)  # of the W&B runs
     timeout_seconds: float = within(30.0, 1)  # wandb: longest wait for its server, at start and end
     every: int = within(1, 1)  # optimizer steps between logged training values
+
+
+WANDB_KEYS = ("project", "entity", "mode", "tags", "timeout_seconds")  # of LoggerConfig, those that W&B alone reads
 
 
 @dataclass
@@ -737,8 +750,10 @@ class Config:
     cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 
-# By name, the built-in methods, a grader's version and the trainers of stage=export: this room imports none above it.
+# By name, the built-in methods and graders, a grader's version and the trainers of stage=export: this room imports none
+# above it.
 METHODS = "xtf.scoring.methods.METHODS"
+GRADERS = "xtf.graders.GRADERS"
 GRADER_VERSION = "xtf.graders.version"
 TRAINERS = "xtf.exports.TRAINERS"
 
@@ -752,7 +767,7 @@ PRESETS = {
         name="released",
         ri=RIThreshold(c=1.5, cap=0.05),
         kn=KNThreshold(cap=0.1),
-        tr=TRThreshold(cluster=1, bins=256, cap=0.05),
+        tr=TRThreshold(cluster=1, bins=256, fit=TRFit.released, cap=0.05),
         ties=ThresholdTies.none,
     ),
     "safe": ThresholdConfig(name="safe", dropped_weight=0.3),

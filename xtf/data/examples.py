@@ -149,10 +149,11 @@ NUMBERS, SWITCHES = ("weight", "loss_scale"), ("train", "loss")  # how much, and
 REASONING = ("reasoning_content", "reasoning", "thinking")
 # Keys of a turn or a part that would change what is trained, and are not read; others are notes (id, timestamp).
 LOST = re.compile(
-    r"mask|train|learn|supervis|loss|weight|ignore|label|image|video|audio|prefix|refusal|think|thought|reason|\bcot\b|"
+    r"mask|train|learn|supervis|loss|weight|ignore|\bskip|exclu|label|image|video|audio|prefix|refusal|think|thought|reason|\bcot\b|"
     r"tool|function|call|eot|document",
     re.IGNORECASE,
 )
+MARKS = re.compile(r"mask|loss|weight|train|learn|supervis", re.IGNORECASE)  # of a row, where they hold numbers
 TURN = ("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call")
 
 
@@ -167,7 +168,13 @@ def chat(row: Mapping[str, Any]) -> Reading | None:
         return None
     if any(row[name] != row[names[0]] for name in names):
         raise RowError(f"fields {', '.join(names)} hold different conversations: leave one")
-    return Reading(with_system(row, conversation(row[names[0]], names[0])), tools=tool_definitions(row))
+    found = with_system(row, conversation(row[names[0]], names[0]))
+    for name in ("response", "completion", "output"):  # a whole pair beside the turns; a prompt alone repeats the first
+        said = row.get(name)
+        pair = any(isinstance(row.get(asked), str) for asked in ("prompt", "instruction", "query"))
+        if pair and isinstance(said, str) and found and found[-1]["content"].strip() != said.strip():
+            raise RowError(f"fields {names[0]}, {name} hold different answers: leave one")
+    return Reading(found, tools=tool_definitions(row))
 
 
 def with_system(row: Mapping[str, Any], turns: list[Message]) -> list[Message]:
@@ -186,10 +193,8 @@ NOT_READ = {  # fields of rows of texts that would change what is trained
     "belongs to the assistant's turn (messages)": (
         *NUMBERS,
         *SWITCHES,
-        "loss_weight",
-        "weights",
-        "train_on_inputs",
-        "sample_weight",
+        *("loss_weight", "weights", "sample_weight", "sample_weights", "example_weight", "token_weight"),
+        *("train_on_inputs", "train_on_turn", "train_on_turns", "trainable", "calculate_loss", "compute_loss"),
         *REASONING,
     ),
     "goes with input_ids only": ("labels", "loss_mask", "loss_weights", "attention_mask", "position_ids"),
@@ -209,6 +214,10 @@ def refuse_lost(row: Mapping[str, Any]) -> None:
         for name in names:
             if (value := row.get(name)) is not None and not (isinstance(value, str | list | dict) and not value):
                 raise RowError(f"field '{name}' {why}")
+    for name, value in row.items():  # of turns or tokens
+        marks = isinstance(value, list | tuple) and value and all(isinstance(one, bool | int | float) for one in value)
+        if marks and MARKS.search(str(name)):
+            raise RowError(f"field '{name}' is not read: marks belong to the turns (messages) or go with input_ids")
     for name in ("label", "kto_tag"):
         if row.get(name) is False:
             raise RowError(f"field '{name}' is false, which marks an answer that is not wanted: leave the row out")

@@ -95,21 +95,35 @@ COUNTED = r"hundred|thousand|million|billion|(?:twen|thir|for|fif|six|seven|eigh
 FUNCTION = "factorial|log|ln|exp|sin|cos|tan"
 SIGNS = r"[-−–+*/·×÷^]"
 # What makes the digits after it a part of something larger: a command or function, an operator on what is no number,
-# a bound, words ("half of", "not").
+# a bound.
 INSIDE = re.compile(
     rf"(?:(?<=[\w}}])_|[√±∓∛]|\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+(?:\[\w+\]|_\{{?\w+\}}?)?|[\d)\]}}]\s*\^|\}}|[-+*/(]\s*\^)"
     r"\s*[({]?\s*\Z|\d\.?\Z"
     rf"|(?<![A-Za-z.\\])[A-Za-z](?:\^\{{?\w\}}?)?(?:{SIGNS}|[ \t]+{SIGNS}[ \t]+)\Z"
     rf"|(?:[π∞]|\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+\}}?)[ \t]*{SIGNS}[ \t]*\Z"
     r"|[)\]}](?:[+*/·×÷]|[ \t]+[+*/·×÷][ \t]+)\Z"
-    r"|(?:[<≤≥≠]|(?<=\w)[ \t]*>)=?[ \t$]*\Z"
-    r"|%[ \t]+of[ \t]+(?:the[ \t]+)?\$?\Z"
+    r"|(?:[<≤≥≠]|(?<=\w)[ \t]*>)=?[ \t$]*\Z",
+    re.IGNORECASE,
+)
+# The same with words: "half of", "not".
+INSIDE_WORDS = re.compile(
+    r"%[ \t]+of[ \t]+(?:the[ \t]+)?\$?\Z"
     rf"|\b(?:half|third|quarter|fifth|tenth|double|triple|square|cube|root|percent|{FUNCTION}|{COUNTED})[ \t-]+"
     r"(?:of[ \t]+|and[ \t]+)?(?:the[ \t]+)?\$?\Z"
     r"|(?:\b(?:twice|thrice|sqrt|not)|n['’]t)[ \t(]+(?:exactly[ \t]+)?[$(]*\Z"
     r"|\bbetween[ \t][^.\n]{1,40}[ \t]and[ \t]+\$?\Z",
     re.IGNORECASE,
 )
+# What a text must end with, but for `BETWEEN`, for the two to find anything: that is looked up first, as they try some
+# twenty forms at each of the characters before a number.
+BETWEEN = "({$" + "".join(filter(str.isspace, map(chr, range(0x3001))))
+LAST_SIGNS = frozenset("_√±∓∛^}-−–+*/·×÷<≤≥≠>=.]")
+LAST_WORDS = (
+    *("of", "the", "and", "half", "third", "quarter", "fifth", "tenth", "double", "triple", "square", "cube", "root"),
+    *("percent", *FUNCTION.split("|"), "hundred", "thousand", "million", "billion", "ty"),
+    *("twice", "thrice", "sqrt", "not", "n't", "n’t", "exactly"),
+)
+CHANGES_NOTHING = frozenset(",;:!?\"'$%=<>]/+|&")  # with which nothing in `OUTSIDE` begins
 TAG = re.compile(r"<[^<>\n]*>[ \t]*\Z")  # "<b>5": markup, no bound
 MAGNITUDE = re.compile(r"\|\s*\{?\s*\Z")  # |-5|
 PART_OF_A_NAME = re.compile(  # cm^2, x_1, A4, H2O: no number of its own
@@ -151,16 +165,16 @@ def numerals(text: str) -> list[Numeral]:
     of_dates = {place for match in DATE.finditer(text) for place in range(*match.span())}
     for match in NUMBER.finditer(text):
         before = text[max(0, match.start() - 40) : match.start("gap")]
-        if len(match[0]) > MAX_NUMBER or (not match["minus"] and not match["gap"] and PART_OF_A_NAME.search(before)):
+        if len(match[0]) > MAX_NUMBER or (not match["minus"] and not match["gap"] and _of_a_name(before)):
             continue
         begin, sign = _sign(match, text)
         start = begin + len(text[begin : match.end()]) - len(text[begin : match.end()].lstrip())
-        whole = not _inside(text[max(0, start - 60) : start], sign) and not OUTSIDE.match(text, match.end())
+        whole = not _inside(text[max(0, start - 60) : start], sign) and not _goes_on(text, match.end())
         whole = whole and match.end() - 1 not in of_dates
         whole = whole and not ("." in match[0] and GOES_ON.match(text, match.end()))  # 3.14...
         value = _value(match) if whole and sign is not None else None
         scaled = bool(match["scale"])
-        found.append(Numeral(None if value is None or sign is None else sign * value, start, match.end(), scaled))
+        found.append(Numeral(-value if value is not None and sign == -1 else value, start, match.end(), scaled))
     return found
 
 
@@ -171,8 +185,32 @@ def numbers(text: str) -> list[Fraction]:
 
 def _inside(before: str, sign: int | None) -> bool:
     """Whether what precedes a number makes it a part of something larger."""
-    before = TAG.sub("", before)
-    return bool(INSIDE.search(before) or (sign == -1 and MAGNITUDE.search(before)))
+    if "<" in before:
+        before = TAG.sub("", before)
+    if sign == -1 and MAGNITUDE.search(before):
+        return True
+    tail = before.rstrip(BETWEEN)
+    last = tail[-1:]
+    if (last == "-" or tail.casefold().endswith(LAST_WORDS)) and INSIDE_WORDS.search(before):
+        return True
+    if last.isalnum():
+        possible = last.isdecimal() or "\\" in before or "_" in before
+    elif last in ("=", "."):
+        possible = tail[-2:-1].isdecimal() or tail[-2:-1] in LAST_SIGNS
+    else:
+        possible = last in LAST_SIGNS
+    return possible and bool(INSIDE.search(before))
+
+
+def _of_a_name(before: str) -> bool:
+    last = before[-1:]
+    possible = (last.isascii() and last.isalpha()) or "^" in before or "_" in before
+    return possible and bool(PART_OF_A_NAME.search(before))
+
+
+def _goes_on(text: str, end: int) -> bool:
+    """Whether what follows a number makes it a part of something larger."""
+    return end < len(text) and text[end] not in CHANGES_NOTHING and bool(OUTSIDE.match(text, end))
 
 
 def _sign(match: re.Match[str], text: str) -> tuple[int, int | None]:
@@ -200,7 +238,10 @@ def _sign(match: re.Match[str], text: str) -> tuple[int, int | None]:
 
 
 def _plain(digits: str) -> Fraction:
-    return Fraction(re.sub(r"[^\d.]", "", digits))
+    if digits.isdecimal():
+        return Fraction(int(digits))
+    whole, _, rest = re.sub(r"[^\d.]", "", digits).partition(".")
+    return Fraction(int(whole + rest), 10 ** len(rest))
 
 
 def _vulgar(sign: str) -> Fraction:
@@ -216,6 +257,8 @@ def _exponent(*texts: str | None) -> int | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
+    if match.lastgroup == "digits":  # nothing but digits
+        return _plain(match["digits"])
     part = match.groupdict()
     if part["alone"]:
         value: Fraction | None = _vulgar(part["alone"])

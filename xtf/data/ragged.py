@@ -67,6 +67,7 @@ def with_ends(table: pa.Table, end_tokens: Iterable[int]) -> pa.Table:
 
 
 SOURCE = "source_id"  # column: the id of the row that an example was made of, where several were made of one
+PROMPT_TR = "prompt_tr"  # column: TR of each token of the prompt, list<float32>; see `threshold.tr.fit`
 ROW_WEIGHTS = "row_weights"  # column: w of each response token as the row itself says (weight, train, loss, ...)
 
 
@@ -128,11 +129,13 @@ def as_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
 class Responses:
     """The response tokens of R examples end to end, N in all.
 
-    lengths: response tokens of each example, int64 (R,); columns: values by name, each (N,).
+    lengths: response tokens of each example, int64 (R,); columns: values by name, each (N,); prompt_tr: TR of the
+    tokens of all prompts end to end, float32, where it is known.
     """
 
     lengths: np.ndarray
     columns: Mapping[str, np.ndarray]
+    prompt_tr: np.ndarray | None = None
 
     @classmethod
     def from_table(cls, table: pa.Table, names: Iterable[str]) -> Responses:
@@ -171,7 +174,12 @@ class Responses:
         """Only the tokens that `which`, bool (N,), names; every example stays, with fewer tokens or none."""
         if which.all():
             return self
-        return type(self)(self.count(which), {name: values[which] for name, values in self.columns.items()})
+        columns = {name: values[which] for name, values in self.columns.items()}
+        return type(self)(self.count(which), columns, self.prompt_tr)
+
+    def only(self, *names: str) -> Responses:
+        """The same tokens with these columns."""
+        return Responses(self.lengths, {name: self.columns[name] for name in names}, self.prompt_tr)
 
     def count(self, which: np.ndarray) -> np.ndarray:
         """How many tokens of each example `which`, bool (N,), names; int64 (R,)."""
@@ -267,6 +275,15 @@ class Sequences:
             ValueError: as for `Responses.from_table`.
         """
         return self._values(name, self.responses, "response")
+
+    @property
+    def prompt_tr(self) -> np.ndarray | None:
+        """The column `PROMPT_TR` end to end; None where the table has none.
+
+        Raises:
+            ValueError: it is not as long as the prompts.
+        """
+        return self._values(PROMPT_TR, self.prompts, "prompt") if PROMPT_TR in self.table.schema.names else None
 
     def of_sequences(self, name: str) -> np.ndarray:
         """A list column that has a value for each token, (L,).

@@ -33,6 +33,7 @@ from xtf.config.schema import TaskConfig, TemplateChecks, Think
 log = logging.getLogger(__name__)
 
 TODAY = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")  # a template's call for today's date
+CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # of Jinja
 OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")  # at the end of a generation prompt
 TRIAL_SECONDS = 20.0  # a template that takes longer for two short turns will not end
 USER, ANSWER, NEXT = "question 7351", "answer 7352", "question 7353"  # of the conversation that is tried
@@ -74,7 +75,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase, chat: Chat = DEFAULT) -> Tem
     """What the tokenizer's template does under these settings; says what is unusual, each finding once.
 
     Raises:
-        ValueError: something is, and `task.template_checks=refuse`; or it does not end.
+        ValueError: something is, and `task.template_checks=refuse`; or it does not end, or writes at random.
     """
     found = _tried(tokenizer, str(tokenizer.chat_template), chat)
     if found.findings and chat.checks is TemplateChecks.refuse:
@@ -136,6 +137,11 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     eos = tokenizer.eos_token_id
     if tokenizer.chat_template is None:
         return Template(eos)
+    if CHANCE.search(source):
+        raise ValueError(
+            f"the chat template of {name_of(tokenizer)} draws what it writes by lot, so no two runs see the same: "
+            "give another tokenizer (model.tokenizer) or mend its template"
+        )
     user, answer, following = (
         {"role": role, "content": text} for role, text in (("user", USER), ("assistant", ANSWER), ("user", NEXT))
     )

@@ -27,7 +27,7 @@ GRADERS = {
 INSTALLED = installed("xtf.graders", GRADERS)  # of other packages
 # Counted up when a grader says something else of a completion than before: finished runs are then graded again.
 VERSIONS = dict.fromkeys(("exact", "contains", "substring", "code"), 2) | dict.fromkeys(
-    ("number", "math", "choice", "decision"), 3
+    ("number", "math", "choice", "decision"), 4
 )
 OWN_FUNCTION = "python:"
 PROTOCOL = ("of", "check", "reference", "grade", "metrics", "system_info")
@@ -85,6 +85,11 @@ def grade(
     Raises:
         ValueError: an unknown grader, or a reference that the grader cannot read.
     """
+    for what, value in (("completion", completion), ("reference", reference)):
+        if not isinstance(value, str):
+            raise ValueError(f"the {what} must be text, not {type(value).__name__}")
+    if isinstance(choices, str):
+        raise ValueError(f"choices must be a list of answers, not the text {choices!r}")
     found = load_grader(TaskConfig(name="custom", grader=grader, choices=list(choices or ())), Path("outputs"))
     found.check()
     example = Example("1", (), reference, row or {})

@@ -129,6 +129,30 @@ def answer_parts(completion: str) -> list[str]:
     return [text[: cut.start()], text] if cut and text[: cut.start()].strip() else [text]
 
 
+# What takes back what was said before it, at the beginning of a clause: "No, wait. Yes.", "18. Sorry, 20."
+_AGAIN = (
+    r"wait(?: a (?:minute|second|moment|bit))?|hold on|hang on|actually|correction|rather|oops|sorry|apologies"
+    r"|my (?:mistake|bad|apologies)|never ?mind|i mean(?:t(?: to say)?)?|make (?:that|it)|let me rephrase(?: that)?"
+    r"|(?:edit|update|revised|corrected)(?=\s*:)|(?:that|this|it)(?:['’]s| is| was) (?:wrong|incorrect|a mistake)"
+)
+_FIRMLY = (
+    r"(?:scratch|strike|cancel) that|i take (?:that|it) back|i(?:['’]ve| have)? changed? my mind|on second thoughts?"
+    r"|let me (?:reconsider|rethink|think again|start over|try again|correct (?:that|myself|this))"
+)
+_LEADS = (
+    r"(?:it|that|this|(?:the|my) (?:(?:correct|final|right|actual|real) )?(?:answer|decision|choice|result|total))"
+    r"(?:['’]s|\s(?:is|was|(?:should|must|would|has to) be|should have been))(?: (?:actually|really|in fact))?"
+    r"|(?:i|we) (?:think|believe|should have said)(?: that)?|to|no|nope|oh|hmm+|well|ok(?:ay)?|so|but|then|it"
+)
+_BLANK = r"[\s,.;:!?…*_~()\"'–—-]"
+TAKES_BACK = (
+    rf"(?:(?:^|[.,;:!?…(\n*_~–—]|\s-(?=\s)){_BLANK}{{0,8}}|\b(?:oh|no|nope|but|or|well)\b{_BLANK}{{1,4}})"
+    rf"(?:(?:oh|no|nope|hmm+|well|but|or|ah|er|uh|um)\b{_BLANK}{{1,4}}){{0,3}}(?:(?P<firmly>{_FIRMLY})|{_AGAIN})\b"
+)
+INSTEAD = rf"(?:{_BLANK}{{1,6}}(?:{_FIRMLY}|{_AGAIN}|{_LEADS})\b){{0,6}}{_BLANK}{{0,6}}"  # between it and what is meant
+TAKEN_FIRMLY = re.compile(TAKES_BACK.replace(f"|{_AGAIN}", ""), re.IGNORECASE | re.MULTILINE)
+
+
 def accuracy_metrics(grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
     """`accuracy` over the graded items, the share of completions without a readable answer, and without a
     verdict.

@@ -13,7 +13,17 @@ import numpy as np
 
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, RowError
-from xtf.graders.base import Grade, Grader, Item, accuracy_metrics, answer_parts, final_offset
+from xtf.graders.base import (
+    INSTEAD,
+    TAKEN_FIRMLY,
+    TAKES_BACK,
+    Grade,
+    Grader,
+    Item,
+    accuracy_metrics,
+    answer_parts,
+    final_offset,
+)
 from xtf.graders.metrics import Metric, bootstrap, wilson
 
 DECISIONS = ("yes", "no", "maybe")
@@ -67,8 +77,9 @@ class ChoiceGrader(Grader):
     Before it may stand "option", or "likely", "probably" or the like. A hit must stand by itself: followed by
     punctuation, the end, or a reason ("because"), and not be one of several that are offered; so "no significant
     difference" and "yes or no" are not read as decisions, "yes, no harm" and "no, no difference" are. What follows a
-    made-up next question is not read if there is an answer before it. Single letters count as capitals only ("a" is
-    a word). Everything else is unreadable: wrong for accuracy, and counted as `unreadable`.
+    made-up next question is not read if there is an answer before it. What is taken back ("No, wait. Yes.", "B. Scratch
+    that: C") is not read, but what takes its place. Single letters count as capitals only ("a" is a word). Everything
+    else is unreadable: wrong for accuracy, and counted as `unreadable`.
     """
 
     def __init__(self, choices: Sequence[str]) -> None:
@@ -98,6 +109,9 @@ class ChoiceGrader(Grader):
             re.compile(rf"^{start}(?P<choice>{one})(?=\W*$)", re.MULTILINE),
             re.compile(rf"\A{start}(?P<choice>{one})"),
         )
+        self.instead = re.compile(
+            rf"(?i:{TAKES_BACK}{INSTEAD}){start}(?P<choice>{one})(?=[ \t]+or\b|{STANDS.pattern})", re.MULTILINE
+        )
 
     @classmethod
     def of(cls, config: TaskConfig, output_dir: Path) -> ChoiceGrader:
@@ -117,18 +131,42 @@ class ChoiceGrader(Grader):
         """The choice, and where what was read begins and ends."""
         for part in answer_parts(completion):
             text = part.strip()
-            for rule in self.rules:
-                hits = [(said, match) for match in rule.finditer(text) if (said := self._hit(match, text)) is not None]
-                if hits and rule is not self.rules[0] and self._offered(hits, text):
-                    return None
-                if hits:
-                    said, match = hits[-1]
-                    start, end = match.span()
-                    if match.groupdict().get("correct") and (behind := IS_CORRECT.match(text, end)):
-                        end = behind.end()
-                    start += len(text[start:end]) - len(text[start:end].lstrip())
-                    first = final_offset(completion) + len(part) - len(part.lstrip())
-                    return said, first + start, first + end
+            if (read := self._first(text)) is None:
+                continue
+            if (read := self._last(text, read)) is None:
+                return None
+            first = final_offset(completion) + len(part) - len(part.lstrip())
+            return read[0], first + read[1], first + read[2]
+        return None
+
+    def _last(self, text: str, read: tuple[str, int, int]) -> tuple[str, int, int] | None:
+        """What is left of a choice that was read, when all that takes it back has been read too."""
+        said, start, end = read
+        while instead := self.instead.search(text, end):
+            other = self._hit(instead, text)
+            if other is None:
+                return None
+            said, end = other, instead.end()
+        firmly = TAKEN_FIRMLY.search(text, end)
+        if firmly is None:
+            return said, start, end
+        rest = text[firmly.end() :]
+        found = self._first(rest)
+        last = None if found is None else self._last(rest, found)
+        return None if last is None else (last[0], start, firmly.end() + last[2])
+
+    def _first(self, text: str) -> tuple[str, int, int] | None:
+        """The choice that the rules read, and where it begins and ends."""
+        for rule in self.rules:
+            hits = [(said, match) for match in rule.finditer(text) if (said := self._hit(match, text)) is not None]
+            if hits and rule is not self.rules[0] and self._offered(hits, text):
+                return None
+            if hits:
+                said, match = hits[-1]
+                start, end = match.span()
+                if match.groupdict().get("correct") and (behind := IS_CORRECT.match(text, end)):
+                    end = behind.end()
+                return said, start + len(text[start:end]) - len(text[start:end].lstrip()), end
         return None
 
     def _hit(self, match: re.Match[str], text: str) -> str | None:

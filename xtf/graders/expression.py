@@ -156,6 +156,9 @@ ELLIPSIS = re.compile(r"\\(?:[lcdv]?dots[cbmio]?)\b|\.\.\.|…")  # what it stan
 GROUPED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;: ]|[ ~'’\u00a0\u2009\u202f])\d{3})+(?!\d)")  # 1 000
 MIXED_NUMBER = re.compile(r"(?<![\d.,/])(\d+)[ ~]+(\d+)\s*/\s*(\d+)(?![\d/])")
 MIXED_FACTOR = re.compile(r"(?<![\d.}])(\d+)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}(?=\s*[A-Za-z(\\])")  # 3\frac{1}{2}x
+RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*(?::|\\colon\b|\\mathbin\{:\}|\{:\}|∶)\s*\d+(?:\.\d+)?)+")  # 3:4, 1:2:3
+CLOCK = re.compile(r"(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?")  # what may be a time of day, or a duration
+HALF_OF_DAY = re.compile(r"(?<=:\d\d)[\s~]*(?:\\[a-z]+\s*\{\s*)?([ap])\.?\s*m\b\.?\s*\}?", re.IGNORECASE)
 MONEY = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
 BRACKETS = re.compile(
     r"(?:\\left)?\s*(?:(?P<set>\\\{)[^{}]*,[^{}]*|[(\[][^()\[\]]*,[^()\[\]]*)[)\]}]", re.DOTALL
@@ -289,6 +292,35 @@ def same_units(reference: str, answer: str) -> tuple[str, str] | None:
     return None if all(names) and names[0] != names[1] else (gold, found)
 
 
+def ratio(text: str) -> list[Fraction] | None:
+    """The parts of a ratio of numbers, at least two; None for anything else."""
+    if RATIO.fullmatch(text.strip()) is None:
+        return None
+    return [Fraction(part) for part in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
+def same_ratio(reference: str, answer: str) -> bool | tuple[str, str]:
+    """Whether two texts, one of which at least is a ratio, are the same; or what is to be compared instead.
+
+    Ratios are the same if their parts are in proportion, and one of two parts is its quotient. A key that a clock may
+    show ("3:40") is no ratio: it is the same only where it is written alike.
+    """
+    gold, found = ratio(reference), ratio(answer)
+    if CLOCK.fullmatch(reference.strip()):
+        return gold == found and CLOCK.fullmatch(answer.strip()) is not None
+    if gold is not None and found is not None:
+        if len(gold) != len(found) or not any(gold) or not any(found):
+            return False
+        return all(a * sum(found) == b * sum(gold) for a, b in zip(gold, found, strict=True))
+    if len(gold or found or ()) != 2:
+        return False
+    return _quotient(reference, gold), _quotient(answer, found)
+
+
+def _quotient(text: str, parts: Sequence[Fraction] | None) -> str:
+    return text if parts is None else rf"\frac{{{show(parts[0])}}}{{{show(parts[1])}}}"
+
+
 def parsed(text: str) -> Any:
     """The SymPy object of the whole of an expression.
 
@@ -330,6 +362,15 @@ def equivalent(reference: str, answer: str) -> bool:
     values = same_units(tidy(reference), tidy(answer))
     if values is None:
         return False
+    halves = [HALF_OF_DAY.search(text) for text in (reference, answer)]
+    if halves[0] and halves[1] and halves[0][1].lower() != halves[1][1].lower():
+        return False
+    values = HALF_OF_DAY.sub("", values[0]), HALF_OF_DAY.sub("", values[1])
+    if any(ratio(value) is not None for value in values):
+        compared = same_ratio(*values)
+        if isinstance(compared, bool):
+            return compared
+        values = compared
     brackets = [BRACKETS.fullmatch(value.strip()) for value in values]
     if brackets[0] and brackets[1] and bool(brackets[0]["set"]) != bool(brackets[1]["set"]):
         return False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from xtf.data.examples import Example, RowError
-from xtf.data.numbers import OUTSIDE, Numeral, numerals, show
-from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
+from xtf.data.numbers import MAX_NUMBER, OUTSIDE, Numeral, numerals, show
+from xtf.graders.base import INSTEAD, TAKES_BACK, Grade, Grader, Item, answer_parts, final_offset
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
 HASHES = re.compile(r"####(?!#)[ \t]*(?P<rest>[^\n]*)")
@@ -48,6 +49,10 @@ SMALL_UNIT = (
 COMPOUND = re.compile(rf"[ \t]*{UNIT}(?:,|,?[ \t]+and)?[ \t]*", re.IGNORECASE)
 SMALLER = re.compile(rf"[ \t]*(?:{SMALL_UNIT}\b|[¢'′\"″])", re.IGNORECASE)
 CENTS = re.compile(r"[ \t]*(?:cents?\b|¢)", re.IGNORECASE)
+TAKEN_BACK = re.compile(TAKES_BACK + INSTEAD, re.IGNORECASE | re.MULTILINE)
+CLAUSE_ENDS = re.compile(
+    r"(?:[ \t]*(?:[^\W\d]+|[%°¢])){0,2}[*_)}$]{0,4}[ \t]*(?:[.!?;,](?!\d)|\n|\Z)"
+)  # but for a unit
 ANOTHER_SCALE = re.compile(r"(?:,|,?[ \t]+and)?[ \t]+")
 
 
@@ -142,6 +147,7 @@ def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int
             if found := numerals(stated[skipped:]):
                 value = _first(stated[skipped:], found)
                 end = marked.end if marked.end > marked.last else inside + skipped + found[0].end
+                value, end = _instead(part, value, end)
                 return None if value is None else (value, first + places[marked.start], first + places[end - 1] + 1)
         if marked.end > marked.last:  # an empty box, or words: no other number of the text is what it stands for
             return None
@@ -156,6 +162,23 @@ def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int
     return None
 
 
+def _instead(text: str, value: Fraction | None, end: int) -> tuple[Fraction | None, int]:
+    """The number of a marked answer that ends at `end`, or where that is taken back what takes its place, and where
+    that ends: "The answer is 18. Wait, no, it's 20." """
+    place = end
+    while again := TAKEN_BACK.search(text, place):
+        start, place = again.span()
+        behind = (one for one in numerals(text[start : place + MAX_NUMBER]) if start + one.end > place)
+        number = next(behind, None)
+        if number is not None and start + number.start <= place + 4 and CLAUSE_ENDS.match(text, start + number.end):
+            value, end = number.value, start + number.end
+            place = end
+        elif again["firmly"]:
+            found = located_number(text[place:], strict=False)
+            return (None, end) if found is None else (found[0], place + found[2])
+    return value, end
+
+
 def _worked_on(text: str, marked: Marked) -> bool:
     """Whether a box is only a part of the answer: -\\boxed{18}, \\boxed{18}^2, \\boxed{5!}."""
     if marked.end == marked.last:
@@ -164,8 +187,10 @@ def _worked_on(text: str, marked: Marked) -> bool:
     return factorial or bool(OUTSIDE.match(text, marked.end)) or text[: marked.start].endswith(tuple("-−–+*/^"))
 
 
-def _without_notes(text: str) -> tuple[str, list[int]]:
+def _without_notes(text: str) -> tuple[str, Sequence[int]]:
     """The text without GSM8K's calculator notes, and the place of each of its characters in the whole."""
+    if "<<" not in text:
+        return text, range(len(text))
     noted = {place for match in ANNOTATION.finditer(text) for place in range(*match.span())}
     places = [place for place in range(len(text)) if place not in noted]
     return "".join(text[place] for place in places), places

@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xtf.config.home import COMMAND
-from xtf.config.identity import digest, from_plain, plain
-from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig, threshold_type
+from xtf.config.identity import digest, plain
+from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
 from xtf.data.provenance import provenance
-from xtf.data.ragged import Responses, as_arrow
+from xtf.data.ragged import as_arrow
 from xtf.data.tokens import Pieces
 from xtf.reporting.pages import script_hash, templates
 from xtf.reporting.shown import preview_text, prompts
@@ -35,7 +35,7 @@ from xtf.runtime.artifacts import sha256, write_atomic
 from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, OTHER, PAPER, TokenAttribute, rule_of
-from xtf.scoring.masks import MaskedTokens, effect
+from xtf.scoring.masks import MaskedTokens, effect, threshold_of
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
 from xtf.scoring.store import read_pass
 from xtf.scoring.thresholds import in_words
@@ -143,10 +143,9 @@ def _masked_with(masked: datasets.Dataset | pa.Table, threshold: str | Threshold
     if isinstance(threshold, str) and threshold not in PRESETS:
         raise ValueError(f"there is no threshold {threshold!r}; choose from {', '.join(PRESETS)}")
     given = PRESETS[threshold] if isinstance(threshold, str) else threshold
-    recorded = provenance(masked).get("threshold")
-    if recorded is None:
+    if "threshold" not in provenance(masked):
         return PRESETS["paper"] if given is None else given
-    said = from_plain(threshold_type(), recorded)
+    said = threshold_of(masked, PRESETS["paper"])
     if given is not None and plain(said) | plain(given) != plain(said):
         raise ValueError(
             f"these rows were masked with threshold={said.name}, not with the {given.name} that is given: leave "
@@ -176,11 +175,12 @@ def explore_run(
     record = {key: value["name"] for key, value in names.items()}
     made = datetime.fromtimestamp(folder.mask.stat().st_mtime, UTC)
     train = manifest.data.get("train", {})
+    masked = pq.read_table(folder.mask)
     preview(
-        _with_looks(pq.read_table(folder.mask), config, manifest),
+        _with_looks(masked, config, manifest),
         tokenizer(),
         path,
-        threshold=config.threshold,
+        threshold=threshold_of(masked, config.threshold),
         examples=config.preview.examples or MOST_EXAMPLES,
         command=command_line({**record, "seed": config.seed, "overrides": plain(dict(changed))}),
         title=f"{config.task.name} · {config.model.name} · {_rule_name(config)} · XTF explorer",
@@ -411,8 +411,7 @@ def _sweeps(dataset: MaskedTokens, shown: MaskedTokens, config: ThresholdConfig)
         column = attribute.source
         if column in dataset.scores:
             parts = [part.select(part.judged(config)) for part in (dataset, shown)]
-            blocks = (Responses(part.lengths, {column: part.scores[column]}) for part in parts)
-            only = sweep(attribute, config, *blocks)
+            only = sweep(attribute, config, *(part.only(column) for part in parts))
             first = np.full(shown.tokens, NEVER, dtype=np.uint8)
             first[shown.judged(config)] = only.first
             first[shown.protected(config)] = NEVER

@@ -344,7 +344,7 @@ def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.n
     found_curves = {}
     for name in tokens.dropped:
         attribute = ATTRIBUTES[name]
-        block = Responses(tokens.lengths, {attribute.source: tokens.scores[attribute.source]})
+        block = tokens.only(attribute.source)
         found = sweep(attribute, config, block, block)
         values = np.array(found.values)
         found_curves[name] = (found.setting, values, found.shares(), values[found.chosen])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from xtf.config.checks import MASK_SETTINGS
@@ -21,6 +22,7 @@ from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean
 from xtf.runtime.artifacts import check, read_json
 from xtf.runtime.run_folder import RunFolder
+from xtf.scoring.masks import threshold_of
 from xtf.scoring.methods import METHODS
 from xtf.scoring.verdict import judge_file
 
@@ -115,10 +117,11 @@ def load_run(folder: Path) -> Run:
 
 
 def recorded_threshold(folder: RunFolder) -> ThresholdConfig:
-    """The threshold that a run says its mask was made with."""
+    """The threshold that a run's mask says it was made with, that of its configuration where there is none."""
     node = OmegaConf.create(dict(folder.recorded))
     assert isinstance(node, DictConfig)
-    return load_config(node).threshold
+    own = load_config(node).threshold
+    return threshold_of(pq.read_schema(folder.mask).empty_table(), own) if folder.mask.exists() else own
 
 
 def is_control(control: str, method: str, scorer: str, overridden: Container[str]) -> bool:

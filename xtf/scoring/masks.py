@@ -29,16 +29,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
+from xtf.config.identity import from_plain
+from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd, TRFit, threshold_type
 from xtf.data.batches import Again, Batches
-from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses, Sequences, as_lists
+from xtf.data.provenance import provenance
+from xtf.data.ragged import IGNORED, PROMPT_TR, ROW_WEIGHTS, Responses, Sequences, as_lists
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick
 from xtf.scoring.thresholds import Cuts, fit
+
+if TYPE_CHECKING:
+    import datasets
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +180,8 @@ class _Part:
     def __init__(self, rows: Sequences, threshold: ThresholdConfig, columns: Sequence[str]) -> None:
         self.rows, self.threshold = rows, threshold
         self.judged = ~_left_alone(rows, threshold)  # bool (N,)
-        self.block = Responses(rows.responses, {name: _finite(rows, name) for name in columns}).select(self.judged)
+        found = {name: _finite(rows, name) for name in columns}
+        self.block = Responses(rows.responses, found, rows.prompt_tr).select(self.judged)
 
     def drop(self, cuts: Cuts, used: Sequence[TokenAttribute]) -> np.ndarray:
         """Which of the block's tokens are dropped, bool."""
@@ -213,6 +219,23 @@ def _spread(values: np.ndarray, which: np.ndarray, otherwise: bool) -> np.ndarra
     spread = np.full(len(which), otherwise)
     spread[which] = values
     return spread
+
+
+def threshold_of(masked: datasets.Dataset | pa.Table, otherwise: ThresholdConfig) -> ThresholdConfig:
+    """By which threshold rows say that they were masked; `otherwise` where they say none, which an earlier version did
+    not fit to prompts whose TR the rows lack.
+
+    Raises:
+        ValueError: a setting that this version does not know.
+    """
+    said = provenance(masked).get("threshold")
+    if said is not None:
+        return from_plain(threshold_type(), said)
+    return (
+        otherwise
+        if PROMPT_TR in masked.column_names
+        else replace(otherwise, tr=replace(otherwise.tr, fit=TRFit.responses))
+    )
 
 
 def weights_to_labels(
@@ -417,7 +440,7 @@ class MaskedTokens(Responses):
         columns |= {"end": rows.ends, "untrained": rows.untrained}
         if "protected" in masked.column_names:
             columns["protected"] = rows.of_responses("protected").astype(bool)
-        return cls(rows.responses, columns)
+        return cls(rows.responses, columns, rows.prompt_tr)
 
     def judged(self, threshold: ThresholdConfig) -> np.ndarray:
         """Which tokens the thresholds judge and shares count, bool (N,): all but those that the rows do not train and

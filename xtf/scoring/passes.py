@@ -11,10 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xtf.config.schema import Config
+from xtf.config.checks import by_id, fitted_to_prompts
+from xtf.config.schema import Attribute, Config
 from xtf.data.batches import Batches, write_parquet
 from xtf.data.provenance import in_schema
-from xtf.data.ragged import ROW_WEIGHTS, SOURCE, row_weights, with_ends
+from xtf.data.ragged import PROMPT_TR, ROW_WEIGHTS, SOURCE, row_weights, with_ends
 from xtf.runtime.artifacts import write_atomic
 from xtf.runtime.run_folder import OutputDir
 from xtf.scoring.attributes import LOOKS, sources
@@ -35,12 +36,16 @@ class Pass(Enum):
     base = "scores"  # the base model on the training rows
     unconditional = "unconditional"  # the base model on the responses alone
     reference = "ref"  # the reference model on the training rows
+    # TR of the training rows' prompts: of the base pass, or where an earlier version made that, a pass of its own, for
+    # which the model is loaded but not run.
+    prompts = "prompts"
 
 
 # Where a column that a method needs comes from, unless it is one of the base model's own.
 COLUMNS = {
     "logp_unconditional": (Pass.unconditional, "logp"),
     "ref_logp": (Pass.reference, "logp"),
+    PROMPT_TR: (Pass.prompts, PROMPT_TR),
     "planted": None,  # the truth of planted noise, which no pass brings
 }
 
@@ -56,6 +61,8 @@ def passes_of(config: Config) -> dict[Pass, set[str]]:
     """The score columns that a run reads, by the pass that brings them."""
     wanted: dict[Pass, set[str]] = {}
     own = sources(config.scorer.attributes) if config.method.masked else set()
+    if Attribute.tr in own and fitted_to_prompts(config.threshold.tr):
+        own.add(PROMPT_TR)
     for name in sorted(own | config.method.needs):
         source = COLUMNS.get(name, (Pass.base, name))
         if source is not None:
@@ -88,6 +95,8 @@ def score(
         if kind is Pass.base and config.scorer.model is not None:
             found[kind] = another(columns, also)
             continue
+        if kind is Pass.base and Attribute.tr in columns | set(also) and by_id(config.scorer.tr):
+            also = {*also, PROMPT_TR}
         encoded = alone(rows(), tokenizer()) if kind is Pass.unconditional else rows()
         scorer = scorer_of(kind)
         found[kind] = scoring_pass(
@@ -120,7 +129,7 @@ def _training_batches(rows: StoredRows, passes: Mapping[Pass, Path]) -> Iterator
     import pyarrow as pa
 
     if Pass.base in passes:
-        names = [name for name in pass_columns(passes[Pass.base]) if name not in LOOKS]  # those are for looking alone
+        names = [name for name in pass_columns(passes[Pass.base]) if name not in (*LOOKS, PROMPT_TR)]
         tables: Iterator[pa.RecordBatch] = pass_batches(passes[Pass.base], names)
     else:
         tables = iter(rows.table.select(["example_id", "input_ids", "prompt_length"]).to_batches())

@@ -33,7 +33,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from xtf.config.schema import RIVariant, Scale, ScorerConfig, TRVariant
-from xtf.data.ragged import Row, Sequences, as_lists, as_table, places
+from xtf.data.ragged import PROMPT_TR, Row, Sequences, as_lists, as_table, places
 from xtf.runtime.heads import decoder_of, logits_of, position_table, rope_limit, unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, Brought, brought, computed
 
@@ -115,6 +115,7 @@ def score_rows(
     *,
     tr: TRTable | None = None,
     logp: bool = False,
+    prompts: bool = False,
     tokens_per_batch: int = 16384,
     pad_id: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -124,7 +125,8 @@ def score_rows(
     Columns: `example_id` string, `input_ids` list<int32>, `prompt_length` int32, then those that `scorer`
     asks for, list<float32> as long as the response: `ri` (attention received, its logarithm by default; eq.
     2), `kn` = 1 - p (eq. 3) with `logp` = log p in nats, `tr` in [0, 1] (eq. 4). `logp=True` adds `logp`
-    without `kn`. With variant=contextual the column `HIDDEN` stands for `tr`, which `with_context_tr` makes of it.
+    without `kn`; `prompts=True` adds `PROMPT_TR`, as long as the prompt, from the same table `tr`. With
+    variant=contextual the column `HIDDEN` stands for `tr`, which `with_context_tr` makes of it.
     `scorer.top` and `scorer.attenders` add the columns `LOOKS` of `xtf.scoring.attributes`, list<fixed_size_list>.
 
     `tr` is the table from `tr_table`, needed if TR is asked for. `progress` is called after each batch with
@@ -161,9 +163,9 @@ def score_rows(
             )
     hidden_NE = scores.pop(HIDDEN, None)
     looks = {name: scores.pop(name) for name in LOOKS if name in scores}
-    if Brought.embeddings in needs:
-        if tr is None:
-            raise ValueError("scoring TR needs the table that xtf.scoring.scorers.tr_table builds from all rows")
+    if tr is None and (prompts or Brought.embeddings in needs):
+        raise ValueError("scoring TR needs the table that xtf.scoring.scorers.tr_table builds from all rows")
+    if tr is not None and Brought.embeddings in needs:
         scores["tr"] = tr.lookup(flat.response_ids)
     scores |= {attribute.name: attribute.derive(flat, scores) for attribute in wanted if attribute.derive is not None}
     finite = {name: np.isfinite(values) for name, values in scores.items()}
@@ -180,6 +182,8 @@ def score_rows(
     for name in (*ATTRIBUTES, "logp"):
         if name in scores:
             table = table.append_column(name, as_lists(scores[name], flat.responses))
+    if tr is not None and prompts:
+        table = table.append_column(PROMPT_TR, as_lists(tr.lookup(flat.ids[~flat.in_response]), flat.prompts))
     for name, values_NK in looks.items():
         each = pa.FixedSizeListArray.from_arrays(pa.array(values_NK.ravel()), values_NK.shape[1])
         offsets = np.concatenate([[0], np.cumsum(flat.responses)]).astype(np.int32)
@@ -570,9 +574,10 @@ def count_tokens(rows: Sequence[Row]) -> TokenCounts:
 
 @dataclass(frozen=True)
 class TRTable:
-    """TR of every token id that occurs in a response: float32 (V,), NaN elsewhere.
+    """TR of every token id that occurs in a response, or in whole rows: float32 (V,), NaN elsewhere.
 
-    `nearest` and `farthest` are the cosine distances that became 1 and 0.
+    `nearest` and `farthest` are the cosine distances that became 1 and 0: those of responses, so that TR of an id that
+    only prompts have may lie beyond.
     """
 
     values: np.ndarray
@@ -600,10 +605,12 @@ def tr_table(
     domain_words: Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     tokens_per_batch: int = 16384,
+    prompts: bool = False,
 ) -> TRTable:
     """TR = 1 - minmax(cosine distance to the domain vector), over the ids that occur in responses (eq. 4).
 
-    `counts` are those of the whole dataset: the domain vector and the extremes are the dataset's.
+    `counts` are those of the whole dataset: the domain vector and the extremes are the dataset's. `prompts` adds the
+    ids that occur in prompts only, on the same scale.
 
     variant=dataset: a token's vector is its embedding row, the domain vector the mean embedding of all tokens
     of the dataset, prompts included. No forward pass.
@@ -624,7 +631,7 @@ def tr_table(
             f"token id {len(counts.all) - 1} does not fit a vocabulary of {vocabulary}: tokenizer and model do not "
             "belong together"
         )
-    used = np.flatnonzero(counts.response)
+    used = np.flatnonzero(counts.all if prompts else counts.response)
     if scorer.tr.variant is TRVariant.dataset:
         distances = _dataset_distances(model, counts.all, used)
     else:
@@ -637,7 +644,8 @@ def tr_table(
             "the model's embeddings of tokens in the dataset are not finite numbers; first such token id: "
             f"{used[~np.isfinite(distances)][0]}"
         )
-    nearest, farthest = float(distances.min()), float(distances.max())
+    of_responses = distances[counts.response[used] > 0]
+    nearest, farthest = float(of_responses.min()), float(of_responses.max())
     values = np.full(vocabulary, np.nan, dtype=np.float32)
     values[used] = 1.0 if nearest == farthest else (farthest - distances) / (farthest - nearest)
     return TRTable(values, nearest, farthest)

@@ -74,7 +74,7 @@ def _ordered(block: Responses, attribute: TokenAttribute) -> tuple[Responses, np
     """
     values = block.columns[attribute.source]
     order = block.order(values)
-    return Responses(block.lengths, {attribute.source: values[order]}), order
+    return Responses(block.lengths, {attribute.source: values[order]}, block.prompt_tr), order
 
 
 def settings(attribute: TokenAttribute, config: ThresholdConfig) -> tuple[str, list[float]]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, Engine, ScorerConfig, TRVariant
+from xtf.data.ragged import PROMPT_TR
 from xtf.runtime.artifacts import intact, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
 from xtf.runtime.models import inference_dtype
@@ -53,8 +54,8 @@ def scoring_pass(
     tokenizer: PreTrainedTokenizerBase,
     also: Iterable[str] = (),
 ) -> Path:
-    """The folder of a complete pass over `rows` that has `columns` (of ri, logp, tr, and top5 or attenders10 with the
-    number that `config.scorer` asks for), made unless it is there.
+    """The folder of a complete pass over `rows` that has `columns` (of ri, logp, tr, prompt_tr, and top5 or attenders10
+    with the number that `config.scorer` asks for), made unless it is there.
 
     Args:
         model: what identifies the weights (`xtf.runtime.models.fingerprint`).
@@ -115,14 +116,16 @@ def _write_shards(
     missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
     if missing:
         attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in columns]
-        counts = count_tokens(rows) if Brought.embeddings in brought(attributes, config.scorer) else None
+        needs, prompts = brought(attributes, config.scorer), PROMPT_TR in columns
+        counts = count_tokens(rows) if prompts or Brought.embeddings in needs else None
         looks = frozenset(column.rstrip("0123456789") for column in columns) & {"top", "attenders"}
         names = tuple(attribute.name for attribute in attributes)
-        scorer = ShardScorer(folder, names, looks, counts, config, load, tokenizer)
+        scorer = ShardScorer(folder, names, looks, prompts, counts, config, load, tokenizer)
         of_rows = lengths(rows)
         tokens = sum(int(of_rows[part.start : part.stop].sum()) for part in missing.values())
         before = manifest["seconds"]
-        announce(config, "scoring", tokens, FORWARD * tokens)
+        cost = FORWARD * tokens if looks or not needs <= {Brought.embeddings} else 0.0
+        announce(config, "scoring", tokens, cost)
         with bar("scoring", tokens) as progress:
             for name, seconds, peak in _score(scorer, rows, missing, progress):
                 manifest["seconds"] += seconds
@@ -130,7 +133,7 @@ def _write_shards(
                 manifest["device"] = config.trainer.accelerator
                 manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(parts[name])}
                 write_json(manifest_file, manifest, sealed=True)
-        measured(config, FORWARD * tokens, manifest["seconds"] - before)
+        measured(config, cost, manifest["seconds"] - before)
     manifest["shards"] = {name: manifest["shards"][name] for name in parts}
     if "tr" in columns and config.scorer.tr.variant is TRVariant.contextual:
         _finish_tr(folder, manifest)
@@ -175,6 +178,7 @@ class ShardScorer:
     folder: Path
     attributes: tuple[str, ...]
     looks: frozenset[str]  # of top and attenders, which of them this pass brings
+    prompts: bool  # whether it brings TR of the prompts' tokens
     counts: TokenCounts | None  # of the whole pass, for TR
     config: Config
     load: Load
@@ -212,6 +216,7 @@ class ShardScorer:
             domain_words=self.config.task.domain_words,
             tokenizer=self.tokenizer,
             tokens_per_batch=self.config.trainer.tokens_per_score_batch,
+            prompts=self.prompts,
         )
 
     def write(
@@ -231,6 +236,7 @@ class ShardScorer:
                 part,
                 self.scorer,
                 tr=self.tr_table,
+                prompts=self.prompts,
                 pad_id=pad_id(self.tokenizer),
                 progress=progress,
                 tokens_per_batch=self.config.trainer.tokens_per_score_batch,

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from xtf.config.checks import check_threshold
-from xtf.config.schema import KNRule, RIRule, ThresholdConfig, ThresholdTies, TRRule, TRThreshold
+from xtf.config.schema import KNRule, RIRule, ThresholdConfig, ThresholdTies, TRFit, TRRule, TRThreshold
 from xtf.data.batches import Again
-from xtf.data.ragged import Responses
+from xtf.data.ragged import PROMPT_TR, Responses
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ def iqr_fences(scores: np.ndarray, lengths: np.ndarray, c: float) -> np.ndarray:
     return q1 - c * (q3 - q1)
 
 
-def histogram(tr: np.ndarray, bins: int) -> np.ndarray:
-    """Counts of TR over equal bins of [0, 1], int64 (bins,); those of blocks add up to the dataset's."""
-    return np.histogram(tr, bins=bins, range=(0.0, 1.0))[0]
+def histogram(tr: np.ndarray, bins: int, within: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """Counts of TR over equal bins of a range, int64 (bins,); those of blocks add up to the dataset's."""
+    return np.histogram(tr, bins=bins, range=within)[0]
 
 
 def multi_otsu(counts: np.ndarray, classes: int) -> list[int]:
@@ -99,26 +99,30 @@ class Band:
     classes: int
 
 
-def otsu_band(counts: np.ndarray, config: TRThreshold) -> Band:
-    """The `cluster`-th lowest of `classes` clusters (eq. 7), from the histogram of the dataset's TR.
+def otsu_band(counts: np.ndarray, config: TRThreshold, within: tuple[float, float] = (0.0, 1.0)) -> Band:
+    """The `cluster`-th lowest of `classes` clusters (eq. 7), from the histogram of the dataset's TR over a range.
 
     With fewer occupied bins than classes each bin is a cluster of its own. If that makes `cluster` the highest one, or
     leaves fewer, the band is empty: what lies nearest to the task is no noise.
     """
     if not counts.any():  # no token is judged
         return Band(math.inf, math.inf, (), 0)
-    edges = np.linspace(0.0, 1.0, len(counts) + 1)
-    edges[-1] = np.nextafter(1.0, 2.0)  # the last bin includes 1
+    edges = np.linspace(*within, len(counts) + 1)
+    edges[-1] = np.nextafter(within[1], np.inf)  # the last bin includes it
     classes = min(config.classes, int(np.count_nonzero(counts)))
     starts = multi_otsu(counts, classes)
-    thresholds = tuple(float(edges[start]) for start in starts[1:])
+    if config.fit is TRFit.released:
+        last = [int(np.flatnonzero(counts[:start])[-1]) for start in starts[1:]]
+        thresholds = tuple(float(edges[place] + edges[place + 1]) / 2 for place in last)
+    else:
+        thresholds = tuple(float(edges[start]) for start in starts[1:])
     if config.cluster >= classes < config.classes or classes < 2:
         log.warning(
             "TR takes only %d values that a histogram of %d bins tells apart, so there is no cluster %d below the "
             "highest: TR drops nothing", classes, len(counts), config.cluster,
         )  # fmt: skip
         return Band(math.inf, math.inf, thresholds, classes)
-    bounds = [0.0, *thresholds, float(edges[-1])]
+    bounds = [float(edges[0]), *thresholds, float(edges[-1])]
     return Band(bounds[config.cluster - 1], bounds[config.cluster], thresholds, classes)
 
 
@@ -189,7 +193,8 @@ def in_words(attribute: TokenAttribute, config: ThresholdConfig) -> str:
     elif rule.rule is RIRule.iqr:
         when = f"its score lies more than {rule.c:g} interquartile ranges below the first quartile of its response"
     elif rule.rule is TRRule.multi_otsu:
-        when = f"its score is in cluster {rule.cluster}, from below, of {rule.classes} (Multi-Otsu)"
+        of = ", of prompts and responses" if rule.fit is TRFit.released else ""
+        when = f"its score is in cluster {rule.cluster}, from below, of {rule.classes} (Multi-Otsu{of})"
     else:
         when = f"it is among the {rule.q:.1%} of all response tokens that speak most for noise"
     shift = f", moved to drop {abs(rule.shift):.1%} {'more' if rule.shift > 0 else 'less'} of all" if rule.shift else ""
@@ -215,7 +220,7 @@ def fit(blocks: Iterable[Responses], config: ThresholdConfig, attributes: Sequen
     rows, band = pick(attributes), None
     for attribute in rows:
         if rule_of(config, attribute).rule is TRRule.multi_otsu:
-            band = otsu_band(sum_histograms(blocks, attribute.source, config.tr.bins), config.tr)
+            band = _fitted_band(blocks, attribute.source, config.tr)
     cuts = Cuts(config, {attribute.name: 0.0 for attribute in rows}, band)
     for attribute in rows:
         rule = rule_of(config, attribute)
@@ -228,6 +233,29 @@ def fit(blocks: Iterable[Responses], config: ThresholdConfig, attributes: Sequen
         share = rule.q if rule.rule.value == "quantile" else above / max(1, tokens)
         cuts.levels[attribute.name] = level_for(margins, round((share + rule.shift) * tokens))
     return cuts
+
+
+def _fitted_band(blocks: Iterable[Responses], column: str, config: TRThreshold) -> Band:
+    if config.fit is TRFit.responses:
+        return otsu_band(sum_histograms(blocks, column, config.bins), config)
+    every = Again(lambda: (_with_prompts(block, column) for block in blocks))
+    low = min((float(tr.min(initial=math.inf)) for tr in every), default=math.inf)
+    high = max((float(tr.max(initial=-math.inf)) for tr in every), default=-math.inf)
+    if low > high:  # no token at all
+        return otsu_band(np.zeros(config.bins, np.int64), config)
+    counts = np.sum([histogram(tr, config.bins, (low, high)) for tr in every], axis=0)
+    return otsu_band(counts, config, (low, high))
+
+
+def _with_prompts(block: Responses, column: str) -> np.ndarray:
+    """TR of a block's prompts and of its judged tokens, float64."""
+    if block.prompt_tr is None:
+        raise ValueError(
+            "threshold.tr.fit=released is fitted to the prompts too, and the scored table has no column "
+            f"{PROMPT_TR!r}: score the rows again (those of an earlier version lack it, and those of "
+            "scorer.tr.variant=contextual), or set threshold.tr.fit=responses"
+        )
+    return np.concatenate([block.prompt_tr, block.columns[column]]).astype(np.float64)
 
 
 def _margins(cuts: Cuts, attribute: TokenAttribute, blocks: Iterable[Responses]) -> Iterator[np.ndarray]:

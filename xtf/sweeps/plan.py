@@ -216,6 +216,7 @@ def shared_passes(config: Config) -> dict[Pass, str]:
         Pass.base: digest([rows, scorer, words]),
         Pass.unconditional: digest([rows, "unconditional"]),
         Pass.reference: digest([rows, reference_key(config)]),
+        Pass.prompts: digest([rows, scorer, words]),  # the base's brings it
     }
     return {kind: keys[kind] for kind in passes_of(config)}
 
