@@ -88,6 +88,8 @@ class TrainingRecipe:
             found.append("tuning.schedule=trapezoid: the configuration says linear")
         if tuning.divisor is not TuningConfig.divisor:
             found.append(f"tuning.divisor={tuning.divisor.value}: other trainers divide by the labels that are kept")
+        if tuning.backward is not TuningConfig.backward:
+            found.append(f"tuning.backward={tuning.backward.value}: other trainers' gradient is exact")
         if tuning.validation_fraction:
             found.append(f"tuning.validation_fraction={tuning.validation_fraction}: its rows are among those exported")
         return found
