@@ -14,11 +14,12 @@ from transformers import AutoTokenizer
 
 from xtf import tiny
 from xtf.config.schema import PRESETS, Attribute, Protect, SourceConfig, TaskConfig, ThresholdConfig
-from xtf.data.batches import Batches, parquet_batches, spooled, write_parquet
+from xtf.data import batches
+from xtf.data.batches import Batches, Hashes, parquet_batches, spooled, write_parquet
 from xtf.data.encode import Encoder, encode
 from xtf.data.ragged import as_lists
 from xtf.data.rows import load_rows, plain_rows, read_file
-from xtf.data.stored import StoredRows, lengths
+from xtf.data.stored import StoredRows, tokens_in
 from xtf.scoring.masks import StreamedMask, build_mask
 from xtf.scoring.methods import METHODS
 from xtf.tasks import load_task
@@ -37,6 +38,39 @@ def test_lines_are_read_anew_each_time_and_from_any_place(tmp_path):
     with gzip.open(f"{path}.gz", "wb") as packed:
         packed.write(path.read_bytes())
     assert load_rows(SourceConfig(path=f"{path}.gz")).sha256 == rows.sha256
+
+
+def test_any_rows_of_many_lines_are_found(tmp_path):
+    """More lines than stand between two known places, blank ones among them, each read whole from the file's blocks."""
+    path, expected = tmp_path / "rows.jsonl", [{"id": place, "t": "x" * (place % 700)} for place in range(5000)]
+    written = "".join(json.dumps(row) + "\n" * (1 + (row["id"] % 7 == 0)) for row in expected)
+    path.write_text(written)
+    rows = load_rows(SourceConfig(path=str(path)))
+    assert list(rows) == expected and len(written) > 1 << 20
+    lines = written.split("\n")
+    assert all(json.loads(lines[number - 1]) == row for row, number in zip(expected, rows.numbers, strict=True))
+    assert [rows.rows[place] for place in (0, 1023, 1024, 4999, 2)] == [
+        expected[place] for place in (0, 1023, 1024, 4999, 2)
+    ]
+    assert list(rows.rows[900:4500:100]) == expected[900:4500:100]
+    (tmp_path / "ids.json").write_text(json.dumps([1500, 3, 4800]))
+    some = load_rows(SourceConfig(path=str(path), ids=str(tmp_path / "ids.json")))
+    assert [row["id"] for row in some] == [3, 1500, 4800]
+    assert list(some.numbers) == [rows.numbers[place] for place in (3, 1500, 4800)]
+    both = zip(rows, rows, strict=True)  # two readers at different places
+    next(iter(rows))
+    assert all(one == other for one, other in both)
+
+
+@pytest.mark.parametrize("held", [1, 3, 1000])
+def test_hashes_that_repeat_are_found_however_few_are_held(held, monkeypatch):
+    monkeypatch.setattr(batches, "HASHES_HELD", held)
+    values = [*np.random.default_rng(0).integers(-40, 40, 50).tolist(), 2**63 - 1, -(2**63), 2**63 - 1]
+    found = Hashes()
+    for value in values:
+        found.extend([value])
+    assert found.repeated() == {value for value in values if values.count(value) > 1}
+    assert Hashes().repeated() == set()
 
 
 def test_a_file_that_changes_under_its_reader_is_refused(tmp_path):
@@ -81,7 +115,9 @@ def test_stored_rows_are_the_encoded_ones(tmp_path):
     stored = StoredRows.write(parts, tmp_path / "spool")
     assert list(stored) == list(stored) == expected and encoder.report() == report
     assert (stored[1:5], stored[-1], stored[::-2]) == (expected[1:5], expected[-1], expected[::-2])
-    assert lengths(stored).tolist() == lengths(expected).tolist()
+    for part in (range(6), range(1, 4), range(2, 2)):
+        assert tokens_in(stored, part) == tokens_in(expected, part)
+    assert tokens_in(expected, range(1, 3)) == len(expected[1].input_ids) + len(expected[2].input_ids)
     assert stored.weighted and not stored.sources
     assert not list((tmp_path / "spool").iterdir()), "the file has no name"
 
@@ -160,6 +196,20 @@ def test_batches_are_written_and_mapped_as_they_are(scored, tmp_path):
     assert batches.with_column("n", numbers).table()["n"].combine_chunks() == numbers
     with pytest.raises(ValueError, match="no rows"):
         write_parquet(iter(()), tmp_path / "none.parquet")
+
+
+def test_many_batches_make_fewer_row_groups_but_few_are_written_as_they_come(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "GROUP_BYTES", 4000)
+    written = in_batches(scored, 1)
+    groups = {}
+    for limit in (60, 20):
+        monkeypatch.setattr(batches, "GROUPS", limit)
+        write_parquet(written, tmp_path / f"{limit}.parquet", {b"said": b"so"})
+        with pq.ParquetFile(tmp_path / f"{limit}.parquet") as file:
+            groups[limit] = [file.metadata.row_group(place).num_rows for place in range(file.num_row_groups)]
+            assert file.read().to_pydict() == scored.to_pydict() and file.schema_arrow.metadata == {b"said": b"so"}
+    assert groups[60] == [1] * 60
+    assert groups[20][:20] == [1] * 20 and min(groups[20][20:-1]) >= 2 and len(groups[20]) < 45
 
 
 def test_a_parquet_file_is_read_without_keeping_what_was_read(tmp_path):

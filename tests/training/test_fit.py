@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from xtf.config.schema import (
+    Backward,
     CheckpointChoice,
     Config,
     Divisor,
@@ -38,13 +39,14 @@ from xtf.config.schema import (
     TuningConfig,
 )
 from xtf.data.ragged import SOURCE
-from xtf.data.steps import epoch_order
+from xtf.data.steps import TrainingRows, collate, epoch_order
 from xtf.runtime.train_log import read_log
-from xtf.scoring.methods import METHODS, SelfEvolving
+from xtf.scoring.methods import METHODS, Method, SelfEvolving
 from xtf.training import datamodule
 from xtf.training import fit as train_file
 from xtf.training.fit import fit
 from xtf.training.module import NonFiniteLoss
+from xtf.training.packed import PackedLM
 
 VOCABULARY = 61
 
@@ -443,7 +445,13 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
 
 
 def train_rank(
-    folder: Path, strategy: str, rank: int, port: int, killed_at: int | None = None, method: str = "xtf"
+    folder: Path,
+    strategy: str,
+    rank: int,
+    port: int,
+    killed_at: int | None = None,
+    method: str = "xtf",
+    backward: Backward = Backward.exact,
 ) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     trainer = dataclasses.replace(TRAINER, name=strategy, strategy=strategy, devices=2)
@@ -457,7 +465,7 @@ def train_rank(
 
         train_file.Progress.on_train_batch_end = die  # type: ignore[method-assign]
     more = {"table": with_reference()} if method == "slm" else {}
-    train(folder, config(method, batch_size=19, trainer=trainer), **more)
+    train(folder, config(method, batch_size=19, trainer=trainer, backward=backward), **more)
 
 
 def free_port() -> int:
@@ -466,14 +474,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.parametrize("backward", Backward)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy: str) -> None:
+def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy: str, backward: Backward) -> None:
     """20 rows in steps of 19 and 1: in the second, one process has no document and still takes part."""
-    train(tmp_path / "one", config(batch_size=19))
+    record = train(tmp_path / "one", config(batch_size=19, backward=backward))
     for killed_at in (3, None):
-        port = free_port()
-        finished(train_rank, *((tmp_path / "two", strategy, rank, port, killed_at) for rank in (0, 1)))
+        port, two = free_port(), tmp_path / "two"
+        finished(train_rank, *((two, strategy, rank, port, killed_at, "xtf", backward) for rank in (0, 1)))
         assert (tmp_path / "two/checkpoints/last.ckpt").exists() == (killed_at is not None)
+    if backward is Backward.kept:
+        found = json.loads((tmp_path / "two/model/training.json").read_text())["gradient_cosine"]
+        assert found == pytest.approx(record["gradient_cosine"], rel=1e-5)
     one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -556,6 +568,37 @@ def test_gradient_checkpointing_does_not_change_the_result(tmp_path: Path) -> No
     plain, checkpointed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("plain", "checkpointed"))
     for name in plain:
         torch.testing.assert_close(plain[name], checkpointed[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_filtered_backward_pass_is_stated_with_its_cosine(tmp_path: Path) -> None:
+    exact, kept = (train(tmp_path / name, config(backward=Backward[name])) for name in ("exact", "kept"))
+    assert (exact["backward"], kept["backward"]) == ("exact", "kept") and "gradient_cosine" not in exact
+    # The first step's gradients by hand, document by document, as the loss of a step is a sum over its documents.
+    rows, found = TrainingRows(table()), []
+    step = collate(rows, epoch_order(len(rows), 0, 0)[:6], 0, 0)
+    for filtered in (False, True):
+        model = build().train()
+        model.set_attn_implementation("packed_sdpa")
+        packed = PackedLM(model, Method())
+        for micro in step.micro_batches:
+            with packed.kept_only(micro) if filtered else contextlib.nullcontext():
+                packed(micro)[0].backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    cosine = float(F.cosine_similarity(*found, dim=0))
+    assert 0.5 < cosine < 0.9999
+    assert kept["gradient_cosine"] == pytest.approx(cosine, rel=1e-5)
+    first, second = (read_log(tmp_path / name / "train_log.csv")[0] for name in ("exact", "kept"))
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
+    assert first["grad_norm"] != pytest.approx(second["grad_norm"], rel=1e-5)
+
+
+def test_a_filtered_backward_pass_needs_the_mask_before_the_step_and_packed_attention(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="method=slm weighs tokens within it: use tuning"):
+        train(tmp_path, config("slm", backward=Backward.kept))
+    eager = build()
+    eager.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="LlamaForCausalLM is trained with eager attention here"):
+        train(tmp_path, config(backward=Backward.kept), eager)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -23,9 +24,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from xtf.config.schema import Schedule
+from xtf.data.ragged import ROW_WEIGHTS
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import METHODS, Method
 from xtf.training import packed as module_file
@@ -374,3 +378,132 @@ def test_schedules_warm_up_and_decay() -> None:
     assert factors(Schedule.linear) == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert factors(Schedule.cosine)[6] == pytest.approx(0.5)
     assert learning_rate_factor(Schedule.linear, 0, 10, 0.0) == 1
+
+
+# -- tuning.backward=kept ------------------------------------------------------------------------------------
+
+NORMED_KEYS = (Qwen3ForCausalLM, Qwen3Config(**SHAPE))  # a norm stands between projection and attention
+
+
+def hand_masked_gradients(model: PreTrainedModel, source: pa.Table) -> dict[str, torch.Tensor]:
+    """transformers' own loss, document by document, with hooks that take the gradient from keys and values of response
+    tokens that predict a dropped one."""
+    kept = sum(label != -100 for row in source["labels"].to_pylist() for label in row)
+    for ids, prompt, labels in zip(
+        *(source[name].to_pylist() for name in ("input_ids", "prompt_length", "labels")), strict=True
+    ):
+        learnt = torch.ones(len(ids), 1)
+        for place in range(prompt, len(ids) - 1):
+            learnt[place] = float(labels[place + 1] != -100)
+
+        def masked(module: Any, args: Any, output: torch.Tensor, learnt: torch.Tensor = learnt) -> None:
+            if output.requires_grad:  # not before the first adapter
+                output.register_hook(lambda grad: grad * learnt.view(1, -1, *[1] * (grad.ndim - 2)))
+
+        handles = []
+        for layer in model.get_decoder().layers:
+            keys = getattr(layer.self_attn, "k_norm", layer.self_attn.k_proj)
+            handles += [part.register_forward_hook(masked) for part in (keys, layer.self_attn.v_proj)]
+        tensors = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+        model(**tensors, use_cache=False, num_items_in_batch=kept).loss.backward()
+        for handle in handles:
+            handle.remove()
+    found = gradients(model)
+    model.zero_grad()
+    return found
+
+
+def filtered_gradients(model: Any, source: pa.Table, budget: int = 64) -> tuple[float, dict[str, torch.Tensor]]:
+    step, total = whole_step(TrainingRows(source), budget), 0.0
+    packed = PackedLM(model, Method())
+    for micro in step.micro_batches:
+        with packed.kept_only(micro):
+            loss = packed(micro)[0] / step.kept_tokens
+            loss.backward()
+        total += float(loss.detach())
+    found = gradients(model)
+    model.zero_grad()
+    return total, found
+
+
+@pytest.mark.parametrize("name", [*MODELS, "qwen3", "unknown_parts", "computed_again"])
+def test_kept_places_alone_are_gone_through_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "qwen3", NORMED_KEYS)
+    model, source = build(name if name in MODELS else "qwen2"), table()
+    theirs = hand_masked_gradients(model, source)
+    exact_loss, exact = plain_gradients(model, source)
+    model.set_attn_implementation(PACKED)
+    if name == "unknown_parts":
+        monkeypatch.setattr(module_file, "ROW_WISE", ())
+    if name == "computed_again":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    loss, ours = filtered_gradients(model, source)
+    assert loss == pytest.approx(exact_loss, rel=1e-6), "the forward pass is what it was"
+    assert relative_difference(ours, theirs) < 1e-6
+    assert relative_difference(ours, exact) > 0.01
+    # Behind the block all is as before.
+    assert not any("forward" in part.__dict__ for part in model.modules())
+    assert relative_difference(packed_gradients(model, source)[1], exact) < 1e-6
+
+
+def test_kept_places_alone_with_an_adapter() -> None:
+    source = table()
+    settings = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "init_lora_weights": False}
+    model = get_peft_model(build("llama"), LoraConfig(**settings))
+    theirs = hand_masked_gradients(model, source)
+    assert all("lora" in name for name in theirs)
+    model.get_base_model().set_attn_implementation(PACKED)
+    assert relative_difference(filtered_gradients(model, source)[1], theirs) < 1e-6
+
+
+def test_kept_places_alone_in_mixed_precision() -> None:
+    model, source = build("qwen2"), table()
+    theirs = hand_masked_gradients(model, source)
+    model.set_attn_implementation(PACKED)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, ours = filtered_gradients(model, source)
+    assert relative_difference(ours, theirs) < 0.05
+
+
+def test_the_backward_pass_holds_and_computes_the_kept_places_only() -> None:
+    model, source = build("llama"), table(keep=0.3)
+    model.set_attn_implementation(PACKED)
+    (micro,) = whole_step(TrainingRows(source), 10_000).micro_batches
+    tokens, idle = micro.input_ids.shape[1], len(micro.idle)
+    assert idle > tokens / 3
+    packed, rows, held = PackedLM(model, Method()), [], []
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    activation = model.get_decoder().layers[0].mlp.act_fn
+    activation.register_full_backward_hook(lambda module, into, out: rows.append(out[0].shape[1]))
+    for block in (contextlib.nullcontext(), packed.kept_only(micro)):
+        seen: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
+            if tensor.data_ptr() not in weights:
+                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with block:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                hidden = packed.hidden(micro)
+            held.append(sum(seen.values()))
+            hidden.sum().backward()
+    assert rows == [tokens, tokens - idle]
+    assert held[1] < 0.95 * held[0]
+
+
+def test_what_counts_as_dropped() -> None:
+    #        place:   0    1    2    3    4    5    6    7    8
+    ids = [[11, 12, 13, 14, 15, 16, 17, 18, 19]]
+    labels = [[-100, -100, -100, -100, 15, -100, 17, -100, -100]]
+    weights = [[1.0, 1.0, 1.0, 1.0, 0.3, 1.0, 1.0]]
+    source = pa.table({"example_id": ["a"], "input_ids": ids, "prompt_length": [2], "labels": labels})
+    (micro,) = whole_step(TrainingRows(source)).micro_batches
+    assert micro.predictors.tolist() == [3, 5]
+    # 2 predicts 13's successor 14, dropped; 4 predicts 16, dropped; 1 is the prompt's; 6 and 7 are not computed.
+    assert micro.idle.tolist() == [2, 4]
+    (micro,) = whole_step(TrainingRows(source.append_column("weights", pa.array(weights)))).micro_batches
+    assert micro.idle.tolist() == [2, 4], "a label's weight of 0.3 is none of a dropped token"
+    own = pa.array([[1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]], pa.list_(pa.float32()))
+    (micro,) = whole_step(TrainingRows(source.append_column(ROW_WEIGHTS, own))).micro_batches
+    assert micro.idle.tolist() == [4], "what the row itself does not train is none of the mask's"

@@ -20,6 +20,7 @@ from xtf.config.schema import (
     TRAINERS,
     Attribute,
     Backend,
+    Backward,
     CheckpointChoice,
     Config,
     ConfigError,
@@ -71,6 +72,7 @@ def resolve(config: Config) -> Config:
     tuning = fill_in_tuning(config)
     task = fill_in_task(config, tuning.examples)
     check_tuning(tuning, config.trainer)
+    check_backward(tuning, config.method)
     check_task(task)
     check_plant(config.plant)
     config.method.check(config)
@@ -287,6 +289,20 @@ def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
         raise ConfigError(f"tuning.betas={tuning.betas} must be two numbers, e.g. [0.9,0.999]")
     if tuning.optimizer is Optimizer.muon and (tuning.name is Tuning.lora or trainer.strategy is Strategy.fsdp):
         raise ConfigError("tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp")
+    if tuning.backward is Backward.kept and trainer.compile:
+        raise ConfigError(
+            "tuning.backward=kept filters within the packed attention, which trainer.compile=true replaces: use one of "
+            "the two"
+        )
+
+
+def check_backward(tuning: TuningConfig, method: Any) -> None:
+    """Refuse a filtered backward pass where no mask is known before the step."""
+    if tuning.backward is Backward.kept and method.online:
+        raise ConfigError(
+            f"tuning.backward=kept needs a mask that is there before the step, and method={method.name} weighs tokens "
+            "within it: use tuning.backward=exact"
+        )
 
 
 def check_trainer(trainer: TrainerConfig) -> None:

@@ -168,6 +168,13 @@ class Divisor(Enum):
     response = "response"  # all response tokens of the step, dropped ones included
 
 
+class Backward(Enum):
+    """Which places of a document the gradient flows through."""
+
+    exact = "exact"  # all that it depends on
+    kept = "kept"  # not those whose prediction the mask dropped: an approximation that takes less time and memory
+
+
 class PlantKind(Enum):
     """Kinds of noise that can be planted into training responses (`xtf.data.planting`)."""
 
@@ -566,6 +573,7 @@ class TuningConfig:
     betas: list[float] = within([0.9, 0.999], 0, 1, excluding=(1,))  # of AdamW
     max_grad_norm: float = within(1.0, 0)  # 0: no clipping, as in the authors' code
     divisor: Divisor = Divisor.kept
+    backward: Backward = Backward.exact
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
     validation_fraction: float = within(0.0, 0, 0.5)  # split off the training rows, never the evaluation set
     checkpoint: CheckpointChoice = CheckpointChoice.last

@@ -76,6 +76,7 @@ def _rules(config: Config) -> list[tuple[str, bool, str]]:
         ("task.judge.", own_grader or task.grader == "judge", f"task.grader={task.grader} asks no judge"),
         ("model.revision", hub, "model.path is on this machine"),
         ("tuning.lora.", config.tuning.name is Tuning.lora, "tuning=full trains no adapter"),
+        ("tuning.backward", config.method.name != "normal", "method=normal drops no token"),
         ("trainer.node_timeout_seconds", config.trainer.nodes > 1, "trainer.nodes=1"),
         ("evaluate.vllm_memory", backend is Backend.vllm, f"evaluate.backend={backend.value}"),
         ("evaluate.general_limit", bool(config.evaluate.general), "evaluate.general is empty"),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import mmap
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 1024  # of a Parquet file
+GROUPS = 128  # row groups of a Parquet file that are written as they come
+GROUP_BYTES = 8 * 2**20  # of later ones, in memory
+HASHES_HELD = 8192  # 8 bytes each
 
 T = TypeVar("T")
 
@@ -76,7 +81,10 @@ def by_group(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iter
 
 
 def write_parquet(batches: Iterable[pa.RecordBatch], path: Path, metadata: Mapping[bytes, bytes] | None = None) -> None:
-    """Write batches of one schema as they come, each as a row group; `metadata` of the table are kept in the file.
+    """Write batches of one schema as they come; `metadata` of the table are kept in the file.
+
+    Each is a row group, but for those beyond `GROUPS`, of which several make one of at least `GROUP_BYTES`: what the
+    writer holds of each group until the end, some 20 KB for a mask, would add up.
 
     Raises:
         ValueError: there is none.
@@ -87,8 +95,52 @@ def write_parquet(batches: Iterable[pa.RecordBatch], path: Path, metadata: Mappi
         raise ValueError(f"{path}: there are no rows to write")
     schema = first.schema.with_metadata({**(first.schema.metadata or {}), **(metadata or {})})
     with pq.ParquetWriter(path, schema) as writer:
-        for batch in itertools.chain([first], rest):
+        for batch in _groups(itertools.chain([first], rest)):
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+
+
+def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield from itertools.islice(batches, GROUPS)
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(one.nbytes for one in held) >= GROUP_BYTES:
+            yield pa.concat_batches(held)
+            held = []
+    if held:
+        yield pa.concat_batches(held)
+
+
+class Hashes:
+    """64-bit hashes, held in a file without a name (`TMPDIR`), mapped into memory when it is asked which repeat."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  # goes with the object
+        self.held = array("q")
+
+    def extend(self, hashes: Iterable[int]) -> None:
+        """Add some."""
+        self.held.extend(hashes)
+        if len(self.held) >= HASHES_HELD:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.held.tofile(self.file)
+        self.held = array("q")
+
+    def repeated(self) -> set[int]:
+        """Those that were added more than once."""
+        self._let_go()
+        self.file.flush()
+        found: set[int] = set()
+        if not self.file.tell():
+            return found
+        every = np.memmap(self.file, np.int64, "r+")
+        every.sort()
+        for start in range(0, len(every), HASHES_HELD):
+            part = every[start : start + HASHES_HELD + 1]
+            found.update(part[1:][part[1:] == part[:-1]].tolist())
+        return found
 
 
 def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:

@@ -12,11 +12,12 @@ import os
 import shutil
 import tempfile
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def load_rows(source: SourceConfig) -> Rows:
         raise ValueError("no data given: set task.train.path (or .hub), and task.eval.path (or .hub) likewise")
     if not len(found.numbers):
         raise ValueError(f"{name}: no rows in it")
-    places = np.arange(len(found.numbers))
+    places: Places = range(len(found.numbers))
     if source.ids:
         places = _keep_ids(found, places, source.ids, name)
     if source.exclude_ids:
@@ -94,21 +95,35 @@ def load_rows(source: SourceConfig) -> Rows:
     digest = hashlib.sha256()
     for row in found.at(places):
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
-    return Rows(SourceRows(found, places), array("q", found.numbers[places].tobytes()), name, digest.hexdigest())
+    numbers = _at(found.numbers, places)
+    own = numbers if isinstance(numbers, range) else array("q", numbers.tobytes())
+    return Rows(SourceRows(found, places), own, name, digest.hexdigest())
 
 
 LONGEST_LINE = 64 << 20  # bytes of a JSONL row: some 16 million tokens
 CHUNK = 1 << 20  # bytes that are looked through for lines at a time
+LINES = 1024  # rows of a JSONL file from one whose place is known to the next
+
+# Ascending 0-based places of rows, or their numbers: a range where they are all, so that a row takes no memory.
+Places: TypeAlias = "range | np.ndarray"
+
+
+def _at(numbers: Places, places: Places) -> Places:
+    """The numbers at these places."""
+    if isinstance(places, range):
+        return numbers[places.start : places.stop : places.step]
+    return places + numbers.start if isinstance(numbers, range) else numbers[places]
+
 
 # -- sources: rows that are read when they are needed ----------------------------------------------------------------
 
 
 class Source(Protocol):
-    """Where rows are. `numbers`, int64: the 1-based place of each in the file."""
+    """Where rows are. `numbers`: the 1-based place of each in the file."""
 
-    numbers: np.ndarray
+    numbers: Places
 
-    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+    def at(self, places: Places) -> Iterator[dict[str, Any]]:
         """The rows at 0-based places, which ascend."""
 
 
@@ -117,7 +132,7 @@ class SourceRows(Sequence[dict[str, Any]]):
     """Rows of a source, read each time that they are asked for."""
 
     source: Source
-    places: np.ndarray  # int64, ascending
+    places: Places
 
     def __len__(self) -> int:
         return len(self.places)
@@ -132,7 +147,8 @@ class SourceRows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> dict[str, Any] | SourceRows:
         if isinstance(index, slice):
             return SourceRows(self.source, self.places[index])
-        return next(self.source.at(self.places[index : index + 1 or None]))
+        place = int(self.places[index])
+        return next(self.source.at(range(place, place + 1)))
 
 
 class _ListedSource:
@@ -140,14 +156,15 @@ class _ListedSource:
 
     def __init__(self, numbered: Numbered) -> None:
         self.rows = [row for _, row in numbered]
-        self.numbers = np.array([number for number, _ in numbered], np.int64)
+        self.numbers: Places = np.array([number for number, _ in numbered], np.int64)
 
-    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+    def at(self, places: Places) -> Iterator[dict[str, Any]]:
         return (self.rows[place] for place in places)
 
 
 class _LineSource:
-    """The lines of a JSONL file, of which no more is kept than where they start; .gz is unpacked into a nameless file.
+    """The lines of a JSONL file, of which no more is kept than where one of `LINES` starts; .gz is unpacked into a
+    nameless file.
 
     Raises:
         ValueError: the file is empty, or UTF-16; when rows are read: what is wrong with one, or that the file changed.
@@ -160,38 +177,55 @@ class _LineSource:
             self.file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  # open as long as the rows are
             with gzip.open(path) as packed:
                 shutil.copyfileobj(packed, self.file)
-            self.file.seek(0)
+            self.file.flush()
         else:
             self.file = path.open("rb")
-        numbers, starts, ends = array("q"), array("q"), array("q")
-        for number, (start, line) in enumerate(_lines(self.file), start=1):
-            if start == 0:
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise ValueError("it is UTF-16: save it as UTF-8")
-                if line.startswith(codecs.BOM_UTF8):
-                    start, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                numbers.append(number)
-                starts.append(start)
-                ends.append(start + len(line))
-        if not numbers:
+        rows, gaps = 0, array("q")  # the numbers of blank lines
+        self.starts: list[tuple[int, int]] = []  # of rows 0, LINES, 2 LINES, ...: place in the file, number
+        for number, start, line in self._lines(0, 1):
+            if start == 0 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError("it is UTF-16: save it as UTF-8")
+            if not line.strip():
+                gaps.append(number)
+                continue
+            if rows % LINES == 0:
+                self.starts.append((start, number))
+            rows += 1
+        if not rows:
             raise ValueError("the file is empty")
-        self.numbers, self.starts, self.ends = (np.array(values, np.int64) for values in (numbers, starts, ends))
+        self.numbers: Places = range(1, rows + 1)
+        if len(gaps) and gaps[0] <= rows:
+            self.numbers = np.delete(np.arange(1, rows + len(gaps) + 1), np.array(gaps) - 1)
         self.changed = self._changed()
+
+    def _lines(self, start: int, number: int) -> Iterator[tuple[int, int, bytes]]:
+        """Number, place and content of the lines from one on."""
+        for at, line in _lines(self.file, start, number):
+            yield number, at, line.removeprefix(codecs.BOM_UTF8) if at == 0 else line
+            number += 1
 
     def _changed(self) -> tuple[int, int]:
         status = os.fstat(self.file.fileno())
         return status.st_size, status.st_mtime_ns
 
-    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+    def _at(self, places: Places) -> Iterator[tuple[int, bytes]]:
+        """Number and content of the lines at these places."""
+        following, number, line = -LINES, 0, b""  # the row that comes next: none yet
+        for place in places:
+            if not following <= place < following + LINES:
+                following = int(place - place % LINES)
+                lines = self._lines(*self.starts[place // LINES])
+            while following <= place:
+                number, _, line = next(lines)
+                following += bool(line.strip())
+            yield number, line
+
+    def at(self, places: Places) -> Iterator[dict[str, Any]]:
         if self._changed() != self.changed:
             raise ValueError(f"{self.path} changed while it was read: start again")
-        found = zip(
-            self.numbers[places].tolist(), self.starts[places].tolist(), self.ends[places].tolist(), strict=True
-        )
-        for number, start, end in found:
+        for number, line in self._at(places):
             try:
-                row = _json(_text(os.pread(self.file.fileno(), end - start, start), number))
+                row = _json(_text(line, number))
             except (ValueError, RecursionError) as error:
                 reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
                 where = "" if isinstance(error, NotUTF8) else f"row {number}: "
@@ -201,14 +235,16 @@ class _LineSource:
             yield row
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, each with where it starts, without its end: a line feed, a carriage return or both.
+def _lines(file: BinaryIO, start: int, number: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file from the one on that starts at `start` and has this number: where each starts, and what it
+    holds without its end, which is a line feed, a carriage return or both.
 
     Raises:
         ValueError: one is longer than `LONGEST_LINE`; no more than that of it has been read.
     """
-    start, number, rest = 0, 0, b""
-    while chunk := file.read(CHUNK):
+    place, rest = start, b""
+    while chunk := os.pread(file.fileno(), CHUNK, place):
+        place += len(chunk)
         lines = (rest + chunk).splitlines(keepends=True)
         # The last one may go on in the next chunk, and so may its end.
         rest = lines.pop() if not lines[-1].endswith(b"\n") else b""
@@ -217,7 +253,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             start, number = start + len(line), number + 1
         if len(rest) > LONGEST_LINE:
             raise ValueError(
-                f"line {number + 1} is longer than {LONGEST_LINE >> 20} MiB, which no row is: each line is one row's "
+                f"line {number} is longer than {LONGEST_LINE >> 20} MiB, which no row is: each line is one row's "
                 "JSON object (one JSON document of all rows belongs into a file whose name ends in .json)"
             )
     if rest:
@@ -235,7 +271,7 @@ class _ParquetSource:
         schema = self.file.schema_arrow
         if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
             raise ValueError(f"the column {twice[0]!r} is there twice")
-        self.numbers = np.arange(1, self.file.metadata.num_rows + 1)
+        self.numbers: Places = range(1, self.file.metadata.num_rows + 1)
         floating = [field.name for field in schema if pa.types.is_floating(field.type)]
         self.whole = [name for name in floating if self._whole_numbers(name)]
 
@@ -253,7 +289,7 @@ class _ParquetSource:
                 return False
         return gaps and some
 
-    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+    def at(self, places: Places) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
         from xtf.data.batches import by_group
@@ -262,8 +298,8 @@ class _ParquetSource:
         for batch in by_group(self.file):
             if following == len(places):
                 return
-            until = int(np.searchsorted(places, start + batch.num_rows))
-            part = batch.take(pa.array(places[following:until] - start))
+            until = bisect_left(places, start + batch.num_rows)
+            part = batch.take(pa.array(np.asarray(places[following:until], np.int64) - start))
             following, start = until, start + batch.num_rows
             yield from plain_rows(pa.Table.from_batches([part]), self.whole)
 
@@ -273,9 +309,9 @@ class _HubSource:
 
     def __init__(self, data: Any) -> None:
         self.data = data
-        self.numbers = np.arange(1, len(data) + 1)
+        self.numbers: Places = range(1, len(data) + 1)
 
-    def at(self, places: np.ndarray) -> Iterator[dict[str, Any]]:
+    def at(self, places: Places) -> Iterator[dict[str, Any]]:
         return (dict(self.data[int(place)]) for place in places)
 
 
@@ -285,7 +321,7 @@ Numbered = list[tuple[int, dict[str, Any]]]  # each row with its 1-based place: 
 def read_file(path: Path) -> Numbered:
     """All rows of a file, in memory; see `open_file`."""
     found = open_file(path)
-    return list(zip(found.numbers.tolist(), found.at(np.arange(len(found.numbers))), strict=True))
+    return list(zip(map(int, found.numbers), found.at(range(len(found.numbers))), strict=True))
 
 
 def open_file(path: Path) -> Source:
@@ -507,18 +543,18 @@ def _id_set(path: str) -> set[str]:
     return {str(key) for key in data}
 
 
-def _keep_ids(found: Source, places: np.ndarray, path: str, name: str) -> np.ndarray:
+def _keep_ids(found: Source, places: Places, path: str, name: str) -> np.ndarray:
     wanted = _id_set(path)
     ids = _ids(found, places)
     missing = wanted - set(ids)
     if missing:
         raise ValueError(f"{name}: {len(missing)} of {len(wanted)} ids of {path} are not in it: {first_few(missing)}")
-    return places[[one in wanted for one in ids]]
+    return np.asarray(places)[[one in wanted for one in ids]]
 
 
-def _drop_ids(found: Source, places: np.ndarray, path: str, name: str) -> np.ndarray:
+def _drop_ids(found: Source, places: Places, path: str, name: str) -> np.ndarray:
     unwanted = _id_set(path)
-    kept = places[[one not in unwanted for one in _ids(found, places)]]
+    kept = np.asarray(places)[[one not in unwanted for one in _ids(found, places)]]
     if len(kept) == len(places):
         raise ValueError(f"{name}: none of the {len(unwanted)} ids of {path} is in it: {first_few(unwanted)}")
     if not len(kept):
@@ -526,9 +562,9 @@ def _drop_ids(found: Source, places: np.ndarray, path: str, name: str) -> np.nda
     return kept
 
 
-def _ids(found: Source, places: np.ndarray) -> list[str]:
-    numbers = found.numbers[places].tolist()
-    return [row_id(row, number) for row, number in zip(found.at(places), numbers, strict=True)]
+def _ids(found: Source, places: Places) -> list[str]:
+    numbers = _at(found.numbers, places)
+    return [row_id(row, int(number)) for row, number in zip(found.at(places), numbers, strict=True)]
 
 
 def first_few(values: Iterable[str], count: int = 5) -> str:

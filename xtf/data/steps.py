@@ -47,6 +47,8 @@ class TrainingRows:
         self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
         self.position = positions(self.lengths)
         self.in_response = self.position >= np.repeat(self.prompt_lengths, self.lengths)
+        self.untrained = np.zeros(len(self.input_ids), dtype=bool)  # by the rows themselves, whatever the mask
+        self.untrained[self.in_response] = rows.untrained
         self.columns: dict[str, np.ndarray] = {}
         for name in ["weights", *extra] if "weights" in table.column_names else list(extra):
             self.columns[name] = np.ones(len(self.input_ids), np.float32)
@@ -72,6 +74,9 @@ class TrainingRows:
         # where a rule asks what the kept tokens themselves attend to.
         reach = np.where(self.kept, self.position + self.own_queries, 0)
         self.needed = np.maximum.reduceat(reach, self.offsets[:-1])
+        # Response tokens that predict one which the mask dropped. The end of a document predicts nothing.
+        dropped = self.in_response & ~self.kept & ~self.untrained & (self.position > 0)
+        self.idle = self.in_response & np.append(dropped[1:], False)
 
     def in_epoch(self, seed: int, epoch: int) -> TrainingRows:
         """The rows with the weights of an epoch; themselves where these are the same in all.
@@ -157,6 +162,7 @@ class MicroBatch:
     targets: torch.Tensor  # [N] int64
     weights: torch.Tensor  # [N] float32
     rows: torch.Tensor  # [N] int64, the table row that a target belongs to; equal ones are adjacent
+    idle: torch.Tensor  # [M] int64, positions in the row of response tokens that predict one which the mask dropped
     prompt_lengths: tuple[int, ...]  # of each document
     columns: dict[str, torch.Tensor]  # each [N] float32
 
@@ -201,7 +207,7 @@ def collate(data: TrainingRows, rows: np.ndarray, budget: int, index: int, rank:
 def _micro_batch(data: TrainingRows, rows: Sequence[int]) -> MicroBatch:
     if not rows:
         return _empty_micro_batch(data)
-    ids, positions, kept, targets_of = [], [], [], []
+    ids, positions, kept, targets_of, idle = [], [], [], [], []
     start = 0
     for row in rows:
         begin, length = data.offsets[row], data.needed[row]
@@ -210,6 +216,7 @@ def _micro_batch(data: TrainingRows, rows: Sequence[int]) -> MicroBatch:
         targets = begin + 1 + np.flatnonzero(data.kept[begin + 1 : min(begin + 1 + length, data.offsets[row + 1])])
         kept.append(start + targets - begin - 1)
         targets_of.append(targets)
+        idle.append(start + np.flatnonzero(data.idle[begin : begin + length]))
         start += length
     flat = np.concatenate(targets_of)
     return MicroBatch(
@@ -220,6 +227,7 @@ def _micro_batch(data: TrainingRows, rows: Sequence[int]) -> MicroBatch:
         targets=_tensor(data.labels[flat], torch.int64),
         weights=_tensor(data.weights[flat], torch.float32),
         rows=_tensor(np.repeat(np.asarray(rows), [len(one) for one in targets_of]), torch.int64),
+        idle=_tensor(np.concatenate(idle), torch.int64),
         prompt_lengths=tuple(int(data.prompt_lengths[row]) for row in rows),
         columns={name: _tensor(column[flat], torch.float32) for name, column in data.columns.items()},
     )
@@ -242,7 +250,8 @@ def _empty_micro_batch(data: TrainingRows) -> MicroBatch:
     zero = torch.zeros(1, dtype=torch.int64)
     columns = {name: torch.zeros(1) for name in data.columns}
     first = torch.full((1,), int(data.input_ids[0]))
-    return MicroBatch(first[None], zero[None], (1,), zero, first, torch.zeros(1), zero, (1,), columns)
+    none = torch.zeros(0, dtype=torch.int64)
+    return MicroBatch(first[None], zero[None], (1,), zero, first, torch.zeros(1), zero, none, (1,), columns)
 
 
 def filled(micro: MicroBatch, length: int, pad_id: int) -> MicroBatch:

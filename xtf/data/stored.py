@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -83,8 +82,8 @@ def _rows(batch: pa.RecordBatch) -> Iterator[Encoded]:
         yield Encoded(name, tokens, prompt, ends, None if own is None else tuple(own), source)
 
 
-def lengths(rows: Sequence[Encoded]) -> np.ndarray:
-    """Tokens of each row, int64 (R,)."""
+def tokens_in(rows: Sequence[Encoded], part: range) -> int:
+    """Tokens of the rows at these places, which follow each other."""
     if isinstance(rows, StoredRows):
-        return np.asarray(pc.list_value_length(rows.table["input_ids"]).to_numpy(), np.int64)
-    return np.array([len(row.input_ids) for row in rows], np.int64)
+        return int(pc.sum(pc.list_value_length(rows.table["input_ids"].slice(part.start, len(part)))).as_py() or 0)
+    return sum(len(row.input_ids) for row in rows[part.start : part.stop])

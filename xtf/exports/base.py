@@ -36,19 +36,34 @@ class MaskedRows:
     """
 
     table: pa.Table
-    lengths: np.ndarray  # [rows] int64, tokens of each row
     kept: int  # labels that are not -100
     without_label: int  # rows of the masked set that have no label, kept or left out
+
+    def _lengths(self) -> Iterator[np.ndarray]:
+        for chunk in self.table["input_ids"].chunks:
+            yield chunk.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, [rows] int64."""
+        return np.concatenate(list(self._lengths()))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(int(part.sum()) for part in self._lengths())
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return int(self.lengths.max())
+        return max(int(part.max(initial=0)) for part in self._lengths())
 
     @property
     def digest(self) -> str:
         """SHA-256 of the rows' content."""
-        total = hashlib.sha256(self.lengths.tobytes())
+        total = hashlib.sha256()
+        for part in self._lengths():
+            total.update(part.tobytes())
         for name in self.table.column_names:
             total.update(f"{name}\0".encode())
             for chunk in self.table[name].chunks:
@@ -88,6 +103,8 @@ class TrainingRecipe:
             found.append("tuning.schedule=trapezoid: the configuration says linear")
         if tuning.divisor is not TuningConfig.divisor:
             found.append(f"tuning.divisor={tuning.divisor.value}: other trainers divide by the labels that are kept")
+        if tuning.backward is not TuningConfig.backward:
+            found.append(f"tuning.backward={tuning.backward.value}: other trainers' gradient is exact")
         if tuning.validation_fraction:
             found.append(f"tuning.validation_fraction={tuning.validation_fraction}: its rows are among those exported")
         return found
@@ -125,7 +142,7 @@ def checked_rows(masked: pa.Table | Batches, trainer: Trainer, empty: EmptyRows,
         ValueError: no mask; labels that do not belong to their input_ids; weights that the trainer would ignore;
             nothing that carries loss.
     """
-    lengths, kept, without = [], 0, 0
+    kept, without = 0, 0
 
     def parts() -> Iterator[pa.RecordBatch]:
         nonlocal kept, without
@@ -138,14 +155,13 @@ def checked_rows(masked: pa.Table | Batches, trainer: Trainer, empty: EmptyRows,
             without += int(np.count_nonzero(~with_label))
             part = pa.RecordBatch.from_pydict({name: as_lists(values, of_rows) for name, values in columns.items()})
             if empty is EmptyRows.drop and not with_label.all():
-                part, of_rows = part.filter(pa.array(with_label)), of_rows[with_label]
-            lengths.append(of_rows)
+                part = part.filter(pa.array(with_label))
             yield part
 
     table = spooled(parts(), folder)
     if not kept:
         raise ValueError("every label is -100: there is nothing to train on")
-    return MaskedRows(table, np.concatenate(lengths), kept, without)
+    return MaskedRows(table, kept, without)
 
 
 def _checked_columns(masked: pa.RecordBatch, trainer: Trainer) -> tuple[dict[str, np.ndarray], np.ndarray]:

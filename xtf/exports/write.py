@@ -145,7 +145,7 @@ def export_table(
             [trainer.name, rows.digest, plain(export), plain(recipe), tokenizer_digest(tokenizer)], length=64
         ),
         "rows": rows.table.num_rows,
-        "tokens": int(rows.lengths.sum()),
+        "tokens": rows.tokens,
         "kept_tokens": rows.kept,
         "rows_without_label": {"count": rows.without_label, "empty_rows": export.empty_rows.value},
         "rows_sha256": rows.digest,

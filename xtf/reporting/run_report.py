@@ -17,7 +17,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from xtf.data.ragged import Responses
 from xtf.data.tokens import visible
 from xtf.reporting.intervals import Estimate, difference
 from xtf.reporting.pages import (

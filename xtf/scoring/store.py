@@ -92,7 +92,7 @@ def _write_shards(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Score what is missing, shard by shard; a shard that is not as the manifest says is scored again."""
-    from xtf.data.stored import lengths
+    from xtf.data.stored import tokens_in
     from xtf.scoring.scorers import count_tokens
 
     manifest_file, size = folder / "manifest.json", config.trainer.shard_examples
@@ -121,8 +121,7 @@ def _write_shards(
         looks = frozenset(column.rstrip("0123456789") for column in columns) & {"top", "attenders"}
         names = tuple(attribute.name for attribute in attributes)
         scorer = ShardScorer(folder, names, looks, prompts, counts, config, load, tokenizer)
-        of_rows = lengths(rows)
-        tokens = sum(int(of_rows[part.start : part.stop].sum()) for part in missing.values())
+        tokens = sum(tokens_in(rows, part) for part in missing.values())
         before = manifest["seconds"]
         cost = FORWARD * tokens if looks or not needs <= {Brought.embeddings} else 0.0
         announce(config, "scoring", tokens, cost)
@@ -138,7 +137,7 @@ def _write_shards(
     if "tr" in columns and config.scorer.tr.variant is TRVariant.contextual:
         _finish_tr(folder, manifest)
     manifest["complete"] = True
-    manifest["tokens"] = int(lengths(rows).sum())
+    manifest["tokens"] = sum(tokens_in(rows, part) for part in parts.values())
     write_json(manifest_file, manifest, sealed=True)
 
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from xtf.config.identity import nearest
 from xtf.config.schema import ConfigError, TaskConfig
@@ -83,8 +80,10 @@ class Task:
 
     def iterate(self, rows: Rows, *, training: bool = True) -> Iterator[Example]:
         """`examples` one at a time; what is wrong with any of the rows is raised behind the last."""
+        from xtf.data.batches import Hashes
+
         bad: list[str] = []
-        count, ids = 0, array("q")
+        count, ids = 0, Hashes()
         for row, number in zip(rows.rows, rows.numbers, strict=True):
             try:
                 found = self._examples_of(row, number, training)
@@ -105,13 +104,12 @@ class Task:
                 "Mend them, or leave them out"
                 + (" by id (task.train.exclude_ids, task.eval.exclude_ids)." if rows.sha256 else ".")
             )
-        if doubled := self._doubled(rows, training, np.array(ids, np.int64)):
+        if doubled := self._doubled(rows, training, ids.repeated()):
             raise ValueError(f"{rows.source}: {len(doubled)} ids occur more than once: {first_few(doubled)}")
 
-    def _doubled(self, rows: Rows, training: bool, hashes: np.ndarray) -> list[str]:
-        """The ids that several examples have; the rows are read again only where two `hashes` of ids agree."""
-        found, counts = np.unique(hashes, return_counts=True)
-        suspects = set(found[counts > 1].tolist())
+    def _doubled(self, rows: Rows, training: bool, suspects: set[int]) -> list[str]:
+        """The ids that several examples have; the rows are read again only where there are `suspects`, hashes of ids
+        that agree."""
         if not suspects:
             return []
         names: Counter[str] = Counter()

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytorch_lightning as pl
 from transformers import PreTrainedModel
 
-from xtf.config.schema import CheckpointChoice, TuningConfig
+from xtf.config.checks import check_backward
+from xtf.config.schema import Backward, CheckpointChoice, TuningConfig
 from xtf.data.ragged import SOURCE, as_arrow
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import Method
@@ -63,6 +64,7 @@ class MaskedDataModule(pl.LightningDataModule):
         if missing := [name for name in NEEDED if getattr(tuning, name) is None]:
             raise ValueError(f"tuning lacks {', '.join(missing)}; only in a run do these come from the model's recipe")
         self.tuning, self.seed, self.method = tuning, seed, method or Method()
+        check_backward(tuning, self.method)
         self.tokens_per_microbatch, self.fill_with, self.shuffle = tokens_per_microbatch, fill_with, shuffle
         extra = sorted(self.method.needs) if self.method.online else ()
         table = pq.read_table(masked) if isinstance(masked, str | Path) else as_arrow(masked)
@@ -92,6 +94,12 @@ class MaskedDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"method={self.method.name} reads attention in the training step, which {self.attention} attention "
                 "does not show; use model.attention=sdpa, trainer.compile=false and documents within the sliding window"
+            )
+        if self.tuning.backward is Backward.kept and self.attention != PACKED:
+            raise ValueError(
+                f"tuning.backward=kept filters within the packed attention, and {type(model).__name__} is trained with "
+                f"{self.attention} attention here: use tuning.backward=exact, or model.attention=sdpa, "
+                "trainer.compile=false and documents within the sliding window"
             )
         if not packs:
             self.tokens_per_microbatch = 0

@@ -166,7 +166,8 @@ def _fit_parts(
     record = records[-1] | {
         name: sum(one[name] for one in records) for name in ("steps", "examples", "tokens", "kept_tokens")
     }
-    record["parts"] = [{name: one[name] for name in ("examples", "tokens", "kept_tokens")} for one in records]
+    of_a_part = ("examples", "tokens", "kept_tokens", "gradient_cosine")
+    record["parts"] = [{name: one[name] for name in of_a_part if name in one} for one in records]
     write_json(folder / "model" / RECORD, record)
     seal(folder / "model", run_dir / "model")
     (folder / "model").rename(run_dir / "model")
@@ -326,6 +327,8 @@ def _record(
         "schedule": tuning.schedule.value,
         "batch_size": tuning.batch_size,
         "divisor": tuning.divisor.value,
+        "backward": tuning.backward.value,
+        **({} if module.gradient_cosine is None else {"gradient_cosine": module.gradient_cosine}),
         "precision": precision(config.trainer),
         "attention": data.attention,
         "compiled": config.trainer.compile,

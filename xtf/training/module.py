@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch
 from peft import PeftModel
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from xtf.config.schema import Divisor, Optimizer, Schedule, TuningConfig
+from xtf.config.schema import Backward, Divisor, Optimizer, Schedule, TuningConfig
 from xtf.data.steps import MicroBatch, Step, StepLoader
 from xtf.scoring.methods import Method, OnlineTokens
 from xtf.training.datamodule import MaskedDataModule
@@ -81,6 +82,8 @@ class TokenFilteredLM(pl.LightningModule):
         self.packed = PackedLM(model, method)
         self.method, self.tuning, self.seed = method, tuning, seed
         self.best_loss, self.best_step = math.inf, 0
+        # tuning.backward=kept: of the first step's gradient to the exact one
+        self.gradient_cosine: float | None = None
         self._clock = time.perf_counter()
         self._attention_before: str | None = None
 
@@ -187,8 +190,12 @@ class TokenFilteredLM(pl.LightningModule):
         decided = self.method.over_step and several  # one micro-batch is the step, whose rule the forward pass follows
         if decided:
             step.micro_batches = self._decide(step.micro_batches)
+        filtered = self.tuning.backward is Backward.kept
+        if filtered and step.index == 0:
+            self.gradient_cosine = self._cosine(step)
+            torch.manual_seed(int(state[0]))
         for number, micro in enumerate(step.micro_batches):
-            with self._accumulate(last=number == len(step.micro_batches) - 1):
+            with self._backward(micro, filtered, last=number == len(step.micro_batches) - 1):
                 total, losses, weights = self.packed(micro, decided)
                 self.manual_backward(total)
             loss_sum += total.detach()
@@ -231,12 +238,38 @@ class TokenFilteredLM(pl.LightningModule):
         padded = torch.nn.functional.pad(own, (0, max(lengths) - own.shape[1]))
         return [share[:, :length] for share, length in zip(gather(padded), lengths, strict=True)]
 
-    def _accumulate(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Under ddp, gradients are exchanged in the last micro-batch's backward pass only."""
+    @contextlib.contextmanager
+    def _backward(self, micro: MicroBatch, filtered: bool, last: bool) -> Iterator[None]:
+        """Within, a micro-batch goes forward and backward. Under ddp, gradients are exchanged in the last one only."""
         wrapper = self.trainer.model
-        if isinstance(wrapper, DistributedDataParallel) and not last:
-            return wrapper.no_sync()
-        return contextlib.nullcontext()
+        with contextlib.ExitStack() as stack:
+            if isinstance(wrapper, DistributedDataParallel) and not last:
+                stack.enter_context(wrapper.no_sync())
+            if filtered:
+                stack.enter_context(self.packed.kept_only(micro))
+            yield
+
+    def _cosine(self, step: Step) -> float:
+        """Of the angle between the step's gradient with `tuning.backward=kept` and the exact one, without dropout."""
+        dropouts = [part for part in self.modules() if isinstance(part, nn.Dropout) and part.training]
+        found = []
+        for dropout in dropouts:
+            dropout.eval()
+        for filtered in (False, True):
+            for number, micro in enumerate(step.micro_batches):
+                with self._backward(micro, filtered, last=number == len(step.micro_batches) - 1):
+                    self.manual_backward(self.packed(micro)[0])
+            found.append([p.grad for p in self.parameters() if p.grad is not None])
+            self.zero_grad(set_to_none=True)
+        for dropout in dropouts:
+            dropout.train()
+        exact, kept = found
+
+        def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+            products = (torch.sum(a * b) for a, b in zip(left, right, strict=True))
+            return sum(float(one.full_tensor() if isinstance(one, DTensor) else one) for one in products)
+
+        return dot(exact, kept) / max(math.sqrt(dot(exact, exact) * dot(kept, kept)), sys.float_info.min)
 
     def _update(self, step: Step, loss_sum: Tensor, kept: Tensor, suspects: Sequence[str]) -> dict[str, Any]:
         found = self.optimizers()
@@ -334,6 +367,8 @@ class TokenFilteredLM(pl.LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["best"] = {"loss": self.best_loss, "step": self.best_step}
+        checkpoint["gradient_cosine"] = self.gradient_cosine
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.best_loss, self.best_step = checkpoint["best"]["loss"], checkpoint["best"]["step"]
+        self.gradient_cosine = checkpoint.get("gradient_cosine")

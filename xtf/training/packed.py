@@ -7,6 +7,7 @@ are a chunk; H query heads, K key heads, S head width, D hidden size, V vocabula
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,14 +67,20 @@ def packed_sdpa(
     *,
     document_lengths: Sequence[int],
     prompt_attention: PromptAttention | None = None,
+    constant: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each document of a packed row to itself, [1, H, T, S] -> [1, T, H, S].
 
     One call of PyTorch's kernel per document: the work grows with the sum of the squared lengths, where a
-    masked call over the row grows with the square of the sum.
+    masked call over the row grows with the square of the sum. No gradient flows into keys and values at the positions
+    `constant`, [M].
     """
     assert attention_mask is None, "documents are told apart by their lengths, not by a mask"
+    if constant is not None:
+        for part in (key_1KTS, value_1KTS):
+            if part.requires_grad:
+                part.register_hook(lambda grad_1KTS: grad_1KTS.index_fill(2, constant, 0))
     outputs = []
     documents = zip(
         *(part.split(list(document_lengths), dim=2) for part in (query_1HTS, key_1KTS, value_1KTS)), strict=True
@@ -87,6 +94,44 @@ def packed_sdpa(
 
 AttentionInterface.register(PACKED, packed_sdpa)
 AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
+
+
+# -- parts of the backward pass ------------------------------------------------------------------------------
+
+
+class _Rows(torch.autograd.Function):
+    """Some rows of a packed row's states, [1, T, D] -> [1, n, D]; none of them twice."""
+
+    @staticmethod
+    def forward(ctx: Any, states_1TD: Tensor, rows_n: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_n)
+        ctx.tokens = states_1TD.shape[1]
+        return states_1TD.index_select(1, rows_n)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        (rows_n,) = ctx.saved_tensors
+        grad_1TD = outer[0].new_zeros(1, ctx.tokens, outer[0].shape[-1])
+        return grad_1TD.index_copy_(1, rows_n, outer[0]), None
+
+
+class _Apart:
+    """Runs what treats every token by itself with a gradient at the positions `learnt` only, not at `constant`."""
+
+    def __init__(self, learnt: Tensor, constant: Tensor) -> None:
+        self.learnt, self.constant = learnt, constant
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # states, and their rows: several projections read them
+
+    def __call__(self, forward: Callable[[Tensor], Tensor], states_1TD: Tensor) -> Tensor:
+        """`forward`, which takes [1, n, D] to [1, n, E], of [1, T, D]."""
+        if self.last is None or self.last[0] is not states_1TD:
+            rest = states_1TD.detach().index_select(1, self.constant)
+            self.last = states_1TD, _Rows.apply(states_1TD, self.learnt), rest
+        own = forward(self.last[1])
+        with torch.no_grad():
+            rest = forward(self.last[2])
+            whole = own.new_empty(1, states_1TD.shape[1], own.shape[-1]).index_copy_(1, self.constant, rest)
+        return whole.index_copy_(1, self.learnt, own)
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
@@ -142,6 +187,8 @@ class PackedLM(nn.Module):
         self._parts = (base, decoder_of(base), base.get_output_embeddings())
         self.config = base.config.get_text_config()
         self._behind_attention = behind_last_attention(base)
+        self.row_wise = row_wise_parts(base)
+        self._constant: Tensor | None = None
         self.progress = 0.0  # share of the training steps done
 
     def forward(self, micro: MicroBatch, decided: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,12 +271,43 @@ class PackedLM(nn.Module):
         packed: dict[str, Any] = {}
         if base.config._attn_implementation == PACKED:
             packed = {"document_lengths": micro.document_lengths, "prompt_attention": prompt_attention}
+            packed["constant"] = self._constant
         if len(micro.document_lengths) > 1 or packed:  # a single document has the positions that a model counts itself
             packed["position_ids"] = micro.position_ids
         with self._on_predictors(micro.predictors, micro.input_ids.shape[1]):
             output = decoder(input_ids=micro.input_ids, use_cache=False, **packed)
         hidden_ND: Tensor = output.last_hidden_state[0, micro.predictors]
         return hidden_ND
+
+    @contextlib.contextmanager
+    def kept_only(self, micro: MicroBatch) -> Iterator[None]:
+        """Within, for the forward and the backward pass of `micro`: states at its `idle` places are constants.
+
+        Nothing is predicted there that is trained on, so the loss reaches those places through their keys and values
+        alone. That way is cut, in `packed_sdpa`, which is all that is approximated; then their gradient is zero in all
+        layers, and what treats every token by itself computes and keeps nothing for it. The forward pass gives what it
+        gives without, and prompts have their whole gradient.
+        """
+        assert self._parts[0].config._attn_implementation == PACKED
+        if not len(micro.idle):
+            yield
+            return
+        everywhere = torch.ones(micro.input_ids.shape[1], dtype=torch.bool, device=micro.idle.device)
+        learnt = everywhere.index_fill(0, micro.idle, False).nonzero()[:, 0]
+        # Where the last layer is computed at the predictors alone, it leaves out more than the idle places.
+        parts = [part for part in self.row_wise if part not in self._behind_attention]
+        own = {part: part.__dict__["forward"] for part in parts if "forward" in part.__dict__}
+        self._constant = micro.idle
+        apart = _Apart(learnt, micro.idle)
+        for part in parts:
+            part.forward = functools.partial(apart, part.forward)
+        try:
+            yield
+        finally:
+            self._constant = None
+            for part in parts:
+                del part.forward
+                part.__dict__.update({"forward": own[part]} if part in own else {})
 
     @contextlib.contextmanager
     def _on_predictors(self, predictors: Tensor, tokens: int) -> Iterator[None]:
@@ -278,6 +356,27 @@ class PackedLM(nn.Module):
 ROW_WISE = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP", "MistralMLP", "Phi3MLP", "GemmaMLP", "Gemma2MLP", "SmolLM3MLP")
 
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
+
+
+def row_wise_parts(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """The parts of the decoder's layers that treat every token by itself: norms, projections of the attention, MLPs.
+    None of a layer that has them in a form that is not known."""
+    found: list[nn.Module] = []
+    for layer in getattr(decoder_of(model), "layers", None) or ():
+        mlp, attention = getattr(layer, "mlp", None), getattr(layer, "self_attn", None)
+        if mlp is not None and type(mlp).__name__ in ROW_WISE and attention is not None:
+            found += [part for part in layer.children() if type(part).__name__.endswith("RMSNorm")]
+            found += [part for name, part in attention.named_children() if name in PROJECTIONS and _linear(part)]
+            found.append(mlp)
+    return tuple(found)
+
+
+def _linear(part: nn.Module | None) -> bool:
+    """A linear map, or an adapter around one."""
+    return isinstance(getattr(part, "base_layer", part), nn.Linear)
+
+
 def behind_last_attention(model: PreTrainedModel) -> tuple[nn.Module, ...]:
     """The parts of the last layer that come after its attention and treat every token by itself: the projection of what
     attention gives, and the MLP. None of a layer that has them in a form that is not known."""
@@ -286,7 +385,7 @@ def behind_last_attention(model: PreTrainedModel) -> tuple[nn.Module, ...]:
         return ()
     mlp, attention = getattr(layers[-1], "mlp", None), getattr(layers[-1], "self_attn", None)
     projection = getattr(attention, "o_proj", None)
-    if type(mlp).__name__ not in ROW_WISE or not isinstance(getattr(projection, "base_layer", projection), nn.Linear):
+    if type(mlp).__name__ not in ROW_WISE or not _linear(projection):
         return ()
     assert mlp is not None and projection is not None
     return projection, mlp

@@ -1,0 +1,196 @@
+"""What a mask saves of a training step, and what `tuning.backward=kept` makes of it, on real weights and rows.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.step ROWS.jsonl [--model smollm2_135m] [--train 50]
+
+ROWS are JSONL with `question` and `answer` (GSM8K's train.jsonl) or what else `xtf.score` takes. The first of them are
+scored and masked by the paper's thresholds. Then the same optimizer steps are done in turn: on all response tokens,
+with the mask, and with the mask and a filtered backward pass; forward, backward, clipping, AdamW, in seconds of the
+process's CPU time. `--train` also trains anew each way for so many steps, and tells the loss of rows that were not
+trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+import xtf
+from benchmarks.measure import Claim, console, report
+from xtf.config.checks import resolve
+from xtf.config.compose import compose, register, to_config
+from xtf.config.home import HOME
+from xtf.config.schema import Backward, Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
+from xtf.data.ragged import as_arrow
+from xtf.data.steps import Step, TrainingRows, collate
+from xtf.runtime.models import load_model, load_tokenizer
+from xtf.scoring.methods import METHODS, Method
+from xtf.training.budget import CPU_ACTIVATIONS, LARGEST, activation_bytes
+from xtf.training.fit import fit
+from xtf.training.packed import PackedLM, enable_packing
+
+ALL, EXACT, KEPT = "all response tokens", "mask, exact", "mask, backward=kept"
+RATE = 2e-5
+
+
+def read(path: Path, number: int) -> list[dict[str, Any]]:
+    """The first rows of a file, as `xtf.score` takes them."""
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(number), strict=False)]
+    return [
+        {"prompt": row["question"], "response": row["answer"]} if "question" in row and "answer" in row else row
+        for row in rows
+    ]
+
+
+def unmasked(table: pa.Table) -> pa.Table:
+    """The table with a label for every response token."""
+    labels = [
+        [-100] * prompt + ids[prompt:]
+        for ids, prompt in zip(table["input_ids"].to_pylist(), table["prompt_length"].to_pylist(), strict=True)
+    ]
+    at = table.schema.get_field_index("labels")
+    return table.set_column(at, "labels", pa.array(labels, table.schema.field("labels").type))
+
+
+class Steps:
+    """One model and its optimizer, and what a step of each kind costs."""
+
+    def __init__(self, model: PreTrainedModel, table: pa.Table, batch: int) -> None:
+        self.packed = PackedLM(model.train(), Method())
+        self.parameters = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-7, fused=True)
+        budget = min(LARGEST, int(CPU_ACTIVATIONS / activation_bytes(self.packed)[0]))
+        self.steps: dict[str, list[Step]] = {}
+        for name, source in {ALL: unmasked(table), EXACT: table, KEPT: table}.items():
+            rows = TrainingRows(source)
+            parts = np.array_split(np.arange(len(rows)), len(rows) // batch)
+            self.steps[name] = [collate(rows, part, budget, index) for index, part in enumerate(parts)]
+
+    def seconds(self, name: str, index: int) -> float:
+        """CPU time of one step."""
+        step, started = self.steps[name][index], time.process_time()
+        for micro in step.micro_batches:
+            with self.packed.kept_only(micro) if name == KEPT else contextlib.nullcontext():
+                (self.packed(micro)[0] / step.kept_tokens).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return time.process_time() - started
+
+    def cosine(self, index: int) -> float:
+        """Of the filtered gradient of one step to the exact one."""
+        found = []
+        for name in (EXACT, KEPT):
+            for micro in self.steps[name][index].micro_batches:
+                with self.packed.kept_only(micro) if name == KEPT else contextlib.nullcontext():
+                    self.packed(micro)[0].backward()
+            found.append(torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None]))
+            self.optimizer.zero_grad(set_to_none=True)
+        return float(F.cosine_similarity(*found, dim=0))
+
+
+@torch.no_grad()
+def loss(model: PreTrainedModel, table: pa.Table) -> float:
+    """Mean over the labelled tokens, in nats."""
+    packed, rows = PackedLM(model.eval(), Method()), TrainingRows(table)
+    losses = [packed.losses(micro) for micro in collate(rows, np.arange(len(rows)), 1024, 0).micro_batches]
+    return float(torch.cat(losses).mean())
+
+
+def trained(model: PreTrainedModel, table: pa.Table, backward: Backward, batch: int, steps: int) -> dict[str, Any]:
+    """Train `model` in place for so many steps; the training's record."""
+    tuning = TuningConfig(
+        name=Tuning.full,
+        epochs=-(-steps * batch // len(table)),
+        max_steps=steps,
+        learning_rate=RATE,
+        batch_size=batch,
+        schedule=Schedule.constant,
+        warmup_ratio=0.0,
+        backward=backward,
+    )
+    trainer = TrainerConfig(name="bench", checkpoint_every=10**9)
+    config = Config(method=METHODS["xtf"](), tuning=tuning, trainer=trainer, logger=LoggerConfig(name="csv"))
+    with tempfile.TemporaryDirectory() as folder:
+        return fit(model, table, config, Path(folder), pad_id=0, loggers=[])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--model", default="smollm2_135m")
+    parser.add_argument("--batch", type=int, default=8, help="rows per optimizer step")
+    parser.add_argument("--steps", type=int, default=4, help="different steps, each done in turn by all subjects")
+    parser.add_argument("--repeats", type=int, default=2, help="times that each is done, after one to warm up")
+    parser.add_argument("--train", type=int, default=0, help="steps of a training in each way")
+    arguments = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    register()
+    with hydra.initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+        said = [f"model={arguments.model}", "task=custom", f"task.train.path={arguments.rows}", "stage=mask"]
+        config = resolve(to_config(compose(said)))
+
+    def fresh() -> PreTrainedModel:
+        model = load_model(config.model, config.trainer, torch.float32)
+        enable_packing(model, config.model.max_length)
+        return model
+
+    tokenizer, model = load_tokenizer(config.model), load_model(config.model, config.trainer, torch.float32)
+    timed, held_out = arguments.batch * arguments.steps, 64 if arguments.train else 0
+    learnt = max(timed, arguments.batch * arguments.train)
+    scored = xtf.score(model, tokenizer, read(arguments.rows, learnt + held_out))
+    table = as_arrow(xtf.mask(scored, threshold="paper"))
+    enable_packing(model, config.model.max_length)
+    response = sum(map(len, table["input_ids"].to_pylist())) - sum(table["prompt_length"].to_pylist())
+    kept = sum(label != -100 for row in table["labels"].to_pylist() for label in row)
+    bench = Steps(model, table.slice(0, timed), arguments.batch)
+    idle = sum(len(micro.idle) for step in bench.steps[KEPT] for micro in step.micro_batches)
+    places = sum(micro.input_ids.shape[1] for step in bench.steps[KEPT] for micro in step.micro_batches)
+    found: dict[str, Any] = {"dropped": 1 - kept / response, "idle": idle / places, "cosine": bench.cosine(0)}
+    console.print(
+        f"{found['dropped']:.1%} of the response tokens dropped; {found['idle']:.1%} of the places computed are idle; "
+        f"cosine of the filtered gradient {found['cosine']:.3f}"
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in bench.steps}
+    for repeat in range(arguments.repeats + 1):
+        for index in range(arguments.steps):
+            for name, samples in seconds.items():
+                spent = bench.seconds(name, index)
+                if repeat:
+                    samples.append(spent)
+    times = {name: np.array(samples) for name, samples in seconds.items()}
+    claims = [
+        Claim("a step with the mask / without", times[EXACT] / times[ALL], limit=1.0, aim=0.93),
+        Claim("a step with backward=kept / without", times[KEPT] / times[ALL], limit=0.95, aim=0.78),
+        Claim("a step with backward=kept / with the mask", times[KEPT] / times[EXACT], limit=1.0),
+    ]
+    del bench, model
+    if arguments.train:
+        rest = unmasked(table.slice(len(table) - held_out))
+        found["held-out loss"] = {"base": loss(fresh(), rest)}
+        for name, backward in {EXACT: Backward.exact, KEPT: Backward.kept}.items():
+            model = fresh()
+            record = trained(model, table.slice(0, learnt), backward, arguments.batch, arguments.train)
+            enable_packing(model, config.model.max_length)
+            found["held-out loss"][name], found[name] = loss(model, rest), record
+        console.print(f"after {arguments.train} steps: {found['held-out loss']}")
+    return report(
+        "step", claims, found | {"settings": vars(arguments) | {"rows": arguments.rows.name}, "seconds": seconds}
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
