@@ -256,9 +256,11 @@ def run_job(node: Any) -> None:
 
             say(f"base model: {pretrain(config)}")
         else:
+            if "xtf.pipeline" not in sys.modules:  # as in a sweep's later jobs
+                say("loading libraries")
             from xtf.pipeline import run
 
-            run(config, changed)
+            run(config, changed, alone=not sweep)
     except Exception as error:
         if sweep:
             if not isinstance(error, StoppedError):
@@ -281,7 +283,8 @@ def _report(experiment: str, output: Path, archive: str | None) -> None:
     except ValueError as error:  # no run of it yet, or none that has finished
         raise ConfigError(str(error)) from error
     for file in files:
-        print(f"report: {file}")
+        if file.suffix in (".csv", ".md", ".html"):
+            print(f"report: {file}")
 
 
 def _default(chosen: Any) -> Any:

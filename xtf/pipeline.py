@@ -41,13 +41,14 @@ from xtf.training.device_process import take_part, train
 ORDER = (Stage.score, Stage.mask, Stage.train, Stage.evaluate, Stage.report)
 
 
-def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
+def run(config: Config, changed: Mapping[str, Any], *, alone: bool = True) -> dict[str, Any] | None:
     """Run the stages that `config.stage` asks for; returns the finished run's record, None after an earlier stage and
     on every node of several but the first.
 
     Args:
         config: resolved (`xtf.config.checks.resolve`).
         changed: the overridden keys that name the run's folder (`xtf.config.identity.overrides`).
+        alone: whether it is no job of a sweep, whose table at the end compares its runs.
 
     Raises:
         ValueError: something that the user can mend; the message says what.
@@ -57,10 +58,10 @@ def run(config: Config, changed: Mapping[str, Any]) -> dict[str, Any] | None:
         if nodes is not None and nodes.place.rank:
             take_part(config, nodes)
             return None
-        return _run(config, changed, folder)
+        return _run(config, changed, folder, alone)
 
 
-def _run(config: Config, changed: Mapping[str, Any], folder: RunFolder) -> dict[str, Any] | None:
+def _run(config: Config, changed: Mapping[str, Any], folder: RunFolder, alone: bool) -> dict[str, Any] | None:
     with locked(folder.path, say), whole_run(config, folder):
         pipeline = Pipeline(config, changed, folder)
         whole = finished(config, folder, Stage.all)
@@ -82,10 +83,11 @@ def _run(config: Config, changed: Mapping[str, Any], folder: RunFolder) -> dict[
             check_together(record, folder)
         else:
             record = pipeline.stages()
-        pages = [] if record is None else [pipeline.explorer(), *run_report(folder.path, folder.reports)]
+        explorer = None if record is None else pipeline.explorer()
+        pages = [] if record is None else run_report(folder.path, folder.reports)
         publish_stages(config, folder, pipeline.manifest, lambda: pipeline.inputs.tokenizer)  # the report as well
-        if record is not None:
-            show_report(record, folder, pages)
+        if record is not None and explorer is not None:
+            show_report(folder, pages, explorer, answer=alone)
         return record
 
 
@@ -142,12 +144,14 @@ class Pipeline:
             return None
         ahead("evaluate")
         self.evaluate(Which.tuned)
+        ahead("report")
         return write_record(config, self.changed, self.folder, self.manifest)
 
     def ahead(self, last: int) -> Callable[[str], None]:
         """What names each stage up to the `last` of `ORDER` as it begins, on the console and in its bars."""
-        names = ["score", "mask", "train", "evaluate"][: last + 1]
-        if self.config.evaluate.base and "evaluate" in names:
+        evaluated = last >= ORDER.index(Stage.evaluate)  # which ends with the report
+        names = [each.value for each in (ORDER if evaluated else ORDER[: last + 1])]
+        if self.config.evaluate.base and evaluated:
             names.insert(2, "evaluate the base model")
         return lambda name: stage(names.index(name) + 1, len(names), name)
 

@@ -161,6 +161,6 @@ def test_a_further_attribute_is_in_reports_and_dashboards(place: TokenAttribute,
     assert {"distributions.png", "sensitivity.png", "overlap.png"} <= {path.name for path in paths}
     assert "dropped by PLACE" in (tmp_path / "out" / "report.md").read_text()
     assert scalars(load_run(folder))["mask/dropped/place"] == pytest.approx(0.4)
-    assert "PLACE" in [column.header for column in console_table(record).renderables[1].columns]  # type: ignore[union-attr]
+    assert "by PLACE" in [column.header for column in console_table(record).renderables[1].columns]  # type: ignore[union-attr]
     keys = {key for board in dashboards() for part in board.sections.values() for panel in part for key in panel.keys}
     assert {"mask/dropped/place", "mask/overlap/kn_place", "scores/place"} <= keys

@@ -511,6 +511,18 @@ def test_alternatives_and_attention_are_shown_at_the_token(browser: Any, masked:
     assert page.evaluate("[...document.querySelectorAll('.t.from')].map((span) => span.dataset.k)") == ["0"]
 
 
+def test_on_a_phone_the_verdict_leaves_room_for_the_examples(browser: Any, explorer: Path) -> None:
+    for width, folded in ((390, True), (1440, False)):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(explorer.as_uri())
+        page.wait_for_selector(READY, timeout=120_000)
+        assert page.inner_text("#verdict strong") == "This mask: do not train on this"
+        assert page.locator("#verdict > ul > li").count() == 2  # the worst reason, the first remedy
+        assert page.locator("#reasons[open]").count() == (not folded)
+        if folded:
+            assert page.evaluate("document.getElementById('examples').getBoundingClientRect().top") < 900
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 768, 1440])
 @pytest.mark.parametrize("which", ["explorer", "heat", "report", "sweep"])

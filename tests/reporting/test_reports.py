@@ -23,9 +23,10 @@ from xtf.reporting import figures
 from xtf.reporting.intervals import difference, mean
 from xtf.reporting.pages import fenced, inline_code, with_interval
 from xtf.reporting.run_report import console_table, most_dropped, paired_generations, run_report, verdict
-from xtf.reporting.runs import command_line, item_values, load_run
+from xtf.reporting.runs import arm_mean, command_line, item_values, load_run
 from xtf.reporting.sweep_report import jobs_report, sweep_report
 from xtf.runtime.progress import console
+from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import MaskedTokens, build_mask
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -266,7 +267,7 @@ def test_a_report_without_base_or_scores_says_what_is_missing(tmp_path: Path) ->
     names = [path.name for path in run_report(run, tmp_path / "out")]
     assert "distributions.png" not in names
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "the base model was not graded" in text
+    assert "the base model was not measured" in text
     assert "| accuracy | - | 60.0 %" in text
 
 
@@ -400,7 +401,7 @@ def test_a_sweep_table_has_means_paired_differences_and_what_is_missing(tmp_path
     assert (xtf["seeds"], xtf["normal_seeds"], xtf["random_seeds"]) == ("2", "2", "1")
     assert xtf["note"] == "1 run not finished"
     assert xtf["mark"] == "best"
-    assert table["math", "method=random"]["note"] == "no seed 0"
+    assert table["math", "method=random"]["note"] == "without seed 0"
     assert table["medical", "method=random"]["note"] == "no run"
     assert table["medical", "method=random"]["value"] == ""
     text = (tmp_path / "out" / "t.md").read_text(encoding="utf-8")
@@ -479,7 +480,7 @@ def test_text_table_figure_and_sweep_of_one_run_show_one_figure_with_one_interva
     write_run(tmp_path, correct=outcomes(9, 51), base=outcomes(2, 58), scorer="none")  # which is plain fine-tuning
     drawn: list[Any] = []
     draw = figures.accuracy
-    monkeypatch.setattr(figures, "accuracy", lambda rows: (drawn.append(rows), draw(rows))[1])
+    monkeypatch.setattr(figures, "accuracy", lambda rows, *unit: (drawn.append(rows), draw(rows, *unit))[1])
     run_report(folder, tmp_path / "out")
     metrics = load_run(folder).record["metrics"]["accuracy"], load_run(folder).record["base_metrics"]["accuracy"]
     tuned, base = ((found["value"], found["low"], found["high"]) for found in metrics)
@@ -506,7 +507,7 @@ def test_in_80_columns_a_sweep_over_one_key_names_its_settings_whole(
         write_run(tmp_path, correct=outcomes(5, 55), base=outcomes(2, 58), method=method, experiment="e")
     monkeypatch.setattr(console, "width", 80)
     sweep_report("e", tmp_path / "runs", tmp_path / "out")
-    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    first = [line.split()[0].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert {"method", "base", "normal", "random", "xtf"} <= set(first)
 
 
@@ -519,7 +520,7 @@ def test_a_sweep_says_what_was_said_of_its_masks_before_training(
         record["mask"] |= {"verdict": words} if words else {}
         (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
     sweep_report("e", tmp_path / "runs", tmp_path / "out")
-    said = "The verdict on the mask, math · tiny · full: do not train on this (method=xtf)."
+    said = "The verdict on the mask, math · tiny · full: do not train on this (xtf)."
     assert said in " ".join(capsys.readouterr().out.split())
     assert said in (tmp_path / "out" / "e.md").read_text(encoding="utf-8")
     assert read_table(tmp_path / "out" / "e.csv")["math", "method=xtf"]["verdict"] == "do not train on this"
@@ -557,3 +558,116 @@ def test_what_differs_between_cases_alone_is_in_no_label(tmp_path: Path) -> None
         "method=xtf",
         "method=xtf scorer=xtf threshold=paper overrides=0badc0de",
     }
+
+
+def test_what_more_than_half_of_the_settings_have_is_said_once_and_not_in_each_label(tmp_path: Path) -> None:
+    def add(**more: Any) -> None:
+        write_run(tmp_path, correct=outcomes(6, 4), base=outcomes(1, 9), experiment="e", **more)
+
+    add(method="normal")
+    add(method="random")
+    add()
+    add(scorer="ri_kn")
+    add(threshold="safe", overrides={"threshold.protect": "answer"})
+    sweep_report("e", tmp_path / "runs", tmp_path / "out")
+    assert [label for _, label in read_table(tmp_path / "out" / "e.csv")] == [
+        "base model",
+        "method=normal",
+        "method=random",
+        "method=xtf scorer=ri_kn",
+        "method=xtf",
+        "method=xtf threshold=safe threshold.protect=answer",
+    ]
+    page = (tmp_path / "out" / "e.md").read_text(encoding="utf-8")
+    assert "Where a setting does not say otherwise: scorer=xtf, threshold=paper." in page
+    assert "| method | mean | over base |" in page and "| `xtf scorer=ri_kn` |" in page
+
+
+@pytest.mark.parametrize(
+    ("width", "below"), [(80, ["8.3 % [3.6, 18.1]  -41.7 ["]), (72, ["8.3 %  ", "[3.6, 18.1]  ["])]
+)
+def test_a_narrow_console_holds_a_sweep_with_long_settings_and_all_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, below: list[str]
+) -> None:
+    long = {"scorer.tr.variant": "contextual", "threshold.protect": "answer"}
+    for method, overrides in (("normal", {}), ("random", {}), ("xtf", {}), ("xtf", long)):
+        write_run(
+            tmp_path, correct=outcomes(5, 55), base=outcomes(30, 30), method=method, overrides=overrides, experiment="e"
+        )
+    monkeypatch.setattr(console, "width", width)
+    sweep_report("e", tmp_path / "runs", tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    names = [place for place, line in enumerate(lines) if line.startswith("xtf scorer.tr.variant=contextual")]
+    rest = [line.strip() for line in lines[names[0] + 2 :]]  # the name and what it stands for take two lines
+    assert [line[: len(start)] for line, start in zip(rest, below, strict=False)] == below
+    assert all(len(line.rstrip()) <= width for line in lines[names[0] :])
+
+
+def lossy(root: Path, method: str, nats: float, **more: Any) -> Path:
+    """A run of 40 rows with 10 and 20 tokens in turn, each token at so many nats, and rows that differ a little."""
+    rows = {f"row-{k}": (10 + 10 * (k % 2), (10 + 10 * (k % 2)) * (nats + 0.01 * (k % 3))) for k in range(40)}
+    return write_run(root, correct=outcomes(5, 5), base=None, method=method, losses=rows, **more)
+
+
+def test_the_loss_decides_where_it_is_measured_and_accuracy_shows_nothing(tmp_path: Path) -> None:
+    folder = lossy(tmp_path, "xtf", 2.0)
+    lossy(tmp_path, "normal", 1.5)
+    _, loss, against, in_loss, without = verdict(load_run(folder))
+    assert loss.startswith("Its loss on the reference responses is 2.0")
+    assert "No item came out differently" in against
+    assert in_loss.startswith("In loss: +0.500 [") and in_loss.endswith(
+        "Worse than that control: the interval leaves out zero."
+    )
+    assert without.startswith("Not compared with a random mask")
+
+
+def test_a_sweep_compares_the_loss_of_its_arms_and_says_where_no_item_differs(tmp_path: Path) -> None:
+    lossy(tmp_path, "xtf", 2.0, experiment="e")
+    lossy(tmp_path, "normal", 1.5, experiment="e")
+    sweep_report("e", tmp_path / "runs", tmp_path / "out")
+    with (tmp_path / "out" / "e.csv").open(newline="", encoding="utf-8") as lines:
+        rows = {(row["setting"], row["metric"]): row for row in csv.DictReader(lines)}
+    found = rows["method=xtf", "loss"]
+    assert (found["unit"], float(found["normal_difference"])) == ("nats", pytest.approx(0.5))
+    assert found["value"] == str(
+        load_run(tmp_path / "runs/math/tiny/full/xtf/xtf-paper/seed0").record["metrics"]["loss"]["value"]
+    )
+    assert rows["method=normal", "loss"]["mark"] == ""  # the made-up intervals meet
+    page = (tmp_path / "out" / "e.md").read_text(encoding="utf-8")
+    assert "loss against normal: of 1 comparison, 0 better and 1 worse (xtf)" in page
+    assert "| no item differs |" in page and "## math · tiny · full: loss, nats a token" in page
+
+
+def test_the_loss_of_several_seeds_is_the_ratio_of_nats_to_tokens(tmp_path: Path) -> None:
+    runs = [load_run(lossy(tmp_path, "xtf", nats, seed=seed)) for seed, nats in enumerate((1.0, 2.0))]
+    found = arm_mean(runs, "loss")
+    rows = [rows for run in runs if (rows := run.row_losses())]
+    nats, tokens = (sum(pair[part] for each in rows for pair in each.values()) for part in (1, 0))
+    assert found.value == pytest.approx(nats / tokens)
+    assert (found.unit, found.seeds, found.interval) == ("nats", 2, "bootstrap over seeds and rows")
+    assert found.low == pytest.approx(1.0, abs=0.02) and found.high == pytest.approx(2.0, abs=0.02)
+
+
+def test_what_is_no_mean_over_items_stands_in_a_sweeps_report_and_csv(tmp_path: Path) -> None:
+    for seed, value in ((0, 2.0), (1, 3.0)):
+        folder = write_run(tmp_path, correct=outcomes(5, 5), base=None, seed=seed, experiment="e")
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        figure = {"value": value, "low": 1.0, "high": 4.0, "n": 24, "interval": "bootstrap over rows", "unit": "nats"}
+        record["metrics"] |= {"forgetting_loss": figure, "ungraded": figure | {"value": 0.0}}
+        (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
+    sweep_report("e", tmp_path / "runs", tmp_path / "out")
+    with (tmp_path / "out" / "e.csv").open(newline="", encoding="utf-8") as lines:
+        found = {row["metric"]: row for row in csv.DictReader(lines) if row["setting"] == "method=xtf"}
+    assert (found["forgetting_loss"]["value"], found["forgetting_loss"]["seeds"]) == ("2.5", "2")
+    assert "ungraded" not in found
+    assert "| `xtf` | 2.500 nats |" in (tmp_path / "out" / "e.md").read_text(encoding="utf-8")
+
+
+def test_a_sweep_leads_to_the_reports_of_its_runs(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, correct=outcomes(5, 5), base=None, experiment="e")
+    out = tmp_path / "reports"
+    run_report(folder, RunFolder(folder).reports)
+    sweep_report("e", tmp_path / "runs", out)
+    page = (out / "e.html").read_text(encoding="utf-8")
+    (address,) = re.findall('<a href="([^#"]+)"', page)
+    assert (out / address).is_file() and address.endswith("report.html")

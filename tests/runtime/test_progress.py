@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import re
+import time
+
 import pytest
+from rich.console import Console
 
 from xtf.config.schema import Config, ModelConfig, ModelShape, PlanConfig, TrainerConfig
 from xtf.runtime import pace, progress
@@ -45,8 +50,8 @@ def test_a_stage_is_announced_at_the_stated_rate_then_at_the_measured_one(config
     pace.measured(config, 1000, 20.0)
     pace.announce(config, "training", 1200, 1200)
     assert capsys.readouterr().out.splitlines() == [
-        "training: 1,200 tokens, about 12 s where 100 tokens are trained a second (stated: plan.tokens_per_second)",
-        "training: 1,200 tokens, about 24 s where 50 tokens are trained a second (measured in this run)",
+        "training: about 12 s for 1,200 tokens, at a training pace of 100 tokens/s (stated: plan.tokens_per_second)",
+        "training: about 24 s for 1,200 tokens, at a training pace of 50 tokens/s (measured in this run)",
     ]
 
 
@@ -56,8 +61,30 @@ def test_short_work_is_not_announced(config, capsys):
 
 
 def test_a_stage_is_named_and_its_bars_begin_with_its_number(capsys, monkeypatch):
-    monkeypatch.setattr(progress._Stage, "prefix", "")
+    monkeypatch.setattr(progress._Console, "prefix", "")
     progress.stage(2, 5, "train")
     with progress.bar("training", 10) as advance:
         assert advance.description == "2/5 training"
     assert capsys.readouterr().out == "stage 2 of 5: train\n"
+
+
+def test_a_bar_is_one_line_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    terminal = Console(width=80, file=written, force_terminal=True, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(progress, "console", terminal)
+    monkeypatch.setattr(progress._Console, "prefix", "5/6 ")
+    with progress.bar("evaluating the tuned model", 1_234_567) as advance:
+        for _ in range(3):
+            advance(40_000)
+            time.sleep(0.2)
+    *_, last = (
+        line for line in re.split("[\r\n]", re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", written.getvalue())) if line.strip()
+    )
+    assert last.startswith("5/6 evaluating the tuned model ") and last.rstrip().endswith(" left")
+    assert "tokens/s" in last and len(last) <= 80
+
+
+def test_a_long_text_that_stands_above_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        progress.say_once("a long text of this test", "as above")
+    assert capsys.readouterr().out == "a long text of this test\nas above\n"

@@ -229,7 +229,7 @@ def test_a_rule_that_filters_nothing_and_one_that_filters_more_than_half_are_nam
     scored = table(([1], [2, 3, 4]), ri=[[1, 2, 3]], logp=[[KNOWN, KNOWN, NEW]])
     assert reasons(scored, RI, KN) == {
         ("ri", "its rule filters nothing"),
-        ("kn", "its rule filters 66.7% of the response tokens, more than half"),
+        ("kn", "its rule filters 66.7 % of the response tokens, more than half"),
     }
 
 
@@ -247,7 +247,7 @@ def test_an_attribute_that_drops_the_end_of_most_responses_is_named():
     ]
     named = reasons(scored, TR, KN, threshold=SCORED_END)
     assert [attribute for attribute, reason in named if "last token of" in reason] == ["tr"]
-    assert any("75% of the responses" in reason for _, reason in named)
+    assert any("75 % of the responses" in reason for _, reason in named)
     assert not any("last token of" in reason for _, reason in reasons(scored, TR, KN)), "an end that is kept is taught"
 
 
@@ -264,7 +264,7 @@ def test_an_attribute_that_drops_the_end_of_most_responses_is_named():
 def test_scores_that_are_constant_but_for_rounding_are_named(values, constant):
     scored = table(([1], [2, 3, 4]), ([1], [5]), ri=[values, [7.0]])  # one token alone proves nothing
     found = {reason for _, reason in reasons(scored, RI)}
-    assert ("its scores are (nearly) constant within 100% of the responses" in found) == constant
+    assert ("its scores are (nearly) constant within 100 % of the responses" in found) == constant
 
 
 def test_degenerate_attributes_and_examples_without_loss_are_logged(caplog):
@@ -312,7 +312,7 @@ def test_the_end_is_judged_like_the_others_where_that_is_asked_for():
     assert mask.table["drop_tr"].to_pylist() == [[False, False, False, True], [False, False, True], [False] * 2]
     assert (mask.stats.response_tokens, mask.stats.end_tokens) == (9, 0)
     assert mask.stats.dropped_share["tr"] == pytest.approx(2 / 9)
-    assert any("last token of 67% of the responses" in problem["reason"] for problem in mask.stats.degenerate)
+    assert any("last token of 67 % of the responses" in problem["reason"] for problem in mask.stats.degenerate)
     without = ENDED.drop(["end_tokens"])
     assert build_mask(without, PAPER, [TR]).table["labels"].equals(mask.table["labels"]), "no end is known of"
 

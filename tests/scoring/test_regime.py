@@ -20,7 +20,7 @@ def test_figures_worked_by_hand():
     assert (found.tokens, found.sure, found.unlikely) == (4, 0.25, 0.25)
     assert found.loss == pytest.approx(-math.log(0.96 * 0.5 * 0.05 * 0.94) / 4, rel=1e-6)
     assert str(found) == (
-        "base model on the responses: 0.95 nats a token, 25% of 4 tokens with p > 0.95, 25% with p < 0.1"
+        "base model on the responses: 0.95 nats a token, 25 % of 4 tokens with p > 0.95, 25 % with p < 0.1"
     )
 
 

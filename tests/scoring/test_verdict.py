@@ -40,9 +40,9 @@ def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
     assert found.level is Level.stop
     assert [(item.id, item.times, item.responses, item.by) for item in found.always] == [(7, 12, 12, ("tr",))]
     lines = found.lines({7: "Dec"}.__getitem__)
-    assert lines[0] == "do not train on this:"
+    assert lines[0] == "do not train on this"
     assert lines[1].startswith(
-        "Token ids that stand in at least 90% of the 12 responses are dropped in at least 90% of their "
+        "Of the tokens that stand in at least 90 % of the 12 responses, 1 is dropped in at least 90 % of the places: "
     )
     assert "0.85 (GSM8K) and 0.23 nats a token (PubMedQA)" in lines[1]
     assert "Dropped wherever they stand, or nearly so: 'Dec' (12)" in lines
@@ -66,14 +66,14 @@ def test_an_id_that_is_dropped_in_nine_of_ten_places_is_hardly_taught_either():
 def test_what_the_base_model_expects_everywhere_is_known_and_not_missed():
     found = judge([mask(ROWS, [7], by="kn")], PAPER)
     assert (found.level, list(found.always)) == (Level.fine, [])
-    assert found.lines(str) == ["fine: nothing in the mask speaks against it"]
+    assert found.lines(str) == ["fine, nothing in it speaks against training"]
 
 
 def test_ids_of_some_responses_are_looked_at_and_rare_ones_are_not_judged():
     rows = [[1, 2, 0]] * 10 + [[3, 4, 0]] * 9
     found = judge([mask(rows, [1, 3])], PAPER)  # 3 stands in 9 places only
     assert (found.level, [item.id for item in found.always]) == (Level.look, [1])
-    assert "53% of the dropped tokens" in found.lines(str)[1]
+    assert "53 % of the dropped tokens" in found.lines(str)[1]
 
 
 def test_the_end_counts_where_it_is_judged():
@@ -81,7 +81,7 @@ def test_the_end_counts_where_it_is_judged():
     assert judge([mask(ROWS, [0])], PAPER).level is Level.fine
     found = judge([mask(ROWS, [0])], scored)
     assert found.level is Level.stop
-    assert "The end of 100% of the responses is dropped: none teaches to stop." in found.lines(str)
+    assert "The end of 100 % of the responses is dropped: none teaches to stop." in found.lines(str)
     assert "Try threshold.end=kept: the end of a response is not judged" in found.lines(str)
 
 
@@ -90,7 +90,7 @@ def test_a_base_model_that_does_not_know_the_style_and_a_mask_of_most_tokens_are
     lines = found.lines(str)
     assert found.level is Level.look
     assert any(line.startswith("The base model has 6.0 nats a token") for line in lines)
-    assert "75% of the response tokens are dropped." in lines
+    assert "75 % of the response tokens are dropped." in lines
 
 
 def test_what_a_soft_or_moving_mask_drops_is_taught_all_the_same():
@@ -151,7 +151,7 @@ def test_what_the_grader_reads_and_degenerate_attributes_are_judged_where_they_a
     assert judge([fine], PAPER, {"answers": {"responses": 12, "tokens": 10, "dropped": 4}}).level is Level.fine
     found = judge([fine], PAPER, {"answers": {"responses": 12, "tokens": 10, "dropped": 6}})
     assert found.level is Level.look
-    assert "60% of the tokens that the task's grader reads are dropped (counted in 12 responses)." in found.lines(str)
+    assert "60 % of the tokens that the task's grader reads are dropped (counted in 12 responses)." in found.lines(str)
     assert any(text.startswith("threshold.protect=answer") for text in found.advice)
     found = judge([fine], PAPER, {"degenerate": [{"attribute": "kn", "reason": "its rule filters nothing"}]})
-    assert found.lines(str) == ["look closer:", "KN is degenerate: its rule filters nothing.", "Try scorer=ri_tr"]
+    assert found.lines(str) == ["look closer", "KN is degenerate: its rule filters nothing.", "Try scorer=ri_tr"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,10 +30,10 @@ from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, Thres
 from xtf.data.provenance import provenance
 from xtf.data.ragged import as_arrow
 from xtf.data.tokens import Pieces
-from xtf.reporting.pages import script_hash, templates
+from xtf.reporting.pages import counted, script_hash, templates
 from xtf.reporting.shown import preview_text, prompts
 from xtf.runtime.artifacts import sha256, write_atomic
-from xtf.runtime.progress import console, say
+from xtf.runtime.progress import console, say, say_once
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, OTHER, PAPER, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens, effect, threshold_of
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 3  # of the page: a run's explorer of an earlier one is made anew
+VERSION = 4  # of the page: a run's explorer of an earlier one is made anew
 MOST_EXAMPLES = 2000
 MOST_BYTES = 25_000_000  # of the file
 MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES allow
@@ -91,7 +92,7 @@ def preview(
     tokens = MaskedTokens.from_mask(table).tokens
     head = _Head(
         title or f"{Path(facts.get('model', 'XTF')).name} · {config.name} · XTF explorer",
-        [*facts.items(), ("tokens", f"{tokens:,} of {table.num_rows:,} responses")],
+        [*facts.items(), ("tokens", f"{tokens:,} of {counted(table.num_rows, 'response')}")],
         command,
     )
     examples = min(examples, max(1, table.num_rows * MOST_TOKENS // max(1, tokens)))
@@ -130,7 +131,10 @@ def _same_tokens(table: pa.Table, other: pa.Table, name: str) -> pa.Table:
             pairs = zip(ids, table[column].to_pylist(), other[column].to_pylist(), strict=True)
             first = next((example for example, one, two in pairs if one != two), None)
             if first is not None:
-                raise ValueError(f"{name} has other tokens in {first!r}: another tokenizer, template or length")
+                raise ValueError(
+                    f"{name} has other tokens in {first!r}: another tokenizer, template or length (masks by two models "
+                    "compare on one model's tokens: score the second one's run with scorer.model=...)"
+                )
     return other
 
 
@@ -279,19 +283,22 @@ def summary(
 
 def show_verdict(found: Verdict, tokenizer: PreTrainedTokenizerBase) -> None:
     """The verdict on a run's mask on the console: as soon as there is one, so before anything is trained with it."""
-    text = in_lines(found, tokenizer)
-    if text in _shown:  # of another seed in a sweep
-        text = f"this mask: {found.level.words}, for the same reasons as above"
-    _shown.add(text)
-    say(text)
+    text = in_lines(found, tokenizer, console.width)
+    say_once(text, f"this mask: {found.level.words}, for the same reasons as above")
 
 
-_shown: set[str] = set()  # in this process
+def in_lines(verdict: Verdict, tokenizer: PreTrainedTokenizerBase, width: int | None = None) -> str:
+    """A verdict as it is printed, with the tokens' texts; lines of at most `width` characters."""
+    first, *rest = verdict.lines(Pieces(tokenizer).alone)
+    return "\n".join([f"this mask: {first}", *(_item(line, width) for line in rest)])
 
 
-def in_lines(verdict: Verdict, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A verdict as it is printed, with the tokens' texts."""
-    return "this mask: " + "\n  ".join(verdict.lines(Pieces(tokenizer).alone))
+def _item(text: str, width: int | None) -> str:
+    if width is None:
+        return f"  - {text}"
+    return textwrap.fill(
+        text, width, initial_indent="  - ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _page(
@@ -459,6 +466,10 @@ def _render(meta: dict[str, Any], blob: bytes, head: _Head, verdict: Verdict, de
     source = (files("xtf.reporting") / "templates" / "explorer.js").read_text(encoding="utf-8")
     scripts = [get_plotlyjs(), source]
     hashes = " ".join(map(script_hash, scripts))
+    lines = verdict.lines(decode.alone)
+    lead = (
+        [lines[1], *lines[len(lines) - len(verdict.advice) :][:1]] if verdict.reasons and len(lines) > 4 else lines[1:]
+    )
     text = (
         templates()
         .get_template("explorer.html.j2")
@@ -467,7 +478,9 @@ def _render(meta: dict[str, Any], blob: bytes, head: _Head, verdict: Verdict, de
             facts=head.facts,
             command=head.command,
             level=verdict.level.name,
-            verdict=verdict.lines(decode.alone),
+            judgement=lines[0],
+            lead=lead,
+            reasons=[line for line in lines[1:] if line not in lead],
             policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
             scripts=scripts,
             attributes=ATTRIBUTES.values(),

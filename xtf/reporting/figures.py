@@ -40,16 +40,19 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
     return paths
 
 
-def accuracy(rows: Sequence[tuple[str, float, float, float]]) -> Figure:
-    """Dots with 95 % intervals; a row is (label, value, low, high) as shares, drawn from the top."""
-    figure, axes = _panels(1, height=0.9 + 0.45 * len(rows))
+def accuracy(rows: Sequence[tuple[str, float, float, float]], unit: str = "share") -> Figure:
+    """Dots with 95 % intervals; a row is (label, value, low, high) as shares or in nats, drawn from the top."""
+    labels = [textwrap.fill(row[0], 32, break_on_hyphens=False) for row in reversed(rows)]
+    lines = sum(max(2.2, 1 + label.count("\n")) for label in labels)
+    figure, axes = _panels(1, height=0.9 + 0.2 * lines)
     (axis,) = axes
+    scale = 1 if unit == "nats" else 100
     for place, (_, value, low, high) in enumerate(reversed(rows)):
-        bars = _whiskers(100 * value, 100 * low, 100 * high)
-        axis.errorbar(100 * value, place, xerr=bars, fmt="o", color="black", capsize=4)
-    axis.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+        bars = _whiskers(scale * value, scale * low, scale * high)
+        axis.errorbar(scale * value, place, xerr=bars, fmt="o", color="black", capsize=4)
+    axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(-0.6, len(rows) - 0.4)
-    axis.set_xlabel("% of items, with the 95 % interval")
+    axis.set_xlabel(f"{'nats a token' if unit == 'nats' else '% of items'}, with the 95 % interval")
     return figure
 
 

@@ -33,6 +33,18 @@ class Estimate:
     seeds: int
     items: int
     interval: str = "bootstrap over seeds and items"  # its kind
+    unit: str = "share"  # or nats, of which fewer are better
+
+    @property
+    def sign(self) -> int:
+        """Of a difference: 1 where it is for the better and its interval leaves out zero, -1 for the worse, else 0."""
+        above = int(self.low > 0) - int(self.high < 0)
+        return -above if self.unit == "nats" else above
+
+    @property
+    def same(self) -> bool:
+        """Of a difference: whether no item differs, so that its interval says nothing."""
+        return self.low == self.high == 0
 
 
 Values = Mapping[str, float | None]
@@ -55,9 +67,9 @@ def mean(seeds: Sequence[Values]) -> Estimate:
     return found
 
 
-def difference(treated: Sequence[Values], control: Sequence[Values]) -> Estimate:
+def difference(treated: Sequence[Values], control: Sequence[Values], unit: str = "share") -> Estimate:
     """The mean of treated - control (`paired_values`)."""
-    return _estimate(paired_values(treated, control))
+    return _estimate(paired_values(treated, control), unit)
 
 
 def paired_values(treated: Sequence[Values], control: Sequence[Values]) -> np.ndarray:
@@ -90,9 +102,22 @@ def matrix(runs: Sequence[Values]) -> np.ndarray:
     return np.array([[run[key] for key in keys] for run in runs], dtype=np.float64)
 
 
-def _estimate(values_SI: np.ndarray) -> Estimate:
+def ratio(seeds: Sequence[Values], counts: Sequence[Values], unit: str) -> Estimate:
+    """The mean over runs of sums over rows divided by `counts` of them, as nats by tokens.
+
+    Raises:
+        ValueError: as `matrix`.
+    """
+    over, under = matrix(seeds), matrix(counts)
+    low, high = np.quantile(resampled_means(over) / resampled_means(under), [0.025, 0.975])  # of the same draws
+    value, kind = float(over.mean() / under.mean()), "bootstrap over seeds and rows"
+    return Estimate(value, float(low), float(high), over.shape[0], over.shape[1], kind, unit)
+
+
+def _estimate(values_SI: np.ndarray, unit: str = "share") -> Estimate:
     low, high = np.quantile(resampled_means(values_SI), [0.025, 0.975])
-    return Estimate(float(values_SI.mean()), float(low), float(high), *values_SI.shape)
+    seeds, items = values_SI.shape
+    return Estimate(float(values_SI.mean()), float(low), float(high), seeds, items, unit=unit)
 
 
 def resampled_means(values_SI: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:

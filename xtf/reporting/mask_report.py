@@ -76,7 +76,7 @@ def _shares(masks: Mapping[RunFolder, Mapping[str, Any]]) -> Table:
     """What each mask drops and keeps, for the console."""
     table = Table(title="Response tokens dropped", title_justify="left")
     table.add_column("mask", overflow="fold")
-    for label in (*(attribute.label for attribute in ATTRIBUTES.values()), "in all", "kept"):
+    for label in (*(attribute.label for attribute in ATTRIBUTES.values()), "by any", "kept"):
         table.add_column(label, justify="right")
     for folder, stats in masks.items():
         shares = [stats["dropped_share"].get(name) for name in (*ATTRIBUTES, "union")]

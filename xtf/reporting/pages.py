@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from xtf.runtime.artifacts import write_atomic
 
@@ -50,8 +50,15 @@ def figure(metric: Any) -> str:
 
 
 def points(found: Estimate | Comparison) -> str:
-    """A difference in percentage points with its interval: +3.2 [-0.4, +6.9]."""
+    """A difference in percentage points with its interval: +3.2 [-0.4, +6.9]; in nats with three decimals."""
+    if getattr(found, "unit", "share") == "nats":
+        return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def compared(found: Estimate | str) -> str:
+    """The same in a table: where no item differs, an interval would only look sure; a reason stands as it is."""
+    return found if isinstance(found, str) else "no item differs" if found.same else points(found)
 
 
 def counted(number: int, noun: str) -> str:
@@ -135,11 +142,12 @@ def templates() -> Environment:
         "interval": with_interval,
         "figure": figure,
         "estimate": estimated,
-        "estimated_difference": lambda found: found if isinstance(found, str) else points(found),
+        "compared": compared,
         "seconds": seconds,
         "fenced": fenced,
         "code": inline_code,
         "headings": headings,
+        "breakable": breakable,
     }
     return environment
 
@@ -147,6 +155,11 @@ def templates() -> Environment:
 def script_hash(text: str) -> str:
     """The source of a page's content security policy that allows this script and no other."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def breakable(text: str) -> Markup:
+    """Settings whose long keys may go on in the next line behind a dot or an equals sign."""
+    return Markup(re.sub("([.=])", r"\1<wbr>", str(escape(text))))
 
 
 def headings(body: str) -> list[tuple[str, Markup]]:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xtf.data.tokens import visible
-from xtf.reporting.intervals import Estimate, difference
+from xtf.reporting.intervals import Estimate
 from xtf.reporting.pages import (
     Picture,
     counted,
@@ -31,14 +31,16 @@ from xtf.reporting.pages import (
     with_interval,
 )
 from xtf.reporting.runs import (
+    LOSS,
     Run,
     arm_mean,
     base_mean,
-    by_item,
     command_line,
     control_runs,
     load_run,
+    means,
     over_base,
+    over_control,
     read_lines,
     recorded_threshold,
 )
@@ -63,13 +65,17 @@ SHOWN_TOKENS = 15
 
 
 def console_table(metrics: Mapping[str, Any]) -> Group:
-    """What `python run.py` shows at its end: figures before and after, shares dropped, times."""
-    quality = Table(title="Result, with 95 % intervals", title_justify="left")
+    """What `python run.py` shows at its end: figures before and after, shares dropped, times.
+
+    Figures that are 0 before and after are left out, as they are of the report.
+    """
+    quality = Table(title="Before and after, with 95 % intervals", title_justify="left")
     for name in ("metric", "base model", "fine-tuned", "items"):
         quality.add_column(name, justify="left" if name == "metric" else "right")
     for name, metric in metrics["metrics"].items():
         base = (metrics["base_metrics"] or {}).get(name)
-        quality.add_row(name, with_interval(base) if base else "-", with_interval(metric), str(metric["n"]))
+        if metric["value"] or (base and base["value"]):
+            quality.add_row(name, with_interval(base) if base else "-", with_interval(metric), str(metric["n"]))
     stats = metrics["mask"]
     times = Table(title="Time", title_justify="left")
     for name in metrics["timing"]:
@@ -80,13 +86,12 @@ def console_table(metrics: Mapping[str, Any]) -> Group:
 
 def mask_table(stats: Mapping[str, Any]) -> Group:
     """The shares of a mask (`MaskStats.to_dict`), and what is to be said of it."""
-    dropped = Table(title="Response tokens dropped", title_justify="left")
-    for name in (*(attribute.label for attribute in ATTRIBUTES.values()), "union", "kept", "of tokens"):
+    dropped = Table(title=f"Dropped of {stats['response_tokens']:,} response tokens", title_justify="left")
+    for name in (*(f"by {attribute.label}" for attribute in ATTRIBUTES.values()), "by any", "kept"):
         dropped.add_column(name, justify="right")
     dropped.add_row(
         *(percent(stats["dropped_share"].get(name), 2) for name in (*ATTRIBUTES, "union")),
         percent(stats["kept_share"], 2),
-        f"{stats['response_tokens']:,}",
     )
     remarks = [Text(line) for line in notes(stats)]
     warnings = [Text(f"degenerate attribute {line}", style="yellow") for line in degenerate(stats)]
@@ -98,67 +103,79 @@ def degenerate(stats: Mapping[str, Any]) -> list[str]:
     return [f"{entry['attribute'].upper()}: {entry['reason']}" for entry in stats["degenerate"]]
 
 
-def show_report(record: Mapping[str, Any], folder: RunFolder, files: Sequence[Path]) -> None:
-    """The same on the console, and where to read on: the record, and those of its `files` that are pages."""
-    console.print(console_table(record))
-    say(f"metrics: {folder.metrics}")
+def show_report(folder: RunFolder, files: Sequence[Path], explorer: Path, answer: bool) -> None:
+    """The same on the console, with the `answer` to "did it help?" where it is asked for, and where to read on."""
+    run = load_run(folder.path)
+    console.print(console_table(run.record))
+    if answer:
+        say("\nDid it help?")
+        for sentence in verdict(run):
+            said, _, command = sentence.partition(TO_ADD)
+            console.print(f"- {said}{TO_ADD}".rstrip() if command else f"- {said}", markup=False, highlight=False)
+            if command:  # whole, to be copied
+                say(f"    {command}")
+        say("")
+    say(f"metrics:  {folder.metrics}")
+    say(f"explorer: {explorer}")
     for file in files:
-        if file.suffix in (".html", ".md"):
-            say(f"report:  {file}")
+        if file.suffix == ".html":
+            say(f"report:   {file}")
 
 
 # -- did it help? --------------------------------------------------------------------------------------------
 
 
 def verdict(run: Run) -> list[str]:
-    """Answers "did it help?": against the base model, then against each control that was run."""
+    """Answers "did it help?": against the base model, then against each control that was run; each first by what the
+    task counts, then by the loss on its responses if that was measured, which tells smaller differences apart."""
     arm = [load_run(folder.path) for folder in RunFolder(run.folder).seeds()]
-    sentences = [_against_base(run, arm)]
+    metrics = [run.headline, *(name for name in means(arm) if name == LOSS)]
+    sentences = [_against_base(run, arm, metric) for metric in metrics]
     if run.is_control("normal"):
         return sentences
     for method, words in CONTROLS.items():
         if run.is_control(method):
             continue
         control = controls_of(arm, method)
-        shared = [one for one in arm if one.seed in control]
-        if shared:
-            pairs = [(one.verdicts(run.headline), control[one.seed].verdicts(run.headline)) for one in shared]
-            found = difference(*zip(*pairs, strict=True))
-            sentences.append(
-                f"Against {words}: {points(found)} points over {_basis(found)}. {_reading(found, 'that control')}"
-            )
-        else:
+        found = {metric: over_control(arm, control, metric) for metric in metrics}
+        for metric, each in found.items():
+            if each is not None:
+                of = f"Against {words}" if metric == run.headline else "In loss"
+                sentences.append(f"{of}: {_difference(each)}. {_reading(each, 'that control')}")
+        if found[run.headline] is None:
             wanted = command_line(run.record, method=method)
             sentences.append(f"Not compared with {words}: no such run with the same settings. {TO_ADD}{wanted}")
     return sentences
 
 
-def _against_base(run: Run, arm: Sequence[Run]) -> str:
-    metric = run.headline
-    after, before = arm_mean(arm, metric), base_mean(arm, metric)
-    name = f"Fine-tuning with {NAMED.get(run.record['method'], run.record['method'])}"
-    found = over_base(arm, metric)
+def _against_base(run: Run, arm: Sequence[Run], metric: str) -> str:
+    after, before, found = arm_mean(arm, metric), base_mean(arm, metric), over_base(arm, metric)
+    if metric == LOSS:
+        name, shown = "Its loss on the reference responses", f"{after.value:.3f} nats a token"
+    else:
+        name, shown = f"Fine-tuning with {_with(run)} took {metric}", percent(after.value)
     if found is None or before is None:
-        return f"{name} reached {metric} {estimated(after)}; the base model was not graded."
-    return (
-        f"{name} took {metric} from {percent(before.value)} to {percent(after.value)}: "
-        f"{points(found)} points over {_basis(found)}. {_reading(found, 'the base model')}"
-    )
+        reached = name.replace(" took ", " reached ") if metric != LOSS else f"{name} is"
+        return f"{reached} {estimated(after)}; the base model was not measured."
+    first = f"{before.value:.3f}" if metric == LOSS else percent(before.value)
+    verb = " went" if metric == LOSS else ""
+    return f"{name}{verb} from {first} to {shown}: {_difference(found)}. {_reading(found, 'the base model')}"
 
 
-def _basis(found: Estimate) -> str:
+def _difference(found: Estimate) -> str:
     seeds = counted(found.seeds, "seed")
-    return f"{counted(found.items, 'item')} and {seeds}" + (
+    unit, each = ("nats", "row") if found.unit == "nats" else ("points", "item")
+    return f"{points(found)} {unit} over {counted(found.items, each)} and {seeds}" + (
         " (so the spread between seeds is not in the interval)" if found.seeds == 1 else ""
     )
 
 
 def _reading(found: Estimate, other: str) -> str:
-    if found.low == found.high == 0:
+    if found.same:
         return f"No item came out differently than with {other}, so the interval says nothing."
-    if found.low <= 0 <= found.high:
+    if not found.sign:
         return f"The interval holds zero: this does not show a difference from {other}."
-    return f"{'Better' if found.value > 0 else 'Worse'} than {other}: the interval leaves out zero."
+    return f"{'Better' if found.sign > 0 else 'Worse'} than {other}: the interval leaves out zero."
 
 
 def controls_of(arm: Sequence[Run], method: str) -> dict[int, Run]:
@@ -225,8 +242,13 @@ NAMED = {"xtf": "XTF", "normal": "every response token", "random": "a random mas
 
 
 def _title(run: Run) -> str:
-    record = run.record
-    return f"{record['model']} fine-tuned on {record['task']} with {NAMED.get(record['method'], record['method'])}"
+    return f"{run.record['model']} fine-tuned on {run.record['task']} with {_with(run)}"
+
+
+def _with(run: Run) -> str:
+    """What a run trained with, in words."""
+    method = "normal" if run.is_control("normal") else run.record["method"]
+    return NAMED.get(method, method)
 
 
 def _about(run: Run) -> str:
@@ -241,10 +263,10 @@ def _about(run: Run) -> str:
 def _quality(run: Run, arm: Sequence[Run]) -> list[dict[str, Any]]:
     """The rows of "before and after". What is a mean over items is of all seeds, like the answer above and the figure
     below, the rest of this run; what is 0 before and after is left out."""
-    rows = []
+    rows, pooled = [], means(arm)
     for name, tuned in run.record["metrics"].items():
         base = (run.record["base_metrics"] or {}).get(name)
-        if by_item(name):
+        if name in pooled:
             found, before = arm_mean(arm, name), base_mean(arm, name)
             of = "" if len(arm) == 1 else f", mean of {counted(len(arm), 'seed')}"
             rows.append(
@@ -269,7 +291,7 @@ def _mask_rows(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
     overlaps = [
         (f"dropped by {' and '.join(name.upper().split('_'))}", share) for name, share in stats["overlap"].items()
     ]
-    rows = [*shares, *overlaps, ("dropped in all", stats["dropped_share"].get("union")), ("kept", stats["kept_share"])]
+    rows = [*shares, *overlaps, ("dropped by any", stats["dropped_share"].get("union")), ("kept", stats["kept_share"])]
     return [(name, percent(share, 2)) for name, share in rows if share is not None]
 
 

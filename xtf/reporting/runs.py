@@ -19,7 +19,7 @@ from xtf.config.home import COMMAND
 from xtf.config.schema import ThresholdConfig
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
-from xtf.reporting.intervals import Estimate, difference, mean
+from xtf.reporting.intervals import Estimate, difference, mean, ratio
 from xtf.runtime.artifacts import check, read_json
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import threshold_of
@@ -29,6 +29,7 @@ from xtf.scoring.verdict import judge_file
 MASK_KEYS = {f"threshold.{name}" for name in MASK_SETTINGS}  # which methods without a mask refuse
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
 TEACHER_FORCED = ("loss", "token_accuracy", "calibration_error", "forgetting_loss")
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,22 @@ class Run:
 
         A row's nats over the mean number of response tokens of a row, so that the mean over rows is the loss itself.
         """
-        rows = self.row_losses()
-        if rows is None:
-            return None
-        tokens = sum(count for count, _ in rows.values()) / len(rows)
-        return {name: nats / tokens for name, (_, nats) in rows.items()}
+        return _each(self.row_losses())
 
     def row_losses(self) -> dict[str, tuple[int, float]] | None:
         """Response tokens and nats of each evaluation row; None without `evaluate.losses`, and of older runs."""
-        file = RunFolder(self.folder).losses
-        rows = read_json(file).get("rows") if "loss" in self.record["metrics"] and file.is_file() else None
-        return None if rows is None else {name: (int(count), float(nats)) for name, (count, nats) in rows.items()}
+        return _row_losses(self.folder) if LOSS in self.record["metrics"] else None
+
+    def values(self, metric: str) -> Mapping[str, float | None]:
+        """What the mean of a metric that `means` names is taken of: `verdicts`, or of the loss `losses`."""
+        return self.losses() or {} if metric == LOSS else self.verdicts(metric)
+
+    def base_values(self, metric: str) -> Mapping[str, float | None] | None:
+        """The same of the untouched base model; None if the run did not measure it."""
+        if metric != LOSS:
+            return self.base_verdicts(metric)
+        folder = self._base_folder()
+        return None if folder is None else _each(_row_losses(folder))
 
     def mask_verdict(self) -> dict[str, Any] | None:
         """What its mask is said to be before training (`xtf.scoring.verdict`): `level` in words, `untaught`, the base
@@ -93,15 +99,33 @@ class Run:
         return None if base is None else item_values(base, metric)
 
     def base_generations(self) -> list[dict[str, Any]] | None:
-        """Completions of the untouched base model; None if the run did not grade it.
+        """Completions of the untouched base model; None if the run did not grade it."""
+        folder = self._base_folder()
+        recorded = self.record["artifacts"]["base_generations"]
+        return None if folder is None else read_lines(folder / Path(recorded).name)
 
-        The record names them as seen from where the run was started; they are read from <output_dir>/base
-        beside this run's <output_dir>/runs, so that a copied or moved output folder can be reported on.
+    def _base_folder(self) -> Path | None:
+        """Where the base model's figures lie; None if the run did not measure it.
+
+        The record names it as seen from where the run was started; it is looked for in <output_dir>/base beside this
+        run's <output_dir>/runs, so that a copied or moved output folder can be reported on.
         """
         recorded = self.record["artifacts"]["base_generations"]
-        if recorded is None:
-            return None
-        return read_lines(RunFolder(self.folder).output.base / Path(recorded).parent.name / Path(recorded).name)
+        return None if recorded is None else RunFolder(self.folder).output.base / Path(recorded).parent.name
+
+
+def _row_losses(folder: Path) -> dict[str, tuple[int, float]] | None:
+    """Response tokens and nats by row, which `evaluate.losses` left in a folder; None if it did not."""
+    file = RunFolder(folder).losses
+    rows = read_json(file).get("rows") if file.is_file() else None
+    return None if rows is None else {name: (int(count), float(nats)) for name, (count, nats) in rows.items()}
+
+
+def _each(rows: Mapping[str, tuple[int, float]] | None) -> dict[str, float] | None:
+    if rows is None:
+        return None
+    tokens = sum(count for count, _ in rows.values()) / len(rows)
+    return {name: nats / tokens for name, (_, nats) in rows.items()}
 
 
 def load_run(folder: Path) -> Run:
@@ -214,19 +238,56 @@ def by_item(metric: str) -> bool:
     return metric == "accuracy" or metric.startswith("pass@")
 
 
+def means(runs: Sequence[Run]) -> list[str]:
+    """The metrics of all `runs` that are means over items, or over rows as the loss is: those that are compared."""
+    names = [name for name in runs[0].record["metrics"] if by_item(name)]
+    return [*names, LOSS] if all(run.row_losses() for run in runs) else names
+
+
 def arm_mean(runs: Sequence[Run], metric: str) -> Estimate:
     """The fine-tuned models' mean, of runs that differ in nothing but the seed; of one run its recorded figure."""
-    return mean([run.verdicts(metric) for run in runs])
+    if metric != LOSS:
+        return mean([run.verdicts(metric) for run in runs])
+    if len(runs) == 1:
+        return recorded(runs[0].record["metrics"][LOSS])
+    rows = [run.row_losses() or {} for run in runs]
+    tokens, nats = ([{name: pair[at] for name, pair in each.items()} for each in rows] for at in (0, 1))
+    return ratio(nats, tokens, unit_of(LOSS))
 
 
 def over_base(runs: Sequence[Run], metric: str) -> Estimate | None:
-    """Each run minus the base model as the run graded it; None if none did."""
-    pairs = [(run.verdicts(metric), base) for run in runs if (base := run.base_verdicts(metric)) is not None]
-    return difference([tuned for tuned, _ in pairs], [base for _, base in pairs]) if pairs else None
+    """Each run minus the base model as the run measured it; None if none did."""
+    pairs = [(run.values(metric), base) for run in runs if (base := run.base_values(metric)) is not None]
+    return difference([tuned for tuned, _ in pairs], [base for _, base in pairs], unit_of(metric)) if pairs else None
+
+
+def over_control(runs: Sequence[Run], control: Mapping[int, Run], metric: str) -> Estimate | None:
+    """Each run minus the `control` of its seed, over the seeds that both have; None if there is none."""
+    shared = [run for run in runs if run.seed in control]
+    if metric == LOSS:
+        shared = [run for run in shared if control[run.seed].row_losses()]
+    if not shared:
+        return None
+    treated = [run.values(metric) for run in shared]
+    return difference(treated, [control[run.seed].values(metric) for run in shared], unit_of(metric))
 
 
 def base_mean(runs: Sequence[Run], metric: str) -> Estimate | None:
-    """The base model's mean; greedy completions are the same for all seeds and count once. None: not graded."""
+    """The base model's mean; greedy completions are the same for all seeds and count once. None: not measured."""
+    if metric == LOSS:  # no completions, so no seed
+        figures = (run.record["base_metrics"] for run in runs)
+        return next((recorded(found[LOSS]) for found in figures if found and LOSS in found), None)
     distinct = {run.record["artifacts"]["base_generations"]: run for run in runs}.values()
     values = [base for run in distinct if (base := run.base_verdicts(metric)) is not None]
     return mean(values) if values else None
+
+
+def unit_of(metric: str) -> str:
+    """Of a metric that `means` names."""
+    return "nats" if metric == LOSS else "share"
+
+
+def recorded(figure: Mapping[str, Any]) -> Estimate:
+    """A figure of one run, as its record has it."""
+    value, low, high = (float(figure[key]) for key in ("value", "low", "high"))
+    return Estimate(value, low, high, 1, int(figure["n"]), figure["interval"], figure.get("unit", "share"))

@@ -8,23 +8,33 @@ random mask of the same scorer and threshold, over the seeds that both have fini
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from xtf.reporting.cells import CASE, SETTING, Cell, cell_of, experiment_folders, find_cells
-from xtf.reporting.intervals import Estimate, difference
+from xtf.reporting.intervals import Estimate
 from xtf.reporting.mask_report import has_results, mask_report
-from xtf.reporting.pages import counted, estimated, percent, picture, points, render_page, seconds, write_csv
+from xtf.reporting.pages import Picture, compared, counted, estimated, percent, picture, render_page, seconds, write_csv
 from xtf.reporting.reported import reported_percent
-from xtf.reporting.runs import Run, arm_mean, base_mean, by_item, control_runs, is_control, load_run, over_base
+from xtf.reporting.runs import (
+    LOSS,
+    Run,
+    arm_mean,
+    base_mean,
+    control_runs,
+    is_control,
+    load_run,
+    means,
+    over_base,
+    over_control,
+    recorded,
+)
 from xtf.runtime.progress import console
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.verdict import Level
@@ -50,11 +60,7 @@ class TableRow:
     mark: str = ""  # "best" or "second", where the intervals part
     took: float | None = None  # mean seconds of training
     verdict: str = ""  # on the mask; the worst of the seeds
-
-    @property
-    def seeds(self) -> str:
-        """How many runs stand behind the mean; the base model is not trained, so it has none."""
-        return "" if self.label == BASE else str(self.estimate.seeds if self.estimate else 0)
+    runs: Mapping[int, Path] = field(default_factory=dict)  # folders by seed
 
 
 def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None = None) -> list[Path]:
@@ -93,87 +99,187 @@ def jobs_report(name: str, folders: Sequence[Path], stages: Sequence[str], out_d
     for folder in folders:
         found = load_run(folder) if RunFolder(folder).has_results else folder
         parents.setdefault(folder.parent, []).append(found)
-    return cells_report(name, [cell_of(parent, found) for parent, found in parents.items()], out_dir)
+    cells = [cell_of(parent, found) for parent, found in parents.items()]
+    return cells_report(name, cells, out_dir, _sweep_title(cells))
 
 
-def cells_report(name: str, cells: Sequence[Cell], out_dir: Path) -> list[Path]:
-    """Writes the report of these cells and prints its table.
+def _sweep_title(cells: Sequence[Cell]) -> str:
+    """What a sweep without a name went over."""
+    cases = [{cell.case[part]: 0 for cell in cells} for part in range(len(CASE))]
+    apart = [name for name, values in zip(CASE, cases, strict=True) if len(values) > 1]
+    values: dict[str, set[Any]] = {}
+    for key in {key for cell in cells for key in cell.setting} - {UNKNOWN}:
+        values[key] = {cell.setting.get(key) for cell in cells}
+    keys = [*apart, *sorted(key for key, found in values.items() if len(found) > 1)]
+    keys += ["seed"] * (len({seed for cell in cells for seed in cell.runs}) > 1)
+    over = f"{', '.join(keys[:-1])} and {keys[-1]}" if len(keys) > 1 else "".join(keys)
+    runs = counted(sum(len(cell.runs) for cell in cells), "finished run")
+    return f"{', '.join(cases[1])} on {', '.join(cases[0])}: {f'a sweep over {over}, ' if over else ''}{runs}"
+
+
+def cells_report(name: str, cells: Sequence[Cell], out_dir: Path, title: str | None = None) -> list[Path]:
+    """Writes the report of these cells and prints its table; `title` is by default the name and what there is.
 
     Raises:
         ValueError: no run has finished.
     """
     from xtf.reporting import figures  # Matplotlib, which a stage that reports nothing goes without
 
-    rows = _rows(cells)
+    labels, usual = _labels(cells)
+    rows = _rows(cells, labels)
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
-    written = [write_csv(out_dir / f"{name}.csv", COLUMNS, map(_csv_line, rows))]
-    tables = []
+    further = _further(cells, labels)
+    first, names = _named(labels)
+    tables, drawn = [], []
     for place, (case, metric) in enumerate(dict.fromkeys((row.case, row.metric) for row in rows)):
         part = [row for row in rows if (row.case, row.metric) == (case, metric)]
-        drawn = [(row.label, row.estimate) for row in part if row.estimate]
-        figure = figures.accuracy([(label, found.value, found.low, found.high) for label, found in drawn])
-        title = f"{' · '.join(case)}: {metric}"
-        shown = picture(figure, out_dir, f"{name}-{place}", title)
-        written += shown.files
-        tables.append((title, part, shown))
-    figures_of_k = []
+        table = _table(part, first, names, out_dir)
+        bars = [(names[row.label], row.estimate) for row in part if row.estimate]
+        figure = figures.accuracy(
+            [(label, found.value, found.low, found.high) for label, found in bars], bars[0][1].unit
+        )
+        drawn.append(picture(figure, out_dir, f"{name}-{place}", table.title))
+        tables.append(replace(table, picture=drawn[-1]))
     for case in dict.fromkeys(row.case for row in rows):
-        bars = _bars([row for row in rows if row.case == case])
-        if bars:
+        if shares := _bars([row for row in rows if row.case == case]):
             stem = f"{name}-{'-'.join(case)}-pass_at_k"
-            shown = picture(figures.pass_at(bars), out_dir, stem, f"{' · '.join(case)}: pass@k")
-            written += shown.files
-            figures_of_k.append(shown)
+            drawn.append(picture(figures.pass_at(shares), out_dir, stem, f"{' · '.join(case)}: pass@k"))
+    answers = [*_answers(rows, names), *_verdicts(rows, names)]
+    console.print(console_tables(tables, answers, usual))
     finished = sum(len(cell.runs) for cell in cells)
-    console.print(console_tables(rows))
     context = {
-        "title": f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
-        "answers": [*_answers(rows), *_verdicts(rows)],
+        "title": title or f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
+        "answers": answers,
+        "usual": usual,
         "tables": tables,
-        "figures": figures_of_k,
+        "figures": drawn[len(tables) :],
+        "further": [_further_table(case, further, first, names) for case in dict.fromkeys(one.case for one in further)],
+        "commands": list(dict.fromkeys(str(run.record["command"]) for cell in cells for run in cell.runs.values())),
         "unfinished": [
             {"folder": str(folder), "why": RunFolder(folder).state()} for cell in cells for folder in cell.unfinished
         ],
     }
+    lines = [*map(_csv_line, rows), *map(_further_line, further)]
+    written = [write_csv(out_dir / f"{name}.csv", COLUMNS, lines), *(file for one in drawn for file in one.files)]
     return written + render_page("sweep", context, out_dir, name)
 
 
-def console_tables(rows: Sequence[TableRow]) -> Group:
-    """What a sweep shows at its end: a table for each case and metric, with the figures of its report."""
-    tables = []
-    for case, metric in dict.fromkeys((row.case, row.metric) for row in rows):
-        title = f"{' · '.join(case)}: {metric}, 95 % intervals; differences in points"
-        shown = [row for row in rows if (row.case, row.metric) == (case, metric)]
-        # A key that alone tells all settings is the column's name, which leaves 80 columns for the figures.
-        pairs = [row.label.split("=") for row in shown if row.label != BASE]
-        key = pairs[0][0] if pairs and all(len(pair) == 2 and pair[0] == pairs[0][0] for pair in pairs) else ""
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column(key or "setting", overflow="fold", no_wrap=bool(key))
-        for name in ("mean", "over base", "over normal", "over random", "kept", "training", "seeds"):
-            table.add_column(name, justify="right")
-        for row in shown:
-            said = [row.differences.get(name, "") for name in ("base", *CONTROLS)]
-            table.add_row(
-                row.label.removeprefix(f"{key}=") if key else row.label,
-                estimated(row.estimate) if row.estimate else row.note or "-",
-                *(found if isinstance(found, str) else points(found) for found in said),
-                "" if row.kept is None else percent(row.kept),
-                "" if row.took is None else seconds(row.took),
-                row.seeds,
-            )
-        tables.append(table)
-    return Group(*tables, *(Text(sentence) for sentence in (*_answers(rows), *_verdicts(rows))))
+@dataclass(frozen=True)
+class Shown:
+    """A case's table of one metric as it is shown: on pages, and without its last columns on the console."""
+
+    title: str
+    first: str  # heading of the settings
+    names: Mapping[str, str]  # of settings by label, without what the heading says
+    rows: Sequence[TableRow]
+    controls: Sequence[str]  # with something to compare
+    reports: Mapping[str, Mapping[int, str]]  # of the runs behind a row, seen from the page
+    picture: Picture | None = None
+
+    @property
+    def loss(self) -> bool:
+        """Whether the metric is the loss."""
+        return self.rows[0].metric == LOSS
+
+    @property
+    def unit(self) -> str:
+        """Of differences."""
+        return "nats a token" if self.loss else "percentage points"
+
+    def any(self, name: str) -> bool:
+        """Whether some row says something there."""
+        return any(getattr(row, name) for row in self.rows)
 
 
-def _verdicts(rows: Sequence[TableRow]) -> list[str]:
+def _named(labels: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """The heading of settings, and their names by label: a key that begins all of them is the heading instead."""
+    settings = dict.fromkeys(label for label in labels if label != BASE)
+    keys = {label.partition("=")[0] for label in settings}
+    first = keys.pop() if len(keys) == 1 and all("=" in label for label in settings) else ""
+    return first or "setting", {BASE: BASE} | {label: label.removeprefix(f"{first}=") for label in settings}
+
+
+def _table(rows: Sequence[TableRow], first: str, names: Mapping[str, str], out_dir: Path) -> Shown:
+    reports = {}
+    for row in rows:
+        there = {seed: RunFolder(folder).reports / "report.html" for seed, folder in row.runs.items()}
+        reports[row.label] = {
+            seed: file.relative_to(out_dir).as_posix()
+            for seed, file in there.items()
+            if file.is_relative_to(out_dir) and file.is_file()
+        }
+    return Shown(
+        title=f"{' · '.join(rows[0].case)}: {_words(rows[0].metric)}",
+        first=first,
+        names=names,
+        rows=rows,
+        controls=[one for one in ("base", *CONTROLS) if any(_told(row.differences.get(one)) for row in rows)],
+        reports=reports,
+    )
+
+
+def _told(found: Estimate | str | None) -> bool:
+    return isinstance(found, Estimate)
+
+
+def _words(metric: str) -> str:
+    return "loss, nats a token" if metric == LOSS else metric
+
+
+def console_tables(tables: Sequence[Shown], answers: Sequence[str], usual: str) -> Group:
+    """What a sweep shows at its end: a table for each case and metric, with the figures of its report.
+
+    Names have a line of their own and intervals one below their values where the console is too narrow for both, so
+    that 80 columns hold every table.
+    """
+    lines: list[Text] = []
+    for shown in tables:
+        heads = ["mean", *(f"over {control}" for control in shown.controls)]
+        cells = [
+            [estimated(row.estimate), *(compared(row.differences.get(one, "")) for one in shown.controls)]
+            for row in shown.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+        apart = sum(widths) + 2 * len(widths) > console.width
+        if apart:
+            parts = [[text.partition(" [")[::2] for text in row] for row in cells]
+            widths = [
+                max(max(len(value), len(rest) + 1) for value, rest in column) for column in zip(*parts, strict=True)
+            ]
+            widths = [max(width, len(head)) for width, head in zip(widths, heads, strict=True)]
+
+        def aligned(texts: Sequence[str], widths: Sequence[int] = widths) -> str:
+            return "".join(f"  {text:>{width}}" for text, width in zip(texts, widths, strict=True))
+
+        lines += [Text(""), Text(f"{shown.title}, 95 % intervals; differences in {shown.unit}", style="italic")]
+        lines += [Text(shown.first), Text(aligned(heads))]
+        for row, texts in zip(shown.rows, cells, strict=True):
+            said = [counted(len(row.runs), "seed")] if row.runs else []
+            said += [f"{percent(row.kept)} kept"] * (row.kept is not None)
+            said += [f"{seconds(row.took)} of training" if row.took is not None else "", row.note]
+            about = ", ".join(filter(None, said))
+            lines.append(Text.assemble((shown.names[row.label], "bold"), f": {about}" if about else ""))
+            if not row.estimate:
+                continue
+            if apart:
+                halves = [text.partition(" [") for text in texts]
+                lines.append(Text(aligned([value for value, _, _ in halves])))
+                lines.append(Text(aligned([f"[{rest}" if rest else "" for _, _, rest in halves])))
+            else:
+                lines.append(Text(aligned(texts)))
+    said = ([usual] if usual else []) + list(answers)
+    return Group(*lines, Text(""), *(Text(sentence) for sentence in said))
+
+
+def _verdicts(rows: Sequence[TableRow], named: Mapping[str, str]) -> list[str]:
     """What was said of the settings' masks before training, case by case: one sentence for each, the worst first."""
     said = []
     for case in dict.fromkeys(row.case for row in rows):
         found: dict[str, list[str]] = {}
         for row in rows:
             if row.case == case and row.verdict:
-                found.setdefault(row.verdict, []).append(row.label)
+                found.setdefault(row.verdict, []).append(named[row.label])
         for words in sorted(found, key=WORDS.index, reverse=True):
             labels = ", ".join(dict.fromkeys(found[words]))
             said.append(f"The verdict on the mask, {' · '.join(case)}: {words} ({labels}).")
@@ -190,10 +296,12 @@ def _bars(rows: Sequence[TableRow]) -> dict[str, dict[str, tuple[float, float, f
     return found if len(found) > 1 else {}
 
 
-def _labels(cells: Sequence[Cell]) -> list[str]:
-    """What tells each cell from the others of its case: the keys that are not the same in all cells of some case.
+def _labels(cells: Sequence[Cell]) -> tuple[list[str], str]:
+    """What tells each cell from the others of its case, and in a sentence what holds unless a label says otherwise.
 
-    What differs between cases alone, as the paths of their rows, tells no setting from another.
+    A label names the keys that are not the same in all cells of some case; what differs between cases alone, as the
+    paths of their rows, tells no setting from another. The method is named first, of the others no value that more than
+    half of the cells have.
     """
     known = [cell for cell in cells if UNKNOWN not in cell.setting]
     keys = dict.fromkeys(key for cell in known for key in cell.setting)
@@ -202,19 +310,31 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
         for key in keys:
             values.setdefault((cell.case, key), set()).add(cell.setting.get(key))
     telling = [key for key in keys if any(len(values[cell.case, key]) > 1 for cell in known)] or ["method"]
-    labels = []
+    usual = {}
+    for key in telling[1:] if telling[0] == "method" else telling if len(telling) > 1 else []:
+        value, times = Counter(cell.setting.get(key) for cell in known).most_common(1)[0]
+        if value is not None and 2 * times > len(known):
+            usual[key] = value
+    labels: list[str] = []
+    hidden: dict[str, str] = {}
     for cell in cells:
-        shown = (*SETTING, UNKNOWN) if UNKNOWN in cell.setting else [key for key in telling if key in cell.setting]
-        labels.append(" ".join(f"{key}={cell.setting[key]}" for key in shown) or "nothing overridden")
-    return labels
+        whole = [key for key in telling if key in cell.setting]
+        shown = [key for key in whole if cell.setting[key] != usual.get(key)]
+        if UNKNOWN in cell.setting:
+            shown = [*SETTING, UNKNOWN]
+        elif shown:
+            hidden |= {key: usual[key] for key in whole if key not in shown}
+        labels.append(" ".join(f"{key}={cell.setting[key]}" for key in shown or whole) or "nothing overridden")
+    said = ", ".join(f"{key}={value}" for key, value in hidden.items())
+    return labels, said and f"Where a setting does not say otherwise: {said}."
 
 
 # -- the table ----------------------------------------------------------------------------------------------
 
 
-def _rows(cells: Sequence[Cell]) -> list[TableRow]:
+def _rows(cells: Sequence[Cell], named: Sequence[str]) -> list[TableRow]:
     """Case by case: the base model, then every setting of the sweep, those that this case lacks included."""
-    labels = dict(zip(map(id, cells), _labels(cells), strict=True))
+    labels = dict(zip(map(id, cells), named, strict=True))
     seeds = sorted({seed for cell in cells for seed in cell.runs})
     rows = []
     for case in dict.fromkeys(cell.case for cell in cells):
@@ -223,9 +343,7 @@ def _rows(cells: Sequence[Cell]) -> list[TableRow]:
         if not finished:
             rows += [_empty(case, labels[id(cell)], "-", "no finished run") for cell in here]
             continue
-        record = next(iter(finished[0].runs.values())).record
-        metrics = [name for name in record["metrics"] if by_item(name)]
-        for metric in metrics:
+        for metric in means([run for cell in finished for run in cell.runs.values()]):
             part = [_base_row(finished[0], metric)]
             for label in dict.fromkeys(labels.values()):
                 cell = next((cell for cell in here if labels[id(cell)] == label), None)
@@ -246,7 +364,7 @@ def _empty(case: tuple[str, ...], label: str, metric: str, note: str) -> TableRo
 def _base_row(cell: Cell, metric: str) -> TableRow:
     base = base_mean(list(cell.runs.values()), metric)
     if base is None:
-        return _empty(cell.case, BASE, metric, "not graded (evaluate.base=false)")
+        return _empty(cell.case, BASE, metric, "not measured (evaluate.base=false)")
     return TableRow(cell.case, BASE, metric, base, {}, None, reported_percent(cell, metric, base=True), "")
 
 
@@ -272,6 +390,7 @@ def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequ
         _shortfall(cell, seeds),
         took=fmean(times) if times else None,
         verdict=max((str(run.record["mask"].get("verdict", "")) for run in runs), key=WORDS.index),
+        runs={seed: run.folder for seed, run in cell.runs.items()},
     )
 
 
@@ -283,7 +402,7 @@ def _shortfall(cell: Cell, seeds: Sequence[int]) -> str:
     said = [f"{counted(number, 'run')} {why}" for why, number in reasons.items()]
     missing = [str(seed) for seed in seeds if seed not in cell.runs]
     if missing and cell.runs:
-        said.append(f"no seed {', '.join(missing)}")
+        said.append(f"without seed {', '.join(missing)}")
     return "; ".join(said)
 
 
@@ -296,61 +415,151 @@ def _against(cell: Cell, peers: Sequence[Cell], name: str, metric: str) -> Estim
     if _is_control(cell, name):
         return ""
     others = [run for peer in peers if _is_control(peer, name) for run in peer.runs.values()]
-    control = control_runs(list(cell.runs.values()), others, name)
-    shared = sorted(cell.runs.keys() & control.keys())
-    if not shared:
-        return "no shared seed" if control else "no run"
-    return difference(*([side[seed].verdicts(metric) for seed in shared] for side in (cell.runs, control)))
+    runs = [cell.runs[seed] for seed in sorted(cell.runs)]
+    control = control_runs(runs, others, name)
+    return over_control(runs, control, metric) or ("no shared seed" if control else "no run")
 
 
 def _mark_best(rows: list[TableRow]) -> list[TableRow]:
-    """Marks the highest mean, and below it the second, as far as their intervals lie above all lower means'."""
-    order = sorted((row for row in rows if row.estimate), key=lambda row: -row.estimate.value)  # type: ignore[union-attr]
+    """Marks the best mean, and after it the second, as far as their intervals part from all worse means'."""
+
+    def height(row: TableRow, limit: str) -> float:  # of a loss the lowest is best
+        value = float(getattr(row.estimate, limit))
+        return -value if row.metric == LOSS else value
+
+    near, far = ("high", "low") if rows and rows[0].metric == LOSS else ("low", "high")
+    order = sorted((row for row in rows if row.estimate), key=lambda row: -height(row, "value"))
     marks: dict[int, str] = {}
     for place, mark in enumerate(("best", "second")):
-        if len(order) < place + 2:
-            break
-        own, below = order[place].estimate, [row.estimate for row in order[place + 1 :]]
-        if own is None or not all(other is not None and own.low > other.high for other in below):
+        below = order[place + 1 :]
+        if not below or not all(height(order[place], near) > height(row, far) for row in below):
             break
         marks[id(order[place])] = mark
     return [replace(row, mark=marks.get(id(row), "")) for row in rows]
 
 
-def _answers(rows: Sequence[TableRow]) -> list[str]:
-    """How many settings differ from each control beyond chance, control by control."""
+NAMED = 6  # settings that a sentence names
+
+
+def _answers(rows: Sequence[TableRow], named: Mapping[str, str]) -> list[str]:
+    """Which settings differ from each control beyond chance, metric by metric and control by control."""
     said = []
-    for control in ("base", *CONTROLS):
-        found = [row.differences[control] for row in rows if isinstance(row.differences.get(control), Estimate)]
-        estimates = [each for each in found if isinstance(each, Estimate)]
-        if not estimates:
-            if control != "base":
-                said.append(f"Nothing can be said against {control}: this sweep has no such run.")
-            continue
-        better = sum(each.low > 0 for each in estimates)
-        worse = sum(each.high < 0 for each in estimates)
-        said.append(
-            f"Against {control}: of {counted(len(estimates), 'comparison')}, {better} better and {worse} "
-            f"worse with an interval that leaves out zero; {len(estimates) - better - worse} undecided."
-        )
+    cases = list(dict.fromkeys(row.case for row in rows))
+    apart = [part for part in range(len(CASE)) if len({case[part] for case in cases}) > 1]
+
+    def listed(found: Sequence[TableRow]) -> str:
+        names = [
+            " ".join([named[row.label], *(["on"] if apart else []), *(row.case[k] for k in apart)]) for row in found
+        ]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f" ({', '.join(names[:NAMED])}{more})" if names else ""
+
+    for metric in dict.fromkeys(row.metric for row in rows if row.estimate):
+        for control in ("base", *CONTROLS):
+            signs = [
+                (found.sign, row)
+                for row in rows
+                if row.metric == metric and isinstance(found := row.differences.get(control), Estimate)
+            ]
+            if not signs:
+                if control != "base":
+                    said.append(f"{metric}: nothing can be said against {control}, of which there is no such run.")
+                continue
+            better, worse = ([row for sign, row in signs if sign == wanted] for wanted in (1, -1))
+            said.append(
+                f"{metric} against {control}: of {counted(len(signs), 'comparison')}, {len(better)} better"
+                f"{listed(better)} and {len(worse)} worse{listed(worse)} with an interval that leaves out zero; "
+                f"{len(signs) - len(better) - len(worse)} undecided."
+            )
     return said
+
+
+# -- what is no mean over items -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Further:
+    """A figure that a run has as a whole, of a setting or of the base model: the mean over its seeds.
+
+    With one seed it is as recorded, with its interval; of several `low` and `high` are None.
+    """
+
+    case: tuple[str, ...]
+    label: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    seeds: int
+    items: int
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """As it stands in the table: intervals are in the runs' own reports."""
+        return f"{self.value:.3f} nats" if self.unit == "nats" else percent(self.value)
+
+
+def _further(cells: Sequence[Cell], labels: Sequence[str]) -> list[Further]:
+    """Forgetting, general ability, unreadable answers and the like; what is 0 everywhere in a case is left out."""
+    found: list[Further] = []
+    for case in dict.fromkeys(cell.case for cell in cells):
+        here = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.case == case and cell.runs]
+        if not here:
+            continue
+        runs = [run for _, cell in here for run in cell.runs.values()]
+        compared_elsewhere = means(runs)
+        base: Mapping[str, Any] = next(filter(None, (run.record["base_metrics"] for run in runs)), {})
+        parts: list[tuple[str, list[Mapping[str, Any]]]] = [(BASE, [base])]
+        parts += [(label, [run.record["metrics"] for run in cell.runs.values()]) for label, cell in here]
+        case_rows = [
+            _pooled(case, label, metric, [recorded(record[metric]) for record in records])
+            for label, records in parts
+            for metric in records[0]
+            if metric not in compared_elsewhere and all(metric in record for record in records)
+        ]
+        told = {one.metric for one in case_rows if one.value}
+        found += [one for one in case_rows if one.metric in told]
+    return found
+
+
+def _pooled(case: tuple[str, ...], label: str, metric: str, each: Sequence[Estimate]) -> Further:
+    first, value = each[0], fmean(one.value for one in each)
+    low, high = (first.low, first.high) if len(each) == 1 else (None, None)
+    return Further(case, label, metric, value, low, high, len(each), first.items, first.unit)
+
+
+def _further_table(
+    case: tuple[str, ...], further: Sequence[Further], first: str, names: Mapping[str, str]
+) -> dict[str, Any]:
+    here = {(one.label, one.metric): one.text for one in further if one.case == case}
+    labels, metrics = (list(dict.fromkeys(key[part] for key in here)) for part in (0, 1))
+    rows = [[names[label], *(here.get((label, metric), "-") for metric in metrics)] for label in labels]
+    return {"title": f"{' · '.join(case)}: further figures", "columns": [first, *metrics], "rows": rows}
 
 
 # -- files --------------------------------------------------------------------------------------------------
 
 
 DIFFERENCES = [f"{name}_{part}" for name in ("base", *CONTROLS) for part in ("difference", "low", "high", "seeds")]
-NUMBERS = ("value", "low", "high", "seeds", "items")
+NUMBERS = ("unit", "value", "low", "high", "seeds", "items")
 LAST = ("kept_share", "training_seconds", "verdict", "mark", "reported_percent", "note")
 COLUMNS = (*CASE, "setting", "metric", *NUMBERS, *DIFFERENCES, *LAST)
 
 
 def _csv_line(row: TableRow) -> list[Any]:
-    """A row of the tables under `COLUMNS`; figures as shares, differences likewise."""
+    """A row of the tables under `COLUMNS`; figures and differences as shares, of a loss in nats."""
     found = row.estimate
-    values: list[Any] = [found.value, found.low, found.high, found.seeds, found.items] if found else [None] * 5
+    values: list[Any] = [None] * len(NUMBERS)
+    if found:
+        values = [found.unit, found.value, found.low, found.high, found.seeds, found.items]
     for name in ("base", *CONTROLS):
         each = row.differences.get(name)
         values += [each.value, each.low, each.high, each.seeds] if isinstance(each, Estimate) else [None] * 4
     last = [row.kept, row.took, row.verdict, row.mark, row.reported, row.note]
     return [*row.case, row.label, row.metric, *values, *last]
+
+
+def _further_line(one: Further) -> list[Any]:
+    values = [one.unit, one.value, one.low, one.high, one.seeds, one.items]
+    return [*one.case, one.label, one.metric, *values, *[None] * (len(DIFFERENCES) + len(LAST))]

@@ -21,7 +21,7 @@ def announce(config: Config, what: str, tokens: int, cost: float, kind: str = "t
         say(f"{what}: {tokens:,} tokens; how fast this model goes is not known before it has run")
     elif cost / rate >= SHORT:
         say(
-            f"{what}: {tokens:,} tokens, about {duration(cost / rate)} where {rate:,.0f} tokens are trained a second "
+            f"{what}: about {duration(cost / rate)} for {tokens:,} tokens, at a training pace of {rate:,.0f} tokens/s "
             f"({source})"
         )
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 console = Console()
 EVERY = 30.0  # seconds between two lines where the output is no terminal
 
 
-class _Stage:
+class _Console:
     prefix = ""  # of bars and lines: which stage of how many
+    told: ClassVar[set[str]] = set()  # long texts that stand above
 
 
 def stage(number: int, stages: int, name: str) -> None:
     """Says that a stage begins; the bars from here on begin with its number."""
-    _Stage.prefix = f"{number}/{stages} "
+    _Console.prefix = f"{number}/{stages} "
     say(f"stage {number} of {stages}: {name}")
 
 
@@ -30,22 +33,32 @@ class _TokenRate(ProgressColumn):
         return Text(f"{speed:,.0f} tokens/s" if speed else "", style="cyan")
 
 
+class _Left(ProgressColumn):
+    """The time left in words, at the end the time taken."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.finished_time is not None:
+            return Text(f"took {duration(task.finished_time)}")
+        return Text("" if task.time_remaining is None else f"{duration(task.time_remaining)} left")
+
+
 @contextlib.contextmanager
 def bar(description: str, tokens: int) -> Iterator[Callable[[int], None]]:
     """Progress over `tokens`; yields the function that advances it."""
-    description = _Stage.prefix + description
+    description = _Console.prefix + description
     if not (console.is_terminal or console.is_jupyter):
         yield Lines(description, tokens)
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),  # what the rest leaves of the line
         TextColumn("{task.percentage:>3.0f} %"),
-        _TokenRate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        _TokenRate(Column(no_wrap=True)),
+        _Left(Column(no_wrap=True)),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, expand=True) as progress:
         task = progress.add_task(description, total=tokens)
         yield lambda done: progress.advance(task, done)
 
@@ -85,6 +98,12 @@ def duration(seconds: float) -> str:
 def say(message: str) -> None:
     """One line about what the program does."""
     console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_once(text: str, again: str) -> None:
+    """Says a long text, and `again` where it stands above already, as of another seed in a sweep."""
+    say(again if text in _Console.told else text)
+    _Console.told.add(text)
 
 
 @contextlib.contextmanager

@@ -603,19 +603,21 @@ def _degenerate(
         constant = tally.constant[attribute.source] / tally.several if tally.several else 0.0
         share = tally.dropped[attribute.name] / tally.tokens
         if constant >= MOST:
-            found.append((attribute, f"its scores are (nearly) constant within {constant:.0%} of the responses"))
+            found.append(
+                (attribute, f"its scores are (nearly) constant within {100 * constant:.0f} % of the responses")
+            )
         if share == 0:
             found.append((attribute, "its rule filters nothing"))
         if share > 0.5:
-            found.append((attribute, f"its rule filters {share:.1%} of the response tokens, more than half"))
+            found.append((attribute, f"its rule filters {100 * share:.1f} % of the response tokens, more than half"))
         ends = tally.ends_dropped[attribute.name] / tally.examples
         # KN drops an end that the base model expects anyway; the others drop it whether it does or not.
         if threshold.end is ThresholdEnd.scored and ends > 0.5 and attribute.source != "logp":
             found.append(
                 (
                     attribute,
-                    f"its rule filters the last token of {ends:.0%} of the responses, where the end-of-text token "
-                    "stands: the model is not taught to stop",
+                    f"its rule filters the last token of {100 * ends:.0f} % of the responses, where the end-of-text "
+                    "token stands: the model is not taught to stop",
                 )
             )
     return [{"attribute": attribute.name, "reason": reason} for attribute, reason in found]

@@ -28,8 +28,8 @@ class Regime:
 
     def __str__(self) -> str:
         return (
-            f"base model on the responses: {self.loss:.2f} nats a token, {self.sure:.0%} of {self.tokens:,} tokens "
-            f"with p > {SURE}, {self.unlikely:.0%} with p < {UNLIKELY}"
+            f"base model on the responses: {self.loss:.2f} nats a token, {100 * self.sure:.0f} % of {self.tokens:,} "
+            f"tokens with p > {SURE}, {100 * self.unlikely:.0f} % with p < {UNLIKELY}"
         )
 
 

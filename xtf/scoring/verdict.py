@@ -106,7 +106,7 @@ class Verdict:
 
     def lines(self, name: Callable[[int], str]) -> list[str]:
         """In sentences, the judgement first; `name` gives the text of a token id."""
-        found = [f"{self.level.words}" + (":" if self.level else ": nothing in the mask speaks against it")]
+        found = [self.level.words + ("" if self.level else ", nothing in it speaks against training")]
         found += [text for level, text in self.reasons if level]
         if self.always:
             shown = ", ".join(f"{name(item.id)!r} ({item.times:,})" for item in self.always)
@@ -136,6 +136,10 @@ def judge(parts: Iterable[MaskedTokens], threshold: ThresholdConfig, stats: Mapp
     return Verdict(reasons, sorted(always, key=lambda item: -item.responses)[:WORST], advice, untaught)
 
 
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 def _lessened(threshold: ThresholdConfig) -> bool:
     """Whether what is dropped is taught all the same, with less weight or in some epochs."""
     return threshold.dropped_weight > 0 or threshold.drop_probability < 1
@@ -156,17 +160,18 @@ def _reasons(
         taught = "taught with less weight." if lessened else f"never taught. {EVIDENCE}"
         yield (
             worst,
-            f"Token ids that stand in at least {FORM:.0%} of the {counts.examples:,} responses are dropped in at "
-            f"least {NEARLY:.0%} of their places ({form}): the form of the answer is {taught}",
+            f"Of the tokens that stand in at least {_share(FORM)} of the {counts.examples:,} responses, {form} "
+            f"{'is' if form == 1 else 'are'} dropped in at least {_share(NEARLY)} of the places: the form of the "
+            f"answer is {taught}",
         )
     if threshold.end is ThresholdEnd.scored and counts.ends and (share := counts.ends_dropped / counts.ends) >= 0.5:
         teaches = "teaches to stop with its whole weight" if lessened else "teaches to stop"
-        yield worst, f"The end of {share:.0%} of the responses is dropped: none {teaches}."
+        yield worst, f"The end of {_share(share)} of the responses is dropped: none {teaches}."
     if _answers_go(stats):
         answers = stats["answers"]
         yield (
             Level.look,
-            f"{answers['dropped'] / answers['tokens']:.0%} of the tokens that the task's grader reads are dropped "
+            f"{_share(answers['dropped'] / answers['tokens'])} of the tokens that the task's grader reads are dropped "
             f"(counted in {answers['responses']:,} responses).",
         )
     dropped, total = int(counts.dropped.sum()), max(1, int(counts.judged.sum()))
@@ -174,11 +179,11 @@ def _reasons(
     if dropped and by_id / dropped >= ALWAYS and not lessened:
         yield (
             Level.look,
-            f"{by_id / dropped:.0%} of the dropped tokens have an id that is dropped wherever it stands, or nearly "
+            f"{_share(by_id / dropped)} of the dropped tokens have an id that is dropped wherever it stands, or nearly "
             "so: hardly another example teaches what they are.",
         )
     if dropped / total > MOST:
-        yield Level.look, f"{dropped / total:.0%} of the response tokens are dropped."
+        yield Level.look, f"{_share(dropped / total)} of the response tokens are dropped."
     for one in stats.get("degenerate", []):
         yield Level.look, f"{one['attribute'].upper()} is degenerate: {one['reason']}."
     if counts.trained and counts.nats is not None and (loss := counts.nats_trained / counts.trained) > STRANGE:

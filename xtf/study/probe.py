@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,9 +20,10 @@ from xtf.config.identity import digest
 from xtf.config.schema import Config, ConfigError, SourceConfig, Stage
 from xtf.data.ragged import Responses
 from xtf.data.rows import load_rows
+from xtf.data.tokens import Pieces
 from xtf.pipeline import Pipeline
 from xtf.reporting import figures
-from xtf.reporting.explorer import in_lines
+from xtf.reporting.explorer import show_verdict
 from xtf.reporting.intervals import (
     Comparison,
     Components,
@@ -41,7 +42,10 @@ from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.methods import METHODS, ProFit
-from xtf.scoring.verdict import judge_file
+from xtf.scoring.verdict import Verdict, judge_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PILOT = ("normal", "xtf", "random")
 MASKS = ("xtf", "random", "low_loss", "high_loss", "token_cleaning")
@@ -75,8 +79,8 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
     stats = Manifest(masks["xtf"]).stages["mask"]["stats"]
     verdict = judge_file(masks["xtf"].mask, config.threshold, stats)
     assert verdict is not None  # there are attributes
-    judged = in_lines(verdict, load_tokenizer(config.model))
-    say(judged)  # before anything is trained
+    tokenizer = load_tokenizer(config.model)
+    show_verdict(verdict, tokenizer)  # before anything is trained
     runs = {
         name: [_run(small, named, name, small.seed + number) for number in range(config.pilot.seeds)] for name in PILOT
     }
@@ -89,7 +93,7 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
         drawn = [picture(figures.effects(panel), output, stem, "Differences between the pilot's methods")]
         pilot = dataclasses.replace(pilot, pictures=drawn)
     sections = [
-        Section("Should one train with this mask?", [*judged.splitlines(), f"The pilot: {_decided(found)}."]),
+        Section("Should one train with this mask?", [*_judged(verdict, tokenizer), f"The pilot: {_decided(found)}."]),
         pilot,
         _power_section(runs, config.pilot.gain, at_hand),
         _shares_section(dropped, stats),
@@ -103,6 +107,11 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
         if not any(path in one.files for one in drawn):
             say(f"report: {path}")
     return written
+
+
+def _judged(verdict: Verdict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    first, *reasons = verdict.lines(Pieces(tokenizer).alone)
+    return [f"This mask: {first}.", *reasons]
 
 
 def pilot_settings(config: Config, changed: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:

@@ -217,12 +217,13 @@ def _model_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]], 
         "to the right of the dashed line learnt the task's responses less well. Bars are Student's t, seeds and rows "
         "both drawn at random, at Holm's levels within a task; panels have scales of their own."
     )
+    short = f"{model}: loss minus normal fine-tuning's, by method, for {', '.join(there)}"
     seeds = sorted({len(runs) for runs in study.runs.values()})
     alone = " With one seed an interval is over rows alone and says nothing of other orders of the training rows."
     return Section(
         f"{model}: each method minus normal",
         [text, f"Seeds per method: {', '.join(map(str, seeds))}." + alone * (1 in seeds)],
-        pictures=[picture(drawn, out_dir, f"{model}-losses", text)] if any(panels.values()) else [],
+        pictures=[picture(drawn, out_dir, f"{model}-losses", short)] if any(panels.values()) else [],
     )
 
 

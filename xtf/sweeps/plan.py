@@ -23,7 +23,7 @@ from xtf.config.schema import Config, ConfigError, ModelShape, TRVariant, Tuning
 from xtf.data.ragged import IGNORED
 from xtf.data.rows import is_tokenized, load_rows
 from xtf.runtime.artifacts import read_json
-from xtf.runtime.progress import console, say
+from xtf.runtime.progress import console, duration, say
 from xtf.runtime.run_folder import Manifest, finished
 from xtf.runtime.shapes import FORWARD, adapter_parameters, model_file, parameters, shape_of, tokens_per_second, widths
 from xtf.scoring.passes import Pass, passes_of
@@ -356,7 +356,7 @@ def show_plan(jobs: Sequence[Planned]) -> None:
     found = make_plan(jobs)
     table = Table()
     table.add_column("task/model/tuning", no_wrap=True)
-    for name in ("done", "tokens", "GiB", "hours"):
+    for name in ("done", "tokens", "GiB:\nscore", "\ntrain", "\nevaluate", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for plan in found.cases:
         need = plan.memory
@@ -365,23 +365,29 @@ def show_plan(jobs: Sequence[Planned]) -> None:
             "/".join(plan.case),
             f"{plan.done}/{plan.jobs}",
             f"{mark}{_short(plan.tokens / 1e6)} M",
-            f"{_short(need.scoring)} {_short(need.training)} {_short(need.evaluation)}",
-            _short(plan.hours),
+            *(_short(each) for each in (need.scoring, need.training, need.evaluation)),
+            duration(3600 * plan.hours),
         )
     console.print(table)
     total, done = sum(plan.jobs for plan in found.cases), sum(plan.done for plan in found.cases)
     config = next(job.config for job in jobs if job.is_case)
     say(
-        f"{total} jobs: {done} done, {total - done} to do; scoring passes that they share: {found.passes}, "
-        f"reference models: {found.references}"
+        f"{total} job{'s' * (total != 1)}: {done} done, {total - done} to do; "
+        f"scoring passes that they share: {found.passes}, reference models: {found.references}"
     )
+    left = 3600 * sum(plan.hours for plan in found.cases)
+    gpu, here = (tokens_per_second(config, 1e9, here=one) for one in (False, True))
     say(
-        f"{sum(plan.hours for plan in found.cases):.1f} device hours are left, if a device trains "
-        f"{tokens_per_second(config, 1e9):,.0f} tokens/s of a model of 1e9 parameters (plan.tokens_per_second)"
+        f"time of one device, all in all {duration(left)}: if it trains {gpu:,.0f} tokens/s of a model of 1e9 "
+        "parameters (plan.tokens_per_second)"
     )
+    if here != gpu:
+        say(
+            f"that is a GPU; with trainer={config.trainer.name}, at {here:,.0f} tokens/s, {duration(left * gpu / here)}"
+        )
     say(
         "tokens: of training left to do (~ by the averages stated in task.size, ≈ by a sample of the local rows, else "
-        "counted); GiB on one device: scoring, training, evaluation"
+        "counted); GiB: at most at once on one device"
     )
     if found.too_large:
         raise ConfigError("this plan does not fit:\n  " + "\n  ".join(found.too_large))

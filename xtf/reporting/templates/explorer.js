@@ -713,7 +713,8 @@ async function open() {
   judged = data.judged.reduce((sum, one) => sum + one, 0);
   active = Object.fromEntries(meta.attributes.map((a) => [a.name, a.active]));
   place = Object.fromEntries(meta.attributes.map((a) => [a.name, a.chosen]));
-  const sampled = meta.rows.length < meta.total ? `a random sample of ${count(meta.rows.length)} of ${count(meta.total)} examples; thresholds are fitted to all of them` : `all ${count(meta.total)} examples`;
+  if ($("reasons") && innerWidth < 960) $("reasons").open = false; // examples are what the page is opened for
+  const sampled = meta.rows.length < meta.total ? `a random sample of ${count(meta.rows.length)} of ${count(meta.total)} examples; thresholds are fitted to all of them` : meta.total === 1 ? "the one example" : `all ${count(meta.total)} examples`;
   const untrained = data.untrained.reduce((sum, one) => sum + one, 0), ends = state.length - judged - untrained;
   const apart = (ends ? ` The ${count(ends)} end tokens that encoding appended are kept and not counted.` : "")
     + (untrained ? ` ${count(untrained)} tokens that the rows themselves do not train (grey) are not counted.` : "");
