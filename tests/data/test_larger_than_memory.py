@@ -144,6 +144,7 @@ def scored():
             "prompt_length": pa.array(prompts, pa.int32()),
             "end_tokens": pa.array([1] * 59 + [0], pa.int8()),
             **{name: as_lists(values, responses) for name, values in columns.items()},
+            "prompt_tr": as_lists(generator.integers(0, 50, int(prompts.sum())).astype(np.float32) / 50, prompts),
             "row_weights": as_lists(generator.choice([0, 0.5, 1], n).astype(np.float32), responses),
         }
     )
