@@ -172,7 +172,7 @@ class Backward(Enum):
     """Which places of a document the gradient flows through."""
 
     exact = "exact"  # all that it depends on
-    kept = "kept"  # not those whose prediction the mask dropped: an approximation that takes less time and memory
+    kept = "kept"  # not those whose prediction the mask dropped: an approximation, for less work and memory
 
 
 class PlantKind(Enum):

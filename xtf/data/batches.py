@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 1024  # of a Parquet file
 GROUPS = 128  # row groups of a Parquet file that are written as they come
-GROUP_BYTES = 8 * 2**20  # of later ones, in memory
+GROUP_BYTES = 4 * 2**20  # of later ones, in memory
 HASHES_HELD = 8192  # 8 bytes each
 
 T = TypeVar("T")
