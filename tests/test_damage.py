@@ -141,6 +141,24 @@ def test_a_damaged_model_is_trained_again_where_it_is_needed(
     assert record(folder) == record(whole)
 
 
+def test_damaged_weights_are_named_wherever_they_would_be_used_again(whole: Path, tmp_path: Path) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (weights,) = folder.glob(f"{FOLDER}/model/model.safetensors")
+    flip(weights)
+    run(folder, "stage=evaluate")  # its completions are graded again without it
+    named = r"model/model\.safetensors is damaged, not as it was written: run the command that made it with stage=train"
+    with pytest.raises(DamagedError, match=named):
+        run(folder, "stage=score", f"model.path={weights.parent}", "task.source=bundled", "output_dir=out")
+    (key,) = folder.glob(f"{FOLDER}/generations.json")
+    key.unlink()  # so that they are made again, as for another device's precision
+    with pytest.raises(DamagedError, match=named):
+        run(folder, "stage=evaluate")
+    run(folder, "stage=train")
+    run(folder)
+    assert record(folder) == record(whole)
+    assert weights.read_bytes() == next(whole.glob(f"{FOLDER}/model/model.safetensors")).read_bytes()
+
+
 def test_a_record_beside_completions_that_it_was_not_made_of_is_refused(whole: Path, tmp_path: Path) -> None:
     folder = copied(whole, tmp_path / "copy")
     (stored,) = folder.glob(f"{FOLDER}/generations.jsonl")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.home import COMMAND, CONF, EXPERIMENTS, HOME, PACKAGE
-from xtf.runtime.interrupt import STATUS, interruptible
+from xtf.runtime.interrupt import interruptible
 
 # As in any Hydra program, HYDRA_FULL_ERROR=1 asks for tracebacks. Hydra itself is then always told to raise, so that
 # `main` can word its errors for users.
@@ -129,10 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     typed = list(sys.argv[1:] if argv is None else argv)
     try:
-        with interruptible(shlex.join([*COMMAND.split(), *typed])):
+        with interruptible(shlex.join([*COMMAND.split(), *typed])) as farewell:
             return _main(typed)
     except KeyboardInterrupt:
-        return STATUS
+        return farewell.status
 
 
 def _main(typed: list[str]) -> int:
@@ -201,13 +201,13 @@ def run_job(node: Any) -> None:
 
     from xtf.config.checks import resolve
     from xtf.config.compose import build, typed
-    from xtf.config.identity import overrides
+    from xtf.config.identity import changed_keys, overrides
     from xtf.config.schema import ConfigError, Stage
-    from xtf.config.unread import unread
+    from xtf.config.unread import in_words, unread
     from xtf.runtime.nodes import StoppedError
     from xtf.runtime.progress import say
     from xtf.runtime.run_folder import OutputDir, RunFolder
-    from xtf.sweeps.jobs import Planned, check_program, claim_device
+    from xtf.sweeps.jobs import Planned, check_program, claim_device, keys_of
 
     hydra_node = HydraConfig.get()
     sweep = hydra_node.mode == RunMode.MULTIRUN
@@ -218,7 +218,8 @@ def run_job(node: Any) -> None:
         name = hydra_node.runtime.choices["experiments"]
         raise ConfigError(f"experiments={name} is a sweep: run it as {COMMAND} -m experiments={name}")
     node = typed(node)
-    changed = overrides(node, typed(_default(hydra_node.runtime.choices)))
+    default = typed(_default(hydra_node.runtime.choices))
+    changed = overrides(node, default)
     composed = build(node)
     folder = RunFolder.of(composed, changed)
     if composed.stage is Stage.plan:
@@ -237,9 +238,13 @@ def run_job(node: Any) -> None:
         if sweep:
             check_program()
         config = resolve(composed)
-        typed_keys = [one.lstrip("+").partition("=")[0] for one in hydra_node.overrides.task]
-        if not sweep and (told := unread(config, typed_keys)):
-            say(f"set, but read by nothing here: {'; '.join(told)}")
+        set_here = {*keys_of(hydra_node.overrides.task), *changed_keys(node, default)}  # an experiment's file sets some
+        if not sweep:
+            told = unread(config, set_here)
+            if "task.max_new_tokens" in set_here and composed.task.max_new_tokens > config.task.max_new_tokens:
+                told["task.max_new_tokens"] = f"model.max_new_tokens={config.model.max_new_tokens} caps it"
+            if told:
+                say(in_words(told))
         if "joblib" in hydra_node.launcher["_target_"]:
             claim_device(config)
         if config.probe:

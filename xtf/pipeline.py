@@ -65,6 +65,8 @@ def _run(config: Config, changed: Mapping[str, Any], folder: RunFolder, alone: b
     with locked(folder.path, say), whole_run(config, folder):
         pipeline = Pipeline(config, changed, folder)
         whole = finished(config, folder, Stage.all)
+        if config.stage is Stage.train and folder.model.exists() and not intact(folder.model):
+            whole = False
         if config.stage is Stage.report and not whole:
             raise ConfigError(
                 f"there is no finished run in {folder.path}: run the same command without stage=report first"
@@ -161,7 +163,7 @@ class Pipeline:
         passes = score(
             self.config, lambda: inputs.encoded, lambda: inputs.tokenizer, inputs.scorer, inputs.scored_by_another
         )
-        took = sum(read_json(path / "manifest.json")["seconds"] for path in passes.values())
+        took = sum(read_json(path / "manifest.json")["seconds"] for path in set(passes.values()))
         own = self.config.scorer.model is None  # else they are another model's figures
         if own and Pass.base in passes and "logp" in pass_columns(passes[Pass.base]):
             scored = training_rows(lambda: inputs.encoded, {Pass.base: passes[Pass.base]})

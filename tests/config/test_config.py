@@ -22,7 +22,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import check_texts, explain, load_config, override_value, parse_overrides, register, to_config
 from xtf.config.identity import _NEUTRAL, built_in_methods, differing_keys, identity, overrides, plain
 from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
-from xtf.config.unread import unread
+from xtf.config.unread import in_words, unread, unread_by_all
 from xtf.runtime.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +136,7 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
         (["tuning.backward=kept", "method=slm"], "method=slm weighs tokens within it: use tuning.backward=exact"),
         (["tuning.backward=kept", "trainer.compile=true"], "which trainer.compile=true replaces: use one of the two"),
         (["preview.against=outputs/runs/x"], "is shown by stage=preview only"),
+        (["threshold=released", "scorer.tr.variant=contextual"], "which scorer.tr.variant=contextual does not score"),
         (["scorer.attenders=3", "scorer.ri.variant=released"], "looks at no token's attention"),
     ],
 )
@@ -201,6 +202,8 @@ def test_a_real_model_takes_the_bundled_rows_only_by_name(compose):
     assert config.task.train.path == str(DATA_DIR / "finance_train.jsonl")
     assert config.task.eval.path == str(DATA_DIR / "finance_eval.jsonl")
     assert config.task.grader == config.task.bundled_grader
+    own = resolve(to_config(compose("task=finance", "task.grader=exact")))
+    assert own.task.grader == "exact", "one that was chosen is not exchanged"
     assert resolve(config) == config
 
 
@@ -531,6 +534,12 @@ def test_every_key_names_the_run_or_is_listed_with_the_reason_why_not(compose) -
         (["evaluate.general_limit=5"], "evaluate.general_limit (evaluate.general is empty)"),
         (["evaluate.vllm_memory=0.5"], "evaluate.vllm_memory (evaluate.backend=hf)"),
         (["plant.seed=5"], "plant.seed (plant.share=0)"),
+        (["ray.timeout_seconds=5"], "ray.timeout_seconds (trainer.engine=processes)"),
+        (
+            ["method=slm", "method.reference=m", "method.warmup=0.1"],
+            "method.warmup (method.reference=m is the reference model)",
+        ),
+        (["method=slm", "method.warmup=0.1"], None),
         (["pilot.seeds=5"], "pilot.seeds (probe=false)"),
         (["export.to=trl"], "export.to (stage=all exports nothing)"),
         (["preview.format=text"], "preview.format (stage=all shows no preview)"),
@@ -543,12 +552,27 @@ def test_every_key_names_the_run_or_is_listed_with_the_reason_why_not(compose) -
         (["tuning=lora", "tuning.lora.r=4"], None),
         (["stage=export", "export.to=trl"], None),
         (["logger=wandb", "logger.project=x"], None),
+        (["stage=dashboard", "logger.entity=me"], None),
         (["method=random", "threshold.kn.pcp=0.9"], None),
     ],
 )
 def test_a_key_that_another_one_leaves_unread_is_told(compose, arguments: list[str], told: str | None) -> None:
     config = resolve(to_config(compose(*arguments)))
-    assert unread(config, [one.partition("=")[0] for one in arguments]) == ([] if told is None else [told])
+    found = unread(config, [one.partition("=")[0] for one in arguments])
+    assert [f"{key} ({why})" for key, why in found.items()] == ([] if told is None else [told])
+
+
+def test_what_some_job_of_a_sweep_reads_is_not_told(compose) -> None:
+    def job(*arguments: str) -> tuple[Config, list[str]]:
+        return resolve(to_config(compose(*arguments))), ["threshold.kn.pcp", "threshold.ri.q", "logger.project"]
+
+    kn, ri = job("scorer=kn"), job("scorer=ri")
+    assert set(unread_by_all([kn])) == {"threshold.ri.q", "logger.project"}
+    assert set(unread_by_all([ri])) == {"threshold.kn.pcp", "threshold.ri.q", "logger.project"}
+    assert in_words(unread_by_all([kn, ri])) == (
+        "set, but read by nothing here: logger.project (logger=csv); threshold.ri.q (method=xtf with scorer=kn drops "
+        "nothing by it)"
+    )
 
 
 @pytest.mark.parametrize(

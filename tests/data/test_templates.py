@@ -176,6 +176,9 @@ def test_an_opened_thought_is_closed_or_continued(tokenizer: Any) -> None:
     assert texts(own, thought)[1] == "Hm.\n</think>\nSo.<eos>"
     with pytest.raises(ValueError, match=r"example 1 opens a thought, which task\.think=close has closed"):
         texts(own, thought, close)
+    assert template_of(tokenizer("plain"), close).findings[-1] == (
+        "its generation prompt opens no thought, so that task.think=close closes none"
+    )
     # A template that can be told not to think is told so.
     assert texts(tokenizer("switch"), ROW, close)[0].endswith("<|assistant|>\n<think>\n\n</think>\n\n")
 

@@ -129,6 +129,9 @@ def test_verdicts_are_kept_on_disk_by_content(server: Server, config: JudgeConfi
     for path in tmp_path.rglob("*.json"):
         path.write_text('{"verd')  # cut off by a machine that went down
     assert JudgeGrader(config, tmp_path).grade(items("Paris"))[0].correct is True and len(server.requests) == 4
+    for path in tmp_path.rglob("*.json"):
+        path.write_text('{"verdict": false, "reply": "yas"}')  # damaged
+    assert JudgeGrader(config, tmp_path).grade(items("Paris"))[0].correct is True and len(server.requests) == 5
 
 
 FAULTS: dict[str, Answer] = {

@@ -143,8 +143,14 @@ def test_the_folder_is_plain_made_once_and_named_by_the_files_hash(tmp_path, sou
     model = config_of(write(tmp_path / "m.gguf", source))
     folder = Path(location(model))
     assert (folder / "model.safetensors").is_file() and not list(folder.parent.glob(".*.tmp"))
+    with monkeypatch.context() as never:
+        never.setattr(gguf, "_convert", lambda *_: pytest.fail("unpacked again"))
+        assert location(model) == str(folder)
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert Path(location(model)) == folder and weights.read_bytes() == before, "a damaged one is unpacked again"
     monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("unpacked again"))
-    assert location(model) == str(folder)
     renamed = config_of((tmp_path / "m.gguf").rename(tmp_path / "n.gguf"))
     assert location(renamed) == str(folder)
     first = fingerprint(renamed)

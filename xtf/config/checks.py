@@ -350,7 +350,8 @@ def fill_in_task(config: Config, examples: int | None) -> TaskConfig:
     if limits:
         train = dataclasses.replace(train, limit=min(limits))
     bundled = model.bundled_data or task.source is RowSource.bundled
-    if bundled and task.eval.path is None and task.bundled_grader and task.judge.base_url is None:
+    judged = task.grader == "judge" and task.judge.base_url is None  # any other grader was chosen
+    if bundled and task.eval.path is None and task.bundled_grader and judged:
         task = dataclasses.replace(task, grader=task.bundled_grader)
     max_new = min(task.max_new_tokens, model.max_new_tokens or task.max_new_tokens)
     evaluated = config.probe or config.stage not in WITHOUT_EVALUATION

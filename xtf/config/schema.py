@@ -407,7 +407,7 @@ class TaskConfig:
     reader: str | None = None
     source: RowSource | None = None  # None: paths, else the bundled sample for the tiny model alone, else the hub
     bundled: str | None = None  # which bundled sample the tiny model gets, and any other with source=bundled
-    bundled_grader: str | None = None  # what grades that sample, unless a judge is given (task.judge.base_url)
+    bundled_grader: str | None = None  # what grades that sample in place of a judge without task.judge.base_url
     train: SourceConfig = field(default_factory=SourceConfig)
     eval: SourceConfig = field(default_factory=SourceConfig)
     prompt: str | None = None  # for own data: template over a row's fields, "{question}"

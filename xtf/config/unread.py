@@ -5,12 +5,16 @@ They are told, not refused, so that one command line does for several methods, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import pkgutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from xtf.config.schema import (
+    GRADERS,
+    WANDB_KEYS,
     Backend,
     Config,
+    Engine,
     KNRule,
     RIRule,
     RIVariant,
@@ -21,10 +25,6 @@ from xtf.config.schema import (
     Tuning,
     attribute_names,
 )
-
-WANDB = ("project", "entity", "mode", "tags", "timeout_seconds")  # of logger
-
-BUILT_IN = ("exact", "contains", "substring", "number", "math", "choice", "decision", "code", "judge")  # graders
 
 
 def _judged(config: Config, name: str) -> bool:
@@ -41,13 +41,17 @@ def _capped(threshold: ThresholdConfig) -> bool:
     return any(getattr(threshold, name).cap is not None for name in attribute_names())
 
 
+def _wandb(config: Config) -> bool:
+    return config.logger.name == "wandb" or config.stage is Stage.dashboard
+
+
 def _rules(config: Config) -> list[tuple[str, bool, str]]:
     """(start of keys, whether they are read, what keeps them from it)."""
     threshold, scorer, task, stage = config.threshold, config.scorer, config.task, config.stage
-    backend, wandb, path = config.evaluate.backend, config.logger.name == "wandb", config.model.path
+    backend, wandb, path = config.evaluate.backend, _wandb(config), config.model.path
     chosen = f"method={config.method.name} with scorer={scorer.name}"
     quantile = {"ri": RIRule.quantile, "kn": KNRule.quantile, "tr": TRRule.quantile}
-    own = {"ri": ("c",), "kn": ("pcp",), "tr": ("classes", "cluster", "bins")}
+    own = {"ri": ("c",), "kn": ("pcp",), "tr": ("classes", "cluster", "bins", "fit")}
     rules = [
         (f"threshold.{name}.", _judged(config, name), f"{chosen} drops nothing by it") for name in attribute_names()
     ]
@@ -62,7 +66,8 @@ def _rules(config: Config) -> list[tuple[str, bool, str]]:
         one_file = source.path is not None and not Path(source.path).is_dir()
         rules.append((f"task.{which}.split", not one_file, f"task.{which}.path is one file"))
     hub = not (config.model.bundled_data or path.endswith(".gguf") or Path(path).exists())
-    own_grader = task.grader not in BUILT_IN  # may read what it likes
+    given = getattr(config.method, "reference", None)
+    own_grader = task.grader not in pkgutil.resolve_name(GRADERS)  # may read what it likes
     return [
         *rules,
         ("threshold.ties", _capped(threshold), "no threshold has a cap"),
@@ -78,6 +83,8 @@ def _rules(config: Config) -> list[tuple[str, bool, str]]:
         ("tuning.lora.", config.tuning.name is Tuning.lora, "tuning=full trains no adapter"),
         ("tuning.backward", config.method.name != "normal", "method=normal drops no token"),
         ("trainer.node_timeout_seconds", config.trainer.nodes > 1, "trainer.nodes=1"),
+        ("ray.timeout_seconds", config.trainer.engine is Engine.ray, f"trainer.engine={config.trainer.engine.value}"),
+        ("method.warmup", given is None, f"method.reference={given} is the reference model"),
         ("evaluate.vllm_memory", backend is Backend.vllm, f"evaluate.backend={backend.value}"),
         ("evaluate.general_limit", bool(config.evaluate.general), "evaluate.general is empty"),
         ("plant.kinds", config.plant.share > 0, "plant.share=0"),
@@ -87,16 +94,33 @@ def _rules(config: Config) -> list[tuple[str, bool, str]]:
         ("preview.format", stage is Stage.preview, f"stage={stage.value} shows no preview"),
         ("pretrain.", stage is Stage.pretrain, f"stage={stage.value} pre-trains nothing"),
         ("plan.device_memory_gb", stage is Stage.plan, f"stage={stage.value} plans nothing"),
-        *((f"logger.{key}", wandb, f"logger={config.logger.name}") for key in WANDB),
+        *((f"logger.{key}", wandb, f"logger={config.logger.name}") for key in WANDB_KEYS),
     ]
 
 
-def unread(config: Config, keys: Iterable[str]) -> list[str]:
-    """A clause for each of the dotted `keys` that nothing reads in this (resolved) configuration: "KEY (WHY)"."""
-    rules = _rules(config)
-    found = []
+def unread(config: Config, keys: Iterable[str]) -> dict[str, str]:
+    """Of the dotted `keys` those that nothing reads in this (resolved) configuration, and why."""
+    rules, found = _rules(config), dict[str, str]()
     for key in keys:
         why = next((why for start, reads, why in rules if key.startswith(start) and not reads), None)
         if why is not None:
-            found.append(f"{key} ({why})")
+            found[key] = why
     return found
+
+
+def unread_by_all(jobs: Iterable[tuple[Config, Iterable[str]]]) -> dict[str, str]:
+    """The same of several configurations, each with the keys that were set for it: what none of them reads.
+
+    A line or an experiment that does for several methods sets what some of them do not read.
+    """
+    found, read = dict[str, str](), set[str]()
+    for config, keys in jobs:
+        told = unread(config, own := set(keys))
+        found = told | found
+        read |= own - told.keys()
+    return {key: why for key, why in found.items() if key not in read}
+
+
+def in_words(told: Mapping[str, str]) -> str:
+    """One sentence on keys that nothing reads."""
+    return "set, but read by nothing here: " + "; ".join(f"{key} ({why})" for key, why in sorted(told.items()))

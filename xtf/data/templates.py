@@ -198,6 +198,8 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
                 else "responses are trained within it (task.think=open; task.think=close closes it before them)"
             )
         )
+    elif chat.think is Think.close and "enable_thinking" not in source:
+        findings.append("its generation prompt opens no thought, so that task.think=close closes none")
     if "strftime_now(" in TODAY.sub("", source):
         findings.append("it writes today's date in a form that task.date does not reach: its tokens depend on the day")
     elif other_day != prompt:

@@ -19,7 +19,7 @@ from typing import Any
 
 from xtf.config.schema import Config
 from xtf.graders.metrics import Metric, wilson
-from xtf.runtime.artifacts import intact, read_json, write_json
+from xtf.runtime.artifacts import check_model, intact, read_json, write_json
 from xtf.runtime.models import device, location
 
 LOCAL = "hellaswag:"
@@ -122,6 +122,8 @@ def general_figures(config: Config, tuned: Path | None, folder: Path) -> dict[st
     names = {task: f"{task}[:{limit or ''}]" for task in config.evaluate.general}
     for task, name in names.items():
         if name not in figures:
+            if tuned is not None:
+                check_model(tuned)
             found = evaluate_general(
                 location(model) if tuned is None else str(tuned),
                 [task],

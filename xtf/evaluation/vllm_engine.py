@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.schema import Config
-from xtf.runtime.artifacts import read_json
+from xtf.runtime.artifacts import check_model, read_json
 from xtf.runtime.models import inference_dtype, location
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class VLLMEngine:
         """
         from vllm import LLM
 
+        if folder is not None:
+            check_model(folder)
         settings: dict[str, Any] = {"model": location(config.model), "revision": config.model.revision}
         self._adapter = None
         if folder is not None and (folder / "adapter_config.json").exists():

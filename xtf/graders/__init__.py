@@ -26,7 +26,7 @@ GRADERS = {
 }
 INSTALLED = installed("xtf.graders", GRADERS)  # of other packages
 # Counted up when a grader says something else of a completion than before: finished runs are then graded again.
-VERSIONS = dict.fromkeys(("exact", "contains", "substring", "code"), 2) | dict.fromkeys(
+VERSIONS = dict.fromkeys(("exact", "contains", "substring", "code", "judge"), 2) | dict.fromkeys(
     ("number", "math", "choice", "decision"), 4
 )
 OWN_FUNCTION = "python:"

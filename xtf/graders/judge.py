@@ -111,14 +111,13 @@ class JudgeGrader(Grader):
         path = self.cache / key[:2] / f"{key}.json"
         if path.is_file():
             try:
-                stored = read_json(path)
-                verdict = bool(stored["verdict"]), str(stored["reply"])
+                reply = str(read_json(path)["reply"])
             except UNREADABLE_CACHE:  # half-written by a machine that went down: ask again, and replace it
-                pass
-            else:
+                reply = ""
+            if (kept := self.reader.decide(reply)) is not None:
                 with self._lock:
                     self.cached += 1
-                return verdict
+                return kept == "yes", reply
         try:
             reply = self._ask(client, text)
         except NoVerdictError as error:

@@ -156,6 +156,22 @@ def intact(path: Path) -> bool:
     return True
 
 
+def check_model(folder: Path) -> None:
+    """Refuse a model that this program wrote and that is not as it was written, before it is used; others pass.
+
+    Raises:
+        DamagedError: naming the file, and what to do.
+    """
+    try:
+        ours = bool(_sealed_names(_table(folder.parent), folder.name))
+    except DamagedError:  # a file of that name, of somebody else's
+        return
+    if ours:
+        check(
+            folder, "run the command that made it with stage=train, which makes it again, or copy it if you changed it"
+        )
+
+
 def part_intact(folder: Path, name: str) -> bool:
     """Whether one file of a sealed folder is as it was written; True for one without a hash, of an earlier version."""
     known = _table(folder.parent).get(f"{folder.name}/{name}")

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtf.runtime.artifacts import known_sha256, locked, write_json
+from xtf.runtime.artifacts import intact, known_sha256, locked, seal, write_json
 from xtf.runtime.memory import free_memory
 from xtf.runtime.progress import console, say
 
@@ -83,7 +83,7 @@ def _shelf(file: Path) -> Path:
 
 
 def unpacked(path: str) -> Path:
-    """The folder of the model that `model.path` names, made unless it is there; it is complete or absent.
+    """The folder of the model that `model.path` names, made unless it is there as it was written.
 
     Raises:
         ValueError: the package `gguf` is missing, the file is none, is cut off, or is of an architecture or a
@@ -93,7 +93,8 @@ def unpacked(path: str) -> Path:
     shelf = _shelf(file)
     folder = shelf / "model"
     with locked(shelf, say):
-        if not folder.is_dir():
+        if not intact(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             _unpack(file, folder)
     return folder
 
@@ -112,6 +113,7 @@ def _unpack(file: Path, folder: Path) -> None:
     try:
         _convert(file, temporary)
         write_json(temporary / "gguf.json", {"file": file.name, "sha256": known_sha256(file)})
+        seal(temporary, folder)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Ctrl-C: the program ends within seconds, with exit status 130 and the command that goes on.
+"""Ctrl-C and SIGTERM: the program ends within seconds, with exit status 130 or 143 and the command that goes on.
 
 Python raises KeyboardInterrupt between two of its own instructions only, and what catches it may wait for threads or
 clean up for minutes. So the signal also wakes a thread, which ends the program if it has not ended by then, or at once
-when Ctrl-C comes twice. Nothing is lost: every artifact survives a kill.
+when the signal comes twice. Nothing is lost: every artifact survives a kill.
 """
 
 from __future__ import annotations
@@ -19,86 +19,118 @@ from typing import Any
 
 from xtf.runtime.artifacts import running
 
-STATUS = 130  # what shells give for a program that SIGINT ended
+SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 GRACE_SECONDS = 1.5  # for the program to end by itself
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
 
 @contextlib.contextmanager
-def interruptible(command: str) -> Iterator[None]:
-    """Ctrl-C within ends the process as described above, `command` being what goes on; for the main thread."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield
+def interruptible(command: str) -> Iterator[Farewell]:
+    """Ctrl-C and SIGTERM within end the process as described above, `command` being what goes on; for the main thread.
+
+    They come as KeyboardInterrupt; the farewell knows the exit status. A signal that the process ignores stays ignored.
+    """
+    farewell = Farewell(command)
+    before = {number: signal.getsignal(number) for number in SAID}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread() or not heard:
+        yield farewell
         return
     reading, writing = socket.socketpair()
     writing.setblocking(False)
-    farewell = _Farewell(command)
-    pressed = False
 
-    def on_signal(*_: Any) -> None:
-        nonlocal pressed
-        if not pressed:  # a second one is the thread's
-            pressed = True
+    def on_signal(number: int, _: Any) -> None:
+        if farewell.number is None:  # a second one is the thread's
+            farewell.number = signal.Signals(number)
             raise KeyboardInterrupt
 
     threading.Thread(target=_watch, args=(reading, farewell), daemon=True).start()
-    signal.signal(signal.SIGINT, on_signal)
+    for number in heard:
+        signal.signal(number, on_signal)
     descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
-        yield
+        yield farewell
     except KeyboardInterrupt:
         farewell.say()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would kill an interpreter that is closing down
+        for number in heard:  # a second one would kill an interpreter that is closing down
+            signal.signal(number, signal.SIG_IGN)
         raise
     finally:
-        if not pressed:
+        if farewell.number is None:
             signal.set_wakeup_fd(descriptor)
-            signal.signal(signal.SIGINT, before)
+            for number in heard:
+                signal.signal(number, before[number])
             writing.close()
 
 
-def _watch(reading: socket.socket, farewell: _Farewell) -> None:
+def _watch(reading: socket.socket, farewell: Farewell) -> None:
     while number := reading.recv(1):  # nothing: the other end was closed
-        if number[0] == signal.SIGINT:
+        if number[0] in SAID:
             break
     else:
         return
     reading.settimeout(GRACE_SECONDS)
     with contextlib.suppress(TimeoutError):
         reading.recv(1)
+    farewell.number = farewell.number or signal.Signals(number[0])
     farewell.say()
-    os._exit(STATUS)
+    os._exit(farewell.status)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """What is started within is not reached by SIGINT and SIGTERM, nor is what it starts; see `end_with`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SAID)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with(program: int) -> None:
-    """From now on SIGINT ends this process at once and without a word, and so does, within a second, the end of its
+    """From now on SIGINT and SIGTERM end this process without a word, and so does, within a second, the end of its
     parent or of the process `program`.
 
-    For the processes that torch's launcher starts, in sessions of their own: it hands Ctrl-C on to them, and they would
-    unwind with a traceback each and wait for one another while the program that they belong to has ended. One that is
-    killed cannot tell them, and they would go on beside those of the next attempt.
+    For the processes of torch's launcher, which is started with `deaf_children`: whoever ends a job sends its signal to
+    all of its processes, and the launcher would tell of it in a block of text, its processes in a traceback each, and
+    wait for one another while the program that they belong to has ended. So that program ends them all; it is given a
+    second before these end by the signal, which the launcher would report as their failure. One that is killed cannot
+    end them, and they would go on beside those of the next attempt.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent and running(program):
             time.sleep(0.5)
-        os._exit(STATUS)
+        os._exit(128 + signal.SIGINT)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def listen() -> None:
+        number = signal.sigwait(SAID)
+        time.sleep(1)
+        os._exit(128 + number)
+
+    for thread in (watch, listen):
+        threading.Thread(target=thread, daemon=True).start()
 
 
-class _Farewell:
+class Farewell:
     """The last words, once; from either thread, so not through Python's buffers."""
 
     def __init__(self, command: str) -> None:
-        self.text = f"interrupted; this command goes on from here: {command}\n"
+        self.command, self.number = command, None
         self.lock = threading.Lock()
 
+    number: signal.Signals | None  # what ended the program
+
+    @property
+    def status(self) -> int:
+        """The exit status, as shells give it for a program that a signal ended; that of Ctrl-C without one."""
+        return 128 + (self.number or signal.SIGINT)
+
     def say(self) -> None:
+        """Why the program ends, and what goes on."""
         if not self.lock.acquire(blocking=False):
             return
+        text = f"{SAID[self.number or signal.SIGINT]}; this command goes on from here: {self.command}\n"
         with contextlib.suppress(OSError):
-            os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + self.text).encode())
+            os.write(2, ((SHOW_CURSOR if sys.stderr.isatty() else "") + text).encode())

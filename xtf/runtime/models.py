@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtf.config.schema import Accelerator, AttentionKernel, ModelConfig, Precision, TrainerConfig
 from xtf.runtime import gguf
-from xtf.runtime.artifacts import sha256
+from xtf.runtime.artifacts import check_model, sha256
 from xtf.runtime.progress import console
 from xtf.tiny import MODEL_DIR
 
@@ -42,7 +42,7 @@ def check_folder(model: ModelConfig) -> None:
     Whether the weights fit the configuration shows when they are loaded (`load_model`).
 
     Raises:
-        ValueError: naming the file, and what it is.
+        ValueError: naming the file, and what it is; a model of this program that is not as it was written.
     """
     folder = Path(location(model))
     if not folder.is_dir():
@@ -50,6 +50,7 @@ def check_folder(model: ModelConfig) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"model.path={model.path} holds no model: it has no config.json")
+    check_model(folder)
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt"):
             with file.open("rb") as handle:
@@ -246,6 +247,8 @@ def load_model(
         transformers.utils.logging.disable_progress_bar()
     if base:
         check_folder(model)
+    if folder is not None:
+        check_model(folder)
     source = location(model) if base else str(folder)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(

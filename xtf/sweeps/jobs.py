@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from xtf.config.checks import resolve
 from xtf.config.compose import build, compose, explain, parse_overrides, typed
 from xtf.config.home import PACKAGE
-from xtf.config.identity import overrides, plain
+from xtf.config.identity import changed_keys, overrides, plain
 from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
+from xtf.config.unread import in_words, unread_by_all
 from xtf.runtime.artifacts import locked, program, read_json, write_json
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, RunFolder, finished
@@ -42,6 +43,7 @@ class Planned:
     config: Config
     changed: Mapping[str, Any]  # the overridden keys that name the folder
     is_case: bool = True  # False: a pair of model and tuning that the experiment does not run
+    set_keys: frozenset[str] = frozenset()  # all that the command line or the experiment's file changes
 
     @property
     def folder(self) -> RunFolder:
@@ -121,20 +123,22 @@ class _Composer:
             key = re.split(r"[./]", self.parse(text).key_or_group)[0]
             if key not in ("hydra", "experiments"):
                 lines[key if key in lines else ""].append(text)
-        values, changed = dict[str, Any](), dict[str, Any]()
+        values, changed, set_keys = dict[str, Any](), dict[str, Any](), frozenset(keys_of(arguments))
         for key, own in lines.items():
-            part, different = self.part(key, experiment, tuple(own))
+            part, different, every = self.part(key, experiment, tuple(own))
             values |= part
             changed |= different
+            set_keys |= every
         config = Config(**values)
         if not is_case(config):
             return Planned(tuple(arguments), config, changed, is_case=False)
-        return Planned(tuple(arguments), resolve(config), changed)
+        return Planned(tuple(arguments), resolve(config), changed, set_keys=set_keys)
 
     def _part(
         self, key: str, experiment: tuple[str, ...], lines: tuple[str, ...]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The values of group `key` ("": of the keys outside all groups) by field, and the overridden leaves."""
+    ) -> tuple[dict[str, Any], dict[str, Any], frozenset[str]]:
+        """The values of group `key` ("": of the keys outside all groups) by field, the overridden leaves that name a
+        run, and the keys of all that differ from the group's choice alone."""
         from omegaconf import OmegaConf
 
         choice = [line for line in lines if self.parse(line).key_or_group == key]
@@ -154,10 +158,11 @@ class _Composer:
             composed = _typed(node)
         inside = [str(name) for name in composed if (name == key if key else name not in GROUPS)]
         config = build(composed)
-        different = {
-            name: value for name, value in overrides(composed, default).items() if name.split(".")[0] in inside
-        }
-        return {name: getattr(config, name) for name in inside}, different
+        named, every = (
+            {name: value for name, value in found.items() if name.split(".")[0] in inside}
+            for found in (overrides(composed, default), changed_keys(composed, default))
+        )
+        return {name: getattr(config, name) for name in inside}, named, frozenset(every)
 
 
 def _typed(composed: DictConfig) -> DictConfig:
@@ -247,8 +252,15 @@ def unfinished(jobs: Sequence[Planned]) -> list[Planned]:
     return [job for job in jobs if job.is_case and (job.folder.failure() or not finished(job.config, job.folder))]
 
 
+def keys_of(arguments: Iterable[str]) -> list[str]:
+    """The keys that overrides set, as they are typed."""
+    return [text.lstrip("+~").partition("=")[0] for text in arguments]
+
+
 def say_what_runs(jobs: Sequence[Planned]) -> None:
-    """One line: how many jobs are finished, left to run, skipped."""
+    """What was set and no job reads; how many jobs are finished, left to run, skipped."""
+    if told := unread_by_all((job.config, job.set_keys) for job in jobs if job.is_case):
+        say(in_words(told))
     skipped, left = sum(not job.is_case for job in jobs), len(unfinished(jobs))
     done = len(jobs) - skipped - left
     line = f"{len(jobs)} jobs: {done} finished, {left} to run"

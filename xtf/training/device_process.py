@@ -16,7 +16,7 @@ from xtf.config.home import PACKAGE
 from xtf.config.schema import Config, Tuning
 from xtf.runtime import nodes
 from xtf.runtime.artifacts import read_json, write_json
-from xtf.runtime.interrupt import end_with
+from xtf.runtime.interrupt import deaf_children, end_with
 from xtf.runtime.loggers import training_loggers
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.pace import announce, measured
@@ -84,8 +84,8 @@ def _start(config: Config, folder: Path, *how: str) -> subprocess.Popen[bytes]:
     # The same program, where another one is installed beside the checkout that run.py lies in.
     paths = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {STARTED_BY: str(os.getpid()), "PYTHONPATH": paths}
-    # In a session of its own, for Ctrl-C is this process's: the launcher would tell of it in a traceback.
-    return subprocess.Popen([sys.executable, *launch, *module], env=environment, start_new_session=True)
+    with deaf_children():  # signals are this process's: the launcher would tell of them in a block of its own
+        return subprocess.Popen([sys.executable, *launch, *module], env=environment, start_new_session=True)
 
 
 def announce_training(config: Config, folder: RunFolder) -> None:
