@@ -13,6 +13,7 @@ from typing import Any
 from xtf.config.checks import MASK_SETTINGS
 from xtf.config.compose import override_value
 from xtf.config.home import COMMAND
+from xtf.config.schema import Config
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean, ratio
@@ -174,6 +175,14 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
         kept = {k: v for k, v in kept.items() if k not in MASK_KEYS}
     settings = {key: record[key] for key in keys} | kept | changes
     return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
+
+
+def beside(config: Config) -> dict[str, Any]:
+    """What a command needs beside the keys that name a run, to find that one's artifacts and measure as much as it."""
+    own = {"output_dir": config.output_dir}
+    own |= {f"evaluate.{name}": getattr(config.evaluate, name) for name in ("losses", "forgetting", "general")}
+    usual = {"output_dir": Config.output_dir, "evaluate.losses": False, "evaluate.forgetting": None}
+    return {key: value for key, value in own.items() if value != usual.get(key, [])}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
