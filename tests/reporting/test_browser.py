@@ -516,7 +516,7 @@ def test_on_a_phone_the_verdict_leaves_room_for_the_examples(browser: Any, explo
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.goto(explorer.as_uri())
         page.wait_for_selector(READY, timeout=120_000)
-        assert page.inner_text("#verdict strong") == "This mask: do not train on this"
+        assert page.inner_text("#verdict strong") == "This mask: look closer"
         assert page.locator("#verdict > ul > li").count() == 2  # the worst reason, the first remedy
         assert page.locator("#reasons[open]").count() == (not folded)
         if folded:

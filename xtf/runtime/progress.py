@@ -105,8 +105,9 @@ def item(text: str, width: int | None) -> str:
     """One of a list: text in lines of at most `width` characters, words and commands whole; None: in one line."""
     if width is None:
         return f"  - {text}"
-    wrap = {"initial_indent": "  - ", "subsequent_indent": "    "}
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, **wrap)
+    return textwrap.fill(
+        text, width, initial_indent="  - ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def say_once(text: str, again: str) -> None:
