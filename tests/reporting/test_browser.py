@@ -514,9 +514,10 @@ def test_alternatives_and_attention_are_shown_at_the_token(browser: Any, masked:
 def test_on_a_phone_the_verdict_leaves_room_for_the_examples(browser: Any, explorer: Path) -> None:
     for width, folded in ((390, True), (1440, False)):
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
         page.goto(explorer.as_uri())
-        page.wait_for_selector(READY, timeout=120_000)
-        assert page.inner_text("#verdict strong") == "This mask: do not train on this"
+        page.wait_for_selector(READY)
+        assert page.inner_text("#verdict strong") == "This mask: look closer"
         assert page.locator("#verdict > ul > li").count() == 2  # the worst reason, the first remedy
         assert page.locator("#reasons[open]").count() == (not folded)
         if folded:

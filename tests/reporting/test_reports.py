@@ -619,6 +619,7 @@ def test_the_loss_decides_where_it_is_measured_and_accuracy_shows_nothing(tmp_pa
         "Worse than that control: the interval leaves out zero."
     )
     assert without.startswith("Not compared with a random mask")
+    assert without.endswith(f" seed=0 output_dir={tmp_path}")  # where it is looked for
 
 
 def test_a_sweep_compares_the_loss_of_its_arms_and_says_where_no_item_differs(tmp_path: Path) -> None:

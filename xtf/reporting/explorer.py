@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from xtf.data.tokens import Pieces
 from xtf.reporting.pages import counted, script_hash, templates
 from xtf.reporting.shown import preview_text, prompts
 from xtf.runtime.artifacts import sha256, write_atomic
-from xtf.runtime.progress import console, say, say_once
+from xtf.runtime.progress import console, item, say, say_once
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, OTHER, PAPER, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens, effect, threshold_of
@@ -166,7 +165,7 @@ def explore_run(
     tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> Path:
     """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
-    from xtf.reporting.runs import command_line
+    from xtf.reporting.runs import beside, command_line
 
     other = None if config.preview.against is None else _mask_file(config.preview.against)
     path = folder.reports / ("preview.html" if other is None else f"preview-against-{digest(str(other))}.html")
@@ -186,7 +185,7 @@ def explore_run(
         path,
         threshold=threshold_of(masked, config.threshold),
         examples=config.preview.examples or MOST_EXAMPLES,
-        command=command_line({**record, "seed": config.seed, "overrides": plain(dict(changed))}),
+        command=command_line({**record, "seed": config.seed, "overrides": plain(dict(changed))}, **beside(config)),
         title=f"{config.task.name} · {config.model.name} · {_rule_name(config)} · XTF explorer",
         facts={
             "model": f"{config.model.name} ({config.model.path})",
@@ -290,15 +289,7 @@ def show_verdict(found: Verdict, tokenizer: PreTrainedTokenizerBase) -> None:
 def in_lines(verdict: Verdict, tokenizer: PreTrainedTokenizerBase, width: int | None = None) -> str:
     """A verdict as it is printed, with the tokens' texts; lines of at most `width` characters."""
     first, *rest = verdict.lines(Pieces(tokenizer).alone)
-    return "\n".join([f"this mask: {first}", *(_item(line, width) for line in rest)])
-
-
-def _item(text: str, width: int | None) -> str:
-    if width is None:
-        return f"  - {text}"
-    return textwrap.fill(
-        text, width, initial_indent="  - ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
+    return "\n".join([f"this mask: {first}", *(item(line, width) for line in rest)])
 
 
 def _page(

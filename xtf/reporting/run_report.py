@@ -35,6 +35,7 @@ from xtf.reporting.runs import (
     Run,
     arm_mean,
     base_mean,
+    beside,
     command_line,
     control_runs,
     load_run,
@@ -42,10 +43,11 @@ from xtf.reporting.runs import (
     over_base,
     over_control,
     read_lines,
+    recorded_config,
     recorded_threshold,
 )
 from xtf.runtime.artifacts import part_intact
-from xtf.runtime.progress import console, say
+from xtf.runtime.progress import console, item, say
 from xtf.runtime.run_folder import RunFolder
 from xtf.runtime.train_log import read_log
 from xtf.scoring.attributes import ATTRIBUTES
@@ -111,7 +113,7 @@ def show_report(folder: RunFolder, files: Sequence[Path], explorer: Path, answer
         say("\nDid it help?")
         for sentence in verdict(run):
             said, _, command = sentence.partition(TO_ADD)
-            console.print(f"- {said}{TO_ADD}".rstrip() if command else f"- {said}", markup=False, highlight=False)
+            say(item(f"{said}{TO_ADD}".rstrip() if command else said, console.width))
             if command:  # whole, to be copied
                 say(f"    {command}")
         say("")
@@ -143,7 +145,7 @@ def verdict(run: Run) -> list[str]:
                 of = f"Against {words}" if metric == run.headline else "In loss"
                 sentences.append(f"{of}: {_difference(each)}. {_reading(each, 'that control')}")
         if found[run.headline] is None:
-            wanted = command_line(run.record, method=method)
+            wanted = command_line(run.record, method=method, **beside(recorded_config(RunFolder(run.folder))))
             sentences.append(f"Not compared with {words}: no such run with the same settings. {TO_ADD}{wanted}")
     return sentences
 
@@ -222,7 +224,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "unnamed": unnamed,
         "generations": paired_generations(run.base_generations(), read_lines(folder.generations)),
         "printed": PRINTED_GENERATIONS,
-        "command": command_line(run.record),
+        "command": command_line(run.record, **beside(recorded_config(folder))),
         "settings": [
             (key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else _number(value))
             for key, value in run.record["training"].items()

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from xtf.config.checks import MASK_SETTINGS
 from xtf.config.compose import load_config, override_value
 from xtf.config.home import COMMAND
-from xtf.config.schema import ThresholdConfig
+from xtf.config.schema import Config, ThresholdConfig
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean, ratio
@@ -140,11 +140,16 @@ def load_run(folder: Path) -> Run:
     return Run(folder, read_json(file, "run its command again, which writes it anew"))
 
 
-def recorded_threshold(folder: RunFolder) -> ThresholdConfig:
-    """The threshold that a run's mask says it was made with, that of its configuration where there is none."""
+def recorded_config(folder: RunFolder) -> Config:
+    """The configuration that a run was started with."""
     node = OmegaConf.create(dict(folder.recorded))
     assert isinstance(node, DictConfig)
-    own = load_config(node).threshold
+    return load_config(node)
+
+
+def recorded_threshold(folder: RunFolder) -> ThresholdConfig:
+    """The threshold that a run's mask says it was made with, that of its configuration where there is none."""
+    own = recorded_config(folder).threshold
     return threshold_of(pq.read_schema(folder.mask).empty_table(), own) if folder.mask.exists() else own
 
 
@@ -201,6 +206,14 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
         kept = {k: v for k, v in kept.items() if k not in MASK_KEYS}
     settings = {key: record[key] for key in keys} | kept | changes
     return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
+
+
+def beside(config: Config) -> dict[str, Any]:
+    """What a command needs beside the keys that name a run, to find that one's artifacts and measure as much as it."""
+    own = {"output_dir": config.output_dir}
+    own |= {f"evaluate.{name}": getattr(config.evaluate, name) for name in ("losses", "forgetting", "general")}
+    usual = {"output_dir": Config.output_dir, "evaluate.losses": False, "evaluate.forgetting": None}
+    return {key: value for key, value in own.items() if value != usual.get(key, [])}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

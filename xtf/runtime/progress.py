@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import ClassVar
@@ -98,6 +99,15 @@ def duration(seconds: float) -> str:
 def say(message: str) -> None:
     """One line about what the program does."""
     console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def item(text: str, width: int | None) -> str:
+    """One of a list: text in lines of at most `width` characters, words and commands whole; None: in one line."""
+    if width is None:
+        return f"  - {text}"
+    return textwrap.fill(
+        text, width, initial_indent="  - ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def say_once(text: str, again: str) -> None:
