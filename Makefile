@@ -1,5 +1,6 @@
 # Each target does all of its own set-up: a fresh clone needs Python 3.11 and make, nothing else.
 PYTHON ?= python3.11
+PYTHON312 ?= python3.12  # of make interop alone: Megatron-Core asks for it
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -40,12 +41,14 @@ tiny: $(VENV)/.base  ## regenerate the bundled data and train the tiny base mode
 	cp outputs/pretrained/tiny-*/model/* xtf/tiny/model/
 	cp outputs/pretrained/tiny-*/pretrain.json xtf/tiny/model/training.json
 
-interop: $(VENV)/.base  ## LLaMA-Factory, Axolotl, ms-swift, each in an environment of its own, train an export: their loss against ours
+interop: $(VENV)/.base  ## LLaMA-Factory, Axolotl, ms-swift, Megatron-Bridge, each in an environment of its own, train an export: their loss against ours
 	for to in llamafactory axolotl ms_swift; do \
 	  [ -f outputs/interop/$$to/versions.txt ] || sh benchmarks/interop/environment.sh $$to outputs/interop/$$to $(PYTHON) || exit 1; \
 	  $(BIN)/python -m benchmarks.interop.compare $$to $$PWD/outputs/interop/$$to/bin/python || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.interop.compare ms_swift $$PWD/outputs/interop/ms_swift/bin/python threshold.dropped_weight=0.3
+	[ -f outputs/interop/megatron/versions.txt ] || sh benchmarks/interop/environment.sh megatron outputs/interop/megatron $(PYTHON312)
+	$(BIN)/python -m benchmarks.interop.compare megatron $$PWD/outputs/interop/megatron/bin/python
 	for to in llamafactory axolotl; do \
 	  $(BIN)/python -m benchmarks.interop.back $$to $$PWD/outputs/interop/$$to/bin/python || exit 1; \
 	done

@@ -175,7 +175,8 @@ def score(
     with base_of(model) as base, ExitStack() as stack:
         if is_quantised(base):
             log.warning(
-                "%s is quantised: its log p are not those of the full weights (0.24 and 2.4 nats off were seen)",
+                "%s is quantised: its log p are not those of the full weights (8 bits were off by a mean of 0.14 nats "
+                "a token, 4 bits by 0.6; 2 %% and 9 %% of the tokens then fall on the other side of the paper's cuts)",
                 base.name_or_path or type(base).__name__,
             )
         table = None
@@ -272,6 +273,7 @@ def mask(
             that was not scored, a mask that keeps nothing, a table without `end_tokens` and no `eos_token_id` where the
             end is to be kept.
     """
+    _check_rows(scored)
     if not _check_tokenizer(scored, tokenizer) and tokenizer is not None:
         log.warning("not all rows say which tokenizer they were scored with: it is not checked")
     if isinstance(threshold, str):
@@ -311,6 +313,17 @@ def mask(
         "rule": rule,
     }
     return recorded(masked.table, {**provenance(scored), **made})
+
+
+def _check_rows(rows: Any) -> None:
+    if not isinstance(rows, datasets.Dataset):
+        raise ValueError(
+            f"a datasets.Dataset is needed, not {type(rows).__name__}: one split of a DatasetDict, "
+            "rows.select(range(3)) instead of rows[:3], Dataset.from_pandas, Dataset.from_list, or Dataset(table) of "
+            "an Arrow table"
+        )
+    if not len(rows):
+        raise ValueError("there are no rows")
 
 
 def _bare(rows: datasets.Dataset) -> pa.Table:
@@ -375,6 +388,7 @@ def export(
         raise ValueError(f"to={to!r} is not known{nearest(to, TRAINERS)}: known are {', '.join(TRAINERS)}")
     if str(getattr(empty_rows, "value", empty_rows)) not in EmptyRows.__members__:
         raise ValueError(f"empty_rows={empty_rows!r}: it must be one of {', '.join(EmptyRows.__members__)}")
+    _check_rows(masked)
     said = provenance(masked)
     named = str(getattr(model, "name_or_path", model) or said.get("model") or "")
     if not named:

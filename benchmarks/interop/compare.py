@@ -3,11 +3,13 @@
     python -m benchmarks.interop.compare llamafactory PYTHON     # PYTHON: the interpreter with that trainer
     python -m benchmarks.interop.compare axolotl PYTHON
     python -m benchmarks.interop.compare ms_swift PYTHON
+    python -m benchmarks.interop.compare megatron PYTHON
     python -m benchmarks.interop.compare ms_swift PYTHON threshold.dropped_weight=0.3    # fractional weights
 
 Scores and masks 24 bundled rows with the tiny model, exports them, lets the trainer take one step over all of them,
 and compares the loss that it logs first with sum over kept tokens / kept tokens, to 1e-3. Exits with 1 if they differ.
 Tokens with a weight count as one each in the divisor, and with their weight in the sum, as in ms-swift.
+Of Megatron-Bridge (megatron_step.py) every document must also read, learn and count exactly the tokens of the mask.
 `make interop` builds the environments (environment.sh) and runs this in each.
 """
 
@@ -33,7 +35,12 @@ from xtf import tiny
 
 ROWS = 24
 SHOWN = ("torch", "transformers", "datasets", "peft", "accelerate")
-PACKAGES = {"llamafactory": "llamafactory", "axolotl": "axolotl", "ms_swift": "ms-swift"}
+PACKAGES = {
+    "llamafactory": ["llamafactory"],
+    "axolotl": ["axolotl"],
+    "ms_swift": ["ms-swift"],
+    "megatron": ["megatron-bridge", "megatron-core"],
+}
 ONE_STEP: dict[str, Any] = {"max_steps": 1, "bf16": False, "learning_rate": 1e-6}
 
 
@@ -92,9 +99,31 @@ def first_loss(to: str, place: Path, python: str) -> float:
     return float(json.loads(states[-1].read_text())["log_history"][0]["loss"])
 
 
+def megatron_loss(place: Path, mask: Path, python: str) -> float:
+    """Megatron's loss of all packs.
+
+    Raises:
+        ValueError: a document is not what the mask says, or one is lacking.
+    """
+    script = Path(__file__).with_name("megatron_step.py")
+    command = [python, str(script), str(place), str(tiny.MODEL_DIR)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=place, check=True, env=env, stdout=subprocess.PIPE, text=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    wanted = [
+        (row["input_ids"][:-1], row["input_ids"][1:], [int(label != -100) for label in row["labels"][1:]])
+        for row in pq.read_table(mask).to_pylist()
+    ]
+    found = [(one["tokens"], one["labels"], one["loss_mask"]) for one in said["documents"]]
+    if sorted(found) != sorted(one for one in wanted if any(one[2])):
+        raise ValueError(f"Megatron-Bridge makes other documents of {place} than the mask has")
+    print(f"megatron: {len(found)} documents as masked; the loss behind a step is {said['after']:.5f}")
+    return float(said["loss"])
+
+
 def versions(to: str, python: str) -> str:
     """What is installed beside the trainer, as one line."""
-    names = [PACKAGES[to], *SHOWN]
+    names = [*PACKAGES[to], *SHOWN]
     code = f"from importlib.metadata import version; print(*[f'{{n}} {{version(n)}}' for n in {names!r}], sep=', ')"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -107,7 +136,11 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place, mask = exported(arguments.to, arguments.overrides, Path(folder).resolve())
-        wanted, found = by_hand(mask), first_loss(arguments.to, place, arguments.python)
+        wanted = by_hand(mask)
+        if arguments.to == "megatron":
+            found = megatron_loss(place, mask, arguments.python)
+        else:
+            found = first_loss(arguments.to, place, arguments.python)
     print(f"{datetime.date.today()} {versions(arguments.to, arguments.python)}")
     print(f"{arguments.to}: first loss {found:.5f}, by hand {wanted:.5f}")
     return int(abs(found - wanted) > 1e-3 * wanted)

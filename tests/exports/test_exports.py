@@ -205,6 +205,27 @@ def test_rows_that_do_not_belong_together_are_refused(masked, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_that_are_no_dataset_of_lists_are_refused_in_a_sentence(masked, tmp_path):
+    split = masked.train_test_split(test_size=2)
+    for rows in (masked[:3], split, list(masked), masked.to_pandas(), masked.with_format("arrow")[:]):
+        with pytest.raises(ValueError, match=r"a datasets.Dataset is needed, not .* instead of rows\[:3\]"):
+            export(rows, tmp_path / "a")
+        with pytest.raises(ValueError, match=r"a datasets\.Dataset is needed, not "):
+            xtf.mask(rows)
+    with pytest.raises(ValueError, match="there are no rows"):
+        export(masked.select([]), tmp_path / "b")
+    with pytest.raises(ValueError, match=r"column 'labels' holds no lists but int64"):
+        export(changed(masked, labels=[1] * len(masked)), tmp_path / "c")
+    floats = masked.cast_column("labels", datasets.List(datasets.Value("float32")))
+    wanted = pq.read_table(export(masked, tmp_path / "d") / "train.parquet")
+    assert pq.read_table(export(floats, tmp_path / "e") / "train.parquet").equals(wanted)
+
+
+def test_megatron_is_given_no_name_that_makes_a_folder_beside_the_model(masked, tmp_path):
+    script = (export(masked, tmp_path / "megatron", "megatron") / "dataset.py").read_text()
+    assert "tokenizer_model_name" not in script and "packed_metadata_path=HERE" in script
+
+
 @pytest.mark.parametrize("to", [name for name in TRAINERS if name != "ms_swift"])
 def test_weights_that_the_trainer_ignores_are_refused(masked, tmp_path, to):
     with pytest.raises(ValueError, match=r"fractional weights .*export.to=ms_swift"):

@@ -271,6 +271,8 @@ def _flat(table: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The values of a list column end to end, and the length of each list (int64)."""
     if nulls := table[name].null_count:
         raise ValueError(f"column {name!r} holds {nulls} nulls")
+    if not pa.types.is_nested(table[name].type):
+        raise ValueError(f"column {name!r} holds no lists but {table[name].type}")
     return flat(table[name])
 
 

@@ -30,10 +30,17 @@ class Megatron(Trainer):
     )
     note = (
         "Documents are kept apart by `seq_start_id`. Offline packed data wants a micro-batch of 1, and "
-        "`pad_seq_to_mult` of 1. A step holds packs, not rows: the global batch size is yours to choose. The mask is 0 "
-        "or 1 (the collator makes integers of it)."
+        "`pad_seq_to_mult` of 1. A step holds packs, not rows: the global batch size is yours to choose. Set "
+        "`cfg.model.calculate_per_token_loss = True` and `cfg.ddp.average_in_collective = False`: otherwise the "
+        "loss of a step is the mean of its packs' means, and tokens of packs that keep few weigh more. The mask is "
+        "0 or 1 (the collator makes integers of it). A label right behind the tokenizer's EOS within a row does not "
+        "count: the collator takes it for padding."
     )
-    tried = "written from the source of Megatron-Bridge (commit 067f987d, 2026-08-22); not run"
+    tried = (
+        "Megatron-Bridge 0.6.2 with Megatron-Core 0.19.2, 2026-11-26: its data set and collator read, learn and count "
+        "every document as masked, and the first loss is the one computed by hand, 2.81448 (`make interop`, on a CPU, "
+        "so with Megatron-Core's own attention instead of Transformer Engine's)"
+    )
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.idx.parquet, dataset.py."""
@@ -92,7 +99,7 @@ def masked_rows():
         offline_packing_specs=PackedSequenceSpecs(
             packed_sequence_size={recipe.max_length},
             packed_train_data_path=HERE / "{FILE}",
-            tokenizer_model_name={recipe.model!r},
+            packed_metadata_path=HERE / "metadata.jsonl",  # only read with pad_cu_seqlens
         ),
     )
 '''
