@@ -47,6 +47,7 @@ CALLED = SAFER | {
 }
 # The verdict's limits were set with what became of these (xtf/scoring/verdict.py); the other masks test them.
 LIMITS_SET_WITH = ("xtf", "xtf threshold.protect=answer", "xtf scorer.tr.variant=contextual")
+LIMITS_SET_ON = ("math", "medical")
 HARM = 0.05  # nats a token over normal, or
 UNREADABLE = 0.1  # as much more of the answers: written down before the test's cells came
 DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
@@ -262,7 +263,8 @@ def _verdict_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]]
             if said is None or (minus := row.minus.get("normal")) is None:
                 continue
             harm = minus.value >= HARM or row.unreadable - unreadable["normal"] >= UNREADABLE
-            tests, level = row.arm.name not in LIMITS_SET_WITH, said["level"]
+            tests = task not in LIMITS_SET_ON or row.arm.name not in LIMITS_SET_WITH
+            level = said["level"]
             if tests and level != Level.look.words:
                 right.append(harm == (level == Level.stop.words))
             untaught = "-" if said["untaught"] is None else f"{said['untaught']:.2f}"
