@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
     assert lines[1].startswith(
         "Of the tokens that stand in at least 90 % of the 12 responses, 1 is dropped in at least 90 % of the places: "
     )
-    assert "0.85 (GSM8K) and 0.23 nats a token (PubMedQA)" in lines[1]
+    assert "0.86 (GSM8K), 0.23 (PubMedQA) and 0.35 nats a token (MBPP)" in lines[1]
     assert "Dropped wherever they stand, or nearly so: 'Dec' (12)" in lines
     assert found.untaught == pytest.approx(
         (np.log(2) / 4, np.log(2))
@@ -113,6 +114,7 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
         variant = [f"{k}={v}" for k, v in record["overrides"].items() if k.startswith(("threshold.", "scorer."))]
         variant = [SOFT.removeprefix("xtf ")] * (record["threshold"] == "safe") + variant
         method = record["scorer"] if record["method"] == "xtf" else record["method"]
+        variant += [record["scorer"]] * (method == "random" and record["scorer"] != "xtf")  # as large as its mask
         arm = record["task"], " ".join([method, *variant])
         loss[*arm, record["seed"]] = record["metrics"]["loss"]["value"]
         kept[arm] = record["mask"]["kept_share"]
@@ -122,12 +124,15 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
         seeds = [seed for one, name, seed in loss if (one, name) == (task, arm)]
         return f"{np.mean([loss[task, arm, seed] - loss[task, 'normal', seed] for seed in seeds]):.2f}"
 
-    tasks = ("math", "medical")
-    xtf, random, soft, without = ([cost(task, arm) for task in tasks] for arm in ("xtf", "random", SOFT, "ri_kn"))
-    assert "{} (GSM8K) and {} nats a token".format(*xtf) in EVIDENCE and EVIDENCE.endswith("{} and {}.".format(*random))
+    tasks = ("math", "medical", "code")
+    xtf, random, without = ([cost(task, arm) for task in tasks] for arm in ("xtf", "random", "ri_kn"))
+    soft = [cost(task, SOFT) for task in ("math", "medical")]
+    assert "{} (GSM8K), {} (PubMedQA) and {} nats a token (MBPP)".format(*xtf) in EVIDENCE
+    assert EVIDENCE.endswith("{}, {} and {}.".format(*random))
     shares = [f"{100 * (1 - kept[task, 'ri_kn']):.0f}" for task in tasks]
-    assert f"from {xtf[0]} to {without[0]} (GSM8K) and from {xtf[1]} to {without[1]} nats" in WITHOUT_TR
-    assert WITHOUT_TR.endswith("with {} and {} % dropped".format(*shares))
+    for name, before, after in zip(("GSM8K", "PubMedQA", "MBPP"), xtf, without, strict=True):
+        assert re.search(rf"from {before} to {after} (nats a token )?\({name}\)", WITHOUT_TR)
+    assert WITHOUT_TR.endswith("with {}, {} and {} % dropped".format(*shares))
     assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats a token" in SAFE
     both = f"{SOFT} threshold.protect=answer"
     shares = [f"{100 * np.mean(unreadable['medical', arm]):.0f} %" for arm in (SOFT, both)]
