@@ -166,6 +166,7 @@ def test_a_new_version_of_a_grader_is_another_identity_and_the_first_is_that_of_
 
     task = TaskConfig(name="mine", grader="judge")
     before = digest(["judge", task.choices, task.reference, task.judge, task.sandbox])
+    monkeypatch.setitem(VERSIONS, "judge", 1)
     assert identity("judge") == before
     monkeypatch.setitem(VERSIONS, "judge", 2)
     assert identity("judge") != before

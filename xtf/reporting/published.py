@@ -41,6 +41,7 @@ import pyarrow.parquet as pq
 
 from xtf.config.identity import digest
 from xtf.config.schema import Config, ThresholdConfig
+from xtf.data.ragged import PROMPT_TR
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
@@ -146,7 +147,7 @@ def _scores(folder: RunFolder) -> Iterator[tuple[str, np.ndarray]]:
     for kind, path in read_json(folder.manifest)["stages"]["score"]["paths"].items():
         table = read_pass(folder.output.scores / Path(path).name)
         for name in table.column_names:
-            if pa.types.is_list(table.schema.field(name).type) and name not in ("input_ids", *LOOKS):
+            if pa.types.is_list(table.schema.field(name).type) and name not in ("input_ids", PROMPT_TR, *LOOKS):
                 values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
                 yield f"scores/{'' if kind == 'scores' else f'{kind}_'}{name}", values
 
