@@ -163,6 +163,7 @@ class Inputs:
             examples=self._examples,
             tokenizer=self.tokenizer,
             scored_tokenizer=tokenizer,
+            columns=columns,
             scorer=config.scorer,
             shard_examples=config.trainer.shard_examples,
         )

@@ -91,12 +91,14 @@ def spaced(tmp_path):
 def test_another_model_scores_for_the_one_that_is_trained(spaced, tmp_path):
     common = ["stage=mask", f"output_dir={tmp_path / 'out'}", "task.train.limit=6", "model.max_length=1024"]
 
-    def run(*more, path=None):
+    def run(*more, path=None, trained=None):
         config = resolve(to_config(compose([*common, *more])))
+        if trained is not None:
+            config = replace(config, model=replace(config.model, path=str(trained)))
         if path is not None:
             other = replace(config.scorer.model, path=str(path))
             config = replace(config, scorer=replace(config.scorer, model=other))
-        changed = {"more": more, "path": path and path.name}
+        changed = {"more": more, "path": path and path.name, "trained": trained and trained.name}
         folder = RunFolder.of(config, changed)
         Pipeline(config, changed, folder).stages()
         return pq.read_table(folder.mask), read_json(folder.manifest)
@@ -110,6 +112,12 @@ def test_another_model_scores_for_the_one_that_is_trained(spaced, tmp_path):
     assert carried["input_ids"] == own["input_ids"] and carried["labels"] != own["labels"]
     logp = [carried["logp"].combine_chunks().flatten(), own["logp"].combine_chunks().flatten()]
     assert len(logp[0]) == len(logp[1]) and logp[0] != logp[1]
+
+    run("scorer.top=2", trained=spaced)  # a run of the scorer's own adds what has no rule to its pass
+    again, _ = run("scorer.model=tiny", "threshold.kn.pcp=0.9", path=spaced)
+    assert again["logp"] == carried["logp"] and again["tr"] == carried["tr"]
+    with pytest.raises(ValueError, match="no rule to carry top2"):
+        run("scorer.model=tiny", "scorer.top=2", path=spaced)
 
 
 @pytest.mark.usefixtures("composing")

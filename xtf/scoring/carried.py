@@ -10,7 +10,7 @@ The appended end of a response takes the score of the other end. Worked examples
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +104,17 @@ def carried_pass(
     examples: Callable[[], Iterable[Example]],
     tokenizer: PreTrainedTokenizerBase,
     scored_tokenizer: PreTrainedTokenizerBase,
+    columns: Set[str],
     scorer: ScorerConfig,
     shard_examples: int,
 ) -> Path:
     """The folder of `scored`, a complete pass over `scored_rows`, carried over to `rows`; made unless it is there.
 
-    It is a pass like others. If both tokenizers give all rows the same ids, it is `scored` itself.
+    It is a pass like others. If both tokenizers give all rows the same ids, it is `scored` itself. What else the
+    scorer's own runs have added to `scored` is left out.
 
     Args:
+        columns: that are read of it.
         examples: gives the examples of both kinds of rows, in their order.
 
     Raises:
@@ -120,17 +123,18 @@ def carried_pass(
     source = read_json(scored / "manifest.json")
     if source["identity"]["tokens"] == (tokens := rows_digest(rows)):
         return scored
-    if unknown := set(source["columns"]) - set(CARRIED):
+    if unknown := columns - set(CARRIED):
         raise ValueError(f"scorer.model: there is no rule to carry {', '.join(sorted(unknown))} over to other tokens")
     identity = {"carried": source["identity"], "tokens": tokens, "version": 1}
-    folder = store / f"{digest(identity)}-{'_'.join(source['columns'])}"
+    names = [name for name in source["columns"] if name in CARRIED]
+    folder = store / f"{digest(identity)}-{'_'.join(names)}"
     file = folder / "manifest.json"
     if intact(file) and (found := read_json(file))["complete"] and shards_intact(folder, found):
         return folder
     import pyarrow.parquet as pq
 
     with locked(folder, say), stopwatch() as seconds:
-        manifest: dict[str, Any] = {"complete": False, "columns": source["columns"], "identity": identity, "shards": {}}
+        manifest: dict[str, Any] = {"complete": False, "columns": names, "identity": identity, "shards": {}}
         manifest |= {"shard_examples": shard_examples, "versions": versions()}
         carried = _carried(rows, scored, scored_rows, examples(), tokenizer, scored_tokenizer, scorer.ri.scale)
         for start in range(0, len(rows), shard_examples):
