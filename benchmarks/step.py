@@ -144,14 +144,19 @@ def main() -> int:
         config = resolve(to_config(compose(said)))
 
     def fresh() -> PreTrainedModel:
-        model = load_model(config.model, config.trainer, torch.float32)
-        enable_packing(model, config.model.max_length)
-        return model
+        return load_model(config.model, config.trainer, torch.float32)
 
-    tokenizer, model = load_tokenizer(config.model), load_model(config.model, config.trainer, torch.float32)
+    def held_out_loss(model: PreTrainedModel, table: pa.Table) -> float:
+        enable_packing(model, config.model.max_length)
+        return loss(model, table)
+
+    tokenizer, model = load_tokenizer(config.model), fresh()
     timed, held_out = arguments.batch * arguments.steps, 64 if arguments.train else 0
     learnt = max(timed, arguments.batch * arguments.train)
-    scored = xtf.score(model, tokenizer, read(arguments.rows, learnt + held_out))
+    rows = read(arguments.rows, learnt + held_out)
+    if len(rows) < learnt + held_out:
+        parser.error(f"{arguments.rows} has {len(rows)} rows, and {learnt + held_out} are needed")
+    scored = xtf.score(model, tokenizer, rows)
     table = as_arrow(xtf.mask(scored, threshold="paper"))
     enable_packing(model, config.model.max_length)
     response = sum(map(len, table["input_ids"].to_pylist())) - sum(table["prompt_length"].to_pylist())
@@ -180,12 +185,11 @@ def main() -> int:
     del bench, model
     if arguments.train:
         rest = unmasked(table.slice(len(table) - held_out))
-        found["held-out loss"] = {"base": loss(fresh(), rest)}
+        found["held-out loss"] = {"base": held_out_loss(fresh(), rest)}
         for name, backward in {EXACT: Backward.exact, KEPT: Backward.kept}.items():
             model = fresh()
             record = trained(model, table.slice(0, learnt), backward, arguments.batch, arguments.train)
-            enable_packing(model, config.model.max_length)
-            found["held-out loss"][name], found[name] = loss(model, rest), record
+            found["held-out loss"][name], found[name] = held_out_loss(model, rest), record
         console.print(f"after {arguments.train} steps: {found['held-out loss']}")
     return report(
         "step", claims, found | {"settings": vars(arguments) | {"rows": arguments.rows.name}, "seconds": seconds}

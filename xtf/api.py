@@ -227,7 +227,7 @@ def score(
 E = TypeVar("E", bound=Enum)
 
 
-def _one_of(kind: type[E], name: str, value: str) -> E:
+def _one_of(kind: type[E], name: str, value: E | str) -> E:
     try:
         return kind(value)
     except ValueError:
@@ -386,8 +386,7 @@ def export(
 
     if to not in TRAINERS:
         raise ValueError(f"to={to!r} is not known{nearest(to, TRAINERS)}: known are {', '.join(TRAINERS)}")
-    if str(getattr(empty_rows, "value", empty_rows)) not in EmptyRows.__members__:
-        raise ValueError(f"empty_rows={empty_rows!r}: it must be one of {', '.join(EmptyRows.__members__)}")
+    empty = _one_of(EmptyRows, "empty_rows", empty_rows)
     _check_rows(masked)
     said = provenance(masked)
     named = str(getattr(model, "name_or_path", model) or said.get("model") or "")
@@ -403,7 +402,7 @@ def export(
     )
     if None in (tuning.epochs, tuning.learning_rate, tuning.batch_size, tuning.schedule, tuning.warmup_ratio):
         raise ValueError("tuning leaves epochs, learning_rate, batch_size, schedule or warmup_ratio open: give all")
-    settings = ExportConfig(to, EmptyRows(getattr(empty_rows, "value", empty_rows)), max_length)
+    settings = ExportConfig(to, empty, max_length)
     check_ranges(settings, "export.")
     rule = _rules(masked)
     if not checked:

@@ -407,6 +407,10 @@ def test_a_sweep_table_has_means_paired_differences_and_what_is_missing(tmp_path
     text = (tmp_path / "out" / "t.md").read_text(encoding="utf-8")
     assert "**80.5 % [" in text
     assert "/seed2`" in text
+    lines = text.splitlines()
+    heads = [place for place, line in enumerate(lines) if line.startswith("| method | mean |")]
+    assert heads and all(lines[k + 1].startswith("|---|") and lines[k + 2].startswith("| `base") for k in heads)
+    assert {line.count("|") for line in lines[heads[0] : heads[0] + 3]} == {lines[heads[0]].count("|")}
 
 
 def test_a_sweep_over_thresholds_pairs_each_with_its_own_random_mask(tmp_path: Path) -> None:
