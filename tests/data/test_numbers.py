@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 
 import pytest
 
+from xtf.data import numbers as numbers_module
 from xtf.data.numbers import numbers, numerals, show
 
 
@@ -125,3 +127,39 @@ def test_a_minus_between_two_numbers_takes_away() -> None:
 
 def test_a_million_digits_and_letters_are_read_in_no_time() -> None:
     assert numbers("1," * 50_000 + "a" * 100_000 + " 7")[-1] == 7
+
+
+def test_what_is_looked_up_first_changes_nothing_that_is_found():
+    """The short ways before three patterns, against the patterns alone, on texts put together at random."""
+    draw = random.Random(0)
+    parts = [
+        *" \t\n.,;:!?-−+*/·×÷^_=<>≤≥≠()[]{}$%\\|'’\"√±∓∛π∞½xmA4",
+        "\\frac",
+        "\\pi",
+        "\\cdot",
+        "\\sqrt",
+        "cm^2",
+        "<b>",
+    ]
+    parts += [
+        "half of ",
+        "twice ",
+        "not ",
+        "isn't ",
+        "n’t ",
+        "between 3 and ",
+        "% of the ",
+        "twenty-",
+        "log ",
+        "12",
+        " 7",
+    ]
+    for _ in range(40_000):
+        text = "".join(draw.choices(parts, k=draw.randint(0, 6)))
+        for sign in (1, -1, None):
+            bare = numbers_module.TAG.sub("", text)
+            found = numbers_module.INSIDE.search(bare) or numbers_module.INSIDE_WORDS.search(bare)
+            found = found or (sign == -1 and numbers_module.MAGNITUDE.search(bare))
+            assert numbers_module._inside(text, sign) == bool(found), (text, sign)
+        assert numbers_module._of_a_name(text) == bool(numbers_module.PART_OF_A_NAME.search(text)), text
+        assert numbers_module._goes_on(text, 0) == bool(numbers_module.OUTSIDE.match(text, 0)), text
