@@ -18,6 +18,7 @@ import random
 import re
 from dataclasses import dataclass
 from itertools import product
+from string import ascii_lowercase
 from typing import Any
 
 from xtf.data.words import TEXT_WORDS, pick
@@ -86,6 +87,9 @@ FORMULAS = {
     ("scale_and_lower", "Multiply x by {a} and subtract {b}."): "x * {a} - {b}",
     ("inside_range", "Tell whether x is between {a} and {a}{b}, both included."): "{a} <= x <= {a}{b}",
 }
+# A letter, or two that stand in several of the words.
+PAIRS = [a + b for a, b in product(ascii_lowercase, repeat=2) if sum(a + b in word for word in TEXT_WORDS) > 1]
+LETTERS = [*"abcdefgilmnoprstuw", *PAIRS]
 TEXTS = {
     ("count_letter", "text: str", "int", 'Count how often "{w}" occurs in the text.'): 'text.count("{w}")',
     ("remove_letter", "text: str", "str", 'Remove every "{w}" from the text.'): 'text.replace("{w}", "")',
@@ -96,6 +100,15 @@ TEXTS = {
         '[w for w in words if w.endswith("{w}")]'
     ),
     ("has_letter", WORDS, "int", 'Count the words that contain "{w}".'): ('sum(1 for w in words if "{w}" in w)'),
+    ("text_before", "text: str", "str", 'Return what stands before the first "{w}" in the text.'): (
+        'text.split("{w}")[0]'
+    ),
+    ("text_after", "text: str", "str", 'Return what stands after the last "{w}" in the text.'): (
+        'text.split("{w}")[-1]'
+    ),
+    ("word_positions", WORDS, "list[int]", 'List the indexes of words that contain "{w}".'): (
+        '[i for i, w in enumerate(words) if "{w}" in w]'
+    ),
     ("join_words", WORDS, "str", 'Join the words with "{w}" between them.'): '"{w}".join(words)',
 }
 LENGTHS = {
@@ -116,7 +129,7 @@ def all_functions() -> list[Function]:
     """Every function of the families above, in a fixed order; each has its own (docstring, expression)."""
     functions = []
     for ((name, returns, doc), body), (condition, test), a in product(
-        SELECTIONS.items(), CONDITIONS.items(), range(2, 26)
+        SELECTIONS.items(), CONDITIONS.items(), range(2, 26, 2)
     ):
         c, x = condition.format(a=a), test.format(a=a)
         functions.append(Function(name, NUMBERS, returns, doc.format(c=c), body.format(x=x)))
@@ -126,7 +139,7 @@ def all_functions() -> list[Function]:
     for ((name, doc), body), a, b in product(FORMULAS.items(), range(2, 10), range(2, 10)):
         returns = "bool" if name == "inside_range" else "int"
         functions.append(Function(name, "x: int", returns, doc.format(a=a, b=b), body.format(a=a, b=b)))
-    for ((name, parameter, returns, doc), body), w in product(TEXTS.items(), "abcdefgilmnoprstuw"):
+    for ((name, parameter, returns, doc), body), w in product(TEXTS.items(), LETTERS):
         functions.append(Function(name, parameter, returns, doc.format(w=w), body.format(w=w)))
     for ((name, parameter, returns, doc), body), a in product(LENGTHS.items(), range(2, 9)):
         functions.append(Function(name, parameter, returns, doc.format(a=a), body.format(a=a)))
@@ -134,8 +147,13 @@ def all_functions() -> list[Function]:
 
 
 def sample_input(rng: random.Random, function: Function) -> Any:
-    """An argument for `function`; half of the numbers lie next to its constants, where a wrong one shows."""
+    """An argument for `function`; half of it shows a wrong constant: numbers beside the right one, words with it."""
     constants = [int(digits) for digits in re.findall(r"\d+", function.expression)]
+    letters = re.search(r'"(\w+)"', function.expression)
+    holding = [word for word in TEXT_WORDS if letters and letters[1] in word]
+
+    def word() -> str:
+        return pick(rng, holding if holding and rng.random() < 0.5 else TEXT_WORDS)
 
     def number() -> int:
         if constants and rng.random() < 0.5:
@@ -145,8 +163,8 @@ def sample_input(rng: random.Random, function: Function) -> Any:
     if function.parameter == NUMBERS:
         return [number() for _ in range(rng.randint(1, 6))]
     if function.parameter == WORDS:
-        return [pick(rng, TEXT_WORDS) for _ in range(rng.randint(3, 5))]
-    return number() if function.parameter == "x: int" else pick(rng, TEXT_WORDS) + pick(rng, TEXT_WORDS)
+        return [word() for _ in range(rng.randint(3, 5))]
+    return number() if function.parameter == "x: int" else word() + word()
 
 
 def solution_body(rng: random.Random, function: Function) -> str:

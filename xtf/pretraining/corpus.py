@@ -774,7 +774,8 @@ class Function:
 
 def function(rng: random.Random) -> Function:
     """A random small function."""
-    v, xs = pick(rng, "x v n item value".split()), pick(rng, "xs values items data nums numbers".split())
+    # As in people's code, some names are much more frequent than others; the bundled rows have the most frequent ones.
+    v, xs = pick(rng, "x n n n item value".split()), pick(rng, "values items data numbers numbers numbers".split())
     a, b = rng.randint(1, 30), rng.randint(1, 30)
     kind = rng.random()
     takes = "list[int]"
@@ -787,11 +788,12 @@ def function(rng: random.Random) -> Function:
         slots, argument = {"a": str(a), "v": v, "xs": xs}, xs
     elif kind < 0.82:
         name, doc, body, gives = pick(rng, SCALAR_JOBS)
-        argument, takes = pick(rng, "x y t n".split()), "int"
+        argument, takes = pick(rng, "x x x y n".split()), "int"
         slots = {"a": str(a), "b": str(b), "x": argument}
     else:
         name, doc, body, takes, gives = pick(rng, STRING_JOBS)
-        argument = pick(rng, "s text word words line".split())
+        several = takes == "list[str]"
+        argument = pick(rng, ("words words words names lines" if several else "text text text s line").split())
         letter, other = rng.sample("abcdefghilmnoprstuwy", 2)
         slots = {"a": str(rng.randint(2, 9)), "l": letter, "m": other, "x": argument}
     return Function(name.format(**slots), argument, takes, gives, say(rng, doc, **slots), body.format(**slots))
@@ -868,17 +870,18 @@ RESULTS = (
     "[with|on|under] placebo.",
     "[With|On] {drug}, {first}% had {outcome}, [without it|on placebo] {second}%.",
 )
-# (kind of outcome for the drug) -> the finding; {rate}: what sets the groups apart
+# (kind of outcome for the drug) -> the finding, often in the bundled rows' words; {rate}: what sets the groups apart
 FINDINGS = {
-    "better": "{Outcome} was {rate} [with|on|under] {drug}, "
-    "[and the [difference|gap|change] was [clear|large|significant]|"
+    "better": "{Outcome} was {rate} [with|with|with|on|under] {drug}, "
+    "[and the [difference|difference|difference|gap] was [significant|significant|clear|large]|"
     "so [it|{drug}] [was effective|worked|helped]].",
-    "worse": "{Outcome} was {rate} [with|on|under] {drug}, [so|and thus|which means] [it|{drug}] "
-    "[did no good|did harm|was not effective|did not work].",
-    "same": "{Outcome} was [alike|similar|the same|equal] [with|on|under] {drug} and [placebo|usual care], "
-    "so [there was no|we found no|it had no] [clear|real|large] [difference|benefit|effect].",
-    "unsure": "There was [a|some] [trend|hint|sign] [in favor of|towards|for] {drug}, "
-    "but [it was not|this is not|it may not be] [significant|certain|clear|real].",
+    "worse": "{Outcome} was {rate} [with|with|with|on|under] {drug}, [so|so|so|which means] [it|it|it|{drug}] "
+    "[did no good|was not effective|did not work|did not help].",
+    "same": "{Outcome} was [similar|similar|similar|the same] [with|with|with|on|under] {drug} and "
+    "[placebo|placebo|placebo|usual care], "
+    "so [there was no|there was no|there was no|it had no] [clear|clear|real] [difference|benefit|effect].",
+    "unsure": "There was [a|a|a|some] [trend|trend|trend|sign] [in favor of|in favor of|in favor of|towards] {drug}, "
+    "but [it was not|it was not|it was not|this is not] [significant|significant|significant|clear].",
 }
 CHAT_ASK = (
     "Does {drug} [work|help] [for|against] {illness}?",
@@ -909,7 +912,7 @@ def abstract(rng: random.Random) -> str:
     drug_high = (kind != "worse") == wanted
     first, second = (low + gap, low) if drug_high else (low, low + gap)
     facts |= {"outcome": outcome, "Outcome": outcome.capitalize(), "first": first, "second": second}
-    facts["rate"] = say(rng, f"{'more' if drug_high else 'less'} [common|frequent|likely|often seen]")
+    facts["rate"] = say(rng, f"{'more' if drug_high else 'less'} [frequent|frequent|frequent|common|likely]")
     result = say(rng, pick(rng, RESULTS), **facts)
     conclusion = say(rng, FINDINGS[kind], **facts)
     study = say(rng, pick(rng, STUDY), **facts)
@@ -941,8 +944,7 @@ DECISION_ASK = "[Give a reason, then say|Say why, and end with|Answer with a rea
 
 def decided(rng: random.Random, reason: str, decision: str, stock: Stock, question: str) -> str:
     """A reason, now and then with stock phrases, and the decision on a line of its own."""
-    label = pick(rng, ["Decision", "Decision", "Decision", "Verdict"])
-    return f"{' '.join(with_stock(rng, [reason], stock, question))}\n\n{label}: {decision}"
+    return f"{' '.join(with_stock(rng, [reason], stock, question))}\n\nDecision: {decision}"
 
 
 # (question, reason if a is the larger, reason if b is the larger, decision if a is the larger)
