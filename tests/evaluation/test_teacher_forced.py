@@ -45,7 +45,32 @@ def test_the_calibration_error_weighs_gaps_by_their_tokens() -> None:
     bins = np.zeros((BINS, 3))
     bins[3] = [2, 0.5, 0]  # confidence 0.25, none right: gap 0.25 for 2 tokens of 10
     bins[13] = [8, 7.2, 6]  # confidence 0.9, accuracy 0.75: gap 0.15 for 8
-    assert calibration_error(bins) == pytest.approx(0.25 * 0.2 + 0.15 * 0.8)
+    found = calibration_error(bins[None])
+    assert found.value == pytest.approx(0.25 * 0.2 + 0.15 * 0.8)
+    assert (found.low, found.high) == (found.value, found.value)  # one row is drawn again and again
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.03, 0.1])
+def test_the_interval_of_the_calibration_error_covers_also_where_there_is_no_error(gap: float, monkeypatch) -> None:
+    """Rows of 40 tokens; each row is off by its own draw, all by `gap` towards 0.5."""
+    monkeypatch.setattr("xtf.evaluation.teacher_forced.BOOTSTRAP_RESAMPLES", 200)
+    generator = np.random.default_rng(7)
+
+    def drawn(rows: int) -> np.ndarray:
+        p = generator.beta(0.6, 0.6, size=(rows, 40))
+        chance = p + gap * np.where(p > 0.5, -1, 1) + 0.03 * generator.normal(size=(rows, 1))
+        right = generator.random(p.shape) < chance
+        bins = np.zeros((rows, BINS, 3))
+        places = (np.arange(rows)[:, None], np.minimum((p * BINS).astype(int), BINS - 1))
+        for column, values in enumerate([np.ones_like(p), p, right]):
+            np.add.at(bins[:, :, column], places, values)
+        return bins
+
+    total = drawn(20_000).sum(axis=0)
+    truth = np.abs(total[:, 2] - total[:, 1]).sum() / total[:, 0].sum()
+    found = [calibration_error(drawn(40)) for _ in range(100)]
+    assert np.mean([error.low <= truth <= error.high for error in found]) >= 0.95
+    assert all(error.low <= error.value <= error.high for error in found)
 
 
 def made(tokens: list[int], nll: list[float]) -> Predictions:
