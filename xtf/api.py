@@ -52,9 +52,9 @@ from xtf.data.templates import Chat
 from xtf.data.tokenized import encode_tokenized
 from xtf.exports import TRAINERS
 from xtf.exports.base import tokenizer_digest
-from xtf.exports.write import export_table
+from xtf.exports.write import RECORD, export_table
 from xtf.graders import grade
-from xtf.runtime.artifacts import versions
+from xtf.runtime.artifacts import read_json, versions
 from xtf.runtime.heads import base_of, is_quantised, unwrapped
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
 from xtf.runtime.progress import bar
@@ -407,7 +407,7 @@ def export(
     rule = _rules(masked)
     if not checked:
         rule.append("not all rows say which tokenizer they were scored with: it was not checked")
-    return export_table(
+    place = export_table(
         _bare(masked),
         settings,
         Path(folder),
@@ -420,6 +420,9 @@ def export(
         bf16=bf16,
         about={"rule": rule, "sources": {}},
     )
+    for line in read_json(place / RECORD).get("other_versions", []):
+        log.warning(line)
+    return place
 
 
 def _rules(masked: datasets.Dataset) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import runpy
@@ -55,6 +56,19 @@ def masked(tokenizer):
 
 def export(masked, folder, to="hf", **settings):
     return xtf.export(masked, to, folder, model=MODEL, **settings)
+
+
+def test_a_trainer_that_is_here_in_another_version_than_tried_is_named(masked, tmp_path, monkeypatch, caplog) -> None:
+    assert json.loads((export(masked, tmp_path / "as-tried") / "export.json").read_text())["other_versions"] == []
+    assert "is installed here" not in caplog.text
+    monkeypatch.setattr(TRAINERS["hf"], "tried_with", {"transformers": "3.0.2"})
+    page = (export(masked, tmp_path / "other") / "README.md").read_text()
+    here = importlib.metadata.version("transformers")
+    line = f"transformers {here} is installed here, and may read them otherwise: these files were tried with 3.0.2"
+    assert line in page
+    assert line in caplog.text
+    export(masked, tmp_path / "not-here", to="megatron")  # runs elsewhere, with what it has there
+    assert "megatron-core" not in caplog.text
 
 
 def by_hand(masked) -> float:

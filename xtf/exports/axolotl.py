@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
@@ -24,10 +24,8 @@ class Axolotl(Trainer):
         "however many they keep (Axolotl 0.19); so `micro_batch_size` is a whole step here. Where memory wants "
         "accumulation, tokens of rows that keep few weigh more than in the run."
     )
-    tried = (
-        "Axolotl 0.19.0 with transformers 5.16.1, 2026-11-26: the first loss is the one computed by hand, 2.81448 "
-        "(`make interop`, on a CPU)"
-    )
+    tried_with: ClassVar = {"axolotl": "0.19.0", "transformers": "5.16.1"}
+    tried = "2026-11-26: the first loss is the one computed by hand, 2.81448 (`make interop`, on a CPU)"
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.parquet, axolotl.yaml."""

@@ -119,7 +119,8 @@ class Trainer:
     packages: ClassVar[tuple[str, ...]] = ()  # those whose versions decide whether the files fit
     columns: ClassVar[str] = PARQUET  # what its data holds, for the README
     note: ClassVar[str]  # what to know before changing the configuration
-    tried: ClassVar[str]  # with which versions, when, and how it came out
+    tried_with: ClassVar[Mapping[str, str]] = {}  # package -> version; its own package first
+    tried: ClassVar[str]  # when, and how it came out
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """Write data and configuration into an empty folder."""

@@ -20,9 +20,9 @@ class HuggingFace(Trainer):
         "Nothing is packed: every row is a row of the batch, padded. The loss is divided by the labels of the whole "
         "optimizer step, so any split of it into batches and accumulation gives the same."
     )
+    tried_with: ClassVar = {"transformers": "5.23.0"}
     tried = (
-        "transformers 5.23.0, 2026-11-25: the first loss is the one computed by hand to 1e-3, batch and "
-        "accumulation varied (tests/exports)"
+        "2026-11-25: the first loss is the one computed by hand to 1e-3, batch and accumulation varied (tests/exports)"
     )
 
     arguments_class = "transformers.TrainingArguments"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from xtf.exports.base import TrainingRecipe
 from xtf.exports.hf import HuggingFace, lora_config
@@ -20,10 +20,8 @@ class TRL(HuggingFace):
         "what it is); `wrapped` lets them see each other. `completion_only_loss` has no effect on these rows, and "
         "`assistant_only_loss: true` is refused."
     )
-    tried = (
-        "TRL 1.16.0, 2026-11-25: the first loss is the one computed by hand to 1e-3, plain and packed with bfd "
-        "(tests/exports)"
-    )
+    tried_with: ClassVar = {"trl": "1.16.0"}
+    tried = "2026-11-25: the first loss is the one computed by hand to 1e-3, plain and packed with bfd (tests/exports)"
 
     arguments_class = "trl.SFTConfig"
 

@@ -89,6 +89,8 @@ def export_run(
     say(f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}")
     for line in said["not_carried"]:
         say(f"not in the export's configuration: {line}")
+    for line in said.get("other_versions", []):
+        say(line)
     say(f"how to train with it: {place / 'README.md'}")
 
 
@@ -196,6 +198,7 @@ def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRec
             **record,
             "files": hashes,
             "versions": versions(*trainer.packages),
+            "other_versions": other_versions(trainer),
             "not_carried": recipe.not_carried(),
         }
         template = (files("xtf.exports") / "README.md.j2").read_text(encoding="utf-8")
@@ -210,6 +213,21 @@ def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRec
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def other_versions(trainer: Trainer) -> list[str]:
+    """A sentence for each package of the trainer that is here in another minor version than it was tried with.
+
+    Nothing is said where the trainer itself is not installed: it will run elsewhere, and the README names the versions.
+    """
+    here = versions(*trainer.tried_with)
+    if here.get(next(iter(trainer.tried_with), "")) in (None, "not installed"):
+        return []
+    return [
+        f"{package} {here[package]} is installed here, and may read them otherwise: these files were tried with {tried}"
+        for package, tried in trainer.tried_with.items()
+        if here[package].split(".")[:2] != tried.split(".")[:2]
+    ]
 
 
 # -- what a run says -------------------------------------------------------------------------------------------------
