@@ -15,7 +15,7 @@ from xtf.reporting.pages import Section
 from xtf.reporting.runs import Run
 from xtf.study.archive import write_archive
 from xtf.study.arms import Arm, Study
-from xtf.study.real import _verdict_section, arm_rows, hypotheses, study_report
+from xtf.study.real import _verdict_section, arm_rows, hypotheses, rates_run, study_report
 
 ROOT = Path(__file__).parents[2]
 SHIFTS = {"normal": 0.0, "random": 0.02, "xtf": 0.5, "protected": 0.05}
@@ -54,6 +54,7 @@ def test_hypotheses_are_read_from_losses_row_by_row(tmp_path: Path) -> None:
         "S3": "not all run",
         "S4": "supported by answer tokens kept",
         "S5": "refuted",
+        "S6": "not run",
         "S7": "not run",
         "S8": "not run",
     }
@@ -63,6 +64,34 @@ def test_hypotheses_are_read_from_losses_row_by_row(tmp_path: Path) -> None:
     low, high = harm.found.student
     assert low < harm.found.value < high
     assert found["S3"].missing == ["TR alone - normal", "RI alone - normal"]
+
+
+@pytest.mark.parametrize(("growth", "reading"), [(0.2, "supported"), (-0.2, "refuted"), (0.0, "refuted")])
+def test_the_harm_is_read_over_the_learning_rates_of_both_experiments(tmp_path: Path, growth, reading) -> None:
+    """xtf - normal is 0.5 nats at 1e-4 and `growth` more with every tripling of the rate."""
+    generator = np.random.default_rng(1)
+    rates = {1e-4: "study_real", 3e-4: "study_real_rates", 9e-4: "study_real_rates"}
+    for step, (rate, experiment) in enumerate(rates.items()):
+        for method in ("normal", "xtf"):
+            shift = (0.5 + growth * step) * (method == "xtf")
+            nats = 30 * (1 + shift + generator.normal(0, 0.02, size=40))
+            losses = {f"row-{n}": (30, float(value)) for n, value in enumerate(nats)}
+            overrides = {"tuning.learning_rate": rate}
+            what = {"method": method, "overrides": overrides, "experiment": experiment, "losses": losses}
+            write_run(tmp_path, correct=[True], base=None, **what)
+    cells = [cell for name in set(rates.values()) for cell in find_cells(name, tmp_path / "runs")]
+    main, both = Study(find_cells("study_real", tmp_path / "runs")), Study(cells)
+    assert rates_run(both, "math") == [1e-4, 3e-4, 9e-4]
+    found = {one.name: one for one in hypotheses(main, "math", both)}["S6"]
+    assert found.reading == reading
+    assert found.contrasts[0].found.value == pytest.approx(growth, abs=0.01)
+    write_archive("study_real", tmp_path / "runs", tmp_path / "stored")
+    write_archive("study_real_rates", tmp_path / "runs", tmp_path / "stored")
+    study_report(tmp_path / "stored", tmp_path / "page")
+    page = (tmp_path / "page" / "study_real.md").read_text()
+    assert "6 finished runs" in page
+    (line,) = re.findall(r"^\| 0\.0009 \|.*$", page, re.MULTILINE)
+    assert float(line.split("|")[4].split()[0]) == pytest.approx(0.5 + 2 * growth, abs=0.02)
 
 
 def test_threshold_safe_and_the_setting_that_it_is_are_one_arm(tmp_path: Path) -> None:

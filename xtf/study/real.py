@@ -16,15 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xtf.graders.metrics import wilson
 from xtf.reporting import figures
-from xtf.reporting.cells import Cell, find_cells
+from xtf.reporting.cells import Cell, NoRuns, find_cells
 from xtf.reporting.intervals import Comparison, Effect, Estimate, family, mean
 from xtf.reporting.pages import Section, estimated, percent, picture, render_sections, seconds, with_interval, write_csv
 from xtf.scoring.verdict import Level
 from xtf.study.arms import Answer, Arm, Study, answer, hypotheses_section, interval_text, report_command, shown
 
 EXPERIMENT = "study_real"
+RATES = "study_real_rates"  # normal and xtf at other learning rates
+RATE = "tuning.learning_rate"
 # Settings of xtf that hypotheses S4 and S5 name -> what they are called on the page.
 SAFER = {
     "xtf threshold.protect=answer": "answer tokens kept",
@@ -58,8 +62,8 @@ TEXT = (
 )
 
 
-def hypotheses(study: Study, task: str) -> list[Answer]:
-    """S1 to S8 of experiments/study_real.md but for S6, whose runs are another experiment's; see there."""
+def hypotheses(study: Study, task: str, rates: Study | None = None) -> list[Answer]:
+    """S1 to S8 of experiments/study_real.md; `rates` has also the runs at other learning rates."""
 
     def versus(name: str, control: str) -> tuple[str, Effect | None]:
         return f"{called(name)} - {control}", study.minus(task, 0.0, name, control, losses=True)
@@ -101,6 +105,12 @@ def hypotheses(study: Study, task: str) -> list[Answer]:
         ]
         * bool(safer),
         ask(
+            "S6",
+            "the harm shrinks with drift: it grows with the learning rate",
+            [("xtf - normal, slope for three times the rate", rates_slope(rates, task) if rates else None)],
+            lambda s: "supported" if s[0] > 0 else "refuted",
+        ),
+        ask(
             "S7",
             "PriFT and KN cannot both be right",
             [versus(name, "normal") for name in ("prift", "kn")],
@@ -113,6 +123,30 @@ def hypotheses(study: Study, task: str) -> list[Answer]:
             lambda s: "supported" if s[0] < 0 else "refuted",
         ),
     ]
+
+
+def rates_run(rates: Study, task: str) -> list[float]:
+    """The learning rates at which both normal and xtf were run, ascending."""
+    there = [
+        {name.removeprefix(prefix) for name in rates.names(task, 0.0) if name.startswith(prefix)}
+        for prefix in (f"normal {RATE}=", f"xtf {RATE}=")
+    ]
+    return sorted(float(rate) for rate in set.intersection(*there) if " " not in rate)
+
+
+def _at(rate: float, method: str, task: str) -> Arm:
+    return Arm(task, 0.0, f"{method} {RATE}={rate}")
+
+
+def rates_slope(rates: Study, task: str) -> Effect | None:
+    """The least-squares slope of (xtf - normal) over the logarithm of the rate to base 3; None with fewer than two."""
+    run = rates_run(rates, task)
+    if len(run) < 2:
+        return None
+    logs = np.log(run) / np.log(3)
+    weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
+    parts = zip((("xtf", 1), ("normal", -1)) * len(run), np.repeat(weights, 2), np.repeat(run, 2), strict=True)
+    return rates.combination(*((sign * w, _at(rate, name, task)) for (name, sign), w, rate in parts), losses=True)
 
 
 def called(name: str) -> str:
@@ -176,7 +210,12 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
     Raises:
         NoRuns: there is no run of the experiment.
     """
-    cells = find_cells(EXPERIMENT, source / "runs", None if (source / "runs").is_dir() else source)
+    stored = None if (source / "runs").is_dir() else source
+    cells = find_cells(EXPERIMENT, source / "runs", stored)
+    try:
+        more = find_cells(RATES, source / "runs", stored)
+    except NoRuns:  # S6 is then said not to have been run
+        more = []
     by_model: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         by_model[cell.case[1]].append(cell)
@@ -184,17 +223,20 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
     lines = []
     for model, found in by_model.items():
         study = Study(found)
+        rates = Study([*found, *(cell for cell in more if cell.case[1] == model)])
         rows = {task: arm_rows(study, task) for task in study.tasks}
         sections.append(_model_section(model, study, rows, out_dir))
         for task in study.tasks:
             sections.append(_arms_section(model, task, study, rows[task]))
-            sections.append(hypotheses_section(f"{model}, {task}", hypotheses(study, task), [TEXT]))
+            sections.append(hypotheses_section(f"{model}, {task}", hypotheses(study, task, rates), [TEXT]))
+            if len(rates_run(rates, task)) > 1:
+                sections.append(_rates_section(model, task, rates))
             lines += [_csv_line(model, study, row) for row in rows[task]]
         sections.append(_verdict_section(model, study, rows))
         if study.unfinished:
             sections.append(Section(f"{model}: not finished", study.unfinished))
     written = [write_csv(out_dir / "arms.csv", COLUMNS, lines)]
-    count = sum(len(cell.runs) for cell in cells)
+    count = sum(len(cell.runs) for cell in (*cells, *more))
     title = f"The study on models that were really pre-trained: {count} finished runs"
     return written + render_sections(title, sections, out_dir, EXPERIMENT)
 
@@ -251,6 +293,27 @@ def _arms_section(model: str, task: str, study: Study, rows: Sequence[Row]) -> S
     columns = ["method", "loss", "minus normal", "Student's t", "minus random", "Student's t"]
     columns += ["accuracy", "unreadable", "forgetting loss", "kept", "training", "seeds"]
     return Section(f"{model}, {task}: every method", [TEXT], columns, lines)
+
+
+def _rates_section(model: str, task: str, rates: Study) -> Section:
+    run = rates_run(rates, task)
+    differences = [
+        rates.combination((1.0, _at(rate, "xtf", task)), (-1.0, _at(rate, "normal", task)), losses=True) for rate in run
+    ]
+    compared = iter(family([found for found in differences if found is not None]))
+    lines = []
+    for rate, difference in zip(run, differences, strict=True):
+        seeds = rates.shared_seeds([_at(rate, "normal", task), _at(rate, "xtf", task)])
+        metrics = [
+            [rates.runs[_at(rate, method, task)][seed].record["metrics"] for seed in seeds]
+            for method in ("normal", "xtf")
+        ]
+        losses = [f"{sum(one['loss']['value'] for one in found) / len(seeds):.3f}" for found in metrics]
+        unreadable = [percent(sum(one["unreadable"]["value"] for one in found) / len(seeds)) for found in metrics]
+        minus = _minus_texts(next(compared) if difference is not None else None)
+        lines.append([f"{rate:g}", *losses, *minus, *unreadable, str(len(seeds))])
+    columns = ["rate", "normal", "xtf", "xtf - normal", "Student's t", "normal unreadable", "xtf unreadable", "seeds"]
+    return Section(f"{model}, {task}: normal and xtf at several learning rates", [TEXT], columns, lines)
 
 
 def _verdict_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]]) -> Section:
