@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -228,16 +229,19 @@ SLURM = {"_target_": "x.SlurmLauncher", "nodes": 0, "tasks_per_node": 1, "gpus_p
 
 
 def test_slurm_is_asked_for_the_machines_and_devices_of_the_trainer(composing):
-    def asked(*trainer, **launcher):
-        found = jobs.compose_jobs([[text, *trainer[1:]] for text in trainer[0]])
-        return jobs.launcher_settings(found, SLURM | launcher)
+    @functools.cache
+    def composed(seeds, *trainer):
+        return jobs.compose_jobs([[text, *trainer] for text in seeds])
 
-    fsdp = (["seed=0", "seed=1"], "trainer=fsdp", "trainer.devices=8", "trainer.nodes=2")
+    def asked(*trainer, **launcher):
+        return jobs.launcher_settings(composed(*trainer), SLURM | launcher)
+
+    fsdp = (("seed=0", "seed=1"), "trainer=fsdp", "trainer.devices=8", "trainer.nodes=2")
     assert asked(*fsdp) == {"nodes": 2, "tasks_per_node": 1, "gpus_per_node": 8}
     assert asked(*fsdp, nodes=2, gpus_per_node=8) == asked(*fsdp)
     assert asked(*fsdp, gres="gpu:h100:8") == {"nodes": 2, "tasks_per_node": 1}
-    assert asked(["trainer=gpu"]) == {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 1}
-    assert asked(["trainer=cpu"]) == {"nodes": 1, "tasks_per_node": 1}
+    assert asked(("trainer=gpu",)) == {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 1}
+    assert asked(("trainer=cpu",)) == {"nodes": 1, "tasks_per_node": 1}
     with pytest.raises(ConfigError, match=r"hydra.launcher.gpus_per_node=4 is not trainer.devices \(8\)"):
         asked(*fsdp, gpus_per_node=4)
     with pytest.raises(ConfigError, match="tasks_per_node=8 is not one task on each machine"):
