@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from xtf import cli
-from xtf.sweeps.jobs import compose_jobs
+from xtf.sweeps.jobs import Composer, compose_jobs
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = cli.choices("experiments")
@@ -24,10 +24,19 @@ def jobs(name, **fixed):
         yield [f"experiments={name}", *(f"{key}={value}" for key, value in zip(grid, values, strict=True))]
 
 
+TINY = {"seed": "0", "model": "tiny"}
+
+
 @pytest.fixture(scope="module")
-def composed(composing, request):
+def composer(composing):
+    """For the jobs of all experiments: what follows from a choice alone is composed once."""
+    return Composer([job for name in EXPERIMENTS for job in (*jobs(name), *jobs(name, **TINY))])
+
+
+@pytest.fixture(scope="module")
+def composed(composer, request):
     """The jobs of an experiment, composed once for all tests of it: pytest puts those side by side."""
-    return request.param, compose_jobs(list(jobs(request.param)))
+    return request.param, compose_jobs(list(jobs(request.param)), composer)
 
 
 def each(names):
@@ -110,6 +119,6 @@ def test_the_main_tables_run_the_papers_ten_cases(composed):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_tiny_model_runs_any_of_them_on_its_bundled_rows(composing, name):
-    for job in compose_jobs(list(jobs(name, seed="0", model="tiny"))):
+def test_the_tiny_model_runs_any_of_them_on_its_bundled_rows(composer, name):
+    for job in compose_jobs(list(jobs(name, **TINY)), composer):
         assert Path(job.config.task.train.path).exists()

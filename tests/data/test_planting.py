@@ -178,7 +178,7 @@ def test_planting_does_not_change_from_one_version_to_the_next():
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == GOLDEN
 
 
-GOLDEN = "c04496189bbdee45"  # of the bundled rows and the bundled tokenizer
+GOLDEN = "ea6f75560cbe2896"  # of the bundled rows and the bundled tokenizer
 
 
 @pytest.mark.parametrize("name", ["math gsm8k", "medical pubmedqa", "medical", "math"])

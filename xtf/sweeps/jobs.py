@@ -65,8 +65,11 @@ def is_case(config: Config) -> bool:
 # --- composing -------------------------------------------------------------------------------------------------------
 
 
-def compose_jobs(batch: Sequence[Sequence[str]]) -> list[Planned]:
+def compose_jobs(batch: Sequence[Sequence[str]], composer: Composer | None = None) -> list[Planned]:
     """Every job of a sweep, composed and resolved; Hydra must be initialized.
+
+    Args:
+        composer: one that was made for these jobs and others, so that they share its compositions.
 
     Raises:
         ConfigError: naming the first job that could not run, or two jobs that would write the same folder.
@@ -74,7 +77,7 @@ def compose_jobs(batch: Sequence[Sequence[str]]) -> list[Planned]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    composer = _Composer(batch)
+    composer = composer or Composer(batch)
     jobs, folders = [], dict[RunFolder, Planned]()
     for arguments in batch:
         try:
@@ -95,7 +98,7 @@ def compose_jobs(batch: Sequence[Sequence[str]]) -> list[Planned]:
     return jobs
 
 
-class _Composer:
+class Composer:
     """Composes many jobs from few compositions.
 
     Hydra takes tenths of a second for one. But our groups do not depend on each other: the node of `model` follows from
@@ -117,6 +120,7 @@ class _Composer:
                 self.choices.setdefault(key, []).append(text)
 
     def job(self, arguments: Sequence[str]) -> Planned:
+        """A job of the batch, composed and resolved."""
         experiment = tuple(text for text in arguments if self.parse(text).key_or_group == "experiments")
         lines: dict[str, list[str]] = {key: [] for key in ("", *GROUPS)}
         for text in arguments:
