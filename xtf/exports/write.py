@@ -194,11 +194,12 @@ def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRec
     try:
         trainer.write(rows, recipe, temporary)
         hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        here = versions(*trainer.packages, *trainer.tried_with)
         whole = {
             **record,
             "files": hashes,
-            "versions": versions(*trainer.packages),
-            "other_versions": other_versions(trainer),
+            "versions": here,
+            "other_versions": other_versions(trainer, here),
             "not_carried": recipe.not_carried(),
         }
         template = (files("xtf.exports") / "README.md.j2").read_text(encoding="utf-8")
@@ -215,12 +216,11 @@ def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRec
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def other_versions(trainer: Trainer) -> list[str]:
+def other_versions(trainer: Trainer, here: Mapping[str, str]) -> list[str]:
     """A sentence for each package of the trainer that is here in another minor version than it was tried with.
 
     Nothing is said where the trainer itself is not installed: it will run elsewhere, and the README names the versions.
     """
-    here = versions(*trainer.tried_with)
     if here.get(next(iter(trainer.tried_with), "")) in (None, "not installed"):
         return []
     return [

@@ -32,7 +32,7 @@ LEAST = 10  # occurrences of a token id before "wherever it stands" says somethi
 NEARLY = 0.9
 # Of the dropped tokens that have such an id. SmolLM2, real rows: 17, 23 and 24 % with harm, 0 % (random masks) without.
 ALWAYS = 0.15
-# Of the tokens dropped. At random 32 and 37 % cost SmolLM2 0.01 and 0.04 nats a token, 54 % (MBPP) 0.08; 65 % took the
+# Of the tokens dropped. At random 32 and 37 % cost SmolLM2 0.01 and 0.03 nats a token, 54 % (MBPP) 0.08; 65 % took the
 # tiny model from 45 to 12 %.
 MOST = 0.5
 # Nats a token: the base model hardly knows such text. Masks mostly did harm at 8.4 and 11.3; known rows have 1 to 3.

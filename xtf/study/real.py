@@ -126,12 +126,11 @@ def hypotheses(study: Study, task: str, rates: Study | None = None) -> list[Answ
 
 
 def rates_run(rates: Study, task: str) -> list[float]:
-    """The learning rates at which both normal and xtf were run, ascending."""
-    there = [
-        {name.removeprefix(prefix) for name in rates.names(task, 0.0) if name.startswith(prefix)}
-        for prefix in (f"normal {RATE}=", f"xtf {RATE}=")
-    ]
-    return sorted(float(rate) for rate in set.intersection(*there) if " " not in rate)
+    """The learning rates at which both normal and xtf were run with a seed that they share, ascending."""
+    prefix = f"normal {RATE}="
+    there = (name.removeprefix(prefix) for name in rates.names(task, 0.0) if name.startswith(prefix))
+    found = (float(rate) for rate in there if " " not in rate)
+    return sorted(rate for rate in found if rates.shared_seeds([_at(rate, "normal", task), _at(rate, "xtf", task)]))
 
 
 def _at(rate: float, method: str, task: str) -> Arm:
