@@ -20,7 +20,7 @@ real: $(VENV)/.real  ## the same on really pre-trained weights (135 M, a package
 test: $(VENV)/.test $(VENV)/.chromium lint  ## install with the test extra, lint, types, then the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-torture: $(VENV)/.test  ## kills, damage, hostile programs, fuzzers: what docs/reliability.md counts (TORTURE="--kills 1000" for more)
+torture: $(VENV)/.torture  ## kills, damage, hostile programs, fuzzers: what docs/reliability.md counts (TORTURE="--kills 1000" for more)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py $(TORTURE)
 
 lint: $(VENV)/.test
@@ -68,6 +68,10 @@ $(VENV)/.real: $(VENV)/.base
 
 $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install -q -e '.[run,test,judge,dashboard,docs]' -c constraints.txt
+	touch $@
+
+$(VENV)/.torture: $(VENV)/.test
+	$(BIN)/python -m pip install -q -e '.[run,test,torture]' -c constraints.txt
 	touch $@
 
 # The explorer's tests drive a Chromium of the distribution; where there is none and none can be installed, they skip.

@@ -1,6 +1,8 @@
 """What `make torture` tries for as long as it is told to; a line of figures each, and exit status 1 if any is bad.
 
-    python tests/torture.py [--kills 20] [--damage 20] [--programs 50] [--frames 100000] [--files 2000] [--values 500]
+    python tests/torture.py [--kills 20] [--damage 20] [--programs 50] [--values 500] [--fuzz 20]
+
+`--fuzz` are seconds for each target of tests/fuzz.py.
 
 It prints its seed; `--seed N` does the same again.
 """
@@ -8,29 +10,24 @@ It prints its seed; `--seed N` does the same again.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import commands
 
-from xtf.config.schema import SandboxConfig, SourceConfig
-from xtf.data.examples import RowError, render
-from xtf.data.rows import load_rows
-from xtf.graders.sandbox import Sandbox, Trial
-from xtf.graders.sandbox_child import HEADER, Remote, TestValues, is_verdict
+from xtf.config.schema import SandboxConfig
+from xtf.graders.sandbox import HEADER, Sandbox, Trial
 
 ROOT = Path(__file__).parents[1]
 
@@ -182,112 +179,7 @@ def programs(count: int, rng: random.Random) -> Counter[str]:
     return Counter(programs=count, forged=forged, right_program_failed_after=int(not after[0].passed))
 
 
-def frames(count: int, rng: random.Random) -> Counter[str]:
-    """Replies of a tests' process, changed at random; and values of a program, of which none may decode to code."""
-    found: Counter[str] = Counter(frames=0, forged=0, values=0, code=0, odd_errors=0)
-    values = TestValues.__new__(TestValues)
-    values.checker = None  # type: ignore[assignment]  # a handle needs none until it is used
-    for number in range(count):
-        header = HEADER.pack(rng.randrange(2**64), rng.randbytes(16), 0)
-        text = json.dumps({"passed": rng.random() < 0.5, "reason": "x" * rng.randrange(9)}).encode()
-        reply = bytearray(header[:24] + len(text).to_bytes(4, "big") + text)
-        for _ in range(rng.randint(1, 3)):
-            at = rng.randrange(len(reply) + 1)
-            change = rng.randrange(4)
-            if change == 0 and at < len(reply):
-                reply[at] ^= 1 << rng.randrange(8)
-            elif change == 1:
-                reply[at:at] = rng.randbytes(rng.randint(1, 5))
-            elif change == 2:
-                del reply[at : at + rng.randint(1, 5)]
-            else:
-                reply += bytes(reply)
-        found["frames"] += 1
-        if is_verdict(bytes(reply), header) and bytes(reply[:24]) != header[:24]:
-            found["forged"] += 1
-        if number % 10 == 0:
-            found["values"] += 1
-            try:
-                decoded = values.decode(_value(rng))
-            except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, OverflowError):
-                continue  # the checker fails the program on any of them
-            except Exception as error:
-                print(f"the value decoder raised {error!r}", file=sys.stderr)
-                found["odd_errors"] += 1
-                continue
-            found["code"] += _holds_code(decoded)
-    return found
-
-
-def _value(rng: random.Random, depth: int = 0) -> Any:
-    kinds = ("int", "complex", "bytes", "bytearray", "dict", "tuple", "set", "frozenset", "deque", "range", "Fraction")
-    kinds += ("Decimal", "builtin", "module", "handle", "__class__")
-    leaves = (None, True, 3, -1, 2.5, "exec", "os", "0x10", "nan", [], {}, "", "zz")
-    if depth > 3 or rng.random() < 0.3:
-        return rng.choice(leaves)
-    if rng.random() < 0.3:
-        return [_value(rng, depth + 1) for _ in range(rng.randrange(4))]
-    return {rng.choice(kinds): _value(rng, depth + 1) for _ in range(rng.choice([1, 1, 1, 0, 2]))}
-
-
-def _holds_code(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_code(part) for pair in value.items() for part in pair)
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_holds_code, value))
-    return type(value) is not Remote and isinstance(value, types.ModuleType | type | Callable)
-
-
-# -- rows and templates -----------------------------------------------------------------------------------------------
-
-
-def files(count: int, rng: random.Random, scratch: Path) -> Counter[str]:
-    """Files of rows changed at random, and templates: read, or refused with a ValueError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"question": "1 + 1?", "answer": "two é \u2028", "n": 2.5, "m": [{"role": "user", "content": "x"}]}] * 3
-    table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), table)
-    seeds = {
-        "jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(),
-        "json": json.dumps(rows).encode(),
-        "csv": b'question,answer\n"1, ""1""",2\nx,"a\nb"\n',
-        "parquet": table.getvalue(),
-    }
-    pieces = ("{", "}", "question", ".", "__class__", "[0]", "!r", ":", ">9", "99999999999", "{n}", "m", " ", "é", "0")
-    found: Counter[str] = Counter(files=0, read=0, refused=0, tracebacks=0, templates=0)
-    for _ in range(count):
-        suffix = rng.choice(list(seeds))
-        content = bytearray(seeds[suffix])
-        for _ in range(rng.randint(1, 4)):
-            at = rng.randrange(len(content) + 1)
-            change = rng.randrange(3)
-            if change == 0 and at < len(content):
-                content[at] = rng.randrange(256)
-            elif change == 1:
-                content[at:at] = rng.choice([rng.randbytes(3), b"\x00", b"\xff\xfe", b"\r", b'"', b"[" * 5000, b"NaN"])
-            else:
-                del content[at : at + rng.randint(1, 60)]
-        file = scratch / f"rows.{suffix}"
-        file.write_bytes(content)
-        found["files"] += 1
-        template = "".join(rng.choices(pieces, k=rng.randint(1, 7)))
-        for name, call in (
-            ("files", lambda file=file: load_rows(SourceConfig(path=str(file)))),
-            ("templates", lambda template=template: render(template, rows[0])),
-        ):
-            try:
-                call()
-                found["read" if name == "files" else "templates"] += 1
-            except (RowError, ValueError, OSError):
-                found["refused" if name == "files" else "templates"] += 1
-            except Exception as error:
-                found["tracebacks"] += 1
-                print(
-                    f"{name}: {error!r} of {bytes(content)[:200] if name == 'files' else template!r}", file=sys.stderr
-                )
-    return found
+# -- readers and settings ----------------------------------------------------------------------------------------------
 
 
 def any_value(count: int) -> Counter[str]:
@@ -301,19 +193,27 @@ def any_value(count: int) -> Counter[str]:
     return Counter(values=count, failed=int(done.returncode != 0))
 
 
-BAD = ("different", "forged", "code", "odd_errors", "tracebacks", "failed", "right_program_failed_after")
+def fuzz(seconds: int, rng: random.Random) -> Counter[str]:
+    """tests/fuzz.py, each target for so long; it ends at the first input on which a promise does not hold."""
+    found: Counter[str] = Counter()
+    for target in ("files", "templates", "values", "frames"):
+        command = [sys.executable, str(ROOT / "tests/fuzz.py"), target, str(seconds), "--seed"]
+        command.append(str(rng.randrange(1, 2**31)))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        tried = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+        found[f"{target} fuzzed"] = int(tried[1]) if tried else 0
+        found["failed"] += done.returncode != 0
+        if done.returncode:
+            print(done.stderr[-4000:], file=sys.stderr)
+    return found
+
+
+BAD = ("different", "forged", "failed", "right_program_failed_after")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (
-        ("kills", 20),
-        ("damage", 20),
-        ("programs", 50),
-        ("frames", 100_000),
-        ("files", 2000),
-        ("values", 500),
-    ):
+    for name, default in (("kills", 20), ("damage", 20), ("programs", 50), ("values", 500), ("fuzz", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     chosen = parser.parse_args()
@@ -329,9 +229,8 @@ def main() -> int:
             ("kills", lambda rng: kills(chosen.kills, rng, whole, scratch)),
             ("damage", lambda rng: damage(chosen.damage, rng, whole, scratch)),
             ("programs", lambda rng: programs(chosen.programs, rng)),
-            ("frames", lambda rng: frames(chosen.frames, rng)),
-            ("files", lambda rng: files(chosen.files, rng, scratch)),
             ("values", lambda rng: any_value(chosen.values)),
+            ("fuzz", lambda rng: fuzz(chosen.fuzz, rng)),
         ):
             if not getattr(chosen, name):
                 continue

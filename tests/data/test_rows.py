@@ -86,6 +86,20 @@ def test_a_gap_in_a_data_frame_is_null_and_its_neighbours_stay_whole(tmp_path: P
     assert isinstance(read_file(path)[0][1]["n"], int)
 
 
+def test_a_damaged_parquet_file_is_refused_by_its_name_wherever_it_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": ["one", "two", "three"], "n": [1, 2, 3]}), path, compression="none")
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            list(load_rows(SourceConfig(path=str(path))))
+        except ValueError as error:
+            assert "rows.parquet" in str(error)
+            refused += 1
+    assert refused > len(whole) // 20  # many a bit is of statistics that nobody reads, or of a text
+
+
 # -- side files -------------------------------------------------------------------------------------------------------
 
 

@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, cast, overload
@@ -101,6 +103,9 @@ def load_rows(source: SourceConfig) -> Rows:
 
 
 LONGEST_LINE = 64 << 20  # bytes of a JSONL row: some 16 million tokens
+# What damaged or foreign content makes the readers of its format raise, beside Arrow's own: JSON and text a ValueError,
+# a cut .gz an EOFError or zlib.error, a date beyond Python's years an OverflowError.
+READ_ERRORS = (OSError, EOFError, ValueError, RecursionError, OverflowError, csv.Error, zlib.error)
 CHUNK = 1 << 20  # bytes that are looked through for lines at a time
 LINES = 1024  # rows of a JSONL file from one whose place is known to the next
 
@@ -260,10 +265,30 @@ def _lines(file: BinaryIO, start: int, number: int) -> Iterator[tuple[int, bytes
         yield start, rest.rstrip(b"\r\n")
 
 
-class _ParquetSource:
-    """The rows of a Parquet file, read some at a time, in the way of `plain_rows`."""
+@contextmanager
+def _reading_arrow(path: Path) -> Iterator[None]:
+    """Raises what Arrow raises for a damaged file as a ValueError with the file."""
+    import pyarrow as pa
 
-    def __init__(self, file: Path | io.BytesIO) -> None:
+    try:
+        yield
+    except (*READ_ERRORS, pa.ArrowException) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+class _ParquetSource:
+    """The rows of a Parquet file, read some at a time, in the way of `plain_rows`.
+
+    Raises:
+        ValueError: the file is no Parquet, or damaged, which may show when rows are read.
+    """
+
+    def __init__(self, path: Path, file: Path | io.BytesIO) -> None:
+        self.path = path
+        with _reading_arrow(path):
+            self._open(file)
+
+    def _open(self, file: Path | io.BytesIO) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -290,6 +315,10 @@ class _ParquetSource:
         return gaps and some
 
     def at(self, places: Places) -> Iterator[dict[str, Any]]:
+        with _reading_arrow(self.path):  # what happens to whoever goes through the rows does not pass through here
+            yield from self._at(places)
+
+    def _at(self, places: Places) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
         from xtf.data.batches import by_group
@@ -346,18 +375,20 @@ def open_file(path: Path) -> Source:
     try:
         if kind[0] == ".jsonl":
             return _LineSource(path, zipped)
-        if kind[0] == ".parquet" and not zipped:
-            if not path.stat().st_size:
-                raise ValueError("the file is empty")
-            return _ParquetSource(path)
-        content = path.read_bytes()
-        content = gzip.decompress(content) if zipped else content
-        if not content.strip():
+        if not path.stat().st_size:
             raise ValueError("the file is empty")
-        return _ParquetSource(io.BytesIO(content)) if kind[0] == ".parquet" else _ListedSource(whole[kind[0]](content))
-    except (OSError, EOFError, ValueError, RecursionError, csv.Error) as error:  # ValueError: JSON and Arrow errors too
+        packed: Path | io.BytesIO = path
+        if zipped or kind[0] != ".parquet":
+            content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+            if not content.strip():
+                raise ValueError("the file is empty")
+            if kind[0] != ".parquet":
+                return _ListedSource(whole[kind[0]](content))
+            packed = io.BytesIO(content)
+    except READ_ERRORS as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path}: cannot be read: {reason}") from error
+    return _ParquetSource(path, packed)
 
 
 def read_saved(folder: Path, split: str) -> Numbered:
@@ -379,12 +410,14 @@ def read_saved(folder: Path, split: str) -> Numbered:
         names = ", ".join(place.name for place in inner)
         what = f"several datasets ({names}): name one of them" if inner else "no dataset that save_to_disk wrote"
         raise ValueError(f"{folder}: the folder holds {what}")
-    data = datasets.load_from_disk(str(inner[0]))
+    with _reading_arrow(inner[0]):
+        data = datasets.load_from_disk(str(inner[0]))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise ValueError(f"{folder}: it has no split {split!r} but {', '.join(data)}: set task.train.split")
         data = data[split]
-    return list(enumerate(plain_rows(data.with_format("arrow")[:]), start=1))
+    with _reading_arrow(inner[0]):
+        return list(enumerate(plain_rows(data.with_format("arrow")[:]), start=1))
 
 
 def read_field(path: Path, name: str, what: str) -> list[str]:
@@ -536,7 +569,7 @@ def _id_set(path: str) -> set[str]:
     file = Path(path).expanduser()
     try:
         data = _json(_text(file.read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as a JSON list of ids or an object keyed by id: {error}") from error
     if not isinstance(data, list | dict) or not data:
         raise ValueError(f"{path}: a JSON list of ids or an object keyed by id is needed, with at least one id")
