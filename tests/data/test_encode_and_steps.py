@@ -155,6 +155,7 @@ def test_tokens_within_spans_are_those_whose_text_touches_them(name: str) -> Non
         tokens_within(tokenizer, examples, rows, lambda example: [(0, 99)])
 
 
+@needs_shared
 def test_a_template_that_drops_the_system_message_is_refused() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     example = as_examples([{"id": "x", "messages": [*turns, {"role": "assistant", "content": "Hello"}]}])[0]
