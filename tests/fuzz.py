@@ -1,6 +1,6 @@
 """A coverage-guided fuzzer (atheris) on one of the readers of what others wrote, for a given time.
 
-    python tests/fuzz.py files|templates|values|frames SECONDS [--seed N]
+    python tests/fuzz.py files|templates|values|frames|replies SECONDS [--seed N]
 
 It ends with the number of inputs tried; the first one on which a promise does not hold is printed and kept under
 outputs/fuzz/, and the exit status is not 0.
@@ -13,8 +13,12 @@ import base64
 import contextlib
 import io
 import json
+import os
+import secrets
+import socket
 import sys
 import tempfile
+import time
 import types
 from collections import deque
 from collections.abc import Callable
@@ -26,17 +30,28 @@ import atheris
 with atheris.instrument_imports(include=["xtf.data", "xtf.graders"]):
     from xtf.data.examples import RowError, render
     from xtf.data.rows import load_rows
-    from xtf.graders.sandbox_child import HEADER, Remote, TestValues, is_verdict
+    from xtf.graders.sandbox import IrregularError, Worker
+    from xtf.graders.sandbox_child import (
+        BUILTIN_ERRORS,
+        HEADER,
+        Checker,
+        FailureError,
+        Remote,
+        TestValues,
+        answer,
+        is_verdict,
+    )
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xtf.config.schema import SourceConfig
+from xtf.config.schema import SandboxConfig, SourceConfig
 
 SCRATCH = Path(tempfile.mkdtemp())
 ROWS = [{"question": "1 + 1?", "answer": "two é \u2028", "n": 2.5, "m": [{"role": "user", "content": "x"}]}] * 3
 SUFFIXES = ("jsonl", "json", "csv", "parquet", "jsonl.gz", "parquet.gz")
-HEAD = HEADER.pack(7, b"nobody knows it.", 0)
+NOTHING, _ = os.pipe()  # what the program prints
+LIMITS = {"wall_seconds": 5.0, "memory_mb": 512, "output_kb": 64}
 
 
 def files(content: bytes) -> None:
@@ -82,10 +97,40 @@ def holds_code(value: Any) -> bool:
 
 
 def frames(content: bytes) -> None:
-    """A reply of the tests' process: taken as a verdict only if it is bound to the job."""
-    if is_verdict(content, HEAD):
-        assert content[:24] == HEAD[:24], "forged"
-        assert content[HEADER.size :].strip(b" \t\r\n")[:1] == b"{"
+    """What a tests' process and a server say: none of it is a verdict on a job whose nonce they do not know, and
+    nothing beside the one verdict passes with it."""
+    header = HEADER.pack(7, secrets.token_bytes(16), 0)
+    assert not is_verdict(content, header), "forged"
+    genuine = answer(header, {"passed": False, "reason": "x"})
+    if content:
+        assert not is_verdict(genuine + content, header) and not is_verdict(content + genuine, header), "surplus"
+    worker = Worker(SandboxConfig(), isolate=True)
+    worker.number = 7
+    worker.channel, theirs = socket.socketpair()
+    with worker.channel, theirs:
+        theirs.sendall(content)
+        theirs.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(EOFError, IrregularError):
+            raise AssertionError(f"forged: {worker._receive(time.monotonic() + 5, header[8:24])}")
+
+
+def replies(content: bytes) -> None:
+    """What a program's process answers to the tests': read as data, raised as a built-in error, or the end of it."""
+    ours, theirs = socket.socketpair()
+    checker = Checker(0, ours, NOTHING, None, None, LIMITS)
+    checker.how_it_ended = lambda: "it ended"  # type: ignore[method-assign]  # there is no process
+    with ours, theirs:
+        if content[-1:] == b"!":  # a whole frame
+            content = (len(content) - 1).to_bytes(4, "big") + content[:-1]
+        theirs.sendall(content)
+        theirs.shutdown(socket.SHUT_WR)
+        changed, numbers = {"a": 1}, [1]
+        try:
+            found = checker.operate("call", 0, (numbers,), {"key": changed})
+        except (FailureError, RuntimeError, *BUILTIN_ERRORS.values()):
+            found = None  # BUILTIN_ERRORS: what the program says that it raised
+        assert not holds_code([found, changed, numbers]), "code was decoded"
+        assert type(changed) is dict and type(numbers) is list
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -96,6 +141,8 @@ def seeds() -> dict[str, list[bytes]]:
     decoded: list[Any] = [{"bytes": base64.b64encode(b"x").decode()}, {"dict": [["a", 1]]}, {"tuple": [1, {"set": []}]}]
     decoded += [{"complex": ["1", "nan"]}, {"Fraction": "1/3"}, {"range": [1, 2, 3]}, {"builtin": "exec"}]
     decoded += [{"module": "os"}, {"handle": 3}, {"Decimal": "1e5"}, {"deque": [[1], None]}, {"int": "0x10"}]
+    answered: list[Any] = [{"value": value, "changed": [[0, value], ["key", {"dict": [[1, 2]]}]]} for value in decoded]
+    answered += [{"end": True}, {"error": ["KeyError", "Exception"], "text": "x", "fatal": False}]
     return {
         "files": [
             b"\0" + "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
@@ -105,7 +152,8 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "templates": [b"{question} {{x}} {n:.2f} {m[0]}", b"{question.__class__}{answer!r:>9}"],
         "values": [json.dumps(value).encode() for value in decoded],
-        "frames": [HEAD[:24] + len(text).to_bytes(4, "big") + text],
+        "frames": [HEADER.pack(7, bytes(16), len(text)) + text],
+        "replies": [json.dumps(reply).encode() + b"!" for reply in answered],
     }
 
 
@@ -114,6 +162,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "templates": templates,
     "values": values,
     "frames": frames,
+    "replies": replies,
 }
 
 

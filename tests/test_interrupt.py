@@ -208,3 +208,19 @@ with interruptible("python run.py"):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 130 and "interrupted; this command goes on from here: python run.py" in said
+
+
+def test_the_first_imports_are_interrupted_without_a_traceback() -> None:
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job would not have
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "xtf.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from xtf.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and done.stderr.startswith("interrupted;") and "Traceback" not in done.stderr

@@ -196,7 +196,7 @@ def any_value(count: int) -> Counter[str]:
 def fuzz(seconds: int, rng: random.Random) -> Counter[str]:
     """tests/fuzz.py, each target for so long; it ends at the first input on which a promise does not hold."""
     found: Counter[str] = Counter()
-    for target in ("files", "templates", "values", "frames"):
+    for target in ("files", "templates", "values", "frames", "replies"):
         command = [sys.executable, str(ROOT / "tests/fuzz.py"), target, str(seconds), "--seed"]
         command.append(str(rng.randrange(1, 2**31)))
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -367,6 +367,7 @@ class SandboxConfig:
     file_mb: int = within(16, 1, 2**30)  # of a file that it writes
     output_kb: int = within(64, 0, 2**30)  # of what it prints
     workers: int = within(2, 1, 1024)  # programs that run at once
+    bubblewrap: bool = False  # the whole sandbox within bwrap, which must be installed
 
 
 @dataclass

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import signal
 import socket
 import struct
@@ -90,6 +91,29 @@ class Worker:
             "channel": channel,
         }
 
+    def wall(self) -> list[str]:
+        """The command that the server's is given to: none, or bwrap with a read-only view of the file system, nothing
+        of the user's folders, no network, and the rights by which the server builds its own walls inside.
+
+        Raises:
+            ValueError: bwrap is asked for and not installed.
+        """
+        if not self.config.bubblewrap:
+            return []
+        if (bwrap := shutil.which("bwrap")) is None:
+            raise ValueError("task.sandbox.bubblewrap=true: there is no bwrap on this machine (apt install bubblewrap)")
+        root = os.geteuid() == 0  # who needs no user namespace; a user's own gives the server one in turn
+        apart = ["pid", "net", "ipc", "uts", *([] if root else ["user"])]
+        readable = [sys.prefix, *readable_paths(), str(CHILD)]
+        return [
+            # not --die-with-parent: it would end with the thread that started it; the server ends with its channel
+            *(bwrap, *(f"--unshare-{name}" for name in apart), *(["--cap-add", "ALL"] * root)),
+            *("--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"),
+            *(part for path in readable for part in ("--ro-bind", path, path)),
+            *(["--bind", self.folder.name, self.folder.name] if self.folder else []),
+            "--",
+        ]
+
     def start(self) -> subprocess.Popen[bytes]:
         self.folder = None if self.isolate else tempfile.TemporaryDirectory(prefix="xtf-sandbox-")
         environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
@@ -97,8 +121,9 @@ class Worker:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         self.channel, theirs = socket.socketpair()
         with theirs:
+            settings = self.settings(theirs.fileno())
             self.process = subprocess.Popen(
-                [sys.executable, "-S", "-P", "-s", "-B", str(CHILD), json.dumps(self.settings(theirs.fileno()))],
+                [*self.wall(), sys.executable, "-S", "-P", "-s", "-B", str(CHILD), json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -115,7 +140,7 @@ class Worker:
             ready = self._receive(time.monotonic() + START_SECONDS, bytes(16))
         except (OSError, EOFError, IrregularError) as error:
             self.stop()
-            raise RuntimeError("the sandbox's server did not start (its error is above)") from error
+            raise ChildProcessError("the sandbox's server did not start (its error is above)") from error
         if ready["problem"] is not None:
             self.stop()
             raise NoNamespacesError(ready["problem"])
@@ -136,7 +161,9 @@ class Worker:
             reply = self._receive(deadline, nonce)
             if reply.keys() != {"passed", "reason"} or not isinstance(reply["passed"], bool):
                 raise IrregularError
-            return Outcome(reply["passed"], str(reply["reason"]))
+            # a program's message may hold half of a surrogate pair, which no file of text takes
+            reason = str(reply["reason"]).encode("utf-8", "backslashreplace").decode()
+            return Outcome(reply["passed"], reason)
         except TimeoutError:
             reason = "timeout: the tests did not end"
         except IrregularError:
@@ -284,12 +311,13 @@ def isolation_record(config: SandboxConfig) -> dict[str, Any]:
     isolate, problem = check_isolation(config)
     kinds = ["mount", "pid", "network", "ipc", "uts"] + (["user"] if os.geteuid() != 0 else [])
     limits = dataclasses.asdict(config)
-    del limits["allow_unsandboxed"], limits["workers"]
+    del limits["allow_unsandboxed"], limits["workers"], limits["bubblewrap"]
     return {
         "namespaces": kinds if isolate else [],
         "why_none": problem,
         "own_ipc_and_keyring_per_program": isolate,
         "system_call_filter": isolate,
+        "within_bubblewrap": config.bubblewrap,
         "kernel": platform.release(),
         "limits": limits,
     }

@@ -358,10 +358,13 @@ def serve(values: ProgramValues, message: Value) -> Value:
             if message["operation"] != "next":
                 raise
             return {"end": True}
-        changed = {}
-        for place, (arg, sent) in enumerate(zip(args, message["args"], strict=True)):
-            if isinstance(arg, MUTABLE) and (now := values.encode(arg)) != sent:
-                changed[place] = now
+        given = {**dict(enumerate(args)), **kwargs}
+        sent = {**dict(enumerate(message["args"])), **message["kwargs"]}
+        changed = [
+            [place, now]
+            for place, arg in given.items()
+            if isinstance(arg, MUTABLE) and (now := values.encode(arg)) != sent[place]
+        ]
         return {"value": values.encode(result), "changed": changed}
     except BaseException as error:  # as in run_candidate
         return describe(error)
@@ -555,8 +558,8 @@ class Checker:
             raise StopIteration
         result = self.value(reply)
         try:
-            for place, now in reply.get("changed", {}).items():
-                replace_content(args[int(place)], self.values.decode(now))
+            for place, now in reply.get("changed", []):
+                replace_content(kwargs[place] if isinstance(place, str) else args[place], self.values.decode(now))
             return self.values.decode(result)
         # a hostile answer may break the decoding in any way, which no test may take for an error that it expects
         except Exception as error:
@@ -578,8 +581,9 @@ class Checker:
 
 
 def replace_content(old: Any, new: Any) -> None:
-    """What the program did in place to an argument, done to the checker's copy."""
-    if type(old) is not type(new) or not isinstance(old, MUTABLE):
+    """What the program did in place to an argument, done to the checker's copy, which may be of a subclass
+    (`defaultdict`) that crossed as what it is based on."""
+    if not isinstance(old, type(new)) or not isinstance(old, MUTABLE):
         raise TypeError(f"{type(old).__name__} cannot become {type(new).__name__}")
     old.clear()
     old.update(new) if isinstance(old, dict | set) else old.extend(new)
@@ -686,7 +690,8 @@ ALL_BITS = 0xFFFFFFFF
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # `uname -m`: AUDIT_ARCH
 
 # Name, number on x86-64, number on AArch64 ("-": it has no such call). What Docker's default profile refuses to a
-# container without capabilities; io_uring and keyrings; vmsplice, by which a pipe holds pages that no process has.
+# container without capabilities; io_uring and keyrings; vmsplice, by which a pipe holds pages that no process has;
+# pidfd_send_signal, for a socket tells its other end's process (SO_PEERPIDFD), and that is the checker.
 REFUSED = """
 acct 163 89; add_key 248 217; adjtimex 159 171; bpf 321 280; chroot 161 51; clock_adjtime 305 266;
 clock_settime 227 112; delete_module 176 106; fanotify_init 300 262; finit_module 313 273; fsconfig 431 431;
@@ -695,7 +700,8 @@ io_uring_register 427 427; io_uring_setup 425 425; ioperm 173 -; iopl 172 -; kcm
 kexec_load 246 104; keyctl 250 219; lookup_dcookie 212 18; mbind 237 235; memfd_secret 447 447; migrate_pages 256 238;
 modify_ldt 154 -; mount 165 40; mount_setattr 442 442; move_mount 429 429; move_pages 279 239;
 name_to_handle_at 303 264; open_by_handle_at 304 265; open_tree 428 428; perf_event_open 298 241; personality 135 92;
-pidfd_getfd 438 438; pivot_root 155 41; process_madvise 440 440; process_vm_readv 310 270; process_vm_writev 311 271;
+pidfd_getfd 438 438; pidfd_send_signal 424 424; pivot_root 155 41; process_madvise 440 440; process_vm_readv 310 270;
+process_vm_writev 311 271;
 ptrace 101 117; quotactl 179 60; quotactl_fd 443 443; reboot 169 142; request_key 249 218; set_mempolicy 238 237;
 set_mempolicy_home_node 450 450; setdomainname 171 162; sethostname 170 161; setns 308 268; settimeofday 164 170;
 swapoff 168 225; swapon 167 224; syslog 103 116; umount2 166 39; unshare 272 97; userfaultfd 323 282; vhangup 153 58;
@@ -767,7 +773,10 @@ def requested_bytes(number: int, arguments: Sequence[int], settings: dict[str, A
     if number in (numbers["mmap"], numbers["shmget"]):
         page = resource.getpagesize()
         return -(-arguments[1] // page) * page
-    return int(settings["file_mb"]) * 2**20 if number == numbers["memfd_create"] else 64 * 2**10
+    if number == numbers["memfd_create"]:
+        return int(settings["file_mb"]) * 2**20
+    semaphores = arguments[1] if number == numbers["semget"] else 0
+    return max(64 * 2**10, 64 * semaphores)  # the kernel aligns each to a cache line
 
 
 def build_filter(rules: Sequence[Rule], machine: str) -> bytes:
