@@ -13,7 +13,7 @@ import pytest
 
 from xtf.config.schema import PRESETS, Protect, ThresholdConfig, ThresholdEnd
 from xtf.scoring.masks import MaskedTokens
-from xtf.scoring.verdict import EVIDENCE, PROTECT, SAFE, WITHOUT_TR, Level, judge
+from xtf.scoring.verdict import EVIDENCE, PROTECT, SAFE, WITHOUT_TR, Level, _by_chance, judge
 
 PAPER = PRESETS["paper"]
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -67,7 +67,42 @@ def test_an_id_that_is_dropped_in_nine_of_ten_places_is_hardly_taught_either():
 def test_what_the_base_model_expects_everywhere_is_known_and_not_missed():
     found = judge([mask(ROWS, [7], by="kn")], PAPER)
     assert (found.level, list(found.always)) == (Level.fine, [])
-    assert found.lines(str) == ["fine, nothing in it speaks against training"]
+    assert found.lines(str) == [
+        "fine, nothing in it speaks against training",
+        "25 % of the response tokens are dropped, with ids that are dropped wherever they stand go 0.00 of the base "
+        "model's 0.69 nats a token; how well it chooses, only a training can tell.",
+    ]
+
+
+def test_what_is_never_taught_counts_by_what_the_base_model_does_not_know():
+    rows = [[1, 2, 0]] * 10 + [[3, 4, 0]] * 9  # a quarter of the tokens that are judged go with id 1
+    known, unknown = (judge([mask(rows, [1], p=p)], PAPER) for p in (0.9, 0.3))
+    assert (known.level, unknown.level) == (Level.look, Level.stop)
+    share = 10 / 38
+    assert unknown.untaught[0] == pytest.approx(-share * np.log(0.3))  # 0.32
+    assert any("go 0.32 of the base model's 1.20 nats a token: what it has to learn" in t for t in unknown.lines(str))
+    assert judge([mask(rows, [1], p=0.3)], ThresholdConfig(dropped_weight=0.3)).level is Level.look
+
+
+def test_few_responses_do_not_show_what_goes_wherever_it_stands():
+    found = judge([mask(ROWS[:9], [7])], PAPER)
+    assert found.level is Level.look
+    assert found.lines(str)[1] == (
+        "There are 9 responses: too few to see which tokens are dropped wherever they stand."
+    )
+    assert judge([mask(ROWS[:9], [])], PAPER).level is Level.fine
+
+
+def test_what_a_random_mask_drops_wherever_it_stands_is_the_mean_of_random_masks():
+    rng = np.random.default_rng(0)
+    ids = np.repeat(np.arange(40), rng.integers(10, 21, 40))
+    times, share = np.bincount(ids), 0.7
+    found = []
+    for _ in range(4000):
+        gone = np.bincount(ids[rng.random(len(ids)) < share], minlength=40)
+        found.append(gone[gone >= 0.9 * times].sum())
+    spread = np.std(found) / np.sqrt(len(found))
+    assert _by_chance(times, share) == pytest.approx(np.mean(found), abs=4 * spread)
 
 
 def test_ids_of_some_responses_are_looked_at_and_rare_ones_are_not_judged():

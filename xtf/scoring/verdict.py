@@ -9,6 +9,7 @@ is in docs/does-it-help.md). They are few, so a limit tells where to look and is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -32,6 +33,9 @@ LEAST = 10  # occurrences of a token id before "wherever it stands" says somethi
 NEARLY = 0.9
 # Of the dropped tokens that have such an id. SmolLM2, real rows: 17, 23 and 24 % with harm, 0 % (random masks) without.
 ALWAYS = 0.15
+# Nats a token of the base model in the dropped tokens of such ids. SmolLM2: 0.27 to 0.36 in the four masks that cost it
+# 0.23 to 0.86, at most 0.09 in all others. Not set by the tiny model, which ends at 2.5 % with 0.38 (code).
+UNTAUGHT = 0.2
 # Of the tokens dropped. At random 32 and 37 % cost SmolLM2 0.01 and 0.03 nats a token, 54 % (MBPP) 0.08; 65 % took the
 # tiny model from 45 to 12 %.
 MOST = 0.5
@@ -109,11 +113,11 @@ class Verdict:
     def lines(self, name: Callable[[int], str]) -> list[str]:
         """In sentences, the judgement first; `name` gives the text of a token id."""
         found = [self.level.words + ("" if self.level else ", nothing in it speaks against training")]
-        found += [text for level, text in self.reasons if level]
+        found += [text for _, text in self.reasons]
         if self.always:
             shown = ", ".join(f"{name(item.id)!r} ({item.times:,})" for item in self.always)
             found.append(f"Dropped wherever they stand, or nearly so: {shown}")
-            if self.untaught is not None:
+            if self.untaught is not None and self.untaught[0] < UNTAUGHT:
                 found.append(
                     "With all such ids go {:.2f} of the base model's {:.2f} nats a token.".format(*self.untaught)
                 )
@@ -128,18 +132,45 @@ def judge(parts: Iterable[MaskedTokens], threshold: ThresholdConfig, stats: Mapp
     """
     counts, stats = _Counts.of(parts, threshold), stats or {}
     always = counts.always()
-    form = [item for item in always if item.responses >= FORM * counts.examples]
-    reasons = list(_reasons(counts, always, len(form), threshold, stats))
-    advice = list(_advice(counts, form or always, bool(form), threshold, stats)) if reasons else []
     untaught = None
     if counts.nats is not None:
         gone, total = float(counts.nats[[item.id for item in always]].sum()), max(1, int(counts.judged.sum()))
         untaught = gone / total, counts.nats_judged / total
+    form = [item for item in always if item.responses >= FORM * counts.examples]
+    reasons = list(_reasons(counts, always, len(form), untaught, threshold, stats))
+    advice = list(_advice(counts, form or always, bool(form), threshold, stats)) if reasons else []
+    if not reasons:
+        reasons = [(Level.fine, _looked_at(counts, untaught))]
     return Verdict(reasons, sorted(always, key=lambda item: -item.responses)[:WORST], advice, untaught)
 
 
 def _share(value: float) -> str:
     return f"{100 * value:.0f} %"
+
+
+def _looked_at(counts: _Counts, untaught: tuple[float, float] | None) -> str:
+    """What a mask against which nothing speaks was found to be."""
+    dropped, total = int(counts.dropped.sum()), max(1, int(counts.judged.sum()))
+    if not dropped:
+        return "No token is dropped: this is plain fine-tuning."
+    text = f"{_share(dropped / total)} of the response tokens are dropped"
+    if untaught is not None:
+        text += ", with ids that are dropped wherever they stand go {:.2f} of the base model's {:.2f} nats a token"
+        text = text.format(*untaught)
+    return text + "; how well it chooses, only a training can tell."
+
+
+def _by_chance(times: np.ndarray, share: float) -> float:
+    """The expected number of dropped tokens whose id goes in `NEARLY` of its places, of a random mask.
+
+    times: int64, the places of each id; share: of all tokens that it drops. Sums of k P(X = k), X binomial.
+    """
+    dropped = 0.0
+    for n, ids in zip(*np.unique(times, return_counts=True), strict=True):
+        k = np.arange(math.ceil(NEARLY * n), n + 1)
+        ways = math.lgamma(n + 1) - np.array([math.lgamma(j + 1) + math.lgamma(n - j + 1) for j in k])
+        dropped += ids * float((k * np.exp(ways + k * math.log(share) + (n - k) * math.log1p(-share))).sum())
+    return dropped
 
 
 def _lessened(threshold: ThresholdConfig) -> bool:
@@ -153,11 +184,21 @@ def _answers_go(stats: Mapping[str, Any]) -> bool:
 
 
 def _reasons(
-    counts: _Counts, always: Sequence[Always], form: int, threshold: ThresholdConfig, stats: Mapping[str, Any]
+    counts: _Counts,
+    always: Sequence[Always],
+    form: int,
+    untaught: tuple[float, float] | None,
+    threshold: ThresholdConfig,
+    stats: Mapping[str, Any],
 ) -> Iterator[tuple[Level, str]]:
     """What speaks against the mask; `form` of the ids that are `always` dropped stand in nearly every response."""
     lessened = _lessened(threshold)
     worst = Level.look if lessened else Level.stop
+    if 0 < counts.examples < LEAST and counts.dropped.any():
+        yield (
+            Level.look,
+            f"There are {counts.examples} responses: too few to see which tokens are dropped wherever they stand.",
+        )
     if form:
         taught = "taught with less weight." if lessened else f"never taught. {EVIDENCE}"
         yield (
@@ -165,6 +206,13 @@ def _reasons(
             f"Of the tokens that stand in at least {_share(FORM)} of the {counts.examples:,} responses, {form} "
             f"{'is' if form == 1 else 'are'} dropped in at least {_share(NEARLY)} of the places: the form of the "
             f"answer is {taught}",
+        )
+    if untaught is not None and untaught[0] >= UNTAUGHT:
+        yield (
+            worst,
+            "With ids that are dropped wherever they stand, or nearly so, go {:.2f} of the base model's {:.2f} nats a "
+            "token: what it has to learn there, no example teaches".format(*untaught)
+            + (" with its whole weight." if lessened else f" ({UNTAUGHT:g} and more did harm)."),
         )
     if threshold.end is ThresholdEnd.scored and counts.ends and (share := counts.ends_dropped / counts.ends) >= 0.5:
         teaches = "teaches to stop with its whole weight" if lessened else "teaches to stop"
@@ -182,7 +230,8 @@ def _reasons(
         yield (
             Level.look,
             f"{_share(by_id / dropped)} of the dropped tokens have an id that is dropped wherever it stands, or nearly "
-            "so: hardly another example teaches what they are.",
+            f"so (of a random mask's as large: {_share(counts.by_chance())}): hardly another example teaches what they "
+            "are.",
         )
     if dropped / total > MOST:
         yield Level.look, f"{_share(dropped / total)} of the response tokens are dropped."
@@ -273,6 +322,12 @@ class _Counts:
         self.nats = _sum(self.nats, np.bincount(ids[drop], nats[drop]))
         self.nats_trained += float(nats[~tokens.untrained].sum())
         self.nats_judged += float(nats[judged].sum())
+
+    def by_chance(self) -> float:
+        """Of as many tokens dropped at random, the share whose id goes wherever it stands, or nearly so: expected."""
+        dropped, total = int(self.dropped.sum()), int(self.judged.sum())
+        share = dropped / total
+        return _by_chance(self.judged[self.judged >= LEAST], share) / dropped if share < 1 else 1.0
 
     def always(self) -> list[Always]:
         """The ids of which at least `NEARLY` of the judged places are dropped, if there are `LEAST` of them."""
