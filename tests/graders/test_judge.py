@@ -291,7 +291,12 @@ def test_failed_verdicts_are_counted_and_never_wrong(server: Server, config: Jud
         ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
         ({"api_key_env": "", "base_url": None}, "neither an endpoint nor a key"),
         ({"prompt": "Right?"}, "must show the judge both"),
-        ({"prompt": "{reference} {answer} {gold}"}, "only {question}, {reference}, {answer}"),
+        ({"prompt": "{reference} {answer} {gold}"}, "only {question}, {reference}, {answer}: field 'gold' is missing"),
+        ({"prompt": "{question.__class__} {reference} {answer}"}, "no attributes"),
+        ({"prompt": "{question:>99999999999} {reference} {answer}"}, "is wider than 999 characters"),
+        ({"prompt": "{question[a]} {reference} {answer}"}, "task.judge.prompt reads only"),
+        ({"prompt": "{question:{answer}} {reference}"}, "task.judge.prompt reads only"),
+        ({"prompt": "{} {reference} {answer}"}, "task.judge.prompt reads only"),
     ],
 )
 def test_a_judge_that_cannot_be_reached_is_refused_before_training(

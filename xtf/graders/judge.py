@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.schema import JudgeConfig, TaskConfig
+from xtf.data.examples import RowError, render
 from xtf.graders.base import Grade, Grader, Item, final_part
 from xtf.graders.choice import ChoiceGrader
 from xtf.runtime.artifacts import read_json, write_json
@@ -74,9 +75,9 @@ class JudgeGrader(Grader):
         except OSError as error:
             raise ValueError(f"verdicts cannot be kept at task.judge.cache={self.cache}: {error}") from error
         try:
-            text = config.prompt.format(question="q", reference="<reference>", answer="<answer>")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"task.judge.prompt: only {{question}}, {{reference}}, {{answer}}: {error!r}") from error
+            text = render(config.prompt, {"question": "q", "reference": "<reference>", "answer": "<answer>"})
+        except RowError as error:
+            raise ValueError(f"task.judge.prompt reads only {{question}}, {{reference}}, {{answer}}: {error}") from error
         if "<reference>" not in text or "<answer>" not in text:
             raise ValueError("task.judge.prompt must show the judge both {reference} and {answer}")
 
@@ -95,7 +96,7 @@ class JudgeGrader(Grader):
 
     def _prompt(self, item: Item, answer: str) -> str:
         question = "\n\n".join(turn["content"] for turn in item.example.messages if turn["role"] != "system")
-        return self.config.prompt.format(question=question, reference=item.reference, answer=answer)
+        return render(self.config.prompt, {"question": question, "reference": item.reference, "answer": answer})
 
     def _client(self) -> openai.OpenAI:
         import openai
