@@ -106,3 +106,16 @@ def test_a_model_that_is_not_to_be_had_says_what_to_fetch_and_where_it_was_looke
     assert done.returncode == 1
     assert "hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in done.stderr
     assert str(tmp_path / "hf") in done.stderr
+
+
+def test_a_judge_that_is_down_is_a_sentence_and_no_traceback(tmp_path, monkeypatch, capsys):
+    from xtf import pipeline
+    from xtf.graders.base import Grade, accuracy_metrics
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: accuracy_metrics([[Grade(None, None, "no verdict: down")]]))
+    assert cli.main(["stage=evaluate", f"output_dir={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert "error: task.grader: none of 1 completions could be graded: no verdict: down" in said
+    assert "Traceback" not in said

@@ -205,6 +205,12 @@ def test_expressions_can_be_compared_from_any_thread() -> None:
     assert results == [[(True, "equivalent")] * 3]
 
 
+def test_a_comparison_that_cannot_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(ValueError, match=r"task\.grader=math: .* did not start .*pip install 'math-verify"):
+        Equivalence(workers=1).compare([("1/2", "0.5")])
+
+
 def test_an_answer_as_long_as_an_essay_is_no_answer() -> None:
     assert xtf.grade("math", rf"\boxed{{{'7+' * 2000}0}}", "7").reason == "longer than 2000 characters"
 

@@ -152,7 +152,7 @@ def test_several_samples_count_as_one_item_with_a_bootstrap_over_items() -> None
 
 
 def test_no_verdict_at_all_is_an_error_and_not_a_zero() -> None:
-    with pytest.raises(RuntimeError, match="none of 2 completions could be graded: down"):
+    with pytest.raises(ValueError, match=r"task\.grader: none of 2 completions could be graded: down; mend that"):
         accuracy_metrics([[FAILED], [FAILED]])
 
 

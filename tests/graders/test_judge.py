@@ -249,7 +249,7 @@ def test_a_wrong_key_or_address_stops_the_grading(
     server: Server, config: JudgeConfig, tmp_path: Path, status: int
 ) -> None:
     server.answer = lambda handler, _: handler.reply({"error": {"message": "nope"}}, status)
-    with pytest.raises(RuntimeError, match=r"refuses every request.*nope"):
+    with pytest.raises(ValueError, match=r"refuses every request.*nope.*task\.judge\.base_url=.*api_key_env=TEST_KEY"):
         JudgeGrader(config, tmp_path).grade(items("Paris"))
 
 

@@ -33,11 +33,11 @@ def test_an_own_function_grades_with_the_row_at_hand(tmp_path: Path, monkeypatch
     assert xtf.grade("python:own_grader.same", "skip", "ab", row={"k": 1}).correct is None
     assert xtf.grade("python:own_grader.same", "numpy", "ab", row={"k": 1}).correct is True
     assert xtf.grade("python:own_grader.same", "grade", "ab", row={"k": 1}) == Grade(False, "x", "why")
-    with pytest.raises(TypeError, match="must return True, False, None or a Grade, not Grade"):
+    with pytest.raises(ValueError, match="must return True, False, None or a Grade, not Grade"):
         xtf.grade("python:own_grader.same", "share", "ab", row={"k": 1})
-    with pytest.raises(TypeError, match="must return True, False, None or a Grade, not 1"):
+    with pytest.raises(ValueError, match="must return True, False, None or a Grade, not 1"):
         xtf.grade("python:own_grader.same", "bad", "ab", row={"k": 1})
-    with pytest.raises(RuntimeError, match=r"own_grader\.same failed on example '1'"):
+    with pytest.raises(ValueError, match=r"own_grader\.same failed on example '1'"):
         xtf.grade("python:own_grader.same", "boom", "ab", row={"k": 1})
     for path in ("own_grader.none", "no_such_module.f", "plain"):
         with pytest.raises(ValueError, match=r"Give python:module\.function"):

@@ -236,7 +236,9 @@ def test_a_reader_can_be_a_function_anywhere(tmp_path: Path, monkeypatch: pytest
     assert task.read(rows.rows[0]).reference == "2"
     with pytest.raises(ValueError, match=r"1 of 2 rows cannot be used:\n  row 2: toy_task\.read: KeyError\('key'\)"):
         task.examples(rows)
-    with pytest.raises(TypeError, match=r"toy_task\.wrong must return an xtf\.data\.examples\.Reading, not str"):
+    with pytest.raises(
+        ValueError, match=r"row 1: toy_task\.wrong must return an xtf\.data\.examples\.Reading, not str"
+    ):
         own(reader="toy_task.wrong").examples(rows)
     sys.modules.pop("toy_task")
 

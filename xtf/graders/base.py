@@ -158,14 +158,19 @@ def accuracy_metrics(grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
     verdict.
 
     With several samples per item an item counts with its mean, and the interval is a bootstrap over items.
+
+    Raises:
+        ValueError: there is no verdict on any of them (a server that is down, say).
     """
     flat = [grade for samples in grades for grade in samples]
     verdicts = [[bool(grade.correct) for grade in samples if grade.correct is not None] for samples in grades]
     graded = [samples for samples in verdicts if samples]
     if not graded:
         reasons = Counter(grade.reason for grade in flat).most_common(1)
-        raise RuntimeError(
-            f"none of {len(flat)} completions could be graded: {reasons[0][0] if reasons else 'none given'}"
+        reason = reasons[0][0] if reasons else "none given"
+        raise ValueError(
+            f"task.grader: none of {len(flat)} completions could be graded: {reason}; "
+            "mend that, and start the same command again"
         )
     if all(len(samples) == 1 for samples in graded):
         accuracy = wilson(sum(samples[0] for samples in graded), len(graded))

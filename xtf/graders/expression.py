@@ -84,7 +84,10 @@ class Equivalence:
             )
             ready, *lines = process.stdout.splitlines() or [""]
             if ready != "ready":
-                raise RuntimeError("the process that compares expressions did not start (its error is above)")
+                raise ValueError(
+                    "task.grader=math: the process that compares expressions did not start (its error is above); "
+                    "install its package anew: pip install 'math-verify[antlr4_13_2]'"
+                )
             verdicts += [(verdict, reason) for verdict, reason in map(json.loads, lines)]
             if process.returncode:  # ended over the pair after the last answer; go on with the next one
                 verdicts.append((False, f"not shown equal within {self.seconds} s"))

@@ -77,7 +77,9 @@ class JudgeGrader(Grader):
         try:
             text = render(config.prompt, {"question": "q", "reference": "<reference>", "answer": "<answer>"})
         except RowError as error:
-            raise ValueError(f"task.judge.prompt reads only {{question}}, {{reference}}, {{answer}}: {error}") from error
+            raise ValueError(
+                f"task.judge.prompt reads only {{question}}, {{reference}}, {{answer}}: {error}"
+            ) from error
         if "<reference>" not in text or "<answer>" not in text:
             raise ValueError("task.judge.prompt must show the judge both {reference} and {answer}")
 
@@ -145,7 +147,11 @@ class JudgeGrader(Grader):
                 problem = f"malformed reply {body[:200].decode(errors='replace')!r}"
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 404):
-                    raise RuntimeError(f"the judge refuses every request: {error}") from error
+                    raise ValueError(
+                        f"the judge refuses every request: {error}. Mend task.judge.base_url={self.config.base_url}, "
+                        f"task.judge.model={self.config.model} or the key (task.judge.api_key_env="
+                        f"{self.config.api_key_env}), and start the same command again"
+                    ) from error
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
                     raise NoVerdictError(str(error)) from error
                 problem = str(error)

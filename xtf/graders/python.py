@@ -45,10 +45,10 @@ class PythonGrader(Grader):
         try:
             verdict = self.function(item.completion, item.reference, dict(item.example.row))
         except Exception as error:
-            raise RuntimeError(f"{self.path} failed on example {item.example.example_id!r}: {error!r}") from error
+            raise ValueError(f"{self.path} failed on example {item.example.example_id!r}: {error!r}") from error
         grade = verdict if isinstance(verdict, Grade) else Grade(verdict, item.completion, self.path)
         if isinstance(grade.correct, np.bool_):
             return replace(grade, correct=bool(grade.correct))
         if grade.correct is not None and not isinstance(grade.correct, bool):
-            raise TypeError(f"{self.path} must return True, False, None or a Grade, not {verdict!r}")
+            raise ValueError(f"{self.path} must return True, False, None or a Grade, not {verdict!r}")
         return grade

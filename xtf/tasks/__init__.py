@@ -286,7 +286,7 @@ def _own_reader(path: str, function: Callable[..., Any]) -> Reader:
         except Exception as error:  # somebody else's code can raise anything; the row's number is what helps
             raise RowError(f"{path}: {error!r}") from error
         if not isinstance(reading, Reading):
-            raise TypeError(f"{path} must return an xtf.data.examples.Reading, not {type(reading).__name__}")
+            raise RowError(f"{path} must return an xtf.data.examples.Reading, not {type(reading).__name__}")
         return reading
 
     return read
