@@ -179,8 +179,10 @@ def test_the_library_and_the_command_line_read_the_same_forms(tmp_path: Path, ro
         ({"messages": [ASKED, ANSWERED | {"function_call": {"name": "f"}}]}, "write it as 'tool_calls'"),
         ({"messages": [ASKED, {"role": "tool", "content": "sunny"}, ANSWERED]}, "turn 2 is a tool's answer"),
         ({"messages": [ASKED, ANSWERED], "tools": ["x"]}, "field 'tools' must be a list of definitions"),
+        ({"messages": [ASKED, ANSWERED], "tools": "[" * 100_000}, "'tools' cannot be read .*nested too deeply"),
         ({"messages": [ASKED, ANSWERED], "functions": [{"name": "x"}]}, "write the definitions as 'tools'"),
         ({"messages": [ASKED, ANSWERED | {"weight": -0.5}]}, "weight=-0.5; it must be a number from 0"),
+        ({"messages": [ASKED, ANSWERED | {"weight": 10**400}]}, "10+; it must be a number from 0"),
         ({"messages": [ASKED, ANSWERED | {"loss": 0.5}]}, "loss=0.5; it must be true or false"),
         ({"messages": [ASKED, ANSWERED | {"weight": 0.5, "loss_scale": 2}]}, "marks that disagree"),
         ({"messages": [ASKED, ANSWERED | {"loss": False}]}, "the last turn, which is the response, is marked not"),
@@ -199,6 +201,14 @@ def test_what_would_be_lost_is_refused_by_name_in_both(tmp_path: Path, row: dict
     for reader in (lambda: as_examples([row]), lambda: read(path)):
         with pytest.raises(ValueError, match=f"row 1: .*({message})"):
             reader()
+
+
+def test_what_is_nested_too_deeply_is_a_row_that_cannot_be_used() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(600):
+        deep = {"a": [deep]}
+    with pytest.raises(ValueError, match="row 2: it is nested too deeply"):
+        as_examples([{"prompt": "Hi", "response": "Hello"}, {"messages": [ASKED, ANSWERED], "tools": [deep]}])
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"train": 0}, {"loss_scale": 0.0}])

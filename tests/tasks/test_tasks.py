@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -122,15 +123,23 @@ def test_own_columns_are_reached_by_templates(tmp_path: Path) -> None:
         "{q[a]}",
         "{",
         "{}",
+        "{big:c}",
+        "{big:.2f}",
+        "{none!s}",
+        "{list!r}",
+        "{yes}",
+        "{nan!s}",
     ],
 )
 def test_a_template_reads_fields_only_and_no_width_of_any_size(template: str) -> None:
     with pytest.raises(RowError):
-        render(template, {"q": "what", "n": 10**11})
+        row = {"q": "what", "n": 10**11, "big": 10**400, "none": None, "list": [{"a": 1}], "yes": True, "nan": math.nan}
+        render(template, row)
 
 
 def test_a_template_reads_a_field_whose_name_has_dots(tmp_path: Path) -> None:
     assert render("{a.b}|{c[0]}|{n:>4.1f}", {"a.b": "x", "c": ["y"], "n": 2}) == "x|y| 2.0"
+    assert render("{c}|{c!s}|{a!r}", {"a": "x", "c": ["y", "z"]}) == "y\nz|y\nz|'x'"
 
 
 def test_training_needs_a_response_and_evaluation_needs_a_readable_key(tmp_path: Path) -> None:

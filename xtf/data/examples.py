@@ -6,11 +6,13 @@ import json
 import math
 import re
 import string
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 from xtf.config.schema import PlantKind, Turns
+from xtf.data.rows import NESTED
 
 
 class Message(TypedDict):
@@ -339,7 +341,7 @@ def _weight(marked: Mapping[str, Any], assistant: bool, where: str) -> float | N
     """What the marks of a turn or a part say, which must agree; None without marks."""
     said = {key: marked[key] for key in (*NUMBERS, *SWITCHES) if marked.get(key) is not None}
     for key, value in said.items():
-        number = isinstance(value, bool | int | float) and math.isfinite(value) and value >= 0
+        number = isinstance(value, bool | int | float) and 0 <= value <= sys.float_info.max
         if not number or (key in SWITCHES and value not in (0, 1)):
             wanted = "true or false" if key in SWITCHES else "a number from 0 (not trained)"
             raise RowError(f"{where} has {key}={value!r}; it must be {wanted}")
@@ -373,8 +375,9 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
 def _parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise RowError(f"{what} cannot be read as JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = NESTED if isinstance(error, RecursionError) else error
+        raise RowError(f"{what} cannot be read as JSON: {reason}") from error
 
 
 def _without_nulls(value: Any) -> Any:
@@ -396,17 +399,20 @@ class _RowFormatter(string.Formatter):
             )
         return super().get_field(field_name, args, kwargs)
 
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if any(len(number) > 3 for number in re.findall(r"\d+", format_spec)):
-            raise RowError(f"a format of the template, {format_spec[:20]!r}, is wider than 999 characters")
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
         if value is None:
             raise RowError("a field of the template is null")
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             value = "\n".join(value)
         if isinstance(value, float) and not math.isfinite(value):
             raise RowError(f"a field of the template is {value}")
-        if not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise RowError(f"a field of the template is {type(value).__name__}, not text or a number")
+        return super().convert_field(value, conversion)  # type: ignore[arg-type]
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if any(len(number) > 3 for number in re.findall(r"\d+", format_spec)):
+            raise RowError(f"a format of the template, {format_spec[:20]!r}, is wider than 999 characters")
         return str(format(value, format_spec))
 
 
@@ -416,7 +422,7 @@ def render(template: str, row: Mapping[str, Any]) -> str:
         return _RowFormatter().vformat(template, (), row)
     except KeyError as error:
         raise RowError(f"field {error} is missing (template {template!r})") from error
-    except (IndexError, TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError, OverflowError) as error:
         raise RowError(f"template {template!r}: {error}") from error
 
 

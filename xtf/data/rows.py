@@ -94,14 +94,18 @@ def load_rows(source: SourceConfig) -> Rows:
         if source.limit < 1:
             raise ValueError(f"limit must be at least 1, not {source.limit}")
         places = places[: source.limit]
-    digest = hashlib.sha256()
-    for row in found.at(places):
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
-    numbers = _at(found.numbers, places)
+    digest, numbers = hashlib.sha256(), _at(found.numbers, places)
+    for row, number in zip(found.at(places), numbers, strict=True):
+        try:
+            canonical = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+        except RecursionError as error:
+            raise ValueError(f"{name}: row {number}: {NESTED}") from error
+        digest.update(canonical.encode() + b"\n")
     own = numbers if isinstance(numbers, range) else array("q", numbers.tobytes())
     return Rows(SourceRows(found, places), own, name, digest.hexdigest())
 
 
+NESTED = "it is nested too deeply"  # what a RecursionError over a row says
 LONGEST_LINE = 64 << 20  # bytes of a JSONL row: some 16 million tokens
 # What damaged or foreign content makes the readers of its format raise, beside Arrow's own: JSON and text a ValueError,
 # a cut .gz an EOFError or zlib.error, a date beyond Python's years an OverflowError.
@@ -232,7 +236,7 @@ class _LineSource:
             try:
                 row = _json(_text(line, number))
             except (ValueError, RecursionError) as error:
-                reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+                reason = NESTED if isinstance(error, RecursionError) else error
                 where = "" if isinstance(error, NotUTF8) else f"row {number}: "
                 raise ValueError(f"{self.path}: cannot be read: {where}{reason}") from error
             if not isinstance(row, dict):
@@ -331,6 +335,8 @@ class _ParquetSource:
             part = batch.take(pa.array(np.asarray(places[following:until], np.int64) - start))
             following, start = until, start + batch.num_rows
             yield from plain_rows(pa.Table.from_batches([part]), self.whole)
+        if following < len(places):
+            raise ValueError(f"it holds {start} rows where its footer says {len(self.numbers)}")
 
 
 class _HubSource:
@@ -386,7 +392,7 @@ def open_file(path: Path) -> Source:
                 return _ListedSource(whole[kind[0]](content))
             packed = io.BytesIO(content)
     except READ_ERRORS as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        reason = NESTED if isinstance(error, RecursionError) else error
         raise ValueError(f"{path}: cannot be read: {reason}") from error
     return _ParquetSource(path, packed)
 

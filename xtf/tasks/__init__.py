@@ -29,7 +29,7 @@ from xtf.data.examples import (
     split_turns,
     texts_of,
 )
-from xtf.data.rows import Rows, first_few, plain_rows, row_id
+from xtf.data.rows import NESTED, Rows, first_few, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
 from xtf.graders.metrics import Metric
@@ -90,10 +90,10 @@ class Task:
                 if not training:
                     for example in found:
                         self.reference(example)
-            except (RowError, ValueError) as error:
+            except (ValueError, OverflowError, RecursionError) as error:
                 count += 1
                 if len(bad) < LISTED:
-                    bad.append(f"  row {number}: {error}")
+                    bad.append(f"  row {number}: {NESTED if isinstance(error, RecursionError) else error}")
             else:
                 ids.extend(hash(example.example_id) for example in found)
                 yield from found
