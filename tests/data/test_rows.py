@@ -64,6 +64,7 @@ def test_marks_and_blanks_that_editors_leave_change_nothing(tmp_path: Path) -> N
         ("a.jsonl", '{"q": {"r": 1, "r": 2}}\n', "row 1: the key 'r' occurs twice"),
         ("a.jsonl", '{"q": NaN}\n', "row 1: NaN is no number"),
         ("a.json", '[{"q": -Infinity}]', "-Infinity is no number"),
+        ("a.jsonl", '{"q": 1.5}\n{"q": -1e999}\n', "row 2: -1e999 is no number"),
         ("a.jsonl", '{"q": "x \\ud83d"}\n', r"row 1: \\ud83d is half of a character"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.jsonl", "\n \n", "the file is empty"),

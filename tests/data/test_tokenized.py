@@ -74,13 +74,15 @@ def test_trls_masks_say_what_is_trained(tokenizer):
     both = {"input_ids": [7, 8, 9, 10], "completion_mask": [0, 1, 1, 1], "assistant_masks": [1, 1, 0, 1]}
     (found,), _ = encoded(tokenizer, both)
     assert (found.prompt_length, found.weights) == (1, (1, 0, 1))
+    switches = {name: np.array(marks, bool) for name, marks in both.items() if name != "input_ids"}
+    assert encoded(tokenizer, {"input_ids": np.array(both["input_ids"], np.uint16), **switches})[0] == [found]
 
 
 def test_long_rows_are_cut_and_rows_without_a_label_are_left_out_and_both_are_told(tokenizer):
-    rows = [row([7] * 6, {1, 5}), row([7] * 6, {5}), row([7] * 6, set()), row([7] * 3, {0})]
+    rows = [row([7] * 6, {1, 5}), row([7] * 6, {5}), row([7] * 6, set()), row([7] * 3, {0}), row([], ())]
     found, report = encoded(tokenizer, *rows, max_length=5)
     assert [one.input_ids for one in found] == [[7] * 5]
-    assert (report.truncated, report.no_room, report.unlabelled) == (("1",), ("2",), ("3", "4"))
+    assert (report.truncated, report.no_room, report.unlabelled) == (("1",), ("2",), ("3", "4", "5"))
     with pytest.raises(ValueError, match="here: no row has a label within the first 5 tokens"):
         encoded(tokenizer, rows[2], max_length=5)
 
@@ -93,6 +95,35 @@ def test_long_rows_are_cut_and_rows_without_a_label_are_left_out_and_both_are_to
         ({"input_ids": [7, 10**6], "labels": [7, -100]}, r"row 2: the id 1000000 is none of this tokenizer's \d+"),
         ({"input_ids": [7, 8]}, "row 2: it does not say what is trained: one of labels, completion_mask"),
         ({"input_ids": [7, 8], "labels": [7, 8], "seq_lengths": [3]}, "row 2: seq_lengths add up to 3"),
+        *(
+            (
+                {"input_ids": ids, "labels": [7, 8]},
+                "row 2: input_ids must be a list of whole .*, not (int|NoneType|dict)",
+            )
+            for ids in (5, None, {})
+        ),
+        *(
+            ({"input_ids": ids, "labels": [7, 8]}, f"row 2: input_ids must be a flat list .*; it holds {kind}")
+            for ids, kind in (
+                ([7, None], "NoneType"),
+                ([7, 8.2], "float"),
+                (["7", "8"], "str"),
+                ([True, False], "bool"),
+                ([[7], [8]], "list"),
+                (np.ones((2, 2), int), "list"),
+                (np.array([7.0, 8.0]), "float"),
+            )
+        ),
+        ({"input_ids": [7, 10**30], "labels": [7, 8]}, r"row 2: input_ids holds 1e\+30, which is not from 0"),
+        ({"input_ids": [7, -1], "labels": [7, 8]}, "row 2: input_ids holds -1, which is not from 0"),
+        ({"input_ids": [7, 8], "labels": [7, 2**70]}, "row 2: labels holds 1.18059e"),
+        ({"input_ids": [7, 8], "labels": [7, -99999]}, "row 2: labels holds -99999, which is not from -100"),
+        ({"input_ids": [7, 8], "labels": [7.0, 8.0]}, "row 2: labels must be a flat list"),
+        ({"input_ids": [7, 8], "completion_mask": ["0", "1"]}, "row 2: completion_mask must be a flat list"),
+        ({"input_ids": [7, 8, 9], "labels": [7, 8, 9], "seq_lengths": [-1, 4]}, "row 2: seq_lengths holds -1"),
+        ({"input_ids": [7, 8, 9], "labels": [7, 8, 9], "seq_lengths": [3, 0]}, "row 2: seq_lengths holds 0, .* from 1"),
+        ({"input_ids": [7, 8], "labels": [7, 8], "position_ids": [0, None]}, "row 2: position_ids must be a flat list"),
+        ({"prompt": "Hi", "response": "Hello"}, "row 2: input_ids must be a list of whole numbers, not NoneType"),
     ],
 )
 def test_rows_that_cannot_be_are_refused_with_their_number(tokenizer, bad, message):
@@ -118,6 +149,11 @@ def test_folders_of_save_to_disk_are_read_also_as_axolotl_and_llama_factory_lay_
         load_rows(SourceConfig(path=str(tmp_path / "prepared")))
     with pytest.raises(ValueError, match=r"no split 'test' but train: set task.train.split"):
         load_rows(SourceConfig(path=str(tmp_path / "tokenized"), split="test"))
+    for name, content in (("state.json", "{}"), ("state.json", '{"_data_files": 3}'), ("dataset_info.json", "[]")):
+        folder = saved(tmp_path / f"other {name} {len(content)}", rows)
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=r"other .*: cannot be read"):
+            load_rows(SourceConfig(path=str(folder)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="the folder holds no dataset that save_to_disk wrote"):
         load_rows(SourceConfig(path=str(tmp_path / "empty")))

@@ -152,6 +152,19 @@ def test_tokens_of_local_rows_are_sampled_and_those_of_a_scored_run_counted(comp
     assert counted.train == pytest.approx(1234)
 
 
+def test_tokenised_rows_are_counted_and_those_that_cannot_be_named(compose, tmp_path):
+    def tokens(name, content):
+        (tmp_path / name).write_text(content)
+        paths = [f"task.{part}.path={tmp_path / name}" for part in ("train", "eval")]
+        return plan.tokens_of(jobs.compose_jobs([[*paths, f"output_dir={tmp_path}"]])[0])
+
+    whole = '{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}\n'
+    found = tokens("whole.jsonl", whole)
+    assert (found.prompt, found.response) == (1, 2)
+    with pytest.raises(ValueError, match="row 2: input_ids must be a list of whole numbers"):
+        tokens("mixed.jsonl", whole + '{"prompt": "Hi"}\n')
+
+
 def test_full_tuning_of_8b_on_a_card_of_24_gb_is_refused_and_lora_with_small_batches_is_not(compose, capsys):
     card = ["trainer=gpu", "plan.device_memory_gb=24", "model=llama_8b"]
     with pytest.raises(ConfigError, match=r"training of model=llama_8b tuning=full trainer=gpu takes about \d+ GiB"):

@@ -408,7 +408,7 @@ class _RowFormatter(string.Formatter):
             raise RowError(f"a field of the template is {value}")
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise RowError(f"a field of the template is {type(value).__name__}, not text or a number")
-        return super().convert_field(value, conversion)  # type: ignore[arg-type]
+        return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if any(len(number) > 3 for number in re.findall(r"\d+", format_spec)):

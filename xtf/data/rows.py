@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -59,6 +60,26 @@ class Rows:
 def is_tokenized(row: Mapping[str, Any]) -> bool:
     """Whether a row holds token ids and says which of them are trained (`xtf.data.tokenized`)."""
     return "input_ids" in row and any(name in row for name in ("labels", *TRAINED))
+
+
+def ids_of(row: Mapping[str, Any], name: str, *, least: int = 0, switches: bool = False) -> np.ndarray:
+    """A field of a tokenised row, int64 (L,): a flat list of whole numbers from `least`; `switches`: or true and false.
+
+    Raises:
+        ValueError: the row has no such field, or it holds something else, which would become numbers in silence.
+    """
+    values: Any = row.get(name)
+    if hasattr(values, "tolist"):  # of numpy, of torch
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} must be a list of whole numbers, not {type(values).__name__}")
+    for kind in set(map(type, values)):
+        if not issubclass(kind, int | np.integer) or (issubclass(kind, bool) and not switches):
+            raise ValueError(f"{name} must be a flat list of whole numbers; it holds {kind.__name__}")
+    for bound in (min(values), max(values)) if values else ():
+        if not least <= bound < 2**31:
+            raise ValueError(f"{name} holds {int(bound):.6g}, which is not from {least} to {2**31 - 1}")
+    return np.array(values, np.int64)
 
 
 def row_id(row: Mapping[str, Any], number: int) -> str:
@@ -416,8 +437,13 @@ def read_saved(folder: Path, split: str) -> Numbered:
         names = ", ".join(place.name for place in inner)
         what = f"several datasets ({names}): name one of them" if inner else "no dataset that save_to_disk wrote"
         raise ValueError(f"{folder}: the folder holds {what}")
-    with _reading_arrow(inner[0]):
-        data = datasets.load_from_disk(str(inner[0]))
+    try:
+        with _reading_arrow(inner[0]):
+            data = datasets.load_from_disk(str(inner[0]))
+    except (LookupError, TypeError, AttributeError) as error:  # of `datasets`, for a JSON file of other content
+        raise ValueError(
+            f"{inner[0]}: cannot be read: its JSON files are not those of save_to_disk ({error!r})"
+        ) from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise ValueError(f"{folder}: it has no split {split!r} but {', '.join(data)}: set task.train.split")
@@ -472,9 +498,12 @@ def _json(text: str) -> Any:
         return found
 
     def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no number that can be used; write null, or leave the row out")
+        raise ValueError(f"{name[:40]} is no number that can be used; write null, or leave the row out")
 
-    found = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    def number(literal: str) -> float:
+        return found if math.isfinite(found := float(literal)) else refuse(literal)
+
+    found = json.loads(text, object_pairs_hook=once, parse_constant=refuse, parse_float=number)
     if "\\u" in text:
         try:
             json.dumps(found, ensure_ascii=False).encode()

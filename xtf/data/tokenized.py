@@ -19,7 +19,7 @@ import numpy as np
 
 from xtf.data.encode import Encoded, EncodeReport
 from xtf.data.ragged import IGNORED
-from xtf.data.rows import TRAINED, Rows, row_id
+from xtf.data.rows import TRAINED, Rows, ids_of, row_id
 from xtf.data.templates import turn_end
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def encode_tokenized(
     rows longer than `max_length` tokens are cut.
 
     Raises:
-        ValueError: naming rows whose lists differ in length or hold ids that the tokenizer has not, or whose labels are
-            neither -100 nor the id at their place; no row has a label.
+        ValueError: naming rows whose lists are none of whole numbers, differ in length or hold ids that the tokenizer
+            has not, or whose labels are neither -100 nor the id at their place; no row has a label.
     """
     vocabulary, ends = len(tokenizer), {turn_end(tokenizer), tokenizer.eos_token_id}
     found: list[Encoded] = []
@@ -46,6 +46,8 @@ def encode_tokenized(
         except ValueError as error:
             bad.append(f"  row {number}: {error}")
             continue
+        if not documents:  # no token, or padding alone
+            unlabelled.append(name)
         for place, (ids, trained) in enumerate(documents, start=1):
             own = name if len(documents) == 1 else f"{name}#{place}"
             places = np.flatnonzero(trained[1:]) + 1  # nothing precedes the first token, so no label there is learnt
@@ -81,30 +83,29 @@ def encode_tokenized(
 
 def _documents(row: Mapping[str, Any], vocabulary: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The documents of a row, without padding: ids int64 (L,), and which of them are trained, bool (L,)."""
-    ids = np.asarray(row["input_ids"], np.int64)
+    ids = ids_of(row, "input_ids")
 
-    def beside(name: str) -> np.ndarray:
-        values = np.asarray(row[name], np.int64)
-        if values.shape != ids.shape:
+    def beside(name: str, least: int = 0, switches: bool = False) -> np.ndarray:
+        values = ids_of(row, name, least=least, switches=switches)
+        if len(values) != len(ids):
             raise ValueError(f"{name} has {len(values)} entries, input_ids has {len(ids)}")
         return values
 
-    if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+    if len(ids) and ids.max() >= vocabulary:
         raise ValueError(
-            f"the id {ids.max() if ids.min() >= 0 else ids.min()} is none of this tokenizer's {vocabulary}: the rows "
-            "were tokenised with another one"
+            f"the id {ids.max()} is none of this tokenizer's {vocabulary}: the rows were tokenised with another one"
         )
     if row.get("labels") is not None:
-        labels = beside("labels")
+        labels = beside("labels", IGNORED)
         trained = labels != IGNORED
         if (labels[trained] != ids[trained]).any():
             raise ValueError("a label is neither -100 nor the id at its place (labels must not be shifted)")
     else:
-        masks = [beside(name) for name in TRAINED if row.get(name) is not None]
+        masks = [beside(name, switches=True) for name in TRAINED if row.get(name) is not None]
         if not masks:
             raise ValueError(f"it does not say what is trained: one of labels, {', '.join(TRAINED)} is needed")
         trained = np.logical_and.reduce([mask != 0 for mask in masks])
-    attended = beside("attention_mask") if row.get("attention_mask") is not None else np.ones_like(ids)
+    attended = beside("attention_mask", switches=True) if row.get("attention_mask") is not None else np.ones_like(ids)
     there = attended != 0
     for part in np.split(np.flatnonzero(there), np.flatnonzero(_starts(row, ids, attended)[there])[1:]):
         if len(part):
@@ -117,13 +118,13 @@ def _starts(row: Mapping[str, Any], ids: np.ndarray, attended: np.ndarray) -> np
     starts = np.zeros(len(ids), bool)
     starts[:1] = True
     if row.get("seq_lengths") is not None:
-        lengths = np.asarray(row["seq_lengths"], np.int64)
+        lengths = ids_of(row, "seq_lengths", least=1)
         if lengths.sum() != len(ids):
             raise ValueError(f"seq_lengths add up to {lengths.sum()}, input_ids has {len(ids)}")
         starts[np.cumsum(lengths)[:-1]] = True
     elif row.get("position_ids") is not None:
-        positions = np.asarray(row["position_ids"], np.int64)
-        if positions.shape != ids.shape:
+        positions = ids_of(row, "position_ids")
+        if len(positions) != len(ids):
             raise ValueError(f"position_ids has {len(positions)} entries, input_ids has {len(ids)}")
         starts |= positions == 0
     starts[1:] |= attended[1:] != attended[:-1]

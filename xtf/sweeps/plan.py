@@ -21,7 +21,7 @@ from typing import Any
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Config, ConfigError, ModelShape, TRVariant, Tuning
 from xtf.data.ragged import IGNORED
-from xtf.data.rows import is_tokenized, load_rows
+from xtf.data.rows import ids_of, is_tokenized, load_rows
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.progress import console, duration, say
 from xtf.runtime.run_folder import Manifest, finished
@@ -182,8 +182,14 @@ def _sampled(config: Config) -> tuple[float, float] | None:
         source = dataclasses.replace(task.train, limit=min(SAMPLE, task.train.limit or SAMPLE))
         rows = load_rows(source)
         if is_tokenized(rows.rows[0]):
-            ids = [len(row["input_ids"]) for row in rows]
-            trained = [sum(label != IGNORED for label in row.get("labels") or ()) for row in rows]
+            ids, trained = [], []
+            for row, number in zip(rows.rows, rows.numbers, strict=True):
+                try:
+                    ids.append(len(ids_of(row, "input_ids")))
+                    labels = [] if row.get("labels") is None else ids_of(row, "labels", least=IGNORED).tolist()
+                except ValueError as error:
+                    raise ValueError(f"{rows.source}: row {number}: {error}") from error
+                trained.append(sum(label != IGNORED for label in labels))
             _samples[key] = statistics.mean(ids) - statistics.mean(trained), statistics.mean(trained)
             return _samples[key]
         examples = load_task(task, config.output_dir).examples(rows, training=True)
