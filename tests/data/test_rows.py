@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
 import json
 import math
 import os
@@ -58,6 +60,8 @@ def test_marks_and_blanks_that_editors_leave_change_nothing(tmp_path: Path) -> N
         ("a.jsonl", b'{"q": "ok"}\n{"q": "na\xefve"}\n', r"line 2 is not UTF-8 \(byte 0xef; it may be Windows-1252\)"),
         ("a.csv", "question;answer\nWhat?;Yes.\n", r"its one column is 'question;answer': is it separated by ';'\?"),
         ("a.csv", "question\tanswer\nWhat?\tYes.\n", r"is it separated by '\\t'\?"),
+        ("a.csv", " \n\n", "the file is empty"),
+        ("a.csv", "q,a\n1,2\n3,na\xef\n".encode("latin-1"), r"line 3 is not UTF-8 \(byte 0xef"),
         ("a.csv", "answer,answer\n1,2\n", "the header names 'answer' twice"),
         ("a.csv", "question,answer\n1,2,3\n", r"row 1: more values than the header has names \(question, answer\)"),
         ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "row 2: the key 'q' occurs twice"),
@@ -265,14 +269,36 @@ def test_lines_are_found_however_the_file_is_cut_for_reading(tmp_path: Path, mon
         assert [row["text"] for row in found.at(np.arange(6))] == texts
 
 
-def test_a_line_of_a_gigabyte_is_refused_without_reading_it_whole(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_line_of_a_gigabyte_is_refused_without_reading_it_whole(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
     file.write_bytes(b'{"text": "one"}\n')
     os.truncate(file, 2**30)  # the second line is zeros, which take no place on the disk
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=r"rows\.jsonl: cannot be read: line 2 is longer than 64 MiB"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read: line 2 is longer than 64 MiB"):
             open_file(file)
         assert tracemalloc.get_traced_memory()[1] < 256 * 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.json.gz", "rows.csv.gz", "rows.parquet.gz"])
+def test_a_file_that_is_read_whole_has_a_largest_size_which_counts_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("xtf.data.rows.LARGEST_WHOLE", 3 << 20)
+    content = b"text\n" + b"words of a row\n" * (5 << 16)
+    file = written(tmp_path, name, gzip.compress(content, 1) if name.endswith("gz") else content)
+    with pytest.raises(ValueError, match=rf"{name}: cannot be read: it is larger than 3 MiB .* save the rows as JSONL"):
+        open_file(file)
+
+
+def test_a_bomb_of_lines_and_a_full_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xtf.data.rows.LARGEST_WHOLE", 3 << 20)
+    bomb = written(tmp_path, "rows.jsonl.gz", gzip.compress(b"\n" * (5 << 20)))
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: cannot be read: it grows to more than 200 times its size"):
+        open_file(bomb)
+    monkeypatch.setattr("xtf.data.rows.tempfile.TemporaryFile", functools.partial(Path("/dev/full").open, "wb", 0))
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: cannot be read: .*No space left on device: '/"):
+        open_file(bomb)

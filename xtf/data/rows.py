@@ -7,10 +7,10 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
-import shutil
 import tempfile
 import zlib
 from array import array
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, cast, over
 import numpy as np
 
 from xtf.config.schema import SourceConfig
+from xtf.runtime.artifacts import naming
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,7 +128,9 @@ def load_rows(source: SourceConfig) -> Rows:
 
 
 NESTED = "it is nested too deeply"  # what a RecursionError over a row says
-LONGEST_LINE = 64 << 20  # bytes of a JSONL row: some 16 million tokens
+LONGEST_LINE = 64 << 20  # bytes of a JSONL row, characters of a line of CSV: some 16 million tokens
+LARGEST_WHOLE = 1 << 30  # bytes, unpacked, of a file that is read whole; rows in memory take several times as much
+MOST_PACKED = 200  # times that a .gz of rows may grow: texts shrink to a third, copies of one row to some hundredth
 # What damaged or foreign content makes the readers of its format raise, beside Arrow's own: JSON and text a ValueError,
 # a cut .gz an EOFError or zlib.error, a date beyond Python's years an OverflowError.
 READ_ERRORS = (OSError, EOFError, ValueError, RecursionError, OverflowError, csv.Error, zlib.error)
@@ -205,9 +208,13 @@ class _LineSource:
         self.file: BinaryIO
         if zipped:
             self.file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  # open as long as the rows are
-            with gzip.open(path) as packed:
-                shutil.copyfileobj(packed, self.file)
-            self.file.flush()
+            with naming(Path(tempfile.gettempdir())), gzip.open(path) as packed:
+                most = max(LARGEST_WHOLE, MOST_PACKED * path.stat().st_size)
+                while chunk := packed.read(CHUNK):
+                    self.file.write(chunk)
+                    if self.file.tell() > most:
+                        raise ValueError(f"it grows to more than {MOST_PACKED} times its size: unpack it yourself")
+                self.file.flush()
         else:
             self.file = path.open("rb")
         rows, gaps = 0, array("q")  # the numbers of blank lines
@@ -371,6 +378,39 @@ class _HubSource:
         return (dict(self.data[int(place)]) for place in places)
 
 
+class _Whole(io.RawIOBase):
+    """The content of a file that is read whole, unpacked if it is `zipped`, and no more of it than fits into memory.
+
+    Raises:
+        ValueError: it is larger than `LARGEST_WHOLE`; no more than that has been read.
+    """
+
+    def __init__(self, path: Path, zipped: bool) -> None:
+        self.file: BinaryIO = cast(BinaryIO, gzip.open(path)) if zipped else path.open("rb")  # noqa: SIM115
+        self.taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self.file.readinto(buffer)  # type: ignore[attr-defined]
+        self.taken += size
+        if self.taken > LARGEST_WHOLE:
+            raise ValueError(
+                f"it is larger than {LARGEST_WHOLE >> 20} MiB (unpacked), and is read whole: save the rows as JSONL, "
+                "or as Parquet without .gz"
+            )
+        return int(size)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _whole(path: Path, zipped: bool = False) -> io.BufferedReader:
+    return io.BufferedReader(_Whole(path, zipped))
+
+
 Numbered = list[tuple[int, dict[str, Any]]]  # each row with its 1-based place: the line of a JSONL file
 
 
@@ -395,7 +435,6 @@ def open_file(path: Path) -> Source:
     suffixes = path.suffixes
     zipped = bool(suffixes) and suffixes[-1] == ".gz"
     kind = (suffixes[-2:-1] if zipped else suffixes[-1:]) or [""]
-    whole = {".json": _parse_json, ".csv": _parse_csv}
     known = (".jsonl", ".json", ".csv", ".parquet")
     if kind[0] not in known:
         raise ValueError(f"{path}: the name must end in {', '.join(known)}, optionally followed by .gz")
@@ -405,12 +444,15 @@ def open_file(path: Path) -> Source:
         if not path.stat().st_size:
             raise ValueError("the file is empty")
         packed: Path | io.BytesIO = path
+        if kind[0] == ".csv":
+            return _ListedSource(_parse_csv(path, zipped))
         if zipped or kind[0] != ".parquet":
-            content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
-            if not content.strip():
+            with _whole(path, zipped) as file:
+                content = file.read()
+            if not content or content.isspace():
                 raise ValueError("the file is empty")
-            if kind[0] != ".parquet":
-                return _ListedSource(whole[kind[0]](content))
+            if kind[0] == ".json":
+                return _ListedSource(_parse_json(content))
             packed = io.BytesIO(content)
     except READ_ERRORS as error:
         reason = NESTED if isinstance(error, RecursionError) else error
@@ -523,9 +565,31 @@ def _parse_json(content: bytes) -> Numbered:
     return [(number, _object(row, number)) for number, row in enumerate(data, start=1)]
 
 
-def _parse_csv(content: bytes) -> Numbered:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(_text(content), newline=""), strict=True)
+def _parse_csv(path: Path, zipped: bool) -> Numbered:
+    with _whole(path, zipped) as file:
+        if file.peek(2).startswith((b"\xff\xfe", b"\xfe\xff")):
+            _text(file.peek(2))
+        try:
+            return _csv_rows(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        except UnicodeDecodeError:  # of a chunk: which line is it?
+            with _whole(path, zipped) as again:
+                for number, line in enumerate(again, start=1):
+                    _text(line, number)
+            raise
+
+
+def _csv_rows(file: io.TextIOWrapper) -> Numbered:
+    def lines() -> Iterator[str]:
+        for number in itertools.count(1):
+            line = file.readline(LONGEST_LINE)
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"line {number} is longer than {LONGEST_LINE >> 20} MiB, which no row is")
+            if not line:
+                return
+            yield line
+
+    csv.field_size_limit(LONGEST_LINE)
+    reader = csv.DictReader(lines(), strict=True)
     header = reader.fieldnames or []
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise ValueError(f"the header names {twice[0]!r} twice")
@@ -539,6 +603,8 @@ def _parse_csv(content: bytes) -> Numbered:
         if None in row:
             raise ValueError(f"row {number}: more values than the header has names ({', '.join(header)})")
         numbered.append((number, {name: value for name, value in row.items() if value is not None}))
+    if not numbered and not "".join(header).strip():
+        raise ValueError("the file is empty")
     return numbered
 
 
@@ -603,7 +669,8 @@ def _load_hub(source: SourceConfig) -> Any:
 def _id_set(path: str) -> set[str]:
     file = Path(path).expanduser()
     try:
-        data = _json(_text(file.read_bytes()))
+        with _whole(file) as content:
+            data = _json(_text(content.read()))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as a JSON list of ids or an object keyed by id: {error}") from error
     if not isinstance(data, list | dict) or not data:
