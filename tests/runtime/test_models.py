@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -93,6 +94,10 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(folder, cha
         ("config.json", b"", "is not JSON"),
         ("config.json", b"[" * 100_000, "is not JSON"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "model-1.safetensors"}}', "names model-1.safetensors"),
+        ("model.safetensors.index.json", b'{"weight_map": null}', "has no weight_map"),
+        ("model.safetensors.index.json", b'{"weight_map": []}', "has no weight_map"),
+        ("model.safetensors.index.json", b"{}", "has no weight_map"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": ["x"]}}', "names .*x.*, which is not in the folder"),
     ],
 )
 def test_a_file_that_cannot_be_a_models_is_refused_by_name(folder, name, content, words):
@@ -102,6 +107,41 @@ def test_a_file_that_cannot_be_a_models_is_refused_by_name(folder, name, content
             check(model_in(folder))
         assert name in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_weights_beside_those_that_would_be_loaded_are_refused(folder, indexed):
+    stray = folder / "model-00002-of-00002.safetensors"
+    shutil.copy(folder / "model.safetensors", stray)
+    if indexed:
+        first = (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(first), first.name)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"{stray.name} (is none of the files|belongs to an model.safetensors.index)"):
+        load(folder)
+    stray.unlink()
+    load(folder)
+    if indexed:
+        shutil.copy(first, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=r"model\.safetensors is none of the files"):
+            load(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_no_numbers_are_refused(folder, value):
+    change_weights(folder, lambda weights: weights["model.norm.weight"][3:4].fill_(value))
+    with pytest.raises(ValueError, match=r"hold NaN or infinity \(model\.norm\.weight\)"):
+        load(folder)
+
+
+def test_weights_in_whole_numbers_are_refused_unless_the_configuration_says_what_they_stand_for(folder):
+    change_weights(
+        folder, lambda weights: weights.update({"model.norm.weight": weights["model.norm.weight"].to(torch.int8)})
+    )
+    with pytest.raises(ValueError, match=r"model\.norm\.weight in I8, whole numbers"):
+        check_folder(model_in(folder))
+    change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    check_folder(model_in(folder))
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
@@ -115,7 +155,14 @@ def test_weights_that_were_cut_off_are_refused_before_they_are_read(folder, shar
 
 @pytest.mark.parametrize(
     "values",
-    [{"hidden_size": "wide"}, {"num_attention_heads": 0}, {"model_type": "nonsense"}, {"hidden_act": "none of these"}],
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"vocab_size": -1},
+        {"num_key_value_heads": 0},
+        {"model_type": "nonsense"},
+        {"hidden_act": "none of these"},
+    ],
 )
 def test_a_configuration_with_unusual_values_is_one_sentence(folder, values):
     change_config(folder, **values)
@@ -149,3 +196,19 @@ def test_the_context_is_what_positions_are_made_for(folder):
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
     change_config(folder, rope_parameters=yarn)
     assert context_of(load_config(model_in(folder))) == 256
+
+
+@pytest.mark.parametrize(
+    "values", [{"factor": math.inf}, {"factor": math.nan}, {"factor": 0}, {"original_max_position_embeddings": "x"}]
+)
+def test_a_context_that_is_no_length_is_refused_by_its_key(folder, values):
+    config = load_config(model_in(folder))
+    config.rope_parameters = {"rope_type": "yarn", "factor": 4.0} | values
+    with pytest.raises(ValueError, match=f"config.json of .* says {next(iter(values))}=.*, which is no length"):
+        context_of(config)
+
+
+def test_a_model_of_no_heads_is_refused_where_its_configuration_is_read(folder):
+    change_config(folder, num_attention_heads=0)
+    with pytest.raises(ValueError, match="says num_attention_heads=0"):
+        check_folder(model_in(folder))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 BUNDLED = "xtf.tiny"  # model.path of the model that ships with the package
 LARGE_FILE = 64 * 2**20  # bytes; hashing every weight of a 14B model would take longer than scoring with it
+SIZES = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "vocab_size"
+)  # fmt: skip
+WEIGHTS, SHARD = "model.safetensors", re.compile(r"model-\d+-of-\d+\.safetensors")
 LFS_POINTER = b"version https://git-lfs.github.com/"  # how a file begins that git left behind in the place of another
 
 
@@ -59,14 +65,30 @@ def check_folder(model: ModelConfig) -> None:
                         f"{file} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull, or the "
                         "model with hf download"
                     )
-    _json_object(config)
-    index = folder / "model.safetensors.index.json"
-    named = set(_json_object(index).get("weight_map", {}).values()) if index.is_file() else set()
-    for name in sorted(named):
-        if not (folder / str(name)).is_file():
-            raise ValueError(f"{index} names {name}, which is not in the folder: fetch it, or the model again")
+    settings = _json_object(config)
+    for name in SIZES:
+        size = settings.get(name)
+        if isinstance(size, int | float) and not 1 <= size < math.inf:
+            raise ValueError(f"model.path={model.path} cannot be loaded: its config.json says {name}={size}")
+    _check_index(folder)
     for file in sorted(folder.glob("*.safetensors")):
-        _check_header(file)
+        _check_header(file, quantised=bool(settings.get("quantization_config")))
+
+
+def _check_index(folder: Path) -> None:
+    """The files of weights are those that the index names; transformers passes over others without a word."""
+    index = folder / "model.safetensors.index.json"
+    named: Any = _json_object(index).get("weight_map") if index.is_file() else {}
+    if not isinstance(named, dict) or (index.is_file() and not named):
+        raise ValueError(f"{index} has no weight_map, which says where each tensor is: fetch it again")
+    for name in named.values():
+        if not isinstance(name, str) or not (folder / name).is_file():
+            raise ValueError(f"{index} names {name}, which is not in the folder: fetch it, or the model again")
+    files = set(named.values())
+    for file in sorted(folder.glob("model*.safetensors")):
+        if file.name not in files and (SHARD.fullmatch(file.name) or (named and file.name == WEIGHTS)):
+            what = f"is none of the files that {index.name} names" if named else f"belongs to an {index.name}, not here"
+            raise ValueError(f"{file} {what}: remove what is not of this model, or fetch the model again")
 
 
 def _json_object(file: Path) -> dict[str, Any]:
@@ -79,13 +101,19 @@ def _json_object(file: Path) -> dict[str, Any]:
     return found
 
 
-def _check_header(file: Path) -> None:
+def _check_header(file: Path, quantised: bool) -> None:
     """The header says how long each tensor is, so that a file that was cut off is known by its length."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "pt"):
-            pass
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys() if not quantised else ():
+                kind = tensors.get_slice(name).get_dtype()
+                if name.endswith("weight") and kind[0] in "IU":
+                    raise ValueError(
+                        f"{file} has {name} in {kind}, whole numbers, and its config.json no quantization_config that "
+                        "says what they stand for: fetch both again, from one place"
+                    )
     except (SafetensorError, OSError) as error:
         size = file.stat().st_size
         what = "is empty" if not size else f"is no safetensors file, or cut off ({size:,} bytes; {error})"
@@ -97,6 +125,9 @@ def context_of(config: Any) -> int | None:
 
     Args:
         config: of transformers.
+
+    Raises:
+        ValueError: it says what is no number of positions.
     """
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
@@ -106,7 +137,11 @@ def context_of(config: Any) -> int | None:
     scale = rope.get("factor")  # YaRN and its like, which some state beside the length before them
     if not isinstance(scale, int | float):
         return int(limit)
-    return max(int(limit), round(scale * (rope.get("original_max_position_embeddings") or limit)))
+    before = rope.get("original_max_position_embeddings") or limit
+    for name, value in (("factor", scale), ("original_max_position_embeddings", before)):
+        if not isinstance(value, int | float) or not 0 < value < 2**40:
+            raise ValueError(f"config.json of {config.name_or_path} says {name}={value!r}, which is no length: mend it")
+    return max(int(limit), round(scale * before))
 
 
 def load_config(model: ModelConfig) -> Any:
@@ -272,8 +307,20 @@ def load_model(
             loaded = PeftModel.from_pretrained(loaded, str(folder)).merge_and_unload()
         except Exception as error:
             raise _broken(str(folder), error) from error
+    _check_finite(loaded, model.path if base else source)
     ready: PreTrainedModel = loaded.eval()
     return ready
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    """Refuse weights that are NaN or infinite, with which every score would be NaN; quantised ones pass."""
+    import torch
+
+    for key, tensor in model.named_parameters():
+        if tensor.numel() and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            least, largest = torch.aminmax(tensor.detach())
+            if not (math.isfinite(least) and math.isfinite(largest)):
+                raise ValueError(f"the weights of {name} hold NaN or infinity ({key}): fetch them again")
 
 
 def _check_complete(report: Mapping[str, Any], name: str) -> None:
