@@ -359,6 +359,28 @@ def test_a_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: py
         template_of(own)
 
 
+@pytest.mark.parametrize(
+    ("condition", "row", "roles"),
+    [
+        ("messages[0].role == 'system'", {"messages": [{"role": "system", "content": "Short."}]}, "system, user"),
+        ("tools", {"messages": [], "tools": [{"name": "look"}]}, "user"),
+        ("messages | length > 3", {"messages": [], "more": 3}, "user, assistant"),
+    ],
+)
+def test_a_template_that_does_not_end_for_the_turns_of_a_row_is_refused(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, condition: str, row: dict[str, Any], roles: str
+) -> None:
+    monkeypatch.setattr("xtf.data.templates.TRIAL_SECONDS", 0.5)
+    own = tokenizer("plain")
+    busy = "{% for i in range(90000) %}{% for j in range(400) %}{% endfor %}{% endfor %}"  # for some seconds
+    own.chat_template = "{% if " + condition + " %}" + busy + "{% endif %}" + LOOP + CUE
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    examples = as_examples([row | {"messages": row["messages"] + turns * row.pop("more", 1)}])
+    template_of(own)
+    with pytest.raises(ValueError, match=f"does not end: turns of {roles} take it more than 0.5 s"):
+        encode(own, examples, 99)
+
+
 def test_a_template_that_writes_at_random_is_refused(tokenizer: Any) -> None:
     own = tokenizer("plain")
     own.chat_template = "{{ ['a', 'b'] | random }}" + LOOP

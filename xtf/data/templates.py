@@ -20,7 +20,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 TODAY = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")  # a template's call for today's date
 CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # of Jinja
 OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")  # at the end of a generation prompt
-TRIAL_SECONDS = 20.0  # a template that takes longer for two short turns will not end
+TRIAL_SECONDS = 10.0  # a template that takes longer for one conversation will not end
 USER, ANSWER, NEXT = "question 7351", "answer 7352", "question 7353"  # of the conversation that is tried
 
 
@@ -108,9 +108,32 @@ def render(
 ) -> str:
     """The turns as the template writes them, with its generation prompt if `cue`.
 
+    The first conversation of each shape (its roles, their fields, tools) has a time limit: a thread costs more than a
+    render.
+
     Raises:
         TemplateError: it refuses them.
+        ValueError: it does not end.
     """
+    shape = (str(tokenizer.chat_template), chat, cue, bool(tools), *((turn["role"], *turn) for turn in turns))
+    ended = _ended.setdefault(tokenizer, set())
+    if shape in ended:
+        return _rendered(tokenizer, turns, chat, tools, cue)
+    text = _in_time(lambda: _rendered(tokenizer, turns, chat, tools, cue), tokenizer, [turn["role"] for turn in turns])
+    ended.add(shape)
+    return text
+
+
+_ended: WeakKeyDictionary[PreTrainedTokenizerBase, set[Hashable]] = WeakKeyDictionary()
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Mapping[str, Any]],
+    chat: Chat,
+    tools: Sequence[Mapping[str, Any]],
+    cue: bool,
+) -> str:
     settings: dict[str, Any] = {"enable_thinking": False} if chat.think is Think.close else {}
     day = datetime.datetime.fromisoformat(chat.date)
     try:
@@ -145,17 +168,11 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     user, answer, following = (
         {"role": role, "content": text} for role, text in (("user", USER), ("assistant", ANSWER), ("user", NEXT))
     )
-
-    def trial() -> tuple[str, ...]:
-        return (
-            *(render(tokenizer, [user], chat, cue=cue) for cue in (True, False)),
-            render(tokenizer, [user, answer], chat, cue=False),
-            render(tokenizer, [user, answer, following], chat, cue=False),
-            render(tokenizer, [user], Chat(chat.think, "2001-02-03")),
-        )
-
     try:
-        prompt, bare, whole, more, other_day = _in_time(trial, tokenizer)
+        prompt, bare = (render(tokenizer, [user], chat, cue=cue) for cue in (True, False))
+        whole = render(tokenizer, [user, answer], chat, cue=False)
+        more = render(tokenizer, [user, answer, following], chat, cue=False)
+        other_day = render(tokenizer, [user], Chat(chat.think, "2001-02-03"))
     except TemplateError as error:
         return Template(eos, findings=(f"it could not be tried out ({error}); responses end with EOS",))
     findings: list[str] = []
@@ -207,12 +224,12 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     return Template(eos if end is None else end, cue, opened and opened[1], closing, tuple(findings))
 
 
-def _in_time(trial: Callable[[], tuple[str, ...]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def _in_time(trial: Callable[[], str], tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> str:
     """What `trial` returns or raises; ValueError if it does not within `TRIAL_SECONDS`.
 
     In a thread of its own, which nothing can stop: it ends with the program.
     """
-    done: list[tuple[str, ...] | Exception] = []
+    done: list[str | Exception] = []
 
     def run() -> None:
         try:
@@ -224,9 +241,10 @@ def _in_time(trial: Callable[[], tuple[str, ...]], tokenizer: PreTrainedTokenize
     thread.start()
     thread.join(TRIAL_SECONDS)
     if not done:
+        turns = ", ".join(dict.fromkeys(roles))
         raise ValueError(
-            f"the chat template of {name_of(tokenizer)} does not end: two short turns took it {TRIAL_SECONDS:g} s; "
-            "give another tokenizer (model.tokenizer) or mend its template"
+            f"the chat template of {name_of(tokenizer)} does not end: turns of {turns} take it more than "
+            f"{TRIAL_SECONDS:g} s; give another tokenizer (model.tokenizer) or mend its template"
         )
     if isinstance(done[0], Exception):
         raise done[0]
