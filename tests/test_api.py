@@ -218,6 +218,20 @@ def test_adapters_are_off_while_the_base_is_scored_and_on_again_behind_it(small_
     assert logp(tuned.merge_and_unload(), tokenizer) != base
 
 
+@pytest.mark.parametrize("part", ["in place", "forward", "decoder"])
+def test_a_model_that_is_compiled_in_part_is_scored_as_it_was_written(small_model, tokenizer, part):
+    written = api.score(small_model("qwen2", len(tokenizer)), tokenizer, EXAMPLES, progress=False)
+    model = small_model("qwen2", len(tokenizer))
+    if part == "in place":
+        model.compile(backend="eager")
+    elif part == "forward":
+        model.forward = torch.compile(model.forward, backend="eager")
+    else:
+        model.model = torch.compile(model.model, backend="eager")
+    scored = api.score(model, tokenizer, EXAMPLES, progress=False)
+    assert all(scored[name][:] == written[name][:] for name in ("ri", "kn", "tr", "logp"))
+
+
 def test_an_adapter_of_the_models_own_is_off_too(small_model, tokenizer, tmp_path):
     base = logp(small_model("qwen2", len(tokenizer)), tokenizer)
     adapted(small_model("qwen2", len(tokenizer))).save_pretrained(tmp_path)

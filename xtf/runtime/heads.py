@@ -68,18 +68,25 @@ def _has_adapters(model: Any) -> bool:
 
 @contextmanager
 def base_of(model: Any) -> Iterator[PreTrainedModel]:
-    """The base model within `model`: unwrapped, and with its adapters switched off inside the block.
+    """The base model within `model`: unwrapped, and inside the block with its adapters switched off and nothing of it
+    compiled.
 
-    Behind the block they are on again, and what was trainable or frozen is so.
+    Behind the block they are on again, and what was trainable or frozen is so. A part that torch.compile has replaced
+    (`model.compile()`, `model.forward`, `model.model`) runs as it was written meanwhile: a graph has no place for the
+    attention that scoring puts into it.
 
     Raises:
         ValueError: as `unwrapped`.
     """
+    import torch
+
     base, outer = unwrapped(model), model
     _check(base)
     trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     with ExitStack() as stack:
         stack.callback(lambda: _restore(trainable))
+        if "torch._dynamo" in sys.modules:  # else nobody has compiled anything
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         while outer is not base:
             if _has_adapters(outer):
                 for name in outer.active_adapters:
