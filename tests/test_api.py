@@ -34,6 +34,8 @@ from xtf.config.schema import (
     ScorerConfig,
     ThresholdConfig,
     ThresholdEnd,
+    TRConfig,
+    TRVariant,
 )
 from xtf.data.provenance import provenance, recorded
 
@@ -273,6 +275,31 @@ def test_models_that_cannot_be_run_are_refused_in_a_sentence(small_model, tokeni
     mixed.model.layers[0].double()
     with pytest.raises(ValueError, match="cannot be run on a few tokens: "):
         api.score(mixed, tokenizer, EXAMPLES, progress=False)
+
+
+@pytest.mark.parametrize("place", ["a layer on disk", "all on disk", "all in main memory"])
+def test_a_model_whose_weights_lie_elsewhere_is_scored_like_one_in_memory(small_model, tokenizer, tmp_path, place):
+    accelerate = pytest.importorskip("accelerate")
+    released = ScorerConfig("x", [Attribute.tr], tr=TRConfig(variant=TRVariant.released))
+    whole, model = (small_model("qwen2", len(tokenizer)) for _ in range(2))
+    if place == "a layer on disk":
+        near = ["embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb"]
+        parts = {f"model.{part}": "cpu" for part in near} | {"model.layers.2": "disk", "lm_head": "cpu"}
+        accelerate.dispatch_model(model, parts, main_device="cpu", offload_dir=tmp_path)
+    elif place == "all on disk":
+        accelerate.disk_offload(model, tmp_path, "cpu")
+    else:
+        accelerate.cpu_offload(model, "cpu")
+    assert any(one.is_meta for one in model.parameters())
+    for scorer in ("xtf", released):
+        found, wanted = (
+            api.score(one, tokenizer, EXAMPLES, scorer=scorer, domain_words=["apples"], progress=False)
+            for one in (model, whole)
+        )
+        assert all(
+            found[name][:] == wanted[name][:] for name in ("ri", "kn", "tr", "logp") if name in wanted.column_names
+        )
+    assert any(one.is_meta for one in model.parameters())
 
 
 def test_a_model_that_torch_quantised_is_warned_of(model, tokenizer, caplog):

@@ -96,10 +96,10 @@ def score(
 ) -> datasets.Dataset:
     """Scores every response token of `examples` with the base model, where it is and in its precision.
 
-    `model` is a causal language model of transformers, also quantised, compiled or in DataParallel. Adapters (LoRA, by
-    PEFT or the model's own `load_adapter`) are switched off meanwhile, which is logged: the base model says what is
-    noise. Or `model` is a folder, a GGUF file or an id on the hub: it is loaded, on a GPU in bfloat16 if there is one,
-    and let go afterwards. `tokenizer` is the model's own if None.
+    `model` is a causal language model of transformers, also quantised, compiled, in DataParallel or with a `device_map`
+    that puts layers on disk. Adapters (LoRA, by PEFT or the model's own `load_adapter`) are switched off meanwhile,
+    which is logged: the base model says what is noise. Or `model` is a folder, a GGUF file or an id on the hub: it is
+    loaded, on a GPU in bfloat16 if there is one, and let go afterwards. `tokenizer` is the model's own if None.
 
     `examples` are rows of the forms that the command line reads from files, {"prompt", "response"}, {"prompt",
     "completion"}, {"messages"} and so on (`xtf.tasks.custom`), or a `datasets.Dataset` or DataFrame of them, optionally

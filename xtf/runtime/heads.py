@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -114,14 +115,27 @@ def base_of(model: Any) -> Iterator[PreTrainedModel]:
 
 
 def _check(base: PreTrainedModel) -> None:
-    """ValueError for a model without an LM head, or whose weights are not in memory."""
+    """ValueError for a model without an LM head, or whose weights are nowhere: what a `device_map` has put on disk or
+    into main memory comes when its module is called."""
     if not callable(base.get_output_embeddings()):
         raise ValueError(f"{type(base).__name__} has no LM head: load the model with AutoModelForCausalLM")
-    if missing := next((name for name, parameter in base.named_parameters() if parameter.is_meta), None):
-        raise ValueError(
-            f"the weights of {type(base).__name__} are not in memory ({missing} is on the device meta): load it "
-            "without offloading to disk or the CPU"
-        )
+    for place, module in base.named_modules():
+        for name, parameter in module.named_parameters(place, recurse=False):
+            if parameter.is_meta and not hasattr(module, "_hf_hook"):
+                raise ValueError(
+                    f"the weights of {type(base).__name__} are not in memory ({name} is on the device meta, and "
+                    "nothing loads it from elsewhere): load the model with from_pretrained"
+                )
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its token ids: its own device, or that on which it computes if its weights lie elsewhere."""
+    import torch
+
+    if model.device.type != "meta":
+        return model.device
+    with torch.no_grad():
+        return model.get_input_embeddings()(torch.zeros(1, 1, dtype=torch.long)).device
 
 
 def _restore(trainable: list[tuple[Any, bool]]) -> None:

@@ -34,7 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from xtf.config.schema import RIVariant, Scale, ScorerConfig, TRVariant
 from xtf.data.ragged import PROMPT_TR, Row, Sequences, as_lists, as_table, places
-from xtf.runtime.heads import decoder_of, logits_of, position_table, rope_limit, unwrapped
+from xtf.runtime.heads import decoder_of, input_device, logits_of, position_table, rope_limit, unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, Brought, brought, computed
 
 HIDDEN = "hidden"  # the column of unit vectors that stands for `tr` until that can be worked out
@@ -213,6 +213,7 @@ def _forward_scores(
     tap = _Tap(model, ends=not want_logp and (layer is None or later)) if want_hidden else None
     if want_logp:
         _check_head(model, torch.from_numpy(flat.ids[None, : min(16, flat.lengths[0])].astype(np.int64)))
+    device = input_device(model)
     starts, response_starts = flat.offsets[:-1], np.cumsum(flat.responses) - flat.responses
     found: dict[str, list[torch.Tensor]] = {}
     found_at = []
@@ -222,8 +223,8 @@ def _forward_scores(
         padded = np.full(len(batch) * T, pad_id, dtype=np.int64)
         row_starts = np.arange(len(batch)) * T
         padded[places(row_starts, lengths)] = flat.ids[places(starts[batch], lengths)]
-        ids_BT = torch.from_numpy(padded.reshape(len(batch), T)).to(model.device)
-        at_N = torch.from_numpy(places(row_starts + prompts, responses)).to(model.device)  # in B * T
+        ids_BT = torch.from_numpy(padded.reshape(len(batch), T)).to(device)
+        at_N = torch.from_numpy(places(row_starts + prompts, responses)).to(device)  # in B * T
         probe = None if ri is None else _Probe(ri, layer, lengths, prompts, last=not want_logp and not later)
         with nullcontext() if tap is None else tap:
             hidden_BTE = _hidden(model, ids_BT, probe)
@@ -332,7 +333,7 @@ def _check_head(model: PreTrainedModel, ids_1T: torch.Tensor) -> None:
     """
     if model in _head_checked:
         return
-    ids_1T = ids_1T.to(model.device)
+    ids_1T = ids_1T.to(input_device(model))
     own_1TV = model(input_ids=ids_1T, use_cache=False).logits.float()
     head_1TV = logits_of(model, _hidden(model, ids_1T)).float()
     gap = ((head_1TV - own_1TV).norm() / own_1TV.norm()).item()
@@ -509,7 +510,7 @@ def _exchange(model: PreTrainedModel, before: str) -> str | None:
 
     Whether a class lets its attention be exchanged shows on a few tokens: were it another, so would be their states.
     """
-    ids_1T = torch.arange(1, 13, device=model.device)[None] * 7919 % model.config.get_text_config().vocab_size
+    ids_1T = torch.arange(1, 13, device=input_device(model))[None] * 7919 % model.config.get_text_config().vocab_size
     known = model in _exchangeable
     # no_grad: what a quantised weight packs at its first use must not stay an inference tensor
     with torch.no_grad():
@@ -654,19 +655,22 @@ def tr_table(
 def _embedding_rows(model: PreTrainedModel) -> tuple[int, Callable[[torch.Tensor], torch.Tensor]]:
     """How many rows the input embedding has, and what gives those of ids (n,) as (n, E), in the model's precision.
 
-    A quantised embedding keeps no matrix of them: there its own forward pass unpacks them.
+    A quantised embedding keeps no matrix of them, and one with a `device_map` may lie on disk: there its own forward
+    pass unpacks or fetches them.
     """
     embedding = model.get_input_embeddings()
     weight: Any = getattr(embedding, "weight", None)
-    if isinstance(weight, torch.nn.Parameter) and type(weight.data) is torch.Tensor and weight.is_floating_point():
+    plain = isinstance(weight, torch.nn.Parameter) and type(weight.data) is torch.Tensor and weight.is_floating_point()
+    if plain and not weight.is_meta:
         return weight.shape[0], lambda ids: weight[ids.to(weight.device)]
+    device = input_device(model)
 
-    def unpacked(ids: torch.Tensor) -> torch.Tensor:
+    def passed(ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            found: torch.Tensor = embedding(ids.to(model.device))
+            found: torch.Tensor = embedding(ids.to(device))
         return found
 
-    return model.config.get_text_config().vocab_size, unpacked
+    return weight.shape[0] if plain else model.config.get_text_config().vocab_size, passed
 
 
 def _dataset_distances(model: PreTrainedModel, counts: np.ndarray, used: np.ndarray) -> np.ndarray:
@@ -693,9 +697,11 @@ def _released_distances(
 ) -> np.ndarray:
     """Cosine distances of one-token hidden states to the mean hidden state of the domain words; float64."""
 
+    device = input_device(model)
+
     def hidden(ids: Any) -> torch.Tensor:
         """Last hidden states (B, T, E) of rows of ids, float64."""
-        ids_BT = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
+        ids_BT = torch.as_tensor(ids, dtype=torch.int64, device=device)
         return _hidden(model, ids_BT).to("cpu", torch.float64)
 
     if not domain_words:
