@@ -37,7 +37,7 @@ from xtf.config.schema import (
     TRConfig,
     TRVariant,
 )
-from xtf.data.provenance import provenance, recorded
+from xtf.data.provenance import provenance, recorded, tokenizer_digest
 
 EXAMPLES = [
     {"prompt": "how many apples ?", "response": "two apples and three apples are five apples"},
@@ -113,6 +113,15 @@ def test_many_examples_are_scored_in_shards_like_one(model, tokenizer, monkeypat
     assert shards["example_id"][:] == whole["example_id"][:]
     for name in ("ri", "kn", "tr"):
         np.testing.assert_allclose(np.concatenate(shards[name]), np.concatenate(whole[name]), atol=1e-5)
+
+
+def test_a_streaming_dataset_is_read_like_one_in_memory(model, tokenizer):
+    rows = [row for row in EXAMPLES if "prompt" in row]
+    whole = api.score(model, tokenizer, rows, scorer="kn", progress=False)
+    streamed = datasets.IterableDataset.from_generator(lambda: iter(rows)).with_format("numpy")
+    assert api.score(model, tokenizer, streamed, scorer="kn", progress=False)["logp"][:] == whole["logp"][:]
+    with pytest.raises(ValueError, match="one set of rows is needed, not several"):
+        api.score(model, tokenizer, datasets.IterableDatasetDict(train=streamed))
 
 
 def test_only_scored_attributes_drop_by_default(model, tokenizer):
@@ -379,7 +388,7 @@ def test_scores_and_masks_say_what_made_them_also_when_stored(model, tokenizer, 
     masked.shuffle(seed=1).filter(lambda row: row["example_id"] != "1").save_to_disk(tmp_path / "set")
     found = api.provenance(datasets.load_from_disk(tmp_path / "set"))
     assert found == api.provenance(masked)
-    assert found["tokenizer"] == api.tokenizer_digest(tokenizer)
+    assert found["tokenizer"] == tokenizer_digest(tokenizer)
     assert found["template"] == digest(tokenizer.chat_template)
     assert found["scorer"]["attributes"] == ["ri", "kn", "tr"] and found["max_length"] == 2048
     assert found["threshold"]["name"] == "quantile" and set(found["cuts"]) == {"ri", "kn", "tr"}

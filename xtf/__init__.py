@@ -2,8 +2,8 @@
 
 scored = xtf.score(model, tokenizer, examples)
 masked = xtf.mask(scored, threshold="paper")
-xtf.summary(masked, tokenizer)
-xtf.show(masked, tokenizer)
+xtf.summary(masked)
+xtf.show(masked)
 xtf.preview(masked, tokenizer, "preview.html")
 xtf.export(masked, to="trl", folder="for-trl")
 xtf.grade("number", "The answer is 1,000.", reference="1000")

@@ -45,18 +45,17 @@ from xtf.config.schema import (
 )
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
-from xtf.data.provenance import COLUMN, provenance, recorded, records
-from xtf.data.ragged import Sequences, with_ends, with_row_weights
+from xtf.data.provenance import COLUMN, check_tokenizer, provenance, recorded, records, tokenizer_digest
+from xtf.data.ragged import Sequences, check_dataset, with_ends, with_row_weights
 from xtf.data.rows import Rows, is_tokenized
 from xtf.data.templates import Chat
 from xtf.data.tokenized import encode_tokenized
 from xtf.exports import TRAINERS
-from xtf.exports.base import tokenizer_digest
 from xtf.exports.write import RECORD, export_table
 from xtf.graders import grade
 from xtf.runtime.artifacts import read_json, versions
 from xtf.runtime.heads import base_of, is_quantised, unwrapped
-from xtf.runtime.models import inference_dtype, load_model, load_tokenizer
+from xtf.runtime.models import inference_dtype, load_model, load_tokenizer, named_tokenizer
 from xtf.runtime.progress import bar
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import MaskedTokens, build_mask, notes, row_weighted
@@ -274,7 +273,7 @@ def mask(
             end is to be kept.
     """
     _check_rows(scored)
-    if not _check_tokenizer(scored, tokenizer) and tokenizer is not None:
+    if not check_tokenizer(scored, tokenizer) and tokenizer is not None:
         log.warning("not all rows say which tokenizer they were scored with: it is not checked")
     if isinstance(threshold, str):
         if threshold not in PRESETS:
@@ -316,12 +315,7 @@ def mask(
 
 
 def _check_rows(rows: Any) -> None:
-    if not isinstance(rows, datasets.Dataset):
-        raise ValueError(
-            f"a datasets.Dataset is needed, not {type(rows).__name__}: one split of a DatasetDict, "
-            "rows.select(range(3)) instead of rows[:3], Dataset.from_pandas, Dataset.from_list, or Dataset(table) of "
-            "an Arrow table"
-        )
+    check_dataset(rows)
     if not len(rows):
         raise ValueError("there are no rows")
 
@@ -330,26 +324,6 @@ def _bare(rows: datasets.Dataset) -> pa.Table:
     """The rows without what they say of themselves."""
     table = rows.with_format("arrow")[:].replace_schema_metadata(None)
     return table.drop_columns(COLUMN) if COLUMN in table.column_names else table
-
-
-def _check_tokenizer(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-    """Whether all of the rows say that `tokenizer` is the one that they were scored with.
-
-    Raises:
-        ValueError: they say another one, or several.
-    """
-    said = records(rows)
-    found = {str(one["tokenizer"]) for one in said if "tokenizer" in one}
-    if len(found) > 1:
-        raise ValueError(
-            f"the rows were scored with {len(found)} tokenizers ({', '.join(sorted(found))}): take each set apart"
-        )
-    if tokenizer is not None and found and found != {own := tokenizer_digest(tokenizer)}:
-        raise ValueError(
-            f"the rows were scored with another tokenizer ({found.pop()}) than {tokenizer.name_or_path or 'this one'} "
-            f"({own}): give the one of the scores"
-        )
-    return bool(said) and all("tokenizer" in one for one in said)
 
 
 def export(
@@ -382,8 +356,6 @@ def export(
         ValueError: an unknown trainer; no mask; labels that do not belong to their input_ids; fractional weights that
             the trainer does not read; lengths that it would cut; another tokenizer; a folder that holds another export.
     """
-    from transformers import AutoTokenizer
-
     if to not in TRAINERS:
         raise ValueError(f"to={to!r} is not known{nearest(to, TRAINERS)}: known are {', '.join(TRAINERS)}")
     empty = _one_of(EmptyRows, "empty_rows", empty_rows)
@@ -393,8 +365,10 @@ def export(
     if not named:
         raise ValueError("the configuration has to name a model: give model=, a folder or an id on the hub")
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(named, revision=revision)
-    checked = _check_tokenizer(masked, tokenizer)
+        remedy = ": give model=, a folder or an id on the hub"
+        what = f"the tokenizer of {named}{'' if model else ', the model that scored these rows,'}"
+        tokenizer = named_tokenizer(named, revision, what=what, remedy=remedy)
+    checked = check_tokenizer(masked, tokenizer)
     if not checked:
         log.warning("not all rows say which tokenizer they were scored with: only the range of their ids is checked")
     tuning = tuning or TuningConfig(

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import xtf
 from xtf.config.schema import PRESETS, Attribute, Protect, RIThreshold, ThresholdConfig, ThresholdEnd
+from xtf.data.provenance import recorded, tokenizer_digest
 from xtf.data.ragged import Responses, with_ends
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import differences, preview, summary
@@ -198,6 +199,50 @@ def test_a_dataset_is_shown_and_judged_with_the_threshold_that_it_was_masked_wit
     for given in ("paper", replace(guarded, dropped_weight=0.5)):
         with pytest.raises(ValueError, match=r"masked with threshold=mine, not with .*: leave threshold out"):
             summary(masked, tokenizer, threshold=given)
+
+
+def said_to_be_of(tokenizer: PreTrainedTokenizerFast, folder: Path | str) -> datasets.Dataset:
+    """A masked dataset that says that this tokenizer scored it, and where that lies."""
+    said = {"tokenizer": tokenizer_digest(tokenizer), "tokenizer_name": str(folder)}
+    return xtf.mask(recorded(with_ends(scored_table(5), [0] * 5), said))
+
+
+def test_without_a_tokenizer_the_one_that_scored_is_loaded(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer("a word of its own")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    masked = said_to_be_of(tokenizer, tmp_path / "saved")
+    assert summary(masked) == summary(masked, tokenizer)
+    assert repr(summary(masked)) == str(summary(masked))  # a shell shows lines, not one with \\n in it
+    assert xtf.show(masked) == xtf.show(masked, tokenizer)
+    assert preview(masked, None, tmp_path / "p.html").is_file()
+    gone = said_to_be_of(tokenizer, tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"scored with, .*gone, cannot be loaded \(there is no such folder\): give it"):
+        summary(gone)
+    byte_tokenizer().save_pretrained(tmp_path / "gone")
+    with pytest.raises(ValueError, match="were scored with another tokenizer"):
+        xtf.show(gone)
+    with pytest.raises(ValueError, match="do not say from where their tokenizer can be loaded: give it"):
+        xtf.show(masked_table())
+
+
+def test_another_tokenizers_rows_are_not_decoded(tmp_path: Path) -> None:
+    masked, other = said_to_be_of(byte_tokenizer("one"), ""), byte_tokenizer("another")
+    for look in (summary, xtf.show, lambda *both: preview(*both, tmp_path / "p.html")):
+        with pytest.raises(ValueError, match=r"scored with another tokenizer .*: give the one of the scores"):
+            look(masked, other)
+
+
+def test_what_is_no_table_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    masked, tokenizer = datasets.Dataset(masked_table(5)), byte_tokenizer()
+    for rows in (masked[:3], datasets.DatasetDict(train=masked), list(masked), masked.to_pandas()):
+        for look in (
+            summary,
+            xtf.show,
+            lambda *both: preview(*both, tmp_path / "p.html"),
+            lambda one, _: xtf.provenance(one),
+        ):
+            with pytest.raises(ValueError, match=r"a datasets\.Dataset is needed, not .* instead of rows\[:3\]"):
+                look(rows, tokenizer)
 
 
 def test_another_threshold_than_the_masks_is_refused(tmp_path: Path) -> None:

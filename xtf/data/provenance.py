@@ -6,15 +6,19 @@ columns' types, from a Parquet file, from what `push_to_hub` writes and when it 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from xtf.config.identity import plain
+from xtf.data.ragged import check_dataset
+from xtf.runtime.models import named_tokenizer
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
 
 KEY = b"xtf"  # of an Arrow schema's metadata
 COLUMN = "provenance"
@@ -58,9 +62,15 @@ def provenance(rows: datasets.Dataset | pa.Table) -> dict[str, Any]:
 
 
 def records(rows: datasets.Dataset | pa.Table) -> list[dict[str, Any]]:
-    """What was recorded, each once; {} among them where some rows say nothing. [] where nothing is recorded."""
+    """What was recorded, each once; {} among them where some rows say nothing. [] where nothing is recorded.
+
+    Raises:
+        ValueError: the rows are no table.
+    """
     import pyarrow as pa
 
+    if not isinstance(rows, pa.Table):
+        check_dataset(rows)
     if COLUMN in rows.column_names:
         if isinstance(rows, pa.Table):
             parts = rows.select([COLUMN]).to_batches()
@@ -74,6 +84,49 @@ def records(rows: datasets.Dataset | pa.Table) -> list[dict[str, Any]]:
         return [] if said is None else [json.loads(said)]
     found = [_read(line) for line in (rows.info.description or "").split("\n\n")]
     return found if all(found) else []  # a description of somebody else's
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tells tokenizers apart: a digest of the ids that they give to tokens."""
+    entries = sorted((number, token) for token, number in tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
+
+
+def check_tokenizer(rows: datasets.Dataset | pa.Table, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether all of the rows say that `tokenizer` is the one that they were scored with.
+
+    Raises:
+        ValueError: they say another one, or several.
+    """
+    said = records(rows)
+    found = {str(one["tokenizer"]) for one in said if "tokenizer" in one}
+    if len(found) > 1:
+        raise ValueError(
+            f"the rows were scored with {len(found)} tokenizers ({', '.join(sorted(found))}): take each set apart"
+        )
+    if tokenizer is not None and found and found != {own := tokenizer_digest(tokenizer)}:
+        raise ValueError(
+            f"the rows were scored with another tokenizer ({found.pop()}) than {tokenizer.name_or_path or 'this one'} "
+            f"({own}): give the one of the scores"
+        )
+    return bool(said) and all("tokenizer" in one for one in said)
+
+
+def tokenizer_of(rows: datasets.Dataset | pa.Table, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """What the rows are read with: the tokenizer that is `given`, else, loaded, the one that they say scored them.
+
+    Raises:
+        ValueError: the rows say another one, several, or none that can be loaded.
+    """
+    if given is None:
+        said = records(rows)
+        names = [name for one in said if (name := one.get("tokenizer_name"))]
+        if not check_tokenizer(rows, None) or not names:
+            raise ValueError("the rows do not say from where their tokenizer can be loaded: give it, as `tokenizer`")
+        what = f"the tokenizer that these rows were scored with, {names[0]},"
+        given = named_tokenizer(names[0], what=what, remedy=": give it, as `tokenizer`")
+    check_tokenizer(rows, given)
+    return given
 
 
 def _read(text: Any) -> dict[str, Any]:

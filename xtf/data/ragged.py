@@ -13,7 +13,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -55,8 +55,30 @@ def as_table(rows: Sequence[Row]) -> pa.Table:
 
 
 def as_arrow(rows: datasets.Dataset | pa.Table) -> pa.Table:
-    """A table of either library as one of Arrow."""
-    return rows if isinstance(rows, pa.Table) else rows.with_format("arrow")[:]
+    """A table of either library as one of Arrow.
+
+    Raises:
+        ValueError: as `check_dataset`.
+    """
+    if isinstance(rows, pa.Table):
+        return rows
+    check_dataset(rows)
+    table: pa.Table = rows.with_format("arrow")[:]
+    return table
+
+
+def check_dataset(rows: Any) -> None:
+    """Raises:
+    ValueError: the rows are no `datasets.Dataset`.
+    """
+    import datasets
+
+    if not isinstance(rows, datasets.Dataset):
+        raise ValueError(
+            f"a datasets.Dataset is needed, not {type(rows).__name__}: one split of a DatasetDict, "
+            "rows.select(range(3)) instead of rows[:3], Dataset.from_pandas, Dataset.from_list, or Dataset(table) of "
+            "an Arrow table"
+        )
 
 
 def with_ends(table: pa.Table, end_tokens: Iterable[int]) -> pa.Table:

@@ -250,12 +250,6 @@ def fitting_length(rows: MaskedRows, wanted: int | None, limit: int | None) -> i
     return wanted or rows.longest
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What tells tokenizers apart: a digest of the ids that they give to tokens."""
-    entries = sorted((number, token) for token, number in tokenizer.get_vocab().items())
-    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
-
-
 def check_vocabulary(rows: MaskedRows, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises:
     ValueError: an input id that the tokenizer does not have.

@@ -15,16 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Precision, Tuning, TuningConfig
 from xtf.data.batches import Batches, parquet_batches
+from xtf.data.provenance import tokenizer_digest
 from xtf.exports import TRAINERS
-from xtf.exports.base import (
-    MaskedRows,
-    Trainer,
-    TrainingRecipe,
-    check_vocabulary,
-    checked_rows,
-    fitting_length,
-    tokenizer_digest,
-)
+from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, check_vocabulary, checked_rows, fitting_length
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
 from xtf.runtime.models import location
 from xtf.runtime.progress import say

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from xtf.config.home import COMMAND
 from xtf.config.identity import digest, plain
 from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
-from xtf.data.provenance import provenance
+from xtf.data.provenance import provenance, tokenizer_of
 from xtf.data.ragged import as_arrow
 from xtf.data.tokens import Pieces
 from xtf.reporting.pages import counted, script_hash, templates
@@ -53,7 +53,7 @@ MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES al
 
 def preview(
     masked: datasets.Dataset | pa.Table,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     path: str | Path,
     *,
     threshold: str | ThresholdConfig | None = None,
@@ -66,6 +66,7 @@ def preview(
 ) -> Path:
     """Writes the explorer of a masked table (`xtf.mask`, or a run's mask.parquet) to `path` and returns it.
 
+    `tokenizer` is the one that the dataset says it was scored with, if None.
     `threshold` is the one that the table was masked with, where the sliders start; left out, the one that the dataset
     says (`xtf.provenance`), and of a table that says none the paper's. `command` is what the page puts
     before the settings that reproduce the sliders. A table with more than `examples` rows, or one that would make the
@@ -79,9 +80,10 @@ def preview(
 
     Raises:
         ValueError: a table without labels or rows, a `threshold` that does not give the table's drops, a mask of other
-            tokens in `against`.
+            tokens in `against`; another tokenizer than the dataset says, or none that can be loaded.
     """
     table = as_arrow(masked)
+    tokenizer = tokenizer_of(masked, tokenizer)
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
     config = _masked_with(masked, threshold)
@@ -262,22 +264,32 @@ def differences(masked: pa.Table, other: pa.Table, name: str) -> tuple[int, int]
     return int(np.count_nonzero(~kept & other_kept)), int(np.count_nonzero(kept & ~other_kept))
 
 
+class Lines(str):
+    """Text that a shell or a notebook shows line by line, without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def summary(
     masked: datasets.Dataset | pa.Table,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     threshold: str | ThresholdConfig | None = None,
-) -> str:
-    """Whether to train with a masked table, why not, and what to try instead, in lines (`xtf.scoring.verdict`).
+) -> Lines:
+    """Whether to train with a masked table, why not, and what to try instead, in lines (`xtf.scoring.verdict`): a text
+    to print, which a shell and a notebook show as it is.
 
-    `threshold` is the one that the table was masked with; left out, the one that the dataset says (`xtf.provenance`),
-    and of a table that says none the paper's.
+    `tokenizer` is the one that the dataset says it was scored with, if None. `threshold` is the one that the table was
+    masked with; left out, the one that the dataset says (`xtf.provenance`), and of a table that says none the paper's.
 
     Raises:
-        ValueError: a table without labels, an unknown `threshold`, another one than the dataset says.
+        ValueError: a table without labels; an unknown `threshold`, another one than the dataset says; another
+            tokenizer, or none that can be loaded.
     """
-    config = _masked_with(masked, threshold)
-    return in_lines(judge([MaskedTokens.from_mask(as_arrow(masked))], config, provenance(masked)), tokenizer)
+    config, tokenizer = _masked_with(masked, threshold), tokenizer_of(masked, tokenizer)
+    verdict = judge([MaskedTokens.from_mask(as_arrow(masked))], config, provenance(masked))
+    return Lines(in_lines(verdict, tokenizer))
 
 
 def show_verdict(found: Verdict, tokenizer: PreTrainedTokenizerBase) -> None:

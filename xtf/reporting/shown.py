@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from xtf.data.provenance import tokenizer_of
 from xtf.data.ragged import as_arrow
 from xtf.data.tokens import Pieces, decoded
 from xtf.scoring.attributes import ATTRIBUTES, OTHER
@@ -78,14 +79,17 @@ class TextPreview:
 
 
 def preview_text(
-    masked: datasets.Dataset | pa.Table, tokenizer: PreTrainedTokenizerBase, *, examples: int = 5
+    masked: datasets.Dataset | pa.Table, tokenizer: PreTrainedTokenizerBase | None = None, *, examples: int = 5
 ) -> TextPreview:
     """The first examples of a masked table, for `rich.print` or as the last line of a notebook's cell.
 
+    `tokenizer` is the one that the dataset says it was scored with, if None.
+
     Raises:
-        ValueError: the table is empty, or no example is asked for.
+        ValueError: the table is empty, or no example is asked for; another tokenizer, or none that can be loaded.
     """
     table = as_arrow(masked)
+    tokenizer = tokenizer_of(masked, tokenizer)
     if table.num_rows == 0 or examples < 1:
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
     shown = table.slice(0, examples)

@@ -236,10 +236,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
     load = AutoTokenizer.from_pretrained
     if model.tokenizer is not None:
-        try:
-            named: PreTrainedTokenizerBase = load(model.tokenizer)
-        except Exception as error:
-            raise ValueError(f"model.tokenizer={model.tokenizer} cannot be loaded ({_short(error)})") from error
+        named = named_tokenizer(model.tokenizer, what=f"model.tokenizer={model.tokenizer}")
         if gguf.is_gguf(model.path):
             _refuse_other_tokens(model, load(location(model)), named)
         return named
@@ -248,6 +245,25 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         found: PreTrainedTokenizerBase = load(location(model), revision=model.revision)
     except Exception as error:  # a tokenizer.json with unusual values makes its library raise almost anything
         raise _unreachable(model, "tokenizer", error) from error
+    return found
+
+
+def named_tokenizer(
+    name: str, revision: str | None = None, *, what: str = "", remedy: str = ""
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of an id on the hub; `what` names it in the error, and `remedy` says what to do.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:  # a tokenizer.json with unusual values makes its library raise almost anything
+        gone = Path(name).is_absolute() and not Path(name).exists()
+        why = "there is no such folder" if gone else _short(error)
+        raise ValueError(f"{what or name} cannot be loaded ({why}){remedy}") from error
     return found
 
 

@@ -202,18 +202,23 @@ def load_task(config: TaskConfig, output_dir: str = "outputs") -> Task:
 
 
 def as_rows(items: Any) -> list[Mapping[str, Any] | Example]:
-    """Own data in memory as a list: mappings or examples, a `datasets.Dataset` or a pandas DataFrame.
+    """Own data as a list in memory: mappings or examples, a `datasets.Dataset`, also a streaming one, which is read to
+    its end, or a pandas DataFrame.
 
     Raises:
         ValueError: a DatasetDict or something else that is no rows.
     """
+    import datasets
+
     if isinstance(items, Mapping):
         raise ValueError(f"one set of rows is needed, not several ({', '.join(map(str, items))}): give one of them")
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise ValueError(f"rows are needed (mappings, a Dataset or a DataFrame), not {type(items).__name__}")
     given: list[Mapping[str, Any] | Example]
-    if hasattr(items, "with_format"):  # a datasets.Dataset
+    if isinstance(items, datasets.Dataset):
         given = [*plain_rows(items.with_format("arrow")[:])]
+    elif isinstance(items, datasets.IterableDataset):
+        given = list(items.with_format(None))
     elif hasattr(items, "iterrows"):  # a pandas DataFrame
         import pyarrow as pa
 
