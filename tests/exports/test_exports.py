@@ -24,6 +24,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import LoraSettings, Schedule, Tuning, TuningConfig
+from xtf.data.provenance import recorded, tokenizer_digest
 from xtf.exports import TRAINERS
 from xtf.exports.base import MaskedRows
 from xtf.exports.megatron import packed
@@ -288,6 +289,30 @@ def test_another_tokenizer_is_refused(tokenizer, tmp_path):
     other.add_tokens(["<another>"])
     with pytest.raises(ValueError, match=r"were scored with another tokenizer"):
         xtf.export(scored, to="trl", folder=tmp_path / "other", tokenizer=other)
+
+
+def test_a_model_that_is_gone_is_named_and_asked_for(masked, tokenizer, tmp_path):
+    gone = str(tmp_path / "model")
+    scored = recorded(masked.data.table, {"model": gone, "tokenizer": tokenizer_digest(tokenizer)})
+    with pytest.raises(
+        ValueError, match=rf"tokenizer of {gone}, the model that scored .*: give model=, a folder or an id"
+    ):
+        xtf.export(scored, "hf", tmp_path / "a")
+    with pytest.raises(
+        ValueError, match=rf"'{gone}', which the export names, cannot be read: .*; give one that is there"
+    ):
+        xtf.export(scored, "hf", tmp_path / "b", tokenizer=tokenizer)
+    assert xtf.export(scored, "hf", tmp_path / "c", model=MODEL).is_dir()
+
+
+def test_rows_within_the_length_that_yarn_gives_a_model_are_taken(masked, tokenizer, tmp_path):
+    settings = json.loads((tiny.MODEL_DIR / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+    settings |= {"max_position_embeddings": 16, "rope_parameters": yarn}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    folder = xtf.export(masked, "hf", tmp_path / "out", model=str(tmp_path / "model"), tokenizer=tokenizer)
+    assert json.loads((folder / "export.json").read_text())["recipe"]["max_length"] == 30
 
 
 def test_unknown_names_are_refused_with_the_known_ones(masked, tmp_path):

@@ -19,7 +19,7 @@ from xtf.data.provenance import tokenizer_digest
 from xtf.exports import TRAINERS
 from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, check_vocabulary, checked_rows, fitting_length
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
-from xtf.runtime.models import location
+from xtf.runtime.models import context_of, location
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import Manifest, RunFolder
 from xtf.scoring.masks import notes
@@ -122,12 +122,12 @@ def export_table(
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the configuration of the model {model!r}, which the export names, cannot be read: "
-            f"{str(error).splitlines()[0]}"
+            f"{str(error).splitlines()[0]}; give one that is there, its folder or its id on the hub"
         ) from error
     recipe = TrainingRecipe(
         model=model,
         revision=revision,
-        max_length=fitting_length(rows, export.max_length, getattr(shape, "max_position_embeddings", None)),
+        max_length=fitting_length(rows, export.max_length, context_of(shape)),
         tuning=tuning,
         epochs=epochs,
         seed=seed,
