@@ -51,6 +51,7 @@ from xtf.data.rows import Rows, is_tokenized
 from xtf.data.templates import Chat
 from xtf.data.tokenized import encode_tokenized
 from xtf.exports import TRAINERS
+from xtf.exports.base import tokenizer_state
 from xtf.exports.write import RECORD, export_table
 from xtf.graders import grade
 from xtf.runtime.artifacts import read_json, versions
@@ -347,7 +348,8 @@ def export(
         folder: a new one, an empty one, or one that holds this very export.
         model: what the configuration names, a folder or an id on the hub; by default the model that scored, where it
             was loaded from one.
-        tokenizer: checked to be the one that the rows were scored with; by default that of `model`.
+        tokenizer: checked to be the one that the rows were scored with; by default that of `model`. Another one than
+            that is saved with the export and named in the configuration, or README.md says that it cannot be.
         empty_rows: "drop" leaves out rows without any label, "keep" keeps them; both are counted.
         max_length: tokens that the configuration allows, by default the longest row's.
         tuning: hyper-parameters, all of them; by default those of transformers' TrainingArguments.
@@ -364,6 +366,7 @@ def export(
     named = str(getattr(model, "name_or_path", model) or said.get("model") or "")
     if not named:
         raise ValueError("the configuration has to name a model: give model=, a folder or an id on the hub")
+    own = tokenizer is None
     if tokenizer is None:
         remedy = ": give model=, a folder or an id on the hub"
         what = f"the tokenizer of {named}{'' if model else ', the model that scored these rows,'}"
@@ -371,6 +374,9 @@ def export(
     checked = check_tokenizer(masked, tokenizer)
     if not checked:
         log.warning("not all rows say which tokenizer they were scored with: only the range of their ids is checked")
+    base = _place(named)
+    if not own and base == _place(tokenizer.name_or_path):
+        own = tokenizer_state(tokenizer) == tokenizer_state(named_tokenizer(named, revision))
     tuning = tuning or TuningConfig(
         name=Tuning.full, epochs=3, learning_rate=5e-5, batch_size=8, schedule=Schedule.linear, warmup_ratio=0.0
     )
@@ -386,7 +392,8 @@ def export(
         settings,
         Path(folder),
         tokenizer=tokenizer,
-        model=str(Path(named).resolve()) if Path(named).is_dir() else named,
+        own_tokenizer=own,
+        model=base,
         revision=revision,
         tuning=tuning,
         epochs=tuning.epochs or 0,
@@ -394,9 +401,17 @@ def export(
         bf16=bf16,
         about={"rule": rule, "sources": {}},
     )
-    for line in read_json(place / RECORD).get("other_versions", []):
+    said = read_json(place / RECORD)
+    for line in said["not_carried"]:
+        log.warning("not in the export's configuration: %s", line)
+    for line in said.get("other_versions", []):
         log.warning(line)
     return place
+
+
+def _place(name: str) -> str:
+    """A folder's whole path; an id on the hub as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _rules(masked: datasets.Dataset) -> list[str]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -26,9 +27,11 @@ from xtf.config.identity import overrides
 from xtf.config.schema import LoraSettings, Schedule, Tuning, TuningConfig
 from xtf.data.provenance import recorded, tokenizer_digest
 from xtf.exports import TRAINERS
-from xtf.exports.base import MaskedRows
+from xtf.exports.base import MaskedRows, tokenizer_state
 from xtf.exports.megatron import packed
-from xtf.runtime.run_folder import RunFolder
+from xtf.exports.write import export_run
+from xtf.inputs import Inputs
+from xtf.runtime.run_folder import Manifest, RunFolder
 
 MODEL = str(tiny.MODEL_DIR)
 SETTINGS = {"epochs": 1, "learning_rate": 1e-4, "schedule": Schedule.constant, "warmup_ratio": 0.0}
@@ -161,6 +164,48 @@ def test_adapters_name_the_modules_that_peft_takes_for_the_model(masked, tmp_pat
     settings = yaml.safe_load((folder / "axolotl.yaml").read_text())
     assert (settings["adapter"], settings["lora_r"], settings["lora_alpha"]) == ("lora", 4, 9)
     assert settings["lora_target_modules"] == ["q_proj", "v_proj"]
+
+
+def another(tokenizer, folder):
+    """The same ids, and another end and chat template."""
+    found = AutoTokenizer.from_pretrained(MODEL)
+    found.eos_token, found.chat_template = tokenizer.convert_ids_to_tokens(7), "{{ messages[0].content }}"
+    found.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("to", TRAINERS)
+def test_another_tokenizer_than_the_models_own_goes_with_the_rows(masked, tokenizer, tmp_path, caplog, to):
+    given = another(tokenizer, tmp_path / "given")
+    folder = export(masked, tmp_path / to, to, tokenizer=given)
+    saved = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    assert tokenizer_state(saved) == tokenizer_state(given) != tokenizer_state(tokenizer)
+    files = {"hf": "train.py", "trl": "train.py", "axolotl": "axolotl.yaml"}
+    told = "the tokenizer that made the rows: the configuration names none beside the model's own"
+    if to in files:
+        settings = (folder / files[to]).read_text()
+        assert "from_pretrained('tokenizer')" in settings or yaml.safe_load(settings)["tokenizer_config"] == "tokenizer"
+    assert (told in (folder / "README.md").read_text()) == (told in caplog.text) == (to not in files)
+
+
+def test_the_models_own_tokenizer_is_not_saved_again(masked, tokenizer, tmp_path):
+    folder = export(masked, tmp_path / "own", tokenizer=AutoTokenizer.from_pretrained(MODEL))
+    assert export(masked, folder) == folder  # the same export
+    changed = AutoTokenizer.from_pretrained(MODEL)
+    changed.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(ValueError, match="holds another export"):
+        export(masked, folder, tokenizer=changed)
+    assert (export(masked, tmp_path / "changed", tokenizer=changed) / "tokenizer").is_dir()
+
+
+def test_axolotl_is_told_what_pads_where_the_tokenizer_names_nothing(masked, tokenizer, tmp_path):
+    assert tokenizer.pad_token is not None
+    assert "special_tokens" not in (export(masked, tmp_path / "own", "axolotl") / "axolotl.yaml").read_text()
+    without = AutoTokenizer.from_pretrained(MODEL)
+    without.pad_token = None
+    folder = export(masked, tmp_path / "base", "axolotl", tokenizer=without)
+    settings = yaml.safe_load((folder / "axolotl.yaml").read_text())
+    assert settings["special_tokens"] == {"pad_token": tokenizer.eos_token}
 
 
 def test_megatron_masks_the_predicting_token_and_packs_whole_documents(masked):
@@ -357,7 +402,7 @@ def test_export_settings_do_not_name_the_run():
 
 
 @pytest.mark.usefixtures("composing")
-def test_a_run_is_exported_from_its_mask(tmp_path):
+def test_a_run_is_exported_from_its_mask(tokenizer, tmp_path):
     from xtf.pipeline import run
 
     made = resolve(
@@ -377,4 +422,8 @@ def test_a_run_is_exported_from_its_mask(tmp_path):
     assert settings["gradient_accumulation_steps"] == 1
     readme = (place / "README.md").read_text()
     assert "scorer=kn (attributes: kn), threshold=paper" in readme
+    assert "tokenizer_config" not in settings
+    named = replace(made, model=replace(made.model, tokenizer=MODEL), export=replace(made.export, to="hf"))
+    export_run(named, folder, Manifest(folder), lambda: Inputs(made, Manifest(folder)).encoded, tokenizer)
+    assert "from_pretrained('tokenizer')" in (folder.export("hf") / "train.py").read_text()
     assert not folder.model.exists() and not folder.metrics.exists()

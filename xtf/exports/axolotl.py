@@ -15,6 +15,7 @@ class Axolotl(Trainer):
 
     name = "axolotl"
     title = "Axolotl"
+    takes_tokenizer = True
     packages = ("axolotl", "transformers", "datasets", "peft")
     note = (
         "Rows count as tokenized only with all three columns and an empty `type:`. `sequence_len` fits the longest "
@@ -42,6 +43,8 @@ def _settings(recipe: TrainingRecipe) -> dict[str, Any]:
     settings = training_settings(recipe) | {
         "base_model": recipe.model,
         **({"revision_of_model": recipe.revision} if recipe.revision else {}),
+        **({"tokenizer_config": recipe.tokenizer} if recipe.tokenizer else {}),
+        **({"special_tokens": {"pad_token": recipe.pad_token}} if recipe.pad_token else {}),  # else none
         "datasets": [{"path": "train.parquet", "ds_type": "parquet", "type": None}],
         "dataset_prepared_path": "prepared",
         "val_set_size": 0,

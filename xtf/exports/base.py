@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from xtf.config.identity import digest
 from xtf.config.schema import ConfigError, EmptyRows, Optimizer, Schedule, Tuning, TuningConfig
 from xtf.data.batches import Batches, spooled
+from xtf.data.provenance import tokenizer_digest
 from xtf.data.ragged import IGNORED, as_lists, flat, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TOKENIZER = "tokenizer"  # the folder of an export that holds the tokenizer, where it is not the model's own
 ROW_GROUP = 8192  # rows of a group of a Parquet file, which its writer holds in memory
 PARQUET = "`train.parquet`: `input_ids` list<int32>, `attention_mask` list<int8>, `labels` list<int32>"
 
@@ -83,6 +86,8 @@ class TrainingRecipe:
     seed: int
     bf16: bool  # compute in bfloat16
     lora_targets: Sequence[str] = ()  # modules that get an adapter; only with tuning=lora
+    tokenizer: str | None = None  # the folder `TOKENIZER`, None where the model's own made the rows
+    pad_token: str | None = None  # what is to pad rows, where the tokenizer names none
 
     @property
     def pretrained(self) -> str:
@@ -90,13 +95,23 @@ class TrainingRecipe:
         return f"{self.model!r}" + (f", revision={self.revision!r}" if self.revision else "")
 
     @property
+    def pretrained_tokenizer(self) -> str:
+        """The same for the tokenizer."""
+        return f"{self.tokenizer!r}" if self.tokenizer else self.pretrained
+
+    @property
     def lora(self) -> bool:
         """Whether adapters are trained instead of all weights."""
         return self.tuning.name is Tuning.lora
 
-    def not_carried(self) -> list[str]:
-        """The settings of the run that no other trainer's configuration holds, in words."""
+    def not_carried(self, trainer: Trainer) -> list[str]:
+        """The settings of the run that the trainer's configuration does not hold, in words."""
         tuning, found = self.tuning, []
+        if self.tokenizer and not trainer.takes_tokenizer:
+            found.append(
+                f"the tokenizer that made the rows: the configuration names none beside the model's own; it lies in "
+                f"{self.tokenizer}/, to be put beside the trained model"
+            )
         if tuning.optimizer is not Optimizer.adamw:
             found.append(f"tuning.optimizer={tuning.optimizer.value}: the configuration says AdamW")
         if tuning.schedule is Schedule.trapezoid:
@@ -116,6 +131,7 @@ class Trainer:
     name: ClassVar[str]  # export.to
     title: ClassVar[str]  # for people
     weights: ClassVar[bool] = False  # whether it reads a weight for each token
+    takes_tokenizer: ClassVar[bool] = False  # whether its configuration can name another tokenizer than the model's own
     packages: ClassVar[tuple[str, ...]] = ()  # those whose versions decide whether the files fit
     columns: ClassVar[str] = PARQUET  # what its data holds, for the README
     note: ClassVar[str]  # what to know before changing the configuration
@@ -269,6 +285,12 @@ def _flat(table: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
     if not pa.types.is_nested(table[name].type):
         raise ValueError(f"column {name!r} holds no lists but {table[name].type}")
     return flat(table[name])
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of what is saved with a tokenizer: its ids, its chat template, its special tokens."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return digest([tokenizer_digest(tokenizer), str(tokenizer.chat_template), special])
 
 
 # -- files that several trainers share -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ class HuggingFace(Trainer):
 
     name = "hf"
     title = "transformers' Trainer"
+    takes_tokenizer = True
     packages: ClassVar[tuple[str, ...]] = ("transformers", "accelerate", "datasets", "peft")
     note = (
         "Nothing is packed: every row is a row of the batch, padded. The loss is divided by the labels of the whole "
@@ -60,7 +61,7 @@ from datasets import load_dataset
 from transformers import Trainer, TrainingArguments
 
 (arguments,) = HfArgumentParser(TrainingArguments).parse_yaml_file("training.yaml")
-tokenizer = AutoTokenizer.from_pretrained({recipe.pretrained})
+tokenizer = AutoTokenizer.from_pretrained({recipe.pretrained_tokenizer})
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 model = AutoModelForCausalLM.from_pretrained({recipe.pretrained}, dtype="float32")
 {adapters}rows = load_dataset("parquet", data_files="train.parquet", split="train")

@@ -41,7 +41,7 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 (arguments,) = HfArgumentParser(SFTConfig).parse_yaml_file("training.yaml")
-tokenizer = AutoTokenizer.from_pretrained({recipe.pretrained})
+tokenizer = AutoTokenizer.from_pretrained({recipe.pretrained_tokenizer})
 model = AutoModelForCausalLM.from_pretrained({recipe.pretrained}, dtype="float32")
 rows = load_dataset("parquet", data_files="train.parquet", split="train")
 trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer{adapters})

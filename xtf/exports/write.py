@@ -17,7 +17,16 @@ from xtf.config.schema import Accelerator, Config, ConfigError, ExportConfig, Pr
 from xtf.data.batches import Batches, parquet_batches
 from xtf.data.provenance import tokenizer_digest
 from xtf.exports import TRAINERS
-from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, check_vocabulary, checked_rows, fitting_length
+from xtf.exports.base import (
+    TOKENIZER,
+    MaskedRows,
+    Trainer,
+    TrainingRecipe,
+    check_vocabulary,
+    checked_rows,
+    fitting_length,
+    tokenizer_state,
+)
 from xtf.runtime.artifacts import read_json, sha256, versions, write_json
 from xtf.runtime.models import context_of, location
 from xtf.runtime.progress import say
@@ -67,6 +76,7 @@ def export_run(
         config.export,
         folder.export(config.export.to),
         tokenizer=tokenizer,
+        own_tokenizer=config.model.tokenizer is None,
         model=str(Path(base).resolve()) if Path(base).is_dir() else base,
         revision=config.model.revision,
         tuning=config.tuning,
@@ -93,6 +103,7 @@ def export_table(
     folder: Path,
     *,
     tokenizer: PreTrainedTokenizerBase,
+    own_tokenizer: bool,
     model: str,
     revision: str | None,
     tuning: TuningConfig,
@@ -104,6 +115,7 @@ def export_table(
     """Check a masked table and write it for the trainer `export.to`; returns `folder`.
 
     Args:
+        own_tokenizer: whether the tokenizer is the one at `model`; another is saved with the export.
         model: what the configuration names: a folder, or an id on the hub.
         about: `rule`, the lines that say what is masked, and `sources`, hashes by name, for the README.
 
@@ -133,12 +145,15 @@ def export_table(
         seed=seed,
         bf16=bf16,
         lora_targets=_lora_targets(tuning, shape.model_type) if tuning.name is Tuning.lora else (),
+        tokenizer=None if own_tokenizer else TOKENIZER,
+        pad_token=tokenizer.eos_token if tokenizer.pad_token is None else None,
     )
+    # What earlier versions did not know names an export only where it says something.
+    named = {k: v for k, v in plain(recipe).items() if k not in ("tokenizer", "pad_token") or v is not None}
+    tokens = [tokenizer_digest(tokenizer), *([] if own_tokenizer else [tokenizer_state(tokenizer)])]
     record = {
         "to": trainer.name,
-        "identity": digest(
-            [trainer.name, rows.digest, plain(export), plain(recipe), tokenizer_digest(tokenizer)], length=64
-        ),
+        "identity": digest([trainer.name, rows.digest, plain(export), named, *tokens], length=64),
         "rows": rows.table.num_rows,
         "tokens": rows.tokens,
         "kept_tokens": rows.kept,
@@ -149,7 +164,7 @@ def export_table(
         **about,
     }
     if not _is_there(folder, record):
-        _write(folder, trainer, rows, recipe, record)
+        _write(folder, trainer, rows, recipe, record, tokenizer)
     return folder
 
 
@@ -180,12 +195,21 @@ def _is_there(folder: Path, record: Mapping[str, Any]) -> bool:
     return True
 
 
-def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRecipe, record: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    trainer: Trainer,
+    rows: MaskedRows,
+    recipe: TrainingRecipe,
+    record: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """Write everything beside `folder` and rename it there: an export is whole or not there."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         trainer.write(rows, recipe, temporary)
+        if recipe.tokenizer:
+            tokenizer.save_pretrained(temporary / recipe.tokenizer)
         hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         here = versions(*trainer.packages, *trainer.tried_with)
         whole = {
@@ -193,7 +217,7 @@ def _write(folder: Path, trainer: Trainer, rows: MaskedRows, recipe: TrainingRec
             "files": hashes,
             "versions": here,
             "other_versions": other_versions(trainer, here),
-            "not_carried": recipe.not_carried(),
+            "not_carried": recipe.not_carried(trainer),
         }
         template = (files("xtf.exports") / "README.md.j2").read_text(encoding="utf-8")
         environment = Environment(
