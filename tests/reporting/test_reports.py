@@ -477,6 +477,23 @@ def test_own_data_has_no_reported_number(tmp_path: Path) -> None:
     assert {row["reported_percent"] for row in read_table(tmp_path / "out" / "e.csv").values()} == {""}
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_reports_of_runs_that_differ_in_a_setting_have_titles_that_do(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, correct=outcomes(5, 5), base=None, overrides={"threshold.kn.pcp": 0.9})
+    run_report(folder, tmp_path / "out")
+    title = re.findall("<title>(.*?)</title>", (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))[0]
+    assert "scorer xtf, threshold paper, seed 0, threshold.kn.pcp=0.9, 10 training rows" in title
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_figure_names_a_run_without_a_mask_for_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    draw = figures.accuracy
+    monkeypatch.setattr(figures, "accuracy", lambda rows, *unit: (drawn.append(rows), draw(rows, *unit))[1])
+    run_report(write_run(tmp_path, correct=outcomes(5, 5), base=None, scorer="none"), tmp_path / "out")
+    assert [name for name, *_ in drawn[0]] == ["fine-tuned with every response token"]
+
+
 def test_text_table_figure_and_sweep_of_one_run_show_one_figure_with_one_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -488,7 +505,11 @@ def test_text_table_figure_and_sweep_of_one_run_show_one_figure_with_one_interva
     run_report(folder, tmp_path / "out")
     metrics = load_run(folder).record["metrics"]["accuracy"], load_run(folder).record["base_metrics"]["accuracy"]
     tuned, base = ((found["value"], found["low"], found["high"]) for found in metrics)
-    assert drawn[0] == [("base model", *base), ("fine-tuned: xtf", *tuned), ("fine-tuned: normal", *drawn[0][2][1:])]
+    assert drawn[0] == [
+        ("base model", *base),
+        ("fine-tuned with XTF", *tuned),
+        ("fine-tuned with every response token", *drawn[0][2][1:]),
+    ]
     assert drawn[0][2][1] == pytest.approx(9 / 60)
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert f"| accuracy | {with_interval(metrics[1])} | {with_interval(metrics[0])} | 60 | wilson |" in text

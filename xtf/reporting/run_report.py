@@ -45,6 +45,7 @@ from xtf.reporting.runs import (
     read_lines,
     recorded_config,
     recorded_threshold,
+    settings_of,
 )
 from xtf.runtime.artifacts import part_intact
 from xtf.runtime.progress import console, item, say
@@ -259,7 +260,7 @@ def _about(run: Run) -> str:
     tuning = "" if record["tuning"] == "full" else f"{record['tuning']}, "
     rows = f"{record['data']['train']['rows']:,} training rows" if "train" in record["data"] else ""
     setting = f"{tuning}scorer {record['scorer']}, threshold {record['threshold']}, seed {run.seed}"
-    return ", ".join(filter(None, [setting, rows]))
+    return ", ".join(filter(None, [setting, *settings_of(record["overrides"]), rows]))
 
 
 def _quality(run: Run, arm: Sequence[Run]) -> list[dict[str, Any]]:
@@ -377,11 +378,11 @@ def curves(folder: RunFolder, tokens: MaskedTokens) -> dict[str, tuple[str, np.n
 def _accuracy_rows(run: Run, arm: Sequence[Run]) -> list[tuple[str, float, float, float]]:
     metric = run.headline
     rows = [("base model", base)] if (base := base_mean(arm, metric)) is not None else []
-    rows.append((f"fine-tuned: {run.record['method']}", arm_mean(arm, metric)))
+    rows.append((f"fine-tuned with {_with(run)}", arm_mean(arm, metric)))
     for method in CONTROLS:
         found = {} if run.is_control(method) else controls_of(arm, method)
         if shared := [found[one.seed] for one in arm if one.seed in found]:
-            rows.append((f"fine-tuned: {method}", arm_mean(shared, metric)))
+            rows.append((f"fine-tuned with {NAMED[method]}", arm_mean(shared, metric)))
     return [(name, found.value, found.low, found.high) for name, found in rows]
 
 

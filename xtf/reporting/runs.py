@@ -208,6 +208,11 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
 
 
+def settings_of(overridden: Mapping[str, Any]) -> list[str]:
+    """Changed keys as they are given on the command line."""
+    return [f"{key}={override_value(value)}" for key, value in overridden.items()]
+
+
 def beside(config: Config) -> dict[str, Any]:
     """What a command needs beside the keys that name a run, to find that one's artifacts and measure as much as it."""
     own = {"output_dir": config.output_dir}
