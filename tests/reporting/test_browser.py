@@ -17,11 +17,13 @@ from made_runs import generations, scored_table, write_run
 from test_explorer import HOSTILE, byte_tokenizer, encode
 
 from xtf.config.schema import PRESETS, Attribute
+from xtf.data.ragged import with_ends, with_row_weights
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview
 from xtf.reporting.run_report import run_report
+from xtf.reporting.shown import preview_text
 from xtf.reporting.sweep_report import sweep_report
-from xtf.scoring.masks import MaskedTokens, build_mask
+from xtf.scoring.masks import MaskedTokens, build_mask, row_weighted
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
 CHROMIUM = next(
@@ -140,6 +142,17 @@ def test_sliders_give_the_numbers_of_the_masks_with_their_settings(
             "([id, share]) => document.getElementById(id).textContent === share",
             arg=[f"share-{attribute}", f"{100 * mask.stats.dropped_share[attribute]:.2f} %"],
         )
+
+
+def test_a_cards_title_counts_what_thresholds_judge(browser: Any, scored: pa.Table, tmp_path: Path) -> None:
+    some = with_ends(scored.slice(0, 3), [1, 0, 1])
+    length = len(some["logp"][1])
+    weights = [[1.0] * len(some["logp"][0]), [0.0] + [1.0] * (length - 1), [1.0] * len(some["logp"][2])]
+    table = row_weighted(build_mask(with_row_weights(some, weights), PRESETS["paper"], list(Attribute))).table
+    page = Page(browser, preview(table, byte_tokenizer(), tmp_path / "preview.html")).page
+    shown = [title.split(": ")[1].split() for title in page.locator(".card h3").all_inner_texts()]
+    written = [title.split(": ")[1].split() for title, *_ in preview_text(table, byte_tokenizer()).examples]
+    assert [(round(float(one[0]), 1), one[3]) for one in shown] == [(float(one[0]), one[3]) for one in written]
 
 
 def test_an_attribute_switched_off_drops_nothing(browser: Any, explorer: Path, scored: pa.Table) -> None:

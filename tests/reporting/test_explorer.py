@@ -14,20 +14,22 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_runs import scored_table
+from made_runs import scored_table, write_run
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import xtf
-from xtf.config.schema import PRESETS, Attribute, Protect, RIThreshold, ThresholdConfig, ThresholdEnd
+from xtf.config.schema import PRESETS, Attribute, KNThreshold, Protect, RIThreshold, ThresholdConfig, ThresholdEnd
 from xtf.data.provenance import recorded, tokenizer_digest
-from xtf.data.ragged import Responses, with_ends
+from xtf.data.ragged import Responses, with_ends, with_row_weights
 from xtf.data.tokens import Pieces, visible
-from xtf.reporting.explorer import differences, preview, summary
+from xtf.reporting.explorer import _run_title, differences, preview, summary
+from xtf.reporting.runs import recorded_config
 from xtf.reporting.shown import preview_text
+from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.attributes import ATTRIBUTES
-from xtf.scoring.masks import MaskedTokens, build_mask
+from xtf.scoring.masks import MaskedTokens, build_mask, row_weighted
 from xtf.scoring.sensitivity import NEVER, sweep
 from xtf.scoring.thresholds import in_words
 
@@ -315,6 +317,48 @@ def test_texts_of_the_dataset_stand_nowhere_in_the_file_as_they_are(tmp_path: Pa
     assert "alert(1)</script>" not in page
 
 
+def head(path: Path) -> tuple[str, str]:
+    """The page's title, and what stands under it."""
+    found = re.search(r"<title>(.*?)</title>.*</h1>\n<p>(.*?)</p>", path.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return found[1], re.sub("<.*?>", "", found[2])
+
+
+def test_a_page_of_the_library_says_what_the_rows_say_and_no_command(tmp_path: Path) -> None:
+    tokenizer, ended = byte_tokenizer(), with_ends(scored_table(5), [0] * 5)
+    said = {
+        "model": "org/base",
+        "model_commit": "abc",
+        "dtype": "torch.bfloat16",
+        "tokenizer": tokenizer_digest(tokenizer),
+        "tokenizer_name": "org/other",
+        "scorer": {"name": "xtf", "attributes": ["ri", "kn", "tr"]},
+        "max_length": 2048,
+        "versions": {"xtf": "0.1.0"},
+    }
+    masked = xtf.mask(recorded(ended, said), replace(PRESETS["paper"], kn=KNThreshold(pcp=0.9)))
+    path = preview(masked, tokenizer, tmp_path / "p.html", against=("theirs", masked))
+    title, facts = head(path)
+    assert title == "base · paper, kn.pcp=0.9 · against theirs · XTF explorer"
+    assert facts.startswith(
+        "model org/base · commit abc · tokenizer org/other · scored RI, KN, TR, torch.bfloat16, at most 2,048 tokens · "
+        "mask threshold paper, kn.pcp=0.9 · by XTF 0.1.0 · tokens "
+    )
+    page = path.read_text(encoding="utf-8")
+    assert "run.py" not in page and 'id="command"' not in page and payload(path)[0]["command"] is None
+    assert 'id="command"' in preview(masked, tokenizer, path, command="make it").read_text(encoding="utf-8")
+
+
+def test_pages_of_runs_that_differ_have_titles_that_do(tmp_path: Path) -> None:
+    config = recorded_config(RunFolder(write_run(tmp_path, correct=[True], base=None)))
+    usual = _run_title(config, {}, None)
+    assert usual == "math · tiny · scorer xtf, threshold paper, seed 0 · XTF explorer"
+    assert "threshold paper, threshold.kn.pcp=0.9, seed 0" in _run_title(config, {"threshold.kn.pcp": 0.9}, None)
+    assert "seed 1" in _run_title(replace(config, seed=1), {}, None)
+    other = write_run(tmp_path, correct=[True], base=None, scorer="none") / "mask.parquet"
+    assert _run_title(config, {}, other).endswith(" · against math tiny full xtf none-paper seed0 · XTF explorer")
+
+
 # -- the terminal --
 
 
@@ -342,6 +386,18 @@ def test_without_colour_dropped_tokens_stand_between_marks() -> None:
     assert "a[R:b][RK:c][-:d]" in shown
     assert "example 0 (one): 75.0 % of 4 tokens dropped" in shown
     assert "1 of 1 examples" in shown
+
+
+def test_an_examples_share_is_of_what_is_judged_also_in_the_text(tmp_path: Path) -> None:
+    lengths = [len(row) for row in scored_table(3)["logp"].to_pylist()]
+    scored = with_ends(scored_table(3), [1, 0, 0])
+    weights = [[1.0] * lengths[0], [0.0] * 2 + [1.0] * (lengths[1] - 2), [1.0] * lengths[2]]
+    table = row_weighted(build_mask(with_row_weights(scored, weights), PRESETS["paper"], list(Attribute))).table
+    _, columns = payload(preview(table, byte_tokenizer(), tmp_path / "p.html"))
+    counts = np.add.reduceat(columns["judged"], columns["offsets"][:-1]).tolist()
+    assert counts == [lengths[0] - 1, lengths[1] - 2, lengths[2]]
+    titles = [title for title, *_ in preview_text(table, byte_tokenizer()).examples]
+    assert [int(re.findall(r"of (\d+) tokens", title)[0]) for title in titles] == counts
 
 
 def test_with_colour_dropped_tokens_carry_the_attributes_hue() -> None:

@@ -23,8 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xtf.config.home import COMMAND
-from xtf.config.identity import digest, plain
+from xtf.config.identity import digest, leaves, plain
 from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
 from xtf.data.provenance import provenance, tokenizer_of
 from xtf.data.ragged import as_arrow
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 4  # of the page: a run's explorer of an earlier one is made anew
+VERSION = 5  # of the page: a run's explorer of an earlier one is made anew
 MOST_EXAMPLES = 2000
 MOST_BYTES = 25_000_000  # of the file
 MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES allow
@@ -58,7 +57,7 @@ def preview(
     *,
     threshold: str | ThresholdConfig | None = None,
     examples: int = MOST_EXAMPLES,
-    command: str = COMMAND,
+    command: str | None = None,
     title: str | None = None,
     facts: Mapping[str, str] | None = None,
     against: tuple[str, datasets.Dataset | pa.Table] | None = None,
@@ -68,12 +67,12 @@ def preview(
 
     `tokenizer` is the one that the dataset says it was scored with, if None.
     `threshold` is the one that the table was masked with, where the sliders start; left out, the one that the dataset
-    says (`xtf.provenance`), and of a table that says none the paper's. `command` is what the page puts
-    before the settings that reproduce the sliders. A table with more than `examples` rows, or one that would make the
-    file larger than 25 MB, is sampled at random (fixed seed), and the page says so; thresholds are fitted to the whole
-    table all the same.
+    says (`xtf.provenance`), and of a table that says none the paper's. `command` is one that makes this page, which the
+    page shows, and puts before the settings that reproduce the sliders. A table with more than `examples` rows, or one
+    that would make the file larger than 25 MB, is sampled at random (fixed seed), and the page says so; thresholds are
+    fitted to the whole table all the same.
 
-    `facts` (model, data, date, ...) stand at the top in that order, and the name of the tokenizer where there are none.
+    `facts` (model, data, date, ...) stand at the top in that order; by default what the dataset says of itself.
     `against` is another mask of the same tokens with its name: the page then shows both, coloured where they differ.
     Columns that `scorer.top` and `scorer.attenders` stored are shown at each token. `stats` are those of the mask for
     the verdict (`MaskStats.to_dict`), by default what the dataset says of itself.
@@ -89,10 +88,11 @@ def preview(
     config = _masked_with(masked, threshold)
     other = None if against is None else (against[0], _same_tokens(table, as_arrow(against[1]), against[0]))
     said = provenance(masked)
-    facts = facts or {"model": str(said.get("model") or tokenizer.name_or_path or "not named")}
+    facts = facts or _facts(said, tokenizer, config)
+    named = Path(facts.get("model", "XTF")).name
     tokens = MaskedTokens.from_mask(table).tokens
     head = _Head(
-        title or f"{Path(facts.get('model', 'XTF')).name} · {config.name} · XTF explorer",
+        title or _title([named, ", ".join([config.name, *_changed(config)])], against and against[0]),
         [*facts.items(), ("tokens", f"{tokens:,} of {counted(table.num_rows, 'response')}")],
         command,
     )
@@ -113,7 +113,37 @@ class _Head:
 
     title: str
     facts: Sequence[tuple[str, str]]
-    command: str
+    command: str | None
+
+
+def _title(parts: Sequence[str], against: str | None) -> str:
+    """What tells a page from others in a browser's tabs."""
+    return " · ".join([*parts, *([f"against {against}"] if against else []), "XTF explorer"])
+
+
+def _changed(config: ThresholdConfig) -> list[str]:
+    """In what a threshold differs from the preset of its name, as settings; of one's own from the paper's."""
+    usual = dict(leaves(plain(PRESETS.get(config.name, PRESETS["paper"]))))
+    mine = dict(leaves(plain(config))).items()
+    return [f"{key}={value}" for key, value in mine if key != "name" and value != usual.get(key)]
+
+
+def _facts(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, config: ThresholdConfig) -> dict[str, str]:
+    """What a masked table says of itself (`provenance`), as far as it does."""
+    scorer, tokenizer_name = said.get("scorer"), said.get("tokenizer_name", tokenizer.name_or_path)
+    model = str(said.get("model") or tokenizer_name or "not named")
+    commit, dtype = said.get("model_commit"), said.get("dtype")
+    length = f"at most {said['max_length']:,} tokens" if "max_length" in said else ""
+    found = {
+        "model": model,
+        "commit": commit,
+        "tokenizer": tokenizer_name if tokenizer_name != model else "",
+        "scored": scorer and ", ".join(filter(None, [*map(str.upper, scorer["attributes"]), dtype, length])),
+        "method": said.get("method"),
+        "mask": f"threshold {', '.join([config.name, *_changed(config)])}",
+        "by": f"XTF {said['versions']['xtf']}" if "versions" in said else "",
+    }
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _same_tokens(table: pa.Table, other: pa.Table, name: str) -> pa.Table:
@@ -188,7 +218,7 @@ def explore_run(
         threshold=threshold_of(masked, config.threshold),
         examples=config.preview.examples or MOST_EXAMPLES,
         command=command_line({**record, "seed": config.seed, "overrides": plain(dict(changed))}, **beside(config)),
-        title=f"{config.task.name} · {config.model.name} · {_rule_name(config)} · XTF explorer",
+        title=_run_title(config, changed, other),
         facts={
             "model": f"{config.model.name} ({config.model.path})",
             "data": f"{config.task.name}: {train.get('source', '-')}, {train.get('rows', 0):,} rows",
@@ -200,6 +230,14 @@ def explore_run(
     noted[path.name] = key
     manifest.save()
     return path
+
+
+def _run_title(config: Config, changed: Mapping[str, Any], other: Path | None) -> str:
+    """What tells a run's page from those of runs that differ in a setting, the seed or what they are compared with."""
+    from xtf.reporting.runs import settings_of
+
+    rule = ", ".join([_rule_name(config), *settings_of(changed), f"seed {config.seed}"])
+    return _title([config.task.name, config.model.name, rule], None if other is None else _name_of(other))
 
 
 def _rule_name(config: Config) -> str:
@@ -317,11 +355,7 @@ def _page(
     shown = table.take(rows)
     tokens, whole = MaskedTokens.from_mask(shown), MaskedTokens.from_mask(table)
     sweeps = _sweeps(whole, tokens, config)
-    union = np.logical_or.reduce([np.zeros(len(tokens.ids), dtype=bool), *tokens.dropped.values()])
-    # Sliders can say what a threshold would do where the labels are the attributes' union.
-    trained = ~tokens.untrained
-    live = bool((tokens.kept == ~union)[trained].all()) and bool(tokens.dropped)
-    judged = tokens.judged(config) if live else trained  # another method may drop any token
+    live = tokens.by_attributes  # else sliders cannot say what a threshold would do
     if live:
         _check_threshold(tokens, sweeps)
     decode = Pieces(tokenizer)
@@ -349,9 +383,9 @@ def _page(
         "piece": pieces,
         "id": tokens.ids.astype(np.uint32),
         "kept": tokens.kept.astype(np.uint8),
-        "judged": judged.astype(np.uint8),
+        "judged": tokens.counted(config).astype(np.uint8),
         "guarded": tokens.protected(config).astype(np.uint8),
-        "untrained": (~trained).astype(np.uint8),
+        "untrained": tokens.untrained.astype(np.uint8),
         **{f"score_{name}": values.astype(np.float32) for name, values in tokens.scores.items() if name != "kn"},
         **{f"first_{name}": found.first for name, found in sweeps.items()},
     }

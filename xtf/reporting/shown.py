@@ -11,11 +11,12 @@ import pyarrow as pa
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from xtf.config.schema import PRESETS
 from xtf.data.provenance import tokenizer_of
 from xtf.data.ragged import as_arrow
 from xtf.data.tokens import Pieces, decoded
 from xtf.scoring.attributes import ATTRIBUTES, OTHER
-from xtf.scoring.masks import MaskedTokens
+from xtf.scoring.masks import MaskedTokens, threshold_of
 
 if TYPE_CHECKING:
     import datasets
@@ -94,6 +95,7 @@ def preview_text(
         raise ValueError(f"nothing to show: {table.num_rows} rows in the table, {examples} asked for")
     shown = table.slice(0, examples)
     tokens, pieces = MaskedTokens.from_mask(shown), Pieces(tokenizer)
+    counted = tokens.counted(threshold_of(masked, PRESETS["paper"]))
     found = []
     for row, (name, prompt) in enumerate(zip(shown["example_id"].to_pylist(), prompts(shown, tokenizer), strict=True)):
         start, end = tokens.offsets[row], tokens.offsets[row + 1]
@@ -104,7 +106,7 @@ def preview_text(
                 runs[-1] = (runs[-1][0] + piece, names)
             else:
                 runs.append((piece, names))
-        kept = tokens.kept[start:end][~tokens.untrained[start:end]]
+        kept = tokens.kept[start:end][counted[start:end]]
         share = 1 - kept.mean() if len(kept) else 0.0
         found.append((f"example {row} ({name}): {100 * share:.1f} % of {len(kept)} tokens dropped", prompt, runs))
     return TextPreview(found, table.num_rows)

@@ -448,6 +448,17 @@ class MaskedTokens(Responses):
         trained = ~self.untrained
         return trained & ~self.columns["end"] if threshold.end is ThresholdEnd.kept else trained
 
+    @property
+    def by_attributes(self) -> bool:
+        """Whether the labels are what the attributes leave, as a mask's are; another method may drop any token."""
+        union = np.logical_or.reduce([np.zeros(self.tokens, bool), *self.dropped.values()])
+        return bool(self.dropped) and bool((self.kept == ~union)[~self.untrained].all())
+
+    def counted(self, threshold: ThresholdConfig) -> np.ndarray:
+        """Which tokens an example's share is of, bool (N,): those that thresholds judge, of other methods all that the
+        rows train."""
+        return self.judged(threshold) if self.by_attributes else ~self.untrained
+
     def protected(self, threshold: ThresholdConfig) -> np.ndarray:
         """Which tokens `threshold` never drops, bool (N,), whatever the attributes say."""
         none = np.zeros(self.tokens, bool)

@@ -57,6 +57,8 @@ function decide() {
   }
 }
 
+const judgedOf = (example) => data.judged.subarray(data.offsets[example], data.offsets[example + 1]).reduce((sum, one) => sum + one, 0);
+
 function tally() {
   const codes = new Array(2 * OTHER).fill(0);
   droppedShare.fill(0);
@@ -64,9 +66,9 @@ function tally() {
     let dropped = 0;
     for (let i = data.offsets[e]; i < data.offsets[e + 1]; i++) {
       if (data.judged[i]) codes[state[i]]++;
-      if (state[i] && !data.untrained[i]) dropped++;
+      if (state[i] && data.judged[i]) dropped++;
     }
-    droppedShare[e] = dropped / Math.max(1, data.offsets[e + 1] - data.offsets[e]);
+    droppedShare[e] = dropped / Math.max(1, judgedOf(e));
   }
   return codes;
 }
@@ -315,9 +317,8 @@ function makeCards() {
 }
 
 function title(example) {
-  const length = data.offsets[example + 1] - data.offsets[example];
   cards[example].firstChild.textContent =
-    `Example ${meta.rows[example]} (${visible(meta.ids[example])}): ${percent(droppedShare[example])} of ${count(length)} tokens dropped`;
+    `Example ${meta.rows[example]} (${visible(meta.ids[example])}): ${percent(droppedShare[example])} of ${count(judgedOf(example))} tokens dropped`;
 }
 
 function recolour() {
@@ -515,7 +516,7 @@ function drawCommand() {
   const scorerMoved = meta.attributes.some((a) => active[a.name] !== a.active);
   const settings = shifted.map((a) => `${a.setting}=${a.values[place[a.name]]}`);
   if (scorerMoved) settings.unshift(`scorer=${scorerName()}`);
-  $("command").textContent = [meta.command, ...settings].join(" ");
+  if (meta.command) $("command").textContent = [meta.command, ...settings].join(" ");
   const yaml = shifted.map((a) => {
     const [, name, key] = a.setting.split(".");
     return `  ${name}:\n    ${key}: ${a.values[place[a.name]]}`;
@@ -696,7 +697,7 @@ function listen() {
   $("reset").addEventListener("click", reset);
   $("colour").addEventListener("change", () => { recoloured(); remember(); });
   $("blanks").addEventListener("change", () => { refill(); remember(); });
-  $("copy-command").addEventListener("click", () => copy("command"));
+  $("copy-command")?.addEventListener("click", () => copy("command"));
   $("copy-yaml").addEventListener("click", () => copy("yaml"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => changed());
 }
