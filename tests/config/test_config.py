@@ -464,6 +464,10 @@ def test_any_text_can_be_given_in_the_way_that_override_value_writes_it(text):
         assert parse_overrides([f"key={override_value(value)}"])[0].value() == value
 
 
+def test_a_text_of_more_digits_than_python_reads_is_quoted():
+    assert override_value("9" * 5000) == '"' + "9" * 5000 + '"'
+
+
 def test_other_values_are_written_as_hydra_reads_them():
     for value in (None, True, 3, 0.5, 1e-5, [1, None], {"a": {"b": 2}}):
         assert parse_overrides([f"key={override_value(value)}"])[0].value() == value

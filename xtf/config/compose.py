@@ -256,7 +256,9 @@ def override_value(value: Any) -> str:
 
 
 def _reads_as_itself(text: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z0-9_./:@+-]+", text)) and parse_overrides([f"key={text}"])[0].value() == text
+    if not re.fullmatch(r"[A-Za-z0-9_./:@+-]{1,1000}", text):  # a longer one may have more digits than Python reads
+        return False
+    return bool(parse_overrides([f"key={text}"])[0].value() == text)
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Any]:
