@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from xtf import cli
+from xtf.config import home
+from xtf.config.identity import digest
 from xtf.config.schema import GROUPS
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +77,60 @@ def test_a_wrong_argument_is_an_error_that_names_the_remedy_before_torch_loads(a
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_deleted_there(tmp_path):
+    argument = f"task.name={tmp_path}/theirs"
+    folder = tmp_path / "theirs/tiny/full/xtf" / f"xtf-paper-{digest({'task.name': f'{tmp_path}/theirs'}, 8)}" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "error.json").write_text("{}")
+    done = commands.run([argument], tmp_path)
+    assert done.returncode == 2 and "becomes the name of a folder" in done.stderr
+    assert (folder / "error.json").exists()
+
+
+BAD = ["task.train.path=bad.jsonl", "task.eval.path=bad.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["stage=plan", *BAD], 1, "error: bad.jsonl: cannot be read: row 1"),
+        (["-m", "stage=plan", "seed=0,1", *BAD], 1, "error: bad.jsonl: cannot be read: row 1"),
+        (["stage=plan", "scorer.model=tiny"], 2, "scorer.model=tiny is not counted by stage=plan"),
+        (["stage=report", "experiments=table2", "output_dir=bad.jsonl"], 2, "bad.jsonl is not a folder"),
+        (["-m", "seed=0,1", "output_dir=bad.jsonl"], 2, "output_dir=bad.jsonl: "),
+        (["stage=preview", "preview.against=gone"], 2, "preview.against=gone: there is no gone"),
+    ],
+)
+def test_what_is_wrong_outside_a_runs_stages_is_a_sentence_too(tmp_path, arguments, status, message):
+    (tmp_path / "bad.jsonl").write_text("[")
+    done = commands.run(arguments, tmp_path)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("outputs/scores/*"))
+
+
+@pytest.mark.parametrize(
+    ("program", "sweep", "command"),
+    [
+        ("/venv/bin/xtf", "", "xtf"),
+        ("/there/XTF/run.py", "", "python run.py"),
+        ("/there/xtf/__main__.py", "", "python -m xtf"),
+        ("/there/pytest/__main__.py", "", "python run.py"),
+        ("/there/joblib/worker.py", "xtf -m seed=0,1", "xtf"),
+        ("/there/run.py", "python -m xtf -m seed=0,1", "python -m xtf"),
+    ],
+)
+def test_messages_name_the_command_with_which_the_program_was_started(monkeypatch, program, sweep, command):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setenv("XTF_COMMAND", sweep)
+    assert home._command() == command
+
+
+def test_a_wheels_help_says_of_what_it_does_not_hold_where_that_is(monkeypatch):
+    monkeypatch.setattr(home, "HOME", home.PACKAGE)
+    assert home.in_repository("docs/extending.md") == "docs/extending.md in the repository"
 
 
 def test_a_stated_configuration_can_be_looked_at_without_running_it(tmp_path):

@@ -52,6 +52,8 @@ def test_the_wheel_holds_the_package_and_hydras_plugin_and_nothing_else_at_the_t
 def test_a_sweep_its_report_and_the_explorer_from_another_folder(installed: Path, tmp_path: Path) -> None:
     shown = run(installed, tmp_path, "--help")
     assert "usage: xtf [-m]" in shown and "table2" in shown and "run.py" not in shown
+    assert shown.count(".md") == shown.count(".md in the repository") == 2  # the wheel has neither
+    assert str(installed / "xtf/config/schema.py") in shown
     small = ["task.train.limit=8", "task.eval.limit=2", "task.max_new_tokens=8", "tuning.max_steps=1"]
     run(
         installed,

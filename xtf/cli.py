@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from xtf.config.home import COMMAND, CONF, EXPERIMENTS, HOME, PACKAGE
+from xtf.config.home import COMMAND, CONF, EXPERIMENTS, HOME, PACKAGE, in_repository
 from xtf.runtime.interrupt import interruptible
 
 # As in any Hydra program, HYDRA_FULL_ERROR=1 asks for tracebacks. Hydra itself is then always told to raise, so that
@@ -25,6 +25,9 @@ RUN = (
     "hydra", "matplotlib", "math_verify", "omegaconf", "peft", "psutil", "pytorch_lightning", "scipy", "tensorboard",
     "wandb",
 )  # fmt: skip
+
+# In a wheel, where that is.
+SCHEMA = PACKAGE / "config" / "schema.py" if HOME == PACKAGE else "xtf/config/schema.py"
 
 USAGE = f"""\
 XTF finds which label tokens of a fine-tuning set teach a language model, trains without the rest,
@@ -45,7 +48,7 @@ usage: {COMMAND} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]
   {COMMAND} stage=export export.to=trl            the masked rows for TRL, Axolotl, ... with a configuration
   {COMMAND} stage=score                           one stage; earlier artifacts are reused
   {COMMAND} probe=true task.train.path=my.jsonl   what would be dropped, a short pilot, how large a study must be
-  {COMMAND} --config-dir my/conf model=mine       choices of your own (docs/extending.md)
+  {COMMAND} --config-dir my/conf model=mine       choices of your own ({in_repository("docs/extending.md")})
 """
 
 
@@ -65,8 +68,8 @@ def help_text() -> str:
             out.append(f"  {group:11} {', '.join(names)}")
     out.append(
         "\nother keys: stage=all|score|mask|train|evaluate|report|preview|export|plan|dashboard|pretrain,\n"
-        "seed=N, and every key of a group. xtf/config/schema.py lists all of them with types, defaults and meaning,\n"
-        "experiments/README.md the experiments;\n"
+        f"seed=N, and every key of a group. {SCHEMA} lists all of them with types, defaults and meaning,\n"
+        f"{in_repository('experiments/README.md')} the experiments;\n"
         f"{COMMAND} --cfg job prints the composed configuration without running it."
     )
     return "\n".join(out)
@@ -74,11 +77,12 @@ def help_text() -> str:
 
 def check_arguments(arguments: list[str], sweep: bool) -> None:
     """Refuse what Hydra would not say clearly: values without the quotes that they need, a sweep without -m."""
-    from xtf.config.compose import check_texts, parse_overrides, quoted
+    from xtf.config.compose import check_numbers, check_texts, parse_overrides, quoted
     from xtf.config.schema import GROUPS, ConfigError
 
     overrides = parse_overrides(arguments)
     check_texts(overrides)
+    check_numbers(overrides)
     for override in overrides:
         key, text = override.key_or_group, override.input_line
         if override.is_sweep_override() and not sweep:
@@ -154,7 +158,7 @@ def _main(typed: list[str]) -> int:
 
     from xtf.config.compose import explain, register
     from xtf.config.schema import ConfigError
-    from xtf.runtime.artifacts import DamagedError, program
+    from xtf.runtime.artifacts import program
     from xtf.sweeps.jobs import JobsFailedError
 
     try:
@@ -174,32 +178,30 @@ def _main(typed: list[str]) -> int:
             arguments = ["--multirun", *rest]
         sys.argv = [str(HOME / "run.py"), *arguments]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
-    except (ConfigError, DamagedError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}\n({COMMAND} --help lists groups and keys)", file=sys.stderr)
         return 2
-    except (JobFailedError, JobsFailedError) as error:
+    except (JobsFailedError, ValueError, OSError) as error:  # a wrong value, a missing or broken file
+        if TRACEBACKS and not isinstance(error, JobsFailedError):
+            raise
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 1
     return 0
 
 
-class JobFailedError(Exception):
-    """The one job of a command line failed for a reason that its user can mend."""
-
-
 def run_job(node: Any) -> None:
     """One run, in the process where a launcher calls this.
 
-    In a sweep every error goes to the run's error.json, so that the rest runs; else what users can mend is worded, and
-    a fault of ours is raised as it is.
+    In a sweep every error goes to the run's error.json, so that the rest runs; else `main` words what users can mend,
+    and a fault of ours is raised as it is.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from xtf.config.checks import resolve
+    from xtf.config.checks import check_names, resolve
     from xtf.config.compose import build, typed
     from xtf.config.identity import changed_keys, overrides
     from xtf.config.schema import ConfigError, Stage
@@ -212,7 +214,7 @@ def run_job(node: Any) -> None:
     hydra_node = HydraConfig.get()
     sweep = hydra_node.mode == RunMode.MULTIRUN
     if str(node.stage.name) == "report" and node.experiment and not sweep:
-        _report(str(node.experiment), Path(node.output_dir), node.archive)
+        _report(str(node.experiment), str(node.output_dir), node.archive)
         return
     if not sweep and hydra_node.sweeper.get("params"):
         name = hydra_node.runtime.choices["experiments"]
@@ -221,23 +223,24 @@ def run_job(node: Any) -> None:
     default = typed(_default(hydra_node.runtime.choices))
     changed = overrides(node, default)
     composed = build(node)
+    check_names(composed)  # before the folder is named: an error is written there
     folder = RunFolder.of(composed, changed)
-    if composed.stage is Stage.plan:
-        from xtf.sweeps.plan import show_plan
-
-        config = resolve(dataclasses.replace(composed, stage=Stage.all))
-        if config.probe:
-            from xtf.study.probe import pilot_jobs
-
-            show_plan([Planned((), job, named) for job, named in pilot_jobs(config, changed)])
-        else:
-            show_plan([Planned((), config, changed)])
-        return
-    folder.error.unlink(missing_ok=True)
     try:
+        config = resolve(composed)
+        if config.stage is Stage.plan:
+            from xtf.sweeps.plan import show_plan
+
+            config = dataclasses.replace(config, stage=Stage.all)
+            if config.probe:
+                from xtf.study.probe import pilot_jobs
+
+                show_plan([Planned((), job, named) for job, named in pilot_jobs(config, changed)])
+            else:
+                show_plan([Planned((), config, changed)])
+            return
+        folder.error.unlink(missing_ok=True)
         if sweep:
             check_program()
-        config = resolve(composed)
         set_here = {*keys_of(hydra_node.overrides.task), *changed_keys(node, default)}  # an experiment's file sets some
         if not sweep:
             told = unread(config, set_here)
@@ -267,24 +270,24 @@ def run_job(node: Any) -> None:
 
             run(config, changed, alone=not sweep)
     except Exception as error:
-        if sweep:
-            if not isinstance(error, StoppedError):
-                folder.record_error(error)
-            print(f"error: {folder.path}: {error}", file=sys.stderr)
-        elif TRACEBACKS or isinstance(error, ConfigError) or not isinstance(error, (ValueError, OSError)):
+        if not sweep:
             raise
-        else:  # a wrong value, a missing or broken file
-            raise JobFailedError(str(error)) from error
+        if not isinstance(error, StoppedError):
+            folder.record_error(error)
+        print(f"error: {folder.path}: {error}", file=sys.stderr)
 
 
-def _report(experiment: str, output: Path, archive: str | None) -> None:
+def _report(experiment: str, output: str, archive: str | None) -> None:
+    from xtf.config.checks import check_name, check_output_dir
     from xtf.config.schema import ConfigError
     from xtf.runtime.run_folder import OutputDir
     from xtf.sweeps.reports import experiment_report
 
+    check_name("experiment", experiment)
+    check_output_dir(output)
     try:
         stored = None if archive is None else Path(archive)
-        files = experiment_report(experiment, OutputDir(output), archive=stored)
+        files = experiment_report(experiment, OutputDir(Path(output)), archive=stored)
     except ValueError as error:  # no run of it yet, or none that has finished
         raise ConfigError(str(error)) from error
     for file in files:

@@ -1,9 +1,12 @@
-"""Any value for any key of the schema is taken, or refused in one sentence that names the key."""
+"""Any value for any key of the schema is taken as given, or refused in one sentence that names the key, in seconds."""
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import string
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,12 +46,15 @@ ODD = (
     "null",
     "${seed}",
     "é" * 300,
+    "9" * 5000,
 )
 ANY: Any = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
     st.integers(min_value=-(10**30), max_value=10**30),
+    st.sampled_from([10**9, 10**18, 2**63, -(2**63), 10**308, 10**400, -(10**400), 10**4299]),
+    st.sampled_from([5e-324, 1e-308, 1e-9, 1e9, 1e300, 1.7e308]),
     st.floats(),
     st.sampled_from(ODD),
     st.text(string.printable, max_size=30),
@@ -83,19 +89,48 @@ def keys() -> list[tuple[str, str]]:
 KEYS = keys()
 
 
+SECONDS = 10.0  # of this process, to be told or to begin; most take hundredths
+
+
+def at(config: Any, key: str) -> Any:
+    """The plain value at a dotted key."""
+    return functools.reduce(lambda part, name: part[name], key.split("."), plain(config))
+
+
+def written(value: Any) -> Any:
+    """One form for what YAML writes in several ways: 3, 3.0 and "3"."""
+    if isinstance(value, list):
+        return [written(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): written(entry) for key, entry in value.items()}
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+    return number if math.isfinite(number) else str(value)
+
+
 @given(st.sampled_from(KEYS), ANY)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES < 1000)
 def test_any_value_is_taken_or_refused_in_one_sentence(chosen: tuple[str, str], value: Any) -> None:
     key, method = chosen
-    argument = f"{key}={override_value(value)}"
+    argument, began = f"{key}={override_value(value)}", time.process_time()
     try:
         check_arguments([argument], sweep=False)
-        config = resolve(to_config(hydra.compose("config", overrides=[f"method={method}", argument])))
+        composed = to_config(hydra.compose("config", overrides=[f"method={method}", argument]))
+        config = resolve(composed)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         said = explain(error) if not isinstance(error, ConfigError) else str(error)
         assert said.strip() and "\n" not in said.replace(repr(value), "").replace(str(value), "").strip(), said
         assert any(part in said for part in (key, key.split(".")[-1], key.split(".")[0])), (argument, said)
         return
+    finally:
+        assert time.process_time() - began < SECONDS
+    taken = at(composed, key)
+    if not isinstance(taken, bool):  # of which YAML has many words
+        assert written(taken) == written(value)
+    if taken not in (None, ""):  # what is left open is filled in
+        assert at(config, key) == taken or key == "task.max_new_tokens"  # the command line says what caps it
     check_ranges(config)
     folder = RunFolder.of(config, {key: value}).path
     output = Path(config.output_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -18,10 +19,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xtf import cli
-from xtf.config.checks import resolve
+from xtf.config.checks import check_threshold, resolve
 from xtf.config.compose import check_texts, explain, load_config, override_value, parse_overrides, register, to_config
 from xtf.config.identity import _NEUTRAL, built_in_methods, differing_keys, identity, overrides, plain
-from xtf.config.schema import GROUPS, PRESETS, Config, ConfigError, PreviewFormat, ThresholdEnd
+from xtf.config.schema import (
+    GROUPS,
+    PRESETS,
+    Config,
+    ConfigError,
+    PreviewFormat,
+    RIThreshold,
+    ThresholdConfig,
+    ThresholdEnd,
+)
 from xtf.config.unread import in_words, unread, unread_by_all
 from xtf.runtime.run_folder import RunFolder
 
@@ -310,7 +320,7 @@ def number_fields(cls, prefix=""):
 def test_every_number_of_the_schema_and_of_the_methods_has_a_range():
     every = [*number_fields(Config), *(x for cls in built_in_methods().values() for x in number_fields(cls))]
     assert len(every) > 90
-    assert [key for key, item in every if "range" not in item.metadata] == []
+    assert [key for key, item in every if not all(map(math.isfinite, item.metadata["range"][:2]))] == []
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -332,11 +342,55 @@ def test_a_number_that_is_not_finite_is_refused(compose, key, value):
         ("task.pass_at=[0]", "task.pass_at=.0. is out of range"),
         ("model.recipes.full.learning_rate=-1", r"model\.recipes\.full\.learning_rate=-1\.0 is out of range"),
         ("output_dir=", "output_dir is empty"),
+        ("output_dir=README.md/runs", r"output_dir=README\.md/runs: .*README\.md is not a folder"),
+        (f"output_dir={'a' * 300}", "output_dir=.* cannot be a folder: File name too long"),
+        (f"task.eval.path={'a' * 300}", r"task\.eval\.path=a*: File name too long"),
+        ("seed=4294967296", "at most 4294967295$"),
+        ("probe=true seed=4294967295", "the last seed would be 4294967297"),
+        ("stage=plan probe=true pilot.seeds=100000", r"pilot\.seeds=100000 is out of range"),
+        ("task.max_new_tokens=1000000000000", "at most 1000000$"),
+        ("task.samples=1000000000 task.temperature=1", r"task\.samples=1000000000 is out of range"),
+        ("task.temperature=1e-308", "it must be 0, which is greedy, or at least 0.001"),
+        ("task.judge.timeout_seconds=1e300", "above 0 and at most 86400"),
+        ("pretrain.hidden=1000000000", "at most 16384"),
+        ("pretrain.heads=4 pretrain.key_value_heads=3", "must be a multiple of pretrain.key_value_heads=3"),
+        ("pretrain.hidden=12 pretrain.heads=4", "make heads 3 wide"),
+        ("pretrain.hidden=2 pretrain.heads=4", "make heads 0 wide"),
+        ("pretrain.steps=10000000", "tokens, which are held in memory together"),
+        ("model=qwen model.shape.heads=0", r"model\.shape\.heads=0 with model\.shape\.layers=28"),
+        ("model=qwen model.shape.heads=9999", r"state model\.shape\.head_dim"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_key(compose, argument, message):
     with pytest.raises(ConfigError, match=message):
-        resolve(to_config(compose(argument)))
+        resolve(to_config(compose(*argument.split())))
+
+
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ("seed=1" + "0" * 400, "seed"),
+        ("seed=0,-1" + "0" * 400, "seed"),
+        ("tuning.betas=[1" + "0" * 400 + "]", "tuning.betas"),
+        ("model.recipes={full:{learning_rate:1" + "0" * 400 + "}}", "model.recipes"),
+        ("tuning.learning_rate=" + "9" * 5000, "tuning.learning_rate"),
+    ],
+)
+def test_a_number_that_no_float_holds_is_refused_by_its_key(argument, key):
+    with pytest.raises(ConfigError, match=f"^{re.escape(key)} is out of range: "):
+        cli.check_arguments([argument], sweep=True)
+    with pytest.raises(ConfigError, match=r"^threshold\.ri\.c=10* is out of range"):
+        check_threshold(ThresholdConfig(name="mine", ri=RIThreshold(c=10**400)))
+
+
+def test_a_text_of_many_digits_is_a_text():
+    cli.check_arguments(["task.response=1" + "0" * 400], sweep=False)
+
+
+def test_a_link_that_leads_nowhere_is_no_output_folder(compose, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"the link .*link leads nowhere"):
+        resolve(to_config(compose(f"output_dir={tmp_path}/link/runs")))
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "/a", "..", "a\\b", "a\nb"])
@@ -348,6 +402,22 @@ def test_what_cannot_name_a_folder_is_refused(compose, name):
             resolve(dataclasses.replace(config, **{key: part}))
     with pytest.raises(ConfigError, match="experiment="):
         resolve(dataclasses.replace(config, experiment=name))
+
+
+def test_names_that_are_too_long_for_a_folder_alone_or_together_are_refused(compose, tmp_path):
+    config = to_config(compose(f"output_dir={tmp_path}"))
+    for key in ("model", "task", "scorer", "threshold", "method", "pretrain"):
+        part = dataclasses.replace(getattr(config, key), name="é" * 51)
+        with pytest.raises(ConfigError, match=rf"{key}\.name=é{{20}}\.\.\. .* it may have 100 bytes, not 102"):
+            resolve(dataclasses.replace(config, **{key: part}))
+    longest = {"task": "a" * 100, "model": "b" * 90, "method": "cccc", "scorer": "ddd", "threshold": "eee"}
+    parts = {key: dataclasses.replace(getattr(config, key), name=name) for key, name in longest.items()}
+    fits = dataclasses.replace(config, **parts, seed=2**32 - 1)
+    resolve(fits)
+    RunFolder.of(fits, {"a": 1}).reports.mkdir(parents=True)
+    parts["scorer"] = dataclasses.replace(config.scorer, name="dddd")
+    with pytest.raises(ConfigError, match="which may have 200 bytes together, not 201"):
+        resolve(dataclasses.replace(fits, **parts))
 
 
 @pytest.mark.parametrize(
@@ -392,6 +462,10 @@ TEXTS = [
 def test_any_text_can_be_given_in_the_way_that_override_value_writes_it(text):
     for value in (text, [text, "x"], {"key": text}):
         assert parse_overrides([f"key={override_value(value)}"])[0].value() == value
+
+
+def test_a_text_of_more_digits_than_python_reads_is_quoted():
+    assert override_value("9" * 5000) == '"' + "9" * 5000 + '"'
 
 
 def test_other_values_are_written_as_hydra_reads_them():

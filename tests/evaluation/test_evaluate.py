@@ -43,6 +43,12 @@ def model(tokenizer):
     return Qwen2ForCausalLM(config).eval()
 
 
+def test_greedy_decoding_draws_nothing_beforehand(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(evaluation.np.random, "default_rng", lambda seed: pytest.fail("a number was drawn"))
+    (done,) = generate_share(model, tokenizer, make_prompts(tokenizer, 1), GREEDY, places=1, seeds=[0])
+    assert done[0] == 0
+
+
 def make_examples(count):
     return [
         Example(

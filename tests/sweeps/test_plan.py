@@ -174,6 +174,22 @@ def test_full_tuning_of_8b_on_a_card_of_24_gb_is_refused_and_lora_with_small_bat
     assert "llama_8b" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", r"config\.json is not JSON .*: fetch the model again"),
+        ("[]", r"config\.json must be a JSON object"),
+        ('{"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 9}', "whole numbers for num_hidden_layers, hidden_s"),
+        ('{"num_hidden_layers": "12"}', "whole numbers for num_hidden_layers, .*vocab_size; this one does not"),
+    ],
+)
+def test_a_config_that_the_plan_cannot_count_is_named(compose, tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        shapes.shape_of(dataclasses.replace(compose().model, path=str(tmp_path)))
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
 def test_a_model_of_unknown_shape_says_what_to_state(compose):
     config = compose("model=llama_1b").model
     unknown = dataclasses.replace(config, path="nobody/nothing", shape=ModelShape())

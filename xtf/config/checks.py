@@ -10,13 +10,15 @@ import datetime
 import importlib.util
 import math
 import pkgutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import nearest, plain
 from xtf.config.schema import (
     GROUPS,
+    LARGEST_SEED,
     TRAINERS,
     Attribute,
     Backend,
@@ -31,6 +33,7 @@ from xtf.config.schema import (
     Optimizer,
     PlantConfig,
     PlantKind,
+    PretrainConfig,
     RayConfig,
     Recipe,
     RIVariant,
@@ -64,6 +67,10 @@ def resolve(config: Config) -> Config:
     """
     check_ranges(config)
     check_names(config)
+    check_output_dir(config.output_dir)
+    check_seeds(config)
+    check_shape(config.model)
+    check_pretrain(config.pretrain)
     check_scorer(config.scorer)
     check_threshold(config.threshold)
     check_fit(config)
@@ -113,12 +120,17 @@ def check_ranges(part: Any, prefix: str = "") -> None:
 def _check_number(number: Any, key: str, shown: Any, low: float, high: float, excluding: tuple[float, ...]) -> None:
     if not isinstance(number, int | float) or isinstance(number, bool):
         return
-    if math.isfinite(number) and low <= number <= high and number not in excluding:
+    if -math.inf < number < math.inf and low <= number <= high and number not in excluding:
         return
-    least = "" if low == -math.inf else f"above {low:g}" if low in excluding else f"at least {low:g}"
-    most = "" if high == math.inf else f"below {high:g}" if high in excluding else f"at most {high:g}"
+    least = "" if low == -math.inf else f"above {_bound(low)}" if low in excluding else f"at least {_bound(low)}"
+    most = "" if high == math.inf else f"below {_bound(high)}" if high in excluding else f"at most {_bound(high)}"
     bounds = " and ".join(filter(None, [least, most])) or "finite"
     raise ConfigError(f"{key}={plain(shown)} is out of range: it must be {bounds}")
+
+
+def _bound(number: float) -> str:
+    """All digits of a whole number: a value that is typed as it is shown must be in range."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def check_names(config: Config) -> None:
@@ -129,8 +141,15 @@ def check_names(config: Config) -> None:
     check_name("pretrain.name", config.pretrain.name)
     if config.experiment is not None:
         check_name("experiment", config.experiment)
-    if not config.output_dir.strip():
-        raise ConfigError("output_dir is empty: give a folder, e.g. output_dir=outputs")
+    named = {group: getattr(config, group).name for group in ("task", "model", "method", "scorer", "threshold")}
+    if (size := sum(len(name.encode()) for name in named.values())) > TOGETHER:
+        raise ConfigError(
+            f"{', '.join(f'{group}.name={name}' for group, name in named.items())}: a run's report lies in a folder "
+            f"that has all five names, which may have {TOGETHER} bytes together, not {size}"
+        )
+
+
+LONGEST, TOGETHER = 100, 200  # bytes: file systems take 255 a name, and suffixes, seed and a hash are added
 
 
 def check_name(key: str, name: str) -> None:
@@ -139,6 +158,47 @@ def check_name(key: str, name: str) -> None:
         raise ConfigError(
             f"{key}={name!r} becomes the name of a folder: it must not be empty, . or .., "
             "nor contain / or \\ or control characters"
+        )
+    if (size := len(name.encode())) > LONGEST:
+        raise ConfigError(f"{key}={name[:20]}... becomes the name of a folder: it may have {LONGEST} bytes, not {size}")
+
+
+def check_output_dir(given: str) -> None:
+    """Refuse an output folder that is empty, or has something else than a folder on its path."""
+    if not given.strip():
+        raise ConfigError("output_dir is empty: give a folder, e.g. output_dir=outputs")
+    path = Path(given).absolute()
+    for place in (path, *path.parents):
+        try:
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not place.is_symlink():  # one that leads nowhere is in the way
+                continue
+            raise ConfigError(f"output_dir={given}: the link {place} leads nowhere; give a folder") from error
+        except (OSError, ValueError) as error:  # too long, not to be entered; a null character
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"output_dir={given!r} cannot be a folder: {why}") from error
+        if not stat.S_ISDIR(mode):
+            raise ConfigError(f"output_dir={given}: {place} is not a folder; give one")
+        return
+
+
+def _check_there(key: str, path: str, there: Callable[[Path], bool], more: str = "") -> None:
+    try:
+        found = there(Path(path))
+    except OSError as error:  # too long a name, a folder that may not be entered
+        raise ConfigError(f"{key}={path}: {error.strerror}") from error
+    if not found:
+        raise ConfigError(f"{key}={path}: there is no such file{more}")
+
+
+def check_seeds(config: Config) -> None:
+    """Refuse a probe whose last seed is none."""
+    last = config.seed + config.pilot.seeds - 1
+    if config.probe and last > LARGEST_SEED:
+        raise ConfigError(
+            f"seed={config.seed} and pilot.seeds={config.pilot.seeds}: the last seed would be {last}, and they end at "
+            f"{LARGEST_SEED}"
         )
 
 
@@ -161,6 +221,43 @@ def fill_in_path(model: ModelConfig) -> ModelConfig:
     if path is None:
         raise ConfigError(f"model={model.name} has no model.{chosen.value}, so model.source={chosen.value} finds none")
     return dataclasses.replace(model, path=path, source=chosen)
+
+
+def check_shape(model: ModelConfig) -> None:
+    """Refuse a stated shape of which a part is missing or does not fit the others."""
+    shape = model.shape
+    if not shape.layers:
+        return
+    for key in ("hidden", "intermediate", "heads", "kv_heads", "vocabulary"):
+        if not getattr(shape, key):
+            raise ConfigError(f"model.shape.{key}=0 with model.shape.layers={shape.layers}: state it too")
+    if not shape.head_dim and shape.heads > shape.hidden:
+        raise ConfigError(
+            f"model.shape.heads={shape.heads} is more than model.shape.hidden={shape.hidden}: state "
+            "model.shape.head_dim"
+        )
+
+
+def check_pretrain(pretrain: PretrainConfig) -> None:
+    """Refuse widths that do not fit each other, and more text than is held in memory."""
+    hidden, heads, groups = pretrain.hidden, pretrain.heads, pretrain.key_value_heads
+    if heads % groups:
+        raise ConfigError(f"pretrain.heads={heads} must be a multiple of pretrain.key_value_heads={groups}")
+    if not (width := hidden // heads) or width % 2:
+        raise ConfigError(
+            f"pretrain.hidden={hidden} and pretrain.heads={heads} make heads {width} wide: it must be an even number, "
+            "for rotary positions turn pairs"
+        )
+    tokens = pretrain.steps * pretrain.step_rows * pretrain.row_tokens
+    if tokens > PRETRAIN_TOKENS:
+        raise ConfigError(
+            f"pretrain.steps={pretrain.steps}, pretrain.step_rows={pretrain.step_rows} and "
+            f"pretrain.row_tokens={pretrain.row_tokens} make {tokens:,} tokens, which are held in memory together: at "
+            f"most {PRETRAIN_TOKENS:,}"
+        )
+
+
+PRETRAIN_TOKENS = 10**9  # 4 GB of token ids
 
 
 # --- scorer ----------------------------------------------------------------------------------------------------------
@@ -366,8 +463,7 @@ def _source(task: TaskConfig, which: str, model: ModelConfig, needed: bool = Tru
     if task.source is RowSource.bundled and source.path not in (None, _bundled(task, which)):
         raise ConfigError(f"task.{which}.path={source.path} and task.source=bundled both name the rows; unset one")
     if source.path is not None:
-        if not Path(source.path).exists():
-            raise ConfigError(f"task.{which}.path={source.path}: there is no such file (working folder: {Path.cwd()})")
+        _check_there(f"task.{which}.path", source.path, Path.exists, f" (working folder: {Path.cwd()})")
         return source
     if model.bundled_data or task.source is RowSource.bundled:
         path = _bundled(task, which)
@@ -387,12 +483,20 @@ def _bundled(task: TaskConfig, which: str) -> str | None:
     return None if task.bundled is None else str(DATA_DIR / f"{task.bundled}_{which}.jsonl")
 
 
+COLDEST = 1e-3  # a temperature at which the likeliest token is drawn, but for near ties
+
+
 def check_task(task: TaskConfig) -> None:
-    """Refuse samples and pass@k that do not fit each other, and a date that is none."""
+    """Refuse a temperature that divides logits beyond any float, samples and pass@k that do not fit each other, and a
+    date that is none."""
     try:
         datetime.date.fromisoformat(task.date)
     except ValueError as error:
         raise ConfigError(f"task.date={task.date} must be a date like 2024-07-26") from error
+    if 0 < task.temperature < COLDEST:
+        raise ConfigError(
+            f"task.temperature={task.temperature} is out of range: it must be 0, which is greedy, or at least {COLDEST}"
+        )
     if task.samples > 1 and task.temperature == 0:
         raise ConfigError(
             f"task.samples={task.samples} with task.temperature=0 gives {task.samples} equal completions; "
@@ -427,8 +531,8 @@ def check_evaluate(evaluate: EvaluateConfig) -> None:
     forgetting = evaluate.forgetting
     if forgetting is not None and not evaluate.losses:
         raise ConfigError(f"evaluate.forgetting={forgetting} is read with evaluate.losses=true only")
-    if forgetting is not None and not Path(forgetting).is_file():
-        raise ConfigError(f"evaluate.forgetting={forgetting}: there is no such file")
+    if forgetting is not None:
+        _check_there("evaluate.forgetting", forgetting, Path.is_file)
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import functools
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -255,7 +256,9 @@ def override_value(value: Any) -> str:
 
 
 def _reads_as_itself(text: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z0-9_./:@+-]+", text)) and parse_overrides([f"key={text}"])[0].value() == text
+    if not re.fullmatch(r"[A-Za-z0-9_./:@+-]{1,1000}", text):  # a longer one may have more digits than Python reads
+        return False
+    return bool(parse_overrides([f"key={text}"])[0].value() == text)
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Any]:
@@ -276,6 +279,9 @@ def parse_overrides(arguments: Sequence[str]) -> list[Any]:
                 override.value()  # functions are called here
         except HydraException as error:
             raise ConfigError(f"{argument}: {_remedy(argument) or _one_line(error)}") from error
+        except ValueError as error:  # of `int`
+            key = argument.partition("=")[0]
+            raise ConfigError(f"{key} is out of range: Python reads no whole number of so many digits") from error
         overrides.append(override)
     return overrides
 
@@ -293,6 +299,25 @@ def check_texts(overrides: Sequence[Any]) -> None:
                 raise ConfigError(
                     f"{key}={typed_in} is read as {value!r}; to give the text, write {quoted(key, typed_in)}"
                 )
+
+
+def check_numbers(overrides: Sequence[Any]) -> None:
+    """Refuse whole numbers beyond any float, of which OmegaConf makes an OverflowError where it wants a float."""
+    for override in overrides:
+        key = override.key_or_group
+        if not _is_text(key) and any(abs(number) > sys.float_info.max for number in _whole_numbers(override.value())):
+            raise ConfigError(f"{key} is out of range: it is, or holds, a number that is larger than any float")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Those of an override's value, also of the list that a sweep goes through."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _whole_numbers(list(value.values()))
+    else:
+        for entry in value if isinstance(value, list) else getattr(value, "list", None) or ():
+            yield from _whole_numbers(entry)
 
 
 def _is_text(key: str) -> bool:

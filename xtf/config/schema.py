@@ -15,6 +15,13 @@ from typing import Any
 
 MISSING: Any = "???"  # a value that has to be given, as OmegaConf writes it
 LARGEST_SEED = 2**32 - 1  # of NumPy
+# The most of what is only counted or waited for: above what anyone has, and below what tables, floats and the
+# operating system's clocks cannot hold. What memory is reserved for has a bound of its own.
+MANY = 10**9  # rows, tokens, steps
+RATE = 1e3  # of a learning rate and of weight decay
+DAY, WEEK = 86_400, 604_800  # seconds
+NEW_TOKENS = 10**6  # of a completion, for each of which a number is drawn beforehand
+SAMPLES = 10_000  # completions of a prompt
 
 
 class ConfigError(ValueError):
@@ -295,11 +302,11 @@ class AttentionKernel(Enum):
 class Recipe:
     """One cell of the paper's table 3: how many training examples, how long, how fast."""
 
-    examples: int | None = within(None, 1)
-    epochs: int = within(3, 1)
-    learning_rate: float = within(MISSING, 0)
-    learning_rate_by_task: dict[str, float] = within({}, 0)
-    batch_size: int = within(8, 1)
+    examples: int | None = within(None, 1, MANY)
+    epochs: int = within(3, 1, 10**6)
+    learning_rate: float = within(MISSING, 0, RATE)
+    learning_rate_by_task: dict[str, float] = within({}, 0, RATE)
+    batch_size: int = within(8, 1, MANY)
     schedule: Schedule = Schedule.constant
     warmup_ratio: float = within(0.0, 0, 1)
 
@@ -308,13 +315,13 @@ class Recipe:
 class ModelShape:
     """What stage=plan counts memory with, where the model's own config.json is not on this machine."""
 
-    layers: int = within(0, 0)  # 0: not stated
-    hidden: int = within(0, 0)  # width
-    intermediate: int = within(0, 0)  # width within the feed-forward layers
-    heads: int = within(0, 0)  # of the queries
-    kv_heads: int = within(0, 0)  # of keys and values
-    head_dim: int = within(0, 0)  # 0: hidden / heads
-    vocabulary: int = within(0, 0)  # token ids
+    layers: int = within(0, 0, 10**5)  # 0: not stated
+    hidden: int = within(0, 0, 10**7)  # width
+    intermediate: int = within(0, 0, 10**7)  # width within the feed-forward layers
+    heads: int = within(0, 0, 10**5)  # of the queries
+    kv_heads: int = within(0, 0, 10**5)  # of keys and values
+    head_dim: int = within(0, 0, 10**5)  # 0: hidden / heads
+    vocabulary: int = within(0, 0, 10**8)  # token ids
     tied: bool = False  # the LM head is the embedding
     bias: bool = False  # of the query, key and value projections
     qk_norm: bool = False  # queries and keys are normalised (Qwen3)
@@ -334,8 +341,8 @@ class ModelConfig:
     hub: str | None = None  # an id on the hub
     tokenizer: str | None = None  # a folder or an id on the hub; None: the model's own
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
-    max_length: int = within(2048, 8)  # longest prompt + response, in tokens
-    max_new_tokens: int | None = within(None, 1)  # a cap on the task's
+    max_length: int = within(2048, 8, 10**8)  # longest prompt + response, in tokens
+    max_new_tokens: int | None = within(None, 1, NEW_TOKENS)  # a cap on the task's
     attention: AttentionKernel = AttentionKernel.auto
     recipes: dict[str, Recipe] = field(default_factory=dict)  # tuning name -> table 3
     shape: ModelShape = field(default_factory=ModelShape)
@@ -350,7 +357,7 @@ class SourceConfig:
     subset: str | None = None  # its configuration name
     split: str = "train"  # of a dataset on the hub, or of a folder that save_to_disk wrote
     revision: str | None = None  # of the dataset on the hub
-    limit: int | None = within(None, 1)  # the first n rows, in file order
+    limit: int | None = within(None, 1, MANY)  # the first n rows, in file order
     ids: str | None = None  # JSON file with a list of ids, or an object keyed by id: keep only these rows
     exclude_ids: str | None = None  # the same, to leave rows out
 
@@ -384,8 +391,8 @@ class JudgeConfig:
     )
     concurrency: int = within(4, 1, 1024)  # requests that are under way at once
     retries: int = within(4, 0, 100)  # of a request that fails
-    timeout_seconds: float = within(60.0, 0, excluding=(0,))  # of one request
-    max_requests: int = within(20000, 1)  # of a run; more are refused before the first is sent
+    timeout_seconds: float = within(60.0, 0, DAY, excluding=(0,))  # of one request
+    max_requests: int = within(20000, 1, MANY)  # of a run; more are refused before the first is sent
     cache: str | None = None  # folder of verdicts; default: <output_dir>/judge
 
 
@@ -393,10 +400,10 @@ class JudgeConfig:
 class TaskSize:
     """What stage=plan counts with, where the rows are not on this machine: rows, and tokens of an average one."""
 
-    train_rows: int = within(1000, 1)  # rows to train on
-    eval_rows: int = within(1000, 1)  # rows to evaluate on
-    prompt: int = within(200, 1)  # tokens
-    response: int = within(200, 1)  # tokens
+    train_rows: int = within(1000, 1, 10**8)  # rows to train on
+    eval_rows: int = within(1000, 1, 10**8)  # rows to evaluate on
+    prompt: int = within(200, 1, 10**8)  # tokens
+    response: int = within(200, 1, 10**8)  # tokens
 
 
 @dataclass
@@ -422,11 +429,11 @@ class TaskConfig:
     # exact, contains, substring, number, math, choice, decision, code or judge; python:module.function or module.Class
     grader: str = MISSING
     choices: list[str] = field(default_factory=list)  # the answers that task.grader=choice knows
-    max_new_tokens: int = within(512, 1)  # of a completion in an evaluation
-    samples: int = within(1, 1)  # completions per evaluation prompt
-    temperature: float = within(0.0, 0)  # 0: greedy
+    max_new_tokens: int = within(512, 1, NEW_TOKENS)  # of a completion in an evaluation
+    samples: int = within(1, 1, SAMPLES)  # completions per evaluation prompt
+    temperature: float = within(0.0, 0, 100)  # 0: greedy; else at least 0.001
     top_p: float = within(1.0, 0, 1, excluding=(0,))  # nucleus sampling: the share of probability that is drawn from
-    pass_at: list[int] = within([1], 1)  # the k of pass@k, each at most task.samples
+    pass_at: list[int] = within([1], 1, SAMPLES)  # the k of pass@k, each at most task.samples
     domain_words: list[str] = field(default_factory=list)  # for scorer.tr.variant=released
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -479,7 +486,7 @@ class RIThreshold:
     """Low if score < Q1 - c (Q3 - Q1) over the response tokens of one example (eq. 5)."""
 
     rule: RIRule = RIRule.iqr
-    c: float = within(1.0, 0)  # how many quartile ranges below the first quartile
+    c: float = within(1.0, 0, 1e6)  # how many quartile ranges below the first quartile
     q: float = within(0.05, 0, 1)  # rule=quantile: share of the dataset's response tokens to drop
     cap: float | None = within(None, 0, 1, excluding=(0,))  # drop at most this share of a response, lowest scores first
     shift: float = within(
@@ -552,7 +559,7 @@ class LoraSettings:
     """The adapter of tuning=lora."""
 
     r: int = within(8, 1, 1024)  # rank
-    alpha: int = within(32, 1)  # the update is scaled by alpha / r
+    alpha: int = within(32, 1, 10**6)  # the update is scaled by alpha / r
     dropout: float = within(0.0, 0, 1, excluding=(1,))  # on the way into the adapters
     target_modules: list[str] = field(default_factory=list)  # empty: PEFT's default for the architecture
 
@@ -562,17 +569,17 @@ class TuningConfig:
     """How the model is trained; what is null follows from the model's recipe (table 3)."""
 
     name: Tuning = MISSING
-    examples: int | None = within(None, 1)  # None: from the model's recipe (table 3)
-    epochs: int | None = within(None, 1)  # None: from the recipe
-    learning_rate: float | None = within(None, 0)  # None: from the recipe
-    batch_size: int | None = within(None, 1)  # examples per optimizer step; None: from the recipe
-    max_steps: int | None = within(None, 1)  # stop after so many optimizer steps
+    examples: int | None = within(None, 1, MANY)  # None: from the model's recipe (table 3)
+    epochs: int | None = within(None, 1, 10**6)  # None: from the recipe
+    learning_rate: float | None = within(None, 0, RATE)  # None: from the recipe
+    batch_size: int | None = within(None, 1, MANY)  # examples per optimizer step; None: from the recipe
+    max_steps: int | None = within(None, 1, MANY)  # stop after so many optimizer steps
     schedule: Schedule | None = None  # None: from the recipe
     warmup_ratio: float | None = within(None, 0, 1)  # share of the steps; None: from the recipe
-    weight_decay: float = within(0.0, 0)  # the authors' code: 0.01, PyTorch's default
+    weight_decay: float = within(0.0, 0, RATE)  # the authors' code: 0.01, PyTorch's default
     optimizer: Optimizer = Optimizer.adamw
     betas: list[float] = within([0.9, 0.999], 0, 1, excluding=(1,))  # of AdamW
-    max_grad_norm: float = within(1.0, 0)  # 0: no clipping, as in the authors' code
+    max_grad_norm: float = within(1.0, 0, 1e30)  # 0: no clipping, as in the authors' code
     divisor: Divisor = Divisor.kept
     backward: Backward = Backward.exact
     gradient_checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
@@ -587,20 +594,20 @@ class TrainerConfig:
 
     name: str = MISSING
     accelerator: Accelerator = Accelerator.cpu
-    devices: int = within(1, 1)  # GPUs of each machine; more than one with trainer=ddp or fsdp
-    nodes: int = within(1, 1)  # machines that train together; each runs the same command (docs/scale.md)
-    node_timeout_seconds: float = within(600.0, 1)  # longest wait for all of them at the start
+    devices: int = within(1, 1, 1024)  # GPUs of each machine; more than one with trainer=ddp or fsdp
+    nodes: int = within(1, 1, 2**16)  # machines that train together; each runs the same command (docs/scale.md)
+    node_timeout_seconds: float = within(600.0, 1, WEEK)  # longest wait for all of them at the start
     strategy: Strategy = Strategy.auto
     # Of scoring passes. ray: on every GPU of a Ray cluster, or on its CPUs in parts of as many cores as PyTorch takes
     # here (OMP_NUM_THREADS), whatever trainer.devices says of training (docs/scale.md)
     engine: Engine = Engine.processes
     precision: Precision = Precision.auto  # auto: bf16-mixed where the device has it, else 32-true
     # Packing budget of one forward and backward pass; None: chosen from the memory that is free (training/budget.py)
-    tokens_per_microbatch: int | None = within(None, 1)
-    tokens_per_score_batch: int = within(16384, 1)  # of a forward pass of scoring, padding included
-    tokens_per_eval_batch: int = within(32768, 1)  # of a step of generation
-    checkpoint_every: int = within(200, 1)  # optimizer steps between checkpoints that a killed run resumes from
-    shard_examples: int = within(512, 1)  # rows per score shard, the unit of resuming a scoring pass
+    tokens_per_microbatch: int | None = within(None, 1, MANY)
+    tokens_per_score_batch: int = within(16384, 1, MANY)  # of a forward pass of scoring, padding included
+    tokens_per_eval_batch: int = within(32768, 1, MANY)  # of a step of generation
+    checkpoint_every: int = within(200, 1, MANY)  # optimizer steps between checkpoints that a killed run resumes from
+    shard_examples: int = within(512, 1, MANY)  # rows per score shard, the unit of resuming a scoring pass
     compile: bool = False  # torch.compile the model for training
 
     @property
@@ -616,7 +623,7 @@ class RayConfig:
     # HOST:6379, auto (the one that runs on this machine), or local (one that is started here for the pass); None: the
     # environment's RAY_ADDRESS, else local. This command must run on a node of it
     address: str | None = None
-    timeout_seconds: float = within(120.0, 1)  # longest wait for its answer, its nodes, and room for a first model
+    timeout_seconds: float = within(120.0, 1, WEEK)  # longest wait for its answer, nodes, and room for a first model
 
 
 @dataclass
@@ -628,8 +635,8 @@ class LoggerConfig:
     entity: str | None = None  # of W&B: the user or team
     mode: WandbMode | None = None  # None: online if a key is configured, else offline
     tags: list[str] = field(default_factory=list)  # of the W&B runs
-    timeout_seconds: float = within(30.0, 1)  # wandb: longest wait for its server, at start and end
-    every: int = within(1, 1)  # optimizer steps between logged training values
+    timeout_seconds: float = within(30.0, 1, DAY)  # wandb: longest wait for its server, at start and end
+    every: int = within(1, 1, MANY)  # optimizer steps between logged training values
 
 
 WANDB_KEYS = ("project", "entity", "mode", "tags", "timeout_seconds")  # of LoggerConfig, those that W&B alone reads
@@ -644,7 +651,7 @@ class EvaluateConfig:
     vllm_memory: float = within(0.8, 0.05, 1)  # share of the device's memory that vLLM may take
     # lm-eval tasks run before and after (extra `general`); hellaswag:FILE reads the items from a local file
     general: list[str] = field(default_factory=list)
-    general_limit: int | None = within(None, 1)  # only the first items of each
+    general_limit: int | None = within(None, 1, MANY)  # only the first items of each
     losses: bool = False  # also loss, calibration and forgetting, on given texts (xtf/evaluation/teacher_forced.py)
     # JSON lines with `text` like that of pre-training, for forgetting_loss; the tiny model brings its own
     forgetting: str | None = None
@@ -665,9 +672,9 @@ class PlantConfig:
 class PilotConfig:
     """The short study of `probe=true`: normal, xtf and random, paired by seed."""
 
-    seeds: int = within(3, 2)  # of each method
-    examples: int = within(400, 2)  # training rows at most
-    eval_examples: int = within(100, 2)  # evaluation rows at most
+    seeds: int = within(3, 2, 100)  # of each method
+    examples: int = within(400, 2, MANY)  # training rows at most
+    eval_examples: int = within(100, 2, MANY)  # evaluation rows at most
     gain: float = within(0.02, 1e-4, 1)  # the gain that the answer's sentence is about, as a share
 
 
@@ -676,7 +683,7 @@ class PreviewConfig:
     """The explorer of a mask."""
 
     format: PreviewFormat = PreviewFormat.html
-    examples: int | None = within(None, 1)  # None: 2,000 in HTML, 5 as text
+    examples: int | None = within(None, 1, MANY)  # None: 2,000 in HTML, 5 as text
     against: str | None = None  # a second mask of the same rows to show: its run's folder, or its mask.parquet
 
 
@@ -686,18 +693,18 @@ class ExportConfig:
 
     to: str = "hf"  # hf, trl, axolotl, llamafactory, ms_swift or megatron: a file in xtf/exports/
     empty_rows: EmptyRows = EmptyRows.drop  # rows without any label; a step of nothing but these has no loss
-    max_length: int | None = within(None, 2)  # what the configuration allows, in tokens; None: the longest row
+    max_length: int | None = within(None, 2, MANY)  # what the configuration allows, in tokens; None: the longest row
 
 
 @dataclass
 class PlanConfig:
     """What stage=plan assumes of a device."""
 
-    device_memory_gb: float | None = within(None, 0)  # GiB; None: 80 for a GPU, this machine's for the CPU
+    device_memory_gb: float | None = within(None, 0, 10**6)  # GiB; None: 80 for a GPU, this machine's for the CPU
     # Tokens that one device trains in a second, for a model of 1e9 parameters; the time is inverse to the size. None:
     # 10,000, what 6e13 operations a second give, a fifth of an A100's peak in bfloat16; what a run on a CPU says of its
     # own stages before it has measured them counts with 30, of two cores.
-    tokens_per_second: float | None = within(None, 1e-9)
+    tokens_per_second: float | None = within(None, 1e-9, 1e15)
 
 
 class PretrainText(Enum):
@@ -713,19 +720,19 @@ class PretrainConfig:
 
     name: str = "tiny"
     text: PretrainText = PretrainText.tiny
-    vocabulary: int = within(2048, 300)  # token ids
-    tokenizer_documents: int = within(40_000, 1)  # that the tokenizer is trained on
-    hidden: int = within(192, 1)  # width
-    layers: int = within(6, 1)  # of attention and feed-forward
-    heads: int = within(4, 1)  # of the queries
-    key_value_heads: int = within(1, 1)  # of keys and values
-    intermediate: int = within(512, 1)  # width within the feed-forward layers
-    row_tokens: int = within(256, 2)  # of a training row
-    step_rows: int = within(24, 1)  # per optimizer step
-    steps: int = within(900, 3)  # optimizer steps
+    vocabulary: int = within(2048, 300, 2**20)  # token ids
+    tokenizer_documents: int = within(40_000, 1, 10**8)  # that the tokenizer is trained on
+    hidden: int = within(192, 2, 2**14)  # width
+    layers: int = within(6, 1, 1024)  # of attention and feed-forward
+    heads: int = within(4, 1, 1024)  # of the queries
+    key_value_heads: int = within(1, 1, 1024)  # of keys and values
+    intermediate: int = within(512, 1, 2**16)  # width within the feed-forward layers
+    row_tokens: int = within(256, 2, 2**16)  # of a training row
+    step_rows: int = within(24, 1, 10**6)  # per optimizer step
+    steps: int = within(900, 3, 10**8)  # optimizer steps
     warmup_ratio: float = within(0.11, 0, 1)  # share of the steps in which the learning rate rises
-    learning_rate: float = within(3e-3, 0)  # at its highest
-    weight_decay: float = within(0.1, 0)  # of AdamW
+    learning_rate: float = within(3e-3, 0, RATE)  # at its highest
+    weight_decay: float = within(0.1, 0, RATE)  # of AdamW
     temperature: float = within(1.0, 0.1, 10)  # that the finished model's logits are divided by
 
 

@@ -82,7 +82,10 @@ def generate_share(
     eos = model.generation_config.eos_token_id
     named = {tokenizer.eos_token_id, turn_end(tokenizer), *(eos if isinstance(eos, list) else [eos])}
     stops = {token for token in named if token is not None}
-    uniform = [np.random.default_rng(seed).random(decoding.max_new_tokens, np.float32) for seed in seeds]
+    uniform = [
+        np.random.default_rng(seed).random(decoding.max_new_tokens, np.float32)
+        for seed in (seeds if decoding.temperature else ())
+    ]
 
     def sample(logits: torch.Tensor, rows: Sequence[tuple[int, int]]) -> torch.Tensor:
         drawn = torch.tensor([uniform[row][step] for row, step in rows], device=logits.device)

@@ -199,7 +199,7 @@ def explore_run(
     """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
     from xtf.reporting.runs import beside, command_line
 
-    other = None if config.preview.against is None else _mask_file(config.preview.against)
+    other = None if config.preview.against is None else mask_file(config.preview.against)
     path = folder.reports / ("preview.html" if other is None else f"preview-against-{digest(str(other))}.html")
     looks = [config.scorer.top, config.scorer.attenders]
     key = digest([VERSION, manifest.stages["mask"]["sha256"], config.preview.examples, looks, other and sha256(other)])
@@ -245,7 +245,12 @@ def _rule_name(config: Config) -> str:
     return f"{method}scorer {config.scorer.name}, threshold {config.threshold.name}"
 
 
-def _mask_file(given: str) -> Path:
+def mask_file(given: str) -> Path:
+    """The file that `preview.against` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
     path = Path(given)
     file = RunFolder(path).mask if path.is_dir() else path
     if not file.is_file():
@@ -286,7 +291,7 @@ def show_preview(
         console.print(preview_text(pq.read_table(folder.mask), tokenizer(), examples=config.preview.examples or 5))
     if config.preview.against is not None:
         table = pq.read_table(folder.mask)
-        other = _mask_file(config.preview.against)
+        other = mask_file(config.preview.against)
         here, there = differences(table, pq.read_table(other), str(other))
         say(f"{here + there:,} tokens differ from {other}: {here:,} dropped only here, {there:,} only there")
 

@@ -65,7 +65,7 @@ def check_folder(model: ModelConfig) -> None:
                         f"{file} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull, or the "
                         "model with hf download"
                     )
-    settings = _json_object(config)
+    settings = json_object(config)
     for name in SIZES:
         size = settings.get(name)
         if isinstance(size, int | float) and not 1 <= size < math.inf:
@@ -78,7 +78,7 @@ def check_folder(model: ModelConfig) -> None:
 def _check_index(folder: Path) -> None:
     """The files of weights are those that the index names; transformers passes over others without a word."""
     index = folder / "model.safetensors.index.json"
-    named: Any = _json_object(index).get("weight_map") if index.is_file() else {}
+    named: Any = json_object(index).get("weight_map") if index.is_file() else {}
     if not isinstance(named, dict) or (index.is_file() and not named):
         raise ValueError(f"{index} has no weight_map, which says where each tensor is: fetch it again")
     for name in named.values():
@@ -91,7 +91,12 @@ def _check_index(folder: Path) -> None:
             raise ValueError(f"{file} {what}: remove what is not of this model, or fetch the model again")
 
 
-def _json_object(file: Path) -> dict[str, Any]:
+def json_object(file: Path) -> dict[str, Any]:
+    """The content of one of a model's files.
+
+    Raises:
+        ValueError: naming the file, which is no JSON object.
+    """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

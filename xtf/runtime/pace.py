@@ -40,5 +40,5 @@ def _stated(config: Config) -> float | None:
     """None for a model whose shape is not on this machine, or of an architecture that the plan does not know."""
     try:
         return tokens_per_second(config, parameters(shape_of(config.model)), here=True)
-    except (ConfigError, KeyError):
+    except ConfigError:
         return None

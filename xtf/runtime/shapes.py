@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from xtf.config.schema import Config, ConfigError, ModelConfig, ModelShape
 from xtf.runtime import gguf
-from xtf.runtime.models import location
+from xtf.runtime.models import json_object, location
 
 FORWARD = 1 / 3  # of the cost of a trained token: a forward pass without the backward pass, which costs two
 ON_GPU, ON_CPU = 10_000.0, 30.0  # tokens trained in a second, of a model of 1e9 parameters (PlanConfig)
@@ -29,11 +28,15 @@ def shape_of(model: ModelConfig) -> ModelShape:
     """The model's shape from its config.json in a folder or in the hub's cache, else as `model.shape` states it.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is there, or it is that of another architecture than the plan counts.
+        ValueError: config.json is no JSON object.
     """
     file = model_file(model, "config.json")
     if file is not None:
-        return read_shape(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return read_shape(json_object(file))
+        except ConfigError as error:
+            raise ConfigError(f"model={model.name}, {file}: {error}") from error
     if not model.shape.layers:
         raise ConfigError(
             f"stage=plan needs the shape of model={model.name}: {model.path} has no config.json on this machine; "
@@ -56,8 +59,20 @@ def model_file(model: ModelConfig, name: str) -> Path | None:
 
 
 def read_shape(config: dict[str, Any]) -> ModelShape:
-    """The shape that a transformers config.json describes."""
-    family = config["model_type"]
+    """The shape that a transformers config.json describes.
+
+    Raises:
+        ConfigError: it is not one of a decoder with gated feed-forward layers (GPT-2, say, names its sizes otherwise).
+    """
+    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    found = {key: config.get(key) for key in sizes}
+    found |= {key: config.get(key) or 1 for key in ("num_key_value_heads", "head_dim")}  # these two may be left out
+    if wrong := [key for key, size in found.items() if not isinstance(size, int) or size < 1]:
+        raise ConfigError(
+            "stage=plan counts decoders with gated feed-forward layers, whose config.json gives whole numbers for "
+            f"{', '.join(wrong)}; this one does not"
+        )
+    family = config.get("model_type")
     return ModelShape(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],

@@ -356,7 +356,7 @@ class DataAugmentation(Method):
 
     name: str = "data_augmentation"
     path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
-    factor: int = within(2, 1)  # examples afterwards per example before, at most
+    factor: int = within(2, 1, 1000)  # examples afterwards per example before, at most
 
     def examples(self, examples: Sequence[Example]) -> list[Example]:
         return augment(examples, self.factor, Path(self.path) if self.path else None)
@@ -426,7 +426,7 @@ class SelfEvolving(Method):
     name: str = "token_cleaning_evolving"
     keep: float = within(0.6, 0, 1, excluding=(0,))  # share of each subset's tokens
     warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples that are trained whole, first
-    subsets: int = within(5, 1)  # parts that are cleaned, behind the warm-up
+    subsets: int = within(5, 1, 1000)  # parts that are cleaned, behind the warm-up
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
     def parts(self, rows: int) -> list[np.ndarray] | None:
@@ -464,7 +464,7 @@ class Forgetting(Referenced):
 
     name: str = "forgetting"
     keep: float = within(0.7, 0, 1, excluding=(0,))  # share of all tokens that are learnt
-    strength: float = within(0.25, 0)  # lambda at the end of training
+    strength: float = within(0.25, 0, 1e6)  # lambda at the end of training
     version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
     online: ClassVar[bool] = True
@@ -532,7 +532,7 @@ class EAFT(Method):
     """Entropy-adaptive fine-tuning: w = (H / 3)^alpha, H of the 20 most likely tokens (arXiv 2601.02151)."""
 
     name: str = "eaft"
-    alpha: float = within(1.0, 0)  # 1: in proportion to the entropy
+    alpha: float = within(1.0, 0, 100)  # 1: in proportion to the entropy
     online: ClassVar[bool] = True
     entropy_top: ClassVar[int] = 20
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from xtf.config.home import in_repository
 from xtf.config.schema import Protect, ThresholdConfig, ThresholdEnd
 from xtf.data.batches import parquet_batches
 from xtf.data.ragged import ROW_WEIGHTS
@@ -241,7 +242,7 @@ def _reasons(
         yield (
             Level.look,
             f"The base model has {loss:.1f} nats a token on these responses: it hardly knows their style, "
-            "where masks did harm (experiments/history).",
+            f"where masks did harm ({in_repository('experiments/history')}).",
         )
 
 
