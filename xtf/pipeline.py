@@ -24,8 +24,9 @@ from xtf.exports.write import export_run
 from xtf.inputs import Inputs
 from xtf.reporting.explorer import explore_run, show_preview, show_verdict
 from xtf.reporting.published import note_published, publish_stages
-from xtf.reporting.record import check_together, write_record
+from xtf.reporting.record import write_record
 from xtf.reporting.run_report import mask_table, run_report, show_report
+from xtf.reporting.runs import check_together
 from xtf.runtime.artifacts import intact, locked, read_json, sha256
 from xtf.runtime.loggers import wandb_mode, whole_run
 from xtf.runtime.models import check_folder, device
