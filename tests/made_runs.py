@@ -25,6 +25,7 @@ from xtf.config.schema import (
     TuningConfig,
 )
 from xtf.graders.metrics import wilson
+from xtf.runtime.artifacts import sha256
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import METHODS
 
@@ -163,8 +164,9 @@ def write_run(
     store = root / "scores" / "pass"
     store.mkdir(parents=True, exist_ok=True)
     pq.write_table(scored, store / "0.parquet")
-    (store / "manifest.json").write_text(json.dumps({"shards": {"0.parquet": {}}}))
-    stages = {"score": {"paths": {"scores": str(store)}}, "mask": {"stats": record["mask"]}}
+    (store / "manifest.json").write_text(json.dumps({"shards": {"0.parquet": {"sha256": sha256(store / "0.parquet")}}}))
+    noted = {"stats": record["mask"], "sha256": sha256(folder / "mask.parquet")}
+    stages = {"score": {"paths": {"scores": str(store)}}, "mask": noted}
     (folder / "manifest.json").write_text(json.dumps({"stages": stages}))
     return folder
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,12 @@ from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import ConfigError
-from xtf.runtime.artifacts import DamagedError
+from xtf.reporting.explorer import compared_mask
+from xtf.reporting.mask_report import mask_report
+from xtf.reporting.sweep_report import jobs_report
+from xtf.runtime.artifacts import DamagedError, seal
+from xtf.scoring.store import read_pass
+from xtf.study.detection import read_planted
 
 FOLDER = f"{RUN}/*/seed0"
 REFUSED, MADE_AGAIN = "refused", "made again"
@@ -84,6 +90,54 @@ def test_one_flipped_bit_is_found_before_use(whole: Path, tmp_path: Path, artifa
         assert expected is None
     else:
         assert record(folder) == record(whole)
+
+
+def experiment(folder: Path) -> object:
+    """The table that `experiments=NAME stage=report` makes of the run."""
+    (run,) = folder.glob(FOLDER)
+    return jobs_report("name", [run], ["all"], folder / "out")
+
+
+READ_BY_REPORTS: dict[str, list[tuple[str, Callable[[Path], object]]]] = {  # with what reads it
+    "an experiment's report": [(f"{FOLDER}/{name}", experiment) for name in ("mask.parquet", "generations.jsonl")],
+    "a report of masks": [
+        (artifact, lambda folder: mask_report("name", list(folder.glob(FOLDER)), folder / "out"))
+        for artifact in (f"{FOLDER}/mask.parquet", "outputs/scores/*/manifest.json")
+    ],
+    "a report of planted noise": [(f"{FOLDER}/mask.parquet", lambda folder: read_planted(list(folder.glob(FOLDER))))],
+    "histograms of scores": [
+        (artifact, lambda folder: read_pass(next(folder.glob("outputs/scores/*"))))
+        for artifact in ("outputs/scores/*/manifest.json", "outputs/scores/*/00001.parquet")
+    ],
+    "preview.against": [
+        (f"{FOLDER}/mask.parquet", lambda folder: compared_mask(str(next(folder.glob(f"{FOLDER}/mask.parquet")))))
+    ],
+}
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("artifact", "read"),
+    [pytest.param(*case, id=f"{name}: {case[0]}") for name, cases in READ_BY_REPORTS.items() for case in cases],
+)
+def test_what_only_reports_read_is_checked_before_it_is_used(
+    whole: Path, tmp_path: Path, artifact: str, read: Callable[[Path], object]
+) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    read(folder)
+    (file,) = folder.glob(artifact)
+    flip(file)
+    with pytest.raises(DamagedError, match=rf"{re.escape(file.name)} is .*not as it was written: run the command"):
+        read(folder)
+
+
+def test_an_experiment_refuses_a_record_beside_completions_that_it_was_not_made_of(whole: Path, tmp_path: Path) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    (stored,) = folder.glob(f"{FOLDER}/generations.jsonl")
+    stored.write_text(stored.read_text().replace('"correct": false', '"correct": true'))
+    seal(stored)  # as if another evaluation had left it
+    with pytest.raises(ValueError, match=r"metrics\.json and .*generations\.jsonl do not belong together"):
+        experiment(folder)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "another run's"])

@@ -52,9 +52,9 @@ from xtf.data.templates import Chat
 from xtf.data.tokenized import encode_tokenized
 from xtf.exports import TRAINERS
 from xtf.exports.base import tokenizer_state
-from xtf.exports.write import RECORD, export_table
+from xtf.exports.write import export_table, read_export
 from xtf.graders import grade
-from xtf.runtime.artifacts import read_json, versions
+from xtf.runtime.artifacts import versions
 from xtf.runtime.heads import base_of, is_quantised, unwrapped
 from xtf.runtime.models import inference_dtype, load_model, load_tokenizer, named_tokenizer
 from xtf.runtime.progress import bar
@@ -401,7 +401,7 @@ def export(
         bf16=bf16,
         about={"rule": rule, "sources": {}},
     )
-    said = read_json(place / RECORD)
+    said = read_export(place)
     for line in said["not_carried"]:
         log.warning("not in the export's configuration: %s", line)
     for line in said.get("other_versions", []):

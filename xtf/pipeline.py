@@ -22,10 +22,11 @@ from xtf.config.schema import Config, ConfigError, Stage
 from xtf.evaluation.stage import Which, check_evaluation, evaluate_model
 from xtf.exports.write import export_run
 from xtf.inputs import Inputs
-from xtf.reporting.explorer import explore_run, mask_file, show_preview, show_verdict
+from xtf.reporting.explorer import compared_mask, explore_run, show_preview, show_verdict
 from xtf.reporting.published import note_published, publish_stages
-from xtf.reporting.record import check_together, write_record
+from xtf.reporting.record import write_record
 from xtf.reporting.run_report import mask_table, run_report, show_report
+from xtf.reporting.runs import check_together
 from xtf.runtime.artifacts import intact, locked, read_json, sha256
 from xtf.runtime.loggers import wandb_mode, whole_run
 from xtf.runtime.models import check_folder, device
@@ -107,7 +108,7 @@ class Pipeline:
         config = self.config
         check_folder(config.model)  # files that cannot be read are refused before anything else
         if config.preview.against is not None:
-            mask_file(config.preview.against)
+            compared_mask(config.preview.against)
         wanted = Stage.mask if config.stage in (Stage.preview, Stage.export) else config.stage
         last = ORDER.index(wanted) if wanted in ORDER else len(ORDER) - 1
         if last >= ORDER.index(Stage.train):

@@ -222,3 +222,16 @@ def test_a_parquet_file_is_read_without_keeping_what_was_read(tmp_path):
         return max(pa.total_allocated_bytes() - before for _ in parquet_batches([path]))
 
     assert most(40) < 2 * most(2)
+
+
+def test_a_full_disk_is_told_with_the_folder_of_a_file_without_a_name(scored, tmp_path, monkeypatch, full_disk):
+    monkeypatch.setattr(batches.tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    with full_disk(), pytest.raises(OSError, match=rf"'{tmp_path / 'here'}'$"):
+        spooled(in_batches(scored, 7), tmp_path / "here")
+    with full_disk(), pytest.raises(OSError, match=rf"'{tmp_path / 'tmp'}'$"):
+        Hashes().extend(range(100_000))
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as rows:
+        rows.writelines('{"a": 1}\n' for _ in range(10_000))
+    with full_disk(), pytest.raises(ValueError, match=rf"rows\.jsonl\.gz: cannot be read: .*'{tmp_path / 'tmp'}'$"):
+        read_file(tmp_path / "rows.jsonl.gz")

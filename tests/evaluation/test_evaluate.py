@@ -203,3 +203,21 @@ def test_other_prompts_are_generated_anew(model, tokenizer, tmp_path):
         request = Request(tokenizer, make_examples(count), prompts, GREEDY, 10_000, tmp_path)
         evaluate(lambda: model, request, task, {})
     assert len((tmp_path / "generations.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("bit", [1, 128])
+def test_damage_to_what_partial_completions_belong_to_is_named_and_they_are_made_anew(
+    model, tokenizer, tmp_path, capsys, bit
+):
+    task, marker = load_task(TaskConfig(name="math", grader="number")), tmp_path / "generations.partial.key"
+    request = Request(tokenizer, make_examples(3), make_prompts(tokenizer, 3), GREEDY, 10_000, tmp_path)
+
+    def killed():
+        raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(killed, request, task, {})
+    content = marker.read_bytes()
+    marker.write_bytes(bytes([content[0] ^ bit]) + content[1:])
+    assert evaluate(lambda: model, request, task, {})["metrics"]["accuracy"]["n"] == 3
+    assert "generations.partial.key is damaged" in " ".join(capsys.readouterr().out.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import platform
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -321,6 +322,38 @@ def test_another_export_in_the_folder_is_refused_and_left_alone(masked, tmp_path
     (tmp_path / "own" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"is not empty and holds no export"):
         export(masked, tmp_path / "own")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"identity": 3}', "no JSON"])
+def test_a_folder_with_another_programs_record_is_refused(masked, tmp_path, content):
+    (tmp_path / "export.json").write_text(content)
+    with pytest.raises(ValueError, match=r"export\.json is damaged.*delete .* to redo it, or give another folder"):
+        export(masked, tmp_path)
+
+
+def test_a_damaged_record_of_an_export_is_refused(masked, tmp_path):
+    folder = export(masked, tmp_path / "hf")
+    record = folder / "export.json"
+    whole = record.read_text()
+    for old, new in (('"identity"', '"identitx"'), ('"rows": 7', '"rows": 3')):
+        record.write_text(whole.replace(old, new))
+        with pytest.raises(ValueError, match=r"export\.json is damaged"):
+            export(masked, folder)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(masked, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"can hold no export, for .*/file is a file: give another folder"):
+            export(masked, folder)
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next(masked, tmp_path):
+    left = tmp_path / f".hf.{platform.node()}-{2**22 + 1}.tmp"
+    left.mkdir()
+    (left / "train.parquet").touch()
+    folder = export(masked, tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_another_tokenizer_is_refused(tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -312,3 +313,15 @@ def test_an_own_endpoint_without_a_key_is_allowed(server: Server, config: JudgeC
     judge = JudgeGrader(replace(config, api_key_env=""), tmp_path)
     judge.check()
     assert judge.grade(items("Paris"))[0].correct is True
+
+
+def test_a_kept_verdict_that_is_damaged_is_named_and_asked_for_again(
+    server: Server, config: JudgeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    JudgeGrader(config, tmp_path).grade(items("Paris"))
+    (path,) = tmp_path.rglob("*.json")
+    path.write_text(re.sub(r'"reply": "[^"]*"', '"reply": "no"', path.read_text()))
+    assert JudgeGrader(config, tmp_path).grade(items("Paris"))[0].correct is True and len(server.requests) == 2
+    assert f"{path.name} is damaged" in "".join(capsys.readouterr().out.split("\n")).replace("  ", " ")
+    JudgeGrader(config, tmp_path).grade(items("Paris"))
+    assert len(server.requests) == 2

@@ -24,6 +24,7 @@ from xtf.config.schema import PRESETS, Attribute, KNThreshold, Protect, RIThresh
 from xtf.data.provenance import recorded, tokenizer_digest
 from xtf.data.ragged import Responses, with_ends, with_row_weights
 from xtf.data.tokens import Pieces, visible
+from xtf.reporting import explorer
 from xtf.reporting.explorer import _run_title, differences, preview, summary
 from xtf.reporting.runs import recorded_config
 from xtf.reporting.shown import preview_text
@@ -440,6 +441,16 @@ def test_a_mask_of_other_tokens_is_refused_by_name(tmp_path: Path) -> None:
     changed = table.set_column(1, "input_ids", pa.array(ids, pa.list_(pa.int32())))
     with pytest.raises(ValueError, match=r"theirs has other tokens in 'row-\d+'"):
         preview(table, tokenizer, tmp_path / "p.html", against=("theirs", changed))
+
+
+def test_a_file_that_is_no_mask_is_refused_with_what_is_wanted(tmp_path: Path) -> None:
+    table, tokenizer = masked_table(), byte_tokenizer()
+    other = table.drop_columns(["example_id", "labels"])  # as an export's train.parquet
+    with pytest.raises(ValueError, match=r"theirs is no mask, .*no column example_id and labels: give a run's mask"):
+        preview(table, tokenizer, tmp_path / "p.html", against=("theirs", other))
+    (tmp_path / "train.parquet").write_text("none")
+    with pytest.raises(ValueError, match=r"train\.parquet: cannot be read: .*Parquet"):
+        explorer._read_mask(tmp_path / "train.parquet")
 
 
 # -- rules --

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -39,3 +43,12 @@ def test_bars_reach_from_the_value_to_its_limits() -> None:
     bars = figures._whiskers(np.array([0.5, 0.2]), np.array([0.4, 0.2 + 1e-16]), np.array([0.7, 0.3]))
     np.testing.assert_allclose(bars, [[0.1, 0.0], [0.2, 0.1]], atol=1e-15)
     np.testing.assert_allclose(figures._whiskers(0.5, 0.25, 1.0), [[0.25], [0.5]])
+
+
+def test_a_figure_that_a_full_disk_cuts_short_is_named_and_leaves_the_old_one(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    (tmp_path / "loss.png").write_bytes(b"before")
+    with full_disk(), pytest.raises(OSError, match=r"loss\.png'$"):
+        figures.save(figures.loss_curve([1, 2], [2.0, 1.0]), tmp_path, "loss")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("loss.png", b"before")]

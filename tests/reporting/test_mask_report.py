@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from made_runs import scored_table, write_run
 
 from xtf.reporting.mask_report import dropped_shares
 from xtf.reporting.sweep_report import sweep_report
-from xtf.runtime.artifacts import write_json
+from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.progress import console
 from xtf.runtime.run_folder import OutputDir, RunFolder
 from xtf.scoring.masks import MaskedTokens
@@ -27,11 +26,11 @@ def lines(path: Path) -> list[dict[str, str]]:
 def masked_run(root: Path, **identity: Any) -> Path:
     """A run that stopped at its mask, with the manifest of its scoring pass."""
     folder = write_run(root, scored=scored_table(20), correct=[True], base=None, experiment="fig4", **identity)
-    record = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").unlink()
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("stage: all", "stage: mask"))
-    stages = {"score": {"seconds": 2.0, "paths": {"scores": "elsewhere/scores/key"}}, "mask": {"stats": record["mask"]}}
-    write_json(folder / "manifest.json", {"stages": stages})
+    manifest = read_json(folder / "manifest.json")
+    manifest["stages"]["score"] = {"seconds": 2.0, "paths": {"scores": "elsewhere/scores/key"}}
+    write_json(folder / "manifest.json", manifest)
     costs = {"seconds": 2.0, "tokens": 500, "peak_memory_mb": 123.4, "device": "cpu"}
     write_json(root / "scores/key/manifest.json", costs)
     return folder

@@ -34,6 +34,7 @@ from xtf.reporting.published import (
 )
 from xtf.reporting.run_report import run_report
 from xtf.reporting.runs import load_run
+from xtf.runtime import loggers
 from xtf.runtime.loggers import STEP, training_loggers, whole_run
 from xtf.runtime.run_folder import RunFolder
 from xtf.scoring.masks import MaskedTokens, build_mask
@@ -149,6 +150,25 @@ def test_a_job_is_one_wandb_run_with_curves_and_figures_under_the_documented_nam
         for item in record.summary.update
     }
     assert {k: v for k, v in summary.items() if k in figures} == figures
+
+
+def test_what_a_later_process_adds_offline_goes_to_the_same_wandb_run_and_how_they_are_joined_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, correct=outcomes(6, 4), base=None, logger=LOGGER)
+    told = []
+    for stage in ("mask", "train"):
+        publish(config_of(run), RunFolder(run), stage, byte_tokenizer())
+        told.append("wandb sync" in capsys.readouterr().out)
+    assert told == [False, True]
+    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+    named = {record.run.run_id for file in files for record in parsed(file) if record.HasField("run")}
+    assert len(files) == 2 and named == {json.loads((run / "wandb.json").read_text())["id"]}
+    (run / "wandb.json").write_text((run / "wandb.json").read_text().replace(named.pop(), "12345678"))
+    made, resumed = loggers._run_id(RunFolder(run))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "wandb.json is damaged" in said and "what follows goes to a new W&B run" in said
+    assert made != "12345678" and not resumed and loggers._run_id(RunFolder(run)) == (made, True)
 
 
 def test_tensorboard_and_the_csv_hold_the_same_scalars_and_tensorboard_the_rest(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import platform
@@ -19,9 +20,13 @@ from xtf.runtime.artifacts import (
     git_commit,
     intact,
     locked,
+    naming,
+    read_entry,
     read_json,
     seal,
     sha256,
+    temporary_beside,
+    with_digest,
     write_atomic,
     write_json,
 )
@@ -194,3 +199,49 @@ def test_a_full_disk_is_told_with_the_path(tmp_path, error):
 
     with pytest.raises(OSError, match=r"No space left on device: .*/record\.json"):
         write_atomic(tmp_path / "record.json", full)
+
+
+def test_of_a_full_disk_the_path_nearest_to_the_write_is_told(tmp_path):
+    told = pytest.raises(OSError, match=r"No space left on device: .*/inner'$")
+    with told, naming(tmp_path), naming(tmp_path / "inner"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# -- entries with a digest of their own -------------------------------------------------------------------------------
+
+
+def test_any_flipped_bit_of_an_entry_is_found_or_changes_nothing(tmp_path):
+    entry, file = {"type": "ValueError", "error": "no r\u00f6ws", "at": [1, 2.5, None]}, tmp_path / "error.json"
+    write_json(file, with_digest(entry))
+    whole, harmless = file.read_bytes(), 0
+    for place in range(len(whole)):
+        for bit in (1, 4, 128):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            try:
+                found = read_entry(file, "make it again", type=str, error=str)
+            except DamagedError as error:
+                assert str(file) in str(error) and "make it again" in str(error)
+            else:
+                assert {key: found[key] for key in entry} == entry
+                harmless += 1
+    assert harmless < 60  # white space, and the name of the digest
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"type": 3, "error": "x"}'])
+def test_an_entry_of_another_program_is_one_sentence(tmp_path, content):
+    (tmp_path / "error.json").write_text(content)
+    with pytest.raises(DamagedError, match=r"error\.json is damaged, or another program's: it does not say type.*; x"):
+        read_entry(tmp_path / "error.json", "x", type=str, error=str)
+
+
+def test_entries_of_earlier_versions_have_no_digest(tmp_path):
+    (tmp_path / "error.json").write_text(json.dumps({"type": "OSError"}))
+    assert read_entry(tmp_path / "error.json", "x", type=str) == {"type": "OSError"}
+
+
+def test_the_folder_that_a_killed_process_left_half_written_is_deleted(tmp_path):
+    stale = temporary_beside(tmp_path / "hf").with_name(f".hf.{platform.node()}-{2**22 + 1}.tmp")
+    stale.mkdir()
+    (stale / "train.parquet").touch()
+    assert not temporary_beside(tmp_path / "hf").exists()
+    assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,9 @@ from xtf.config.compose import to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import Stage
 from xtf.graders import VERSIONS
+from xtf.reporting.cells import experiment_folders
 from xtf.reporting.runs import load_run
-from xtf.runtime.artifacts import sha256
+from xtf.runtime.artifacts import DamagedError, read_json, sha256, write_json
 from xtf.runtime.run_folder import Manifest, OutputDir, RunFolder, finished, run_folders
 from xtf.sweeps.jobs import compose_jobs, unfinished
 
@@ -135,3 +136,38 @@ def test_a_folder_says_what_lies_around_it(recorded: Path) -> None:
     assert first.output.path == recorded
     assert [folder.name for folder in first.seeds()] == [first.name, second.name] or first.seeds() == [first]
     assert first.reports == recorded / "reports" / first.name.replace("/", "-")
+
+
+def test_damage_to_what_a_failure_left_stands_in_the_place_of_the_failure(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.record_error(ValueError("no rows"))
+    assert folder.failure() == "ValueError: no rows"
+    folder.error.write_text(folder.error.read_text().replace('"type"', '"tyre"'))
+    assert "error.json is damaged" in str(folder.failure())
+
+
+def test_a_damaged_list_of_jobs_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    output = OutputDir(tmp_path)
+    assert output.listed_jobs("table1") == {}
+    write_json(output.jobs_file("table1"), {"runs/a": {"stage": "all"}}, sealed=True)
+    assert output.listed_jobs("table1") == {"runs/a": {"stage": "all"}}
+    output.jobs_file("table1").write_text(json.dumps({"runs/a": {"stage": "alm"}}))
+    with pytest.raises(DamagedError, match=r"table1\.json is damaged.*delete it; jobs that will be run again"):
+        experiment_folders("table1", output.runs)
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_run_with_damaged_losses_is_left_to_do_for_that_is_their_remedy(recorded: Path) -> None:
+    config, changed = composed("seed=4", "evaluate.losses=true")
+    folder = RunFolder.of(config, changed)
+    base = RunFolder(Path(Manifest(folder).stages["evaluate_base"]["path"]).parent)
+    run = load_run(folder.path)
+    for place, read in ((folder, run.row_losses), (base, lambda: run.base_values("loss"))):
+        whole = read_json(place.losses) | {"rows": {"row": [3, 4.5]}}  # which later versions note
+        write_json(place.losses, whole, sealed=True)
+        assert finished(config, folder) and read()
+        place.losses.write_text(place.losses.read_text().replace("1", "2", 1))
+        assert not finished(config, folder)
+        with pytest.raises(DamagedError, match=r"losses\.json is damaged.*run the command of its run again"):
+            read()
+        write_json(place.losses, whole, sealed=True)

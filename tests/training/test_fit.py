@@ -40,6 +40,8 @@ from xtf.config.schema import (
 )
 from xtf.data.ragged import SOURCE
 from xtf.data.steps import TrainingRows, collate, epoch_order
+from xtf.runtime import train_log
+from xtf.runtime.artifacts import read_json, seal, write_json
 from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS, Method, SelfEvolving
 from xtf.training import datamodule
@@ -386,6 +388,61 @@ def test_self_evolving_cleaning_lets_the_model_so_far_clean_the_next_part(tmp_pa
     assert all(torch.equal(ours[name], value) for name, value in expected.items())
     assert record["parts"][1]["kept_tokens"] == 2 * round(0.6 * sum(map(len, gains)))
     assert [row["step"] for row in read_log(tmp_path / "run/train_log.csv")] == list(range(1, record["steps"] + 1))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_part_whose_log_is_damaged_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    class Model:
+        """Stands in for one that learns."""
+
+        @classmethod
+        def from_pretrained(cls, *_: Any, **__: Any) -> Model:
+            return cls()
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            assert state == {}
+
+    trained = []
+
+    def fit_part(_model: Any, part: pa.Table, _config: Any, folder: Path, **_: Any) -> dict[str, Any]:
+        record = folder / "model" / train_file.RECORD
+        if not record.exists():
+            trained.append(folder.name)
+            train_log.write_log(folder / train_file.LOG, [{"step": 1, "tokens": part.num_rows}], sealed=True)
+            write_json(record, {"steps": 1, "examples": part.num_rows, "tokens": 2, "kept_tokens": 2})
+            seal(record.parent)
+        found: dict[str, Any] = read_json(record)
+        return found
+
+    def whole_run() -> None:
+        chosen = dataclasses.replace(config(), method=SelfEvolving(subsets=1, warmup=0.4, keep=0.6))
+        parts = chosen.method.parts(20)
+        assert parts is not None
+        model: Any = Model()
+        train_file._fit_parts(model, table(), parts, chosen, tmp_path, pad_id=0)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_file, "fit", fit_part)
+    monkeypatch.setattr(train_file, "_cleaned", lambda _model, part, *_: part)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_file, "write_log", killed)  # that of the whole run: both parts are trained
+        whole_run()
+    log = tmp_path / "parts/0" / train_file.LOG
+    content = log.read_text()
+    log.unlink()
+    if damage == "flipped":
+        log.write_text(content.replace(",8,", ",9,"))
+    whole_run()
+    assert trained == ["0", "1", "0"]
+    assert [(row["step"], row["tokens"]) for row in read_log(tmp_path / train_file.LOG)] == [(1, 8), (2, 12)]
+    assert ("parts/0/train_log.csv is damaged" in "".join(capsys.readouterr().out.split("\n"))) == (damage == "flipped")
 
 
 # -- killed and resumed --------------------------------------------------------------------------------------

@@ -209,7 +209,8 @@ def grader_identity(config: Config) -> str:
     """A digest of what decides a completion's verdict; version 1 of a grader has the digest of the time
     before versions."""
     task = config.task
-    settings = [task.grader, task.choices, task.reference, task.judge, task.sandbox]
+    sandbox = {key: value for key, value in plain(task.sandbox).items() if key != "bubblewrap"}  # a wall, no limit
+    settings = [task.grader, task.choices, task.reference, task.judge, sandbox]
     try:
         version = pkgutil.resolve_name(GRADER_VERSION)(task.grader)
     except ValueError:  # no such grader: refused where it is loaded

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xtf.runtime.artifacts import naming
+
 ROWS_AT_ONCE = 1024  # of a Parquet file
 GROUPS = 128  # row groups of a Parquet file that are written as they come
 GROUP_BYTES = 4 * 2**20  # of later ones, in memory
@@ -125,13 +127,14 @@ class Hashes:
             self._let_go()
 
     def _let_go(self) -> None:
-        self.held.tofile(self.file)
+        with naming(Path(tempfile.gettempdir())):
+            self.held.tofile(self.file)
+            self.file.flush()
         self.held = array("q")
 
     def repeated(self) -> set[int]:
         """Those that were added more than once."""
         self._let_go()
-        self.file.flush()
         found: set[int] = set()
         if not self.file.tell():
             return found
@@ -149,6 +152,7 @@ def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:
     What is mapped are pages of a file, which the system takes back when it needs memory.
 
     Raises:
+        OSError: the disk is full; with the folder.
         ValueError: there is no batch.
     """
     rest = iter(batches)
@@ -156,7 +160,7 @@ def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:
     if first is None:
         raise ValueError("there are no rows")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
         with pa.ipc.new_file(file, first.schema) as writer:
             writer.write_batch(first)
             for batch in rest:

@@ -298,7 +298,7 @@ def _lines(file: BinaryIO, start: int, number: int) -> Iterator[tuple[int, bytes
 
 
 @contextmanager
-def _reading_arrow(path: Path) -> Iterator[None]:
+def reading_arrow(path: Path) -> Iterator[None]:
     """Raises what Arrow raises for a damaged file as a ValueError with the file."""
     import pyarrow as pa
 
@@ -317,7 +317,7 @@ class _ParquetSource:
 
     def __init__(self, path: Path, file: Path | io.BytesIO) -> None:
         self.path = path
-        with _reading_arrow(path):
+        with reading_arrow(path):
             self._open(file)
 
     def _open(self, file: Path | io.BytesIO) -> None:
@@ -347,7 +347,7 @@ class _ParquetSource:
         return gaps and some
 
     def at(self, places: Places) -> Iterator[dict[str, Any]]:
-        with _reading_arrow(self.path):  # what happens to whoever goes through the rows does not pass through here
+        with reading_arrow(self.path):  # what happens to whoever goes through the rows does not pass through here
             yield from self._at(places)
 
     def _at(self, places: Places) -> Iterator[dict[str, Any]]:
@@ -480,7 +480,7 @@ def read_saved(folder: Path, split: str) -> Numbered:
         what = f"several datasets ({names}): name one of them" if inner else "no dataset that save_to_disk wrote"
         raise ValueError(f"{folder}: the folder holds {what}")
     try:
-        with _reading_arrow(inner[0]):
+        with reading_arrow(inner[0]):
             data = datasets.load_from_disk(str(inner[0]))
     except (LookupError, TypeError, AttributeError) as error:  # of `datasets`, for a JSON file of other content
         raise ValueError(
@@ -490,7 +490,7 @@ def read_saved(folder: Path, split: str) -> Numbered:
         if split not in data:
             raise ValueError(f"{folder}: it has no split {split!r} but {', '.join(data)}: set task.train.split")
         data = data[split]
-    with _reading_arrow(inner[0]):
+    with reading_arrow(inner[0]):
         return list(enumerate(plain_rows(data.with_format("arrow")[:]), start=1))
 
 

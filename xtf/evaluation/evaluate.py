@@ -20,7 +20,7 @@ from xtf.data.examples import Example
 from xtf.data.rows import first_few
 from xtf.evaluation.decoding import Decoding
 from xtf.evaluation.vllm_engine import VLLMEngine
-from xtf.runtime.artifacts import intact, naming, read_json, write_atomic, write_json
+from xtf.runtime.artifacts import intact, naming, read_json, with_digest, without_digest, write_atomic, write_json
 from xtf.runtime.progress import say
 from xtf.tasks import Task
 
@@ -175,18 +175,16 @@ def generate(load: Callable[[], Generator], request: Request) -> dict[Key, str]:
 
 def _partial_line(key: Key, completion: str) -> str:
     entry = {"example_id": key[0], "sample": key[1], "completion": completion}
-    return json.dumps({**entry, "digest": digest(entry)}, ensure_ascii=False) + "\n"
+    return json.dumps(with_digest(entry), ensure_ascii=False) + "\n"
 
 
 def _read_partial(line: bytes) -> tuple[Key, str] | None:
     """None for a line that is not as it was written; earlier versions wrote none with a digest."""
     try:
-        entry = json.loads(line)
-        if entry.pop("digest", None) not in (None, digest(entry)):
-            return None
-        return (entry["example_id"], entry["sample"]), entry["completion"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        entry = without_digest(json.loads(line), example_id=str, sample=int, completion=str)
+    except (ValueError, RecursionError):
         return None
+    return (entry["example_id"], entry["sample"]), entry["completion"]
 
 
 def evaluate(
@@ -205,9 +203,9 @@ def evaluate(
         completions = {(item["example_id"], item["sample"]): item["completion"] for item in items}
     else:
         marker = folder / "generations.partial.key"
-        if not marker.exists() or marker.read_text() != key:
+        if not intact(marker) or marker.read_bytes() != key.encode():
             (folder / "generations.partial.jsonl").unlink(missing_ok=True)
-            write_atomic(marker, lambda path: path.write_text(key))
+            write_atomic(marker, lambda path: path.write_text(key), sealed=True)
         completions = generate(load, request)
 
     order = [(example, k) for example in examples for k in range(decoding.samples)]

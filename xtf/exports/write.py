@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -27,7 +26,7 @@ from xtf.exports.base import (
     fitting_length,
     tokenizer_state,
 )
-from xtf.runtime.artifacts import read_json, sha256, versions, write_json
+from xtf.runtime.artifacts import naming, read_entry, sha256, temporary_beside, versions, with_digest, write_json
 from xtf.runtime.models import context_of, location
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import Manifest, RunFolder
@@ -86,7 +85,7 @@ def export_run(
         or (config.trainer.precision is Precision.auto and config.trainer.accelerator is Accelerator.gpu),
         about=about,
     )
-    said = read_json(place / RECORD)
+    said = read_export(place)
     empty = said["rows_without_label"]
     what = "kept" if empty["empty_rows"] == "keep" else "left out"
     say(f"export: {place}, {said['rows']} rows; {empty['count']} rows without any label {what}")
@@ -171,17 +170,29 @@ def export_table(
 # -- the folder ------------------------------------------------------------------------------------------------------
 
 
+def read_export(folder: Path) -> dict[str, Any]:
+    """The record of an export.
+
+    Raises:
+        DamagedError: it is damaged, or another program's.
+    """
+    needed = {"identity": str, "rows_sha256": str, "files": dict}
+    return read_entry(folder / RECORD, f"delete {folder} to redo it, or give another folder", **needed)
+
+
 def _is_there(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether `folder` holds this export.
 
     Raises:
         ValueError: it holds another one, or anything else; nothing of it is touched.
     """
+    if file := next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None):
+        raise ValueError(f"{folder} can hold no export, for {file} is a file: give another folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} is not empty and holds no export: delete it, or give another folder")
-    before = read_json(folder / RECORD)
+    before = read_export(folder)
     if before["identity"] != record["identity"]:
         raise ValueError(
             f"{folder} holds another export (rows {before['rows_sha256'][:12]}, identity {before['identity'][:12]}; "
@@ -204,28 +215,30 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Write everything beside `folder` and rename it there: an export is whole or not there."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder)
+    temporary.mkdir()
     try:
-        trainer.write(rows, recipe, temporary)
-        if recipe.tokenizer:
-            tokenizer.save_pretrained(temporary / recipe.tokenizer)
-        hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        here = versions(*trainer.packages, *trainer.tried_with)
-        whole = {
-            **record,
-            "files": hashes,
-            "versions": here,
-            "other_versions": other_versions(trainer, here),
-            "not_carried": recipe.not_carried(trainer),
-        }
-        template = (files("xtf.exports") / "README.md.j2").read_text(encoding="utf-8")
-        environment = Environment(
-            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-        )
-        page = environment.from_string(template).render({**whole, "trainer": trainer, "recipe": recipe})
-        (temporary / "README.md").write_text(page, encoding="utf-8")
-        write_json(temporary / RECORD, whole)
+        with naming(folder):
+            trainer.write(rows, recipe, temporary)
+            if recipe.tokenizer:
+                tokenizer.save_pretrained(temporary / recipe.tokenizer)
+            hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+            here = versions(*trainer.packages, *trainer.tried_with)
+            whole = {
+                **record,
+                "files": hashes,
+                "versions": here,
+                "other_versions": other_versions(trainer, here),
+                "not_carried": recipe.not_carried(trainer),
+            }
+            template = (files("xtf.exports") / "README.md.j2").read_text(encoding="utf-8")
+            environment = Environment(
+                undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+            )
+            page = environment.from_string(template).render({**whole, "trainer": trainer, "recipe": recipe})
+            (temporary / "README.md").write_text(page, encoding="utf-8")
+            write_json(temporary / RECORD, with_digest(whole))
         if folder.is_dir():
             folder.rmdir()  # empty, says _is_there
         temporary.rename(folder)

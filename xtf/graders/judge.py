@@ -23,7 +23,8 @@ from xtf.config.schema import JudgeConfig, TaskConfig
 from xtf.data.examples import RowError, render
 from xtf.graders.base import Grade, Grader, Item, final_part
 from xtf.graders.choice import ChoiceGrader
-from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.artifacts import DamagedError, read_entry, with_digest, write_json
+from xtf.runtime.progress import say
 
 if TYPE_CHECKING:
     import openai
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 BACKOFF_SECONDS = 0.5  # doubles with every attempt
 LONGEST_REPLY = 1 << 20  # bytes of a reply's body
 LONGEST_WAIT = 60.0  # seconds, also for a server's Retry-After
-UNREADABLE_CACHE = (OSError, ValueError, KeyError, TypeError)
 
 
 class NoVerdictError(Exception):
@@ -114,8 +114,9 @@ class JudgeGrader(Grader):
         path = self.cache / key[:2] / f"{key}.json"
         if path.is_file():
             try:
-                reply = str(read_json(path)["reply"])
-            except UNREADABLE_CACHE:  # half-written by a machine that went down: ask again, and replace it
+                reply = read_entry(path, "the judge is asked again", reply=str)["reply"]
+            except (DamagedError, OSError) as error:
+                say(str(error))
                 reply = ""
             if (kept := self.reader.decide(reply)) is not None:
                 with self._lock:
@@ -128,7 +129,7 @@ class JudgeGrader(Grader):
         choice = self.reader.decide(reply)
         if choice is None:
             return None, f"no verdict: the judge's reply is neither yes nor no: {reply[:200]!r}"
-        write_json(path, {"model": self.config.model, "verdict": choice == "yes", "reply": reply})
+        write_json(path, with_digest({"model": self.config.model, "verdict": choice == "yes", "reply": reply}))
         return choice == "yes", reply
 
     def _ask(self, client: openai.OpenAI, text: str) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.reporting.archived import SUFFIX, read_archive
-from xtf.reporting.runs import Run, load_run
-from xtf.runtime.artifacts import read_json
+from xtf.reporting.runs import Run, check_together, load_run
 from xtf.runtime.run_folder import OutputDir, RunFolder, run_folders
 
 CASE = ("task", "model", "tuning")
@@ -53,8 +52,21 @@ def find_cells(experiment: str, runs_root: Path, archive: Path | None = None) ->
     else:
         folders, listed = experiment_folders(experiment, runs_root)
         for folder in folders:
-            parents[folder.parent].append(load_run(folder) if RunFolder(folder).has_results else folder)
+            parents[folder.parent].append(run_or_folder(folder))
     return [cell_of(parent, seeds, listed.get(parent)) for parent, seeds in parents.items()]
+
+
+def run_or_folder(folder: Path) -> Run | Path:
+    """The run of a folder, or the folder itself where it has not finished.
+
+    Raises:
+        ValueError: its record does not belong to the mask or the completions beside it.
+    """
+    if not RunFolder(folder).has_results:
+        return folder
+    run = load_run(folder)
+    check_together(run.record, RunFolder(folder))
+    return run
 
 
 def experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Path, Mapping[str, Any]]]:
@@ -65,8 +77,8 @@ def experiment_folders(name: str, runs_root: Path) -> tuple[list[Path], dict[Pat
     Raises:
         NoRuns: there is none.
     """
-    file = OutputDir(runs_root.parent).jobs_file(name)
-    jobs = {runs_root.parent / folder: job for folder, job in (read_json(file) if file.exists() else {}).items()}
+    output = OutputDir(runs_root.parent)
+    jobs = {output.path / folder: job for folder, job in output.listed_jobs(name).items()}
     found = {folder.path for folder in run_folders(runs_root, name)}
     if not found and not any(RunFolder(folder).config.exists() for folder in jobs):
         raise NoRuns(f"no run of experiment {name!r} under {runs_root}: run it first")

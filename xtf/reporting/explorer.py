@@ -27,12 +27,13 @@ from xtf.config.identity import digest, leaves, plain
 from xtf.config.schema import PRESETS, Config, ConfigError, PreviewFormat, ThresholdConfig
 from xtf.data.provenance import provenance, tokenizer_of
 from xtf.data.ragged import as_arrow
+from xtf.data.rows import reading_arrow
 from xtf.data.tokens import Pieces
 from xtf.reporting.pages import counted, script_hash, templates
 from xtf.reporting.shown import preview_text, prompts
 from xtf.runtime.artifacts import sha256, write_atomic
 from xtf.runtime.progress import console, item, say, say_once
-from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.runtime.run_folder import Manifest, RunFolder, checked_mask
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, OTHER, PAPER, TokenAttribute, rule_of
 from xtf.scoring.masks import MaskedTokens, effect, threshold_of
 from xtf.scoring.sensitivity import NEVER, Sweep, sweep
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 VERSION = 5  # of the page: a run's explorer of an earlier one is made anew
 MOST_EXAMPLES = 2000
 MOST_BYTES = 25_000_000  # of the file
+COMPARED = ("example_id", "input_ids", "prompt_length", "labels")  # the columns that two masks are compared by
 MOST_TOKENS = 1_000_000  # response tokens in it: about as many as MOST_BYTES allow
 
 
@@ -150,8 +152,13 @@ def _same_tokens(table: pa.Table, other: pa.Table, name: str) -> pa.Table:
     """The rows of `other` in the order of `table`.
 
     Raises:
-        ValueError: it lacks one, or a row has other tokens.
+        ValueError: it is no mask, lacks one, or a row has other tokens.
     """
+    if lacking := [column for column in COMPARED if column not in other.column_names]:
+        raise ValueError(
+            f"{name} is no mask, for it has no column {' and '.join(lacking)}: give a run's mask.parquet (stage=mask "
+            "says where it lies), or a table of xtf.mask"
+        )
     place = {example: row for row, example in enumerate(other["example_id"].to_pylist())}
     ids = table["example_id"].to_pylist()
     if missing := [example for example in ids if example not in place]:
@@ -199,7 +206,7 @@ def explore_run(
     """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
     from xtf.reporting.runs import beside, command_line
 
-    other = None if config.preview.against is None else mask_file(config.preview.against)
+    other = None if config.preview.against is None else compared_mask(config.preview.against)
     path = folder.reports / ("preview.html" if other is None else f"preview-against-{digest(str(other))}.html")
     looks = [config.scorer.top, config.scorer.attenders]
     key = digest([VERSION, manifest.stages["mask"]["sha256"], config.preview.examples, looks, other and sha256(other)])
@@ -224,7 +231,7 @@ def explore_run(
             "data": f"{config.task.name}: {train.get('source', '-')}, {train.get('rows', 0):,} rows",
             "mask": f"{_rule_name(config)}, made {made:%Y-%m-%d %H:%M} UTC",
         },
-        against=None if other is None else (_name_of(other), pq.read_table(other)),
+        against=None if other is None else (_name_of(other), _read_mask(other)),
         stats=manifest.stages["mask"]["stats"],
     )
     noted[path.name] = key
@@ -245,11 +252,12 @@ def _rule_name(config: Config) -> str:
     return f"{method}scorer {config.scorer.name}, threshold {config.threshold.name}"
 
 
-def mask_file(given: str) -> Path:
-    """The file that `preview.against` names.
+def compared_mask(given: str) -> Path:
+    """The file that preview.against names; a run's is checked.
 
     Raises:
         ConfigError: there is none.
+        DamagedError: it is not as its run has left it.
     """
     path = Path(given)
     file = RunFolder(path).mask if path.is_dir() else path
@@ -258,7 +266,13 @@ def mask_file(given: str) -> Path:
             f"preview.against={given}: there is no {file}; give another run's folder, or its mask.parquet (stage=mask "
             "says where it lies)"
         )
-    return file
+    run = RunFolder(file.parent)
+    return checked_mask(run) if file == run.mask and run.manifest.exists() else file
+
+
+def _read_mask(file: Path) -> pa.Table:
+    with reading_arrow(file):
+        return pq.read_table(file)
 
 
 def _name_of(mask: Path) -> str:
@@ -291,8 +305,8 @@ def show_preview(
         console.print(preview_text(pq.read_table(folder.mask), tokenizer(), examples=config.preview.examples or 5))
     if config.preview.against is not None:
         table = pq.read_table(folder.mask)
-        other = mask_file(config.preview.against)
-        here, there = differences(table, pq.read_table(other), str(other))
+        other = compared_mask(config.preview.against)
+        here, there = differences(table, _read_mask(other), str(other))
         say(f"{here + there:,} tokens differ from {other}: {here:,} dropped only here, {there:,} only there")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from xtf.graders.metrics import Metric
+from xtf.runtime.artifacts import write_atomic
 from xtf.scoring.attributes import ATTRIBUTES, OTHER, SEVERAL
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
@@ -29,14 +31,13 @@ MARKERS = "os^vDPX*<>hpd"
 
 
 def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
-    """Writes `name`.png and `name`.svg; the same figure gives the same bytes."""
+    """Writes `name`.png and `name`.svg, each whole or not at all; the same figure gives the same bytes."""
     FigureCanvasAgg(figure)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("png", "svg")}
     with matplotlib.rc_context({"svg.hashsalt": "xtf"}):
-        figure.savefig(paths["png"], dpi=150)
+        write_atomic(paths["png"], partial(figure.savefig, format="png", dpi=150))
         figure.set_layout_engine("none")  # the layout stands; the second file need not find it again
-        figure.savefig(paths["svg"], metadata={"Date": None})
+        write_atomic(paths["svg"], partial(figure.savefig, format="svg", metadata={"Date": None}))
     return paths
 
 

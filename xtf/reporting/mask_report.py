@@ -20,9 +20,10 @@ from xtf.reporting.reported import reported_of_mask
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.progress import console
-from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.runtime.run_folder import Manifest, RunFolder, checked_mask
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, notes
+from xtf.scoring.store import SCORED_AGAIN
 
 Lines = list[list[Any]]  # a figure each, under `COLUMNS`
 # `value` is a share, seconds or MB; `at` is the threshold's setting, for points of a curve.
@@ -101,7 +102,7 @@ def _costs(runs: Mapping[RunFolder, Manifest], lines: Lines) -> Section:
             if store in seen:
                 continue
             seen.add(store)
-            found = read_json(store / "manifest.json")
+            found = read_json(store / "manifest.json", SCORED_AGAIN)
             peak, took, tokens = found.get("peak_memory_mb"), found["seconds"], found["tokens"]
             said_peak = reported_of_mask(folder, "6", "scoring", "peak memory MB")
             said_took = reported_of_mask(folder, "7", "scoring", "seconds")
@@ -129,7 +130,7 @@ def _mask_section(name: str, folder: RunFolder, manifest: Manifest, out_dir: Pat
     """Shares dropped, beside the reported ones, and the three figures."""
     from xtf.reporting import figures  # Matplotlib, which a stage that reports nothing goes without
 
-    tokens = judged_tokens(folder, pq.read_table(folder.mask))
+    tokens = judged_tokens(folder, pq.read_table(checked_mask(folder)))
     stats = manifest.stages["mask"]["stats"]
     drawn: list[Picture] = []
     stem = f"{name}-{'-'.join(folder.parts)}"

@@ -47,9 +47,9 @@ from xtf.reporting.pages import write_csv
 from xtf.reporting.reported import reported_share
 from xtf.reporting.runs import Run, load_run, read_lines
 from xtf.reporting.shown import preview_text
-from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.artifacts import write_json
 from xtf.runtime.loggers import STEP, wandb_mode, wandb_run, whole_run
-from xtf.runtime.run_folder import Manifest, RunFolder
+from xtf.runtime.run_folder import Manifest, RunFolder, checked_mask
 from xtf.runtime.train_log import read_log
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS
 from xtf.scoring.masks import MaskedTokens
@@ -144,7 +144,7 @@ def without_pictures(markdown: str) -> str:
 
 def _scores(folder: RunFolder) -> Iterator[tuple[str, np.ndarray]]:
     """The scores that a run read, by their documented names, each flat over the response tokens."""
-    for kind, path in read_json(folder.manifest)["stages"]["score"]["paths"].items():
+    for kind, path in Manifest(folder).stages["score"]["paths"].items():
         table = read_pass(folder.output.scores / Path(path).name)
         for name in table.column_names:
             if pa.types.is_list(table.schema.field(name).type) and name not in ("input_ids", PROMPT_TR, *LOOKS):
@@ -194,7 +194,7 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
     """
     import wandb
 
-    stages = read_json(folder.manifest)["stages"]
+    stages = Manifest(folder).stages
     with whole_run(config, folder):
         session = wandb_run()
         if stage == "train":
@@ -209,7 +209,7 @@ def publish(config: Config, folder: RunFolder, stage: str, tokenizer: PreTrained
                 media[name] = wandb.Histogram(np_histogram=np.histogram(scores, BINS))
         elif stage == "mask":
             found = mask_scalars(stages["mask"]["stats"])
-            table = pq.read_table(folder.mask).slice(0, SHOWN_EXAMPLES)
+            table = pq.read_table(checked_mask(folder)).slice(0, SHOWN_EXAMPLES)
             for name, (columns, rows) in mask_tables(table, tokenizer, config.threshold).items():
                 media[name] = wandb.Table(columns=list(columns), data=rows)
         else:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import plain
 from xtf.config.schema import Config
 from xtf.reporting.published import write_scalars
-from xtf.reporting.runs import Run
+from xtf.reporting.runs import Run, belonging
 from xtf.runtime.artifacts import command, git_commit, sha256, versions, write_json
 from xtf.runtime.models import fingerprint
 from xtf.runtime.run_folder import Manifest, RunFolder
@@ -48,7 +47,7 @@ def write_record(config: Config, changed: Mapping[str, Any], folder: RunFolder, 
         **({"planting": manifest.content["planting"]} if config.plant.share else {}),
         "data": manifest.data,
         "timing": {name: stages[name]["seconds"] for name in TIMED if name in stages},
-        "hashes": {name: sha256(file) for name, file in _belonging(folder).items()},
+        "hashes": {name: sha256(file) for name, file in belonging(folder).items()},
         "artifacts": {
             **stages["score"]["paths"],
             "mask": str(folder.mask),
@@ -66,21 +65,3 @@ def write_record(config: Config, changed: Mapping[str, Any], folder: RunFolder, 
     write_scalars(Run(folder.path, record))
     write_json(folder.metrics, record, sealed=True)
     return record
-
-
-def check_together(record: Mapping[str, Any], folder: RunFolder) -> None:
-    """Refuse a record beside files that it was not made of; records of earlier versions do not say what they were.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    for name, file in _belonging(folder).items():
-        if record.get("hashes", {}).get(name) not in (None, sha256(file)):
-            raise ValueError(
-                f"{folder.metrics} and {file} do not belong together: the record was made of another {file.name}; run "
-                "the same command with stage=evaluate"
-            )
-
-
-def _belonging(folder: RunFolder) -> dict[str, Path]:
-    return {"mask": folder.mask, "generations": folder.generations}

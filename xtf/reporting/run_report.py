@@ -49,7 +49,7 @@ from xtf.reporting.runs import (
 )
 from xtf.runtime.artifacts import part_intact
 from xtf.runtime.progress import console, item, say
-from xtf.runtime.run_folder import RunFolder
+from xtf.runtime.run_folder import RunFolder, checked_mask
 from xtf.runtime.train_log import read_log
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, notes
@@ -203,10 +203,10 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     run = load_run(Path(run_dir))
     folder = RunFolder(run.folder)
     arm = [load_run(one.path) for one in folder.seeds()]
-    tokens = judged_tokens(folder, pq.read_table(folder.mask))
+    tokens = judged_tokens(folder, pq.read_table(checked_mask(folder)))
     drawn = _pictures(run, arm, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
-    advice = judge_file(folder.mask, recorded_threshold(folder), run.record["mask"])
+    advice = judge_file(checked_mask(folder), recorded_threshold(folder), run.record["mask"])
     context = {
         "run": run.record,
         "title": _title(run),

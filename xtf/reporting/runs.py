@@ -20,8 +20,8 @@ from xtf.config.schema import Config, ThresholdConfig
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
 from xtf.reporting.intervals import Estimate, difference, mean, ratio
-from xtf.runtime.artifacts import check, read_json
-from xtf.runtime.run_folder import RunFolder
+from xtf.runtime.artifacts import check, known_sha256, read_json
+from xtf.runtime.run_folder import MADE_AGAIN, RunFolder, checked_mask
 from xtf.scoring.masks import threshold_of
 from xtf.scoring.methods import METHODS
 from xtf.scoring.verdict import judge_file
@@ -88,7 +88,7 @@ class Run:
         folder = RunFolder(self.folder)
         if not folder.mask.is_file():
             return None
-        found = judge_file(folder.mask, recorded_threshold(folder), self.record["mask"])
+        found = judge_file(checked_mask(folder), recorded_threshold(folder), self.record["mask"])
         if found is None:
             return None
         return {"level": found.level.words, "untaught": None if found.untaught is None else found.untaught[0]}
@@ -117,7 +117,7 @@ class Run:
 def _row_losses(folder: Path) -> dict[str, tuple[int, float]] | None:
     """Response tokens and nats by row, which `evaluate.losses` left in a folder; None if it did not."""
     file = RunFolder(folder).losses
-    rows = read_json(file).get("rows") if file.is_file() else None
+    rows = read_json(file, MADE_AGAIN).get("rows") if file.is_file() else None
     return None if rows is None else {name: (int(count), float(nats)) for name, (count, nats) in rows.items()}
 
 
@@ -137,7 +137,33 @@ def load_run(folder: Path) -> Run:
     file = RunFolder(folder).metrics
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no metrics.json. Run its command again to finish it.")
-    return Run(folder, read_json(file, "run its command again, which writes it anew"))
+    return Run(folder, read_json(file, MADE_AGAIN))
+
+
+def check_together(record: Mapping[str, Any], folder: RunFolder) -> None:
+    """Refuse a record beside a mask or completions that are damaged or that it was not made of; what was deleted is not
+    missed, and records of earlier versions do not say what they were made of.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for name, file in belonging(folder).items():
+        if not file.exists():
+            continue
+        if file == folder.mask:
+            checked_mask(folder)
+        else:
+            check(file, MADE_AGAIN)
+        if record.get("hashes", {}).get(name) not in (None, known_sha256(file)):
+            raise ValueError(
+                f"{folder.metrics} and {file} do not belong together: the record was made of another {file.name}; run "
+                "the same command with stage=evaluate"
+            )
+
+
+def belonging(folder: RunFolder) -> dict[str, Path]:
+    """The files whose hashes a record holds, by their name in it."""
+    return {"mask": folder.mask, "generations": folder.generations}
 
 
 def recorded_config(folder: RunFolder) -> Config:
@@ -150,7 +176,7 @@ def recorded_config(folder: RunFolder) -> Config:
 def recorded_threshold(folder: RunFolder) -> ThresholdConfig:
     """The threshold that a run's mask says it was made with, that of its configuration where there is none."""
     own = recorded_config(folder).threshold
-    return threshold_of(pq.read_schema(folder.mask).empty_table(), own) if folder.mask.exists() else own
+    return threshold_of(pq.read_schema(checked_mask(folder)).empty_table(), own) if folder.mask.exists() else own
 
 
 def is_control(control: str, method: str, scorer: str, overridden: Container[str]) -> bool:
@@ -227,7 +253,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is not as it was written, or cannot be read; the message names file and row.
     """
-    check(path, "run the command of its run again, which makes it anew")
+    check(path, MADE_AGAIN)
     return [row for _, row in read_file(path)]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from xtf.reporting.cells import CASE, SETTING, Cell, cell_of, experiment_folders, find_cells
+from xtf.reporting.cells import CASE, SETTING, Cell, cell_of, experiment_folders, find_cells, run_or_folder
 from xtf.reporting.intervals import Estimate
 from xtf.reporting.mask_report import has_results, mask_report
 from xtf.reporting.pages import Picture, compared, counted, estimated, percent, picture, render_page, seconds, write_csv
@@ -29,7 +29,6 @@ from xtf.reporting.runs import (
     base_mean,
     control_runs,
     is_control,
-    load_run,
     means,
     over_base,
     over_control,
@@ -97,8 +96,7 @@ def jobs_report(name: str, folders: Sequence[Path], stages: Sequence[str], out_d
         return mask_report(name, folders, out_dir)
     parents: dict[Path, list[Path | Run]] = {}
     for folder in folders:
-        found = load_run(folder) if RunFolder(folder).has_results else folder
-        parents.setdefault(folder.parent, []).append(found)
+        parents.setdefault(folder.parent, []).append(run_or_folder(folder))
     cells = [cell_of(parent, found) for parent, found in parents.items()]
     return cells_report(name, cells, out_dir, _sweep_title(cells))
 

@@ -2,6 +2,8 @@
 
 What is read back later is *sealed*: its SHA-256 stands in `hashes.json` beside it, a list of the last two, newest last.
 The table is written before the file is renamed into place, so that after a kill in between the old file is still known.
+Where no table can lie (one line of many, files that threads write at once, a folder for somebody else's program), an
+entry has its own digest (`with_digest`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xtf.config.home import COMMAND, HOME, PACKAGE
+from xtf.config.identity import digest
 from xtf.runtime.progress import say
 
 HASHES = "hashes.json"
@@ -35,6 +38,10 @@ NOT_WRITTEN = ("failed writing file", "iostream error", "unexpected pos")  # all
 
 class DamagedError(ValueError):
     """An artifact that is not as it was written; the message names the file and what to do."""
+
+
+class FullDiskError(OSError):
+    """A full disk, with the path that was to be written."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], *, sealed: bool = False) -> None:
@@ -47,11 +54,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, sealed: bool = 
         OSError: it cannot be written; a full disk is told with the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f"{platform.node()}-"
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(own)}*.tmp"):  # of killed runs
-        if not running(stale.name.removesuffix(".tmp").rpartition("-")[2]):
-            stale.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{own}{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with naming(path):
             write(temporary)
@@ -62,6 +65,19 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, sealed: bool = 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """This process's name for what will be renamed to `path`; what killed processes left under theirs is deleted."""
+    own = f"{platform.node()}-"
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(own)}*.tmp"):
+        if not running(stale.name.removesuffix(".tmp").rpartition("-")[2]):
+            _delete(stale)
+    return path.with_name(f".{path.name}.{own}{os.getpid()}.tmp")
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def running(process: int | str) -> bool:
@@ -77,14 +93,16 @@ def running(process: int | str) -> bool:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Whatever a library makes of a full disk becomes an OSError that names `path`."""
+    """Whatever a library makes of a full disk becomes an OSError that names `path`, unless one is named already."""
     try:
         yield
+    except FullDiskError:
+        raise
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
         full = code in FULL or any(os.strerror(number) in str(error) for number in FULL)
         if full or (isinstance(error, RuntimeError) and any(words in str(error) for words in NOT_WRITTEN)):
-            raise OSError(code or errno.ENOSPC, os.strerror(code or errno.ENOSPC), str(path)) from error
+            raise FullDiskError(code or errno.ENOSPC, os.strerror(code or errno.ENOSPC), str(path)) from error
         raise
 
 
@@ -102,10 +120,49 @@ def read_json(path: Path, remedy: str | None = None) -> Any:
     """
     if remedy is not None:
         check(path, remedy)
+    return _parsed(path, remedy or "delete it")
+
+
+def _parsed(path: Path, remedy: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: it is no JSON ({error}); {remedy or 'delete it'}") from error
+        raise DamagedError(f"{path} is damaged: it is no JSON ({error}); {remedy}") from error
+
+
+def with_digest(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry, of JSON's types, with its own digest."""
+    return {**entry, "digest": digest(entry)}
+
+
+def without_digest(found: Any, **needed: type) -> dict[str, Any]:
+    """The entry that `with_digest` was given, after a check; earlier versions gave it none.
+
+    Args:
+        needed: what it has, by the type of its value.
+
+    Raises:
+        ValueError: it is not as it was written, or lacks something.
+    """
+    entry = dict(found) if isinstance(found, dict) else {}
+    if entry.pop("digest", None) not in (None, digest(entry)):
+        raise ValueError("it is not as it was written")
+    if lacking := [name for name, kind in needed.items() if not isinstance(entry.get(name), kind)]:
+        raise ValueError(f"it does not say {' and '.join(lacking)}")
+    return entry
+
+
+def read_entry(path: Path, remedy: str, **needed: type) -> dict[str, Any]:
+    """A JSON file that holds an entry with its own digest; see `without_digest`.
+
+    Raises:
+        DamagedError: it is not as it was written, or of another program.
+    """
+    found = _parsed(path, remedy)
+    try:
+        return without_digest(found, **needed)
+    except ValueError as error:
+        raise DamagedError(f"{path} is damaged, or another program's: {error}; {remedy}") from error
 
 
 # -- hashes of what is read back ------------------------------------------------------------------------------------
@@ -246,7 +303,7 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         lock.acquire()
     try:
         for stale in list(folder.rglob(".*.tmp")):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            _delete(stale)
         yield
     finally:
         lock.release()

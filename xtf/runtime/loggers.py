@@ -6,7 +6,7 @@ with verdicts; and in its summary every figure of the finished run. Its name is 
 experiment, or else task, model and method.
 
 What a later process adds (`stage=train` after `stage=score`, a killed run that goes on) has the same id: online it
-goes on in the same W&B run. Offline each process leaves a folder, and `wandb sync --append` joins the later ones.
+goes on in the same W&B run. Offline each process leaves a folder, which `wandb sync` joins; that is said.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from xtf.config.identity import plain
 from xtf.config.schema import Config, ConfigError, WandbMode
-from xtf.runtime.artifacts import read_json, write_json
+from xtf.runtime.artifacts import DamagedError, read_entry, with_digest, write_json
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import RunFolder
 
@@ -87,8 +87,7 @@ def wandb_run() -> wandb.Run:
     if job.run is not None:
         return job.run
     config, folder = job.config, job.folder
-    if not folder.wandb.exists():
-        write_json(folder.wandb, {"id": secrets.token_hex(4)})
+    mode, (known, resumed) = wandb_mode(config), _run_id(folder)
     wait = config.logger.timeout_seconds
     chosen = {group: getattr(config, group).name for group in ("task", "model", "method", "scorer", "threshold")}
     settings: dict[str, Any] = {
@@ -98,7 +97,7 @@ def wandb_run() -> wandb.Run:
         "name": folder.name,
         "group": config.experiment or "/".join(chosen[group] for group in ("task", "model", "method")),
         "job_type": "fine-tuning",
-        "id": read_json(folder.wandb)["id"],
+        "id": known,
         "resume": "allow",
         "tags": list(dict.fromkeys([*chosen.values(), *config.logger.tags])),
         "config": chosen | {"tuning": config.tuning.name.value, "seed": config.seed, "settings": plain(config)},
@@ -106,16 +105,38 @@ def wandb_run() -> wandb.Run:
         "settings": wandb.Settings(init_timeout=wait, finish_timeout=wait),
     }
     try:
-        session = wandb.init(mode=wandb_mode(config), **settings)
+        session = wandb.init(mode=mode, **settings)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         reason = str(error).splitlines()[0]
         say(f"W&B could not be reached ({reason}); the run is stored offline, on its own, for `wandb sync` to upload")
-        write_json(folder.wandb, {"id": secrets.token_hex(4)})  # W&B's service holds the first one to be in use
-        session = wandb.init(mode="offline", **settings | read_json(folder.wandb))
+        # W&B's service holds the first id to be in use
+        session = wandb.init(mode="offline", **settings | {"id": _new_run_id(folder)})
+    else:
+        if resumed and mode == "offline":
+            say(
+                f"W&B run {known} goes on offline in a further folder; all of them become one run, in their order, by "
+                f"`wandb sync {folder.path}/wandb/offline-run-*-{known}` (versions that have the option: with --append)"
+            )
     session.define_metric(STEP)
     session.define_metric("*", step_metric=STEP, step_sync=True)
     job.run = session
     return session
+
+
+def _run_id(folder: RunFolder) -> tuple[str, bool]:
+    """The id of a run's W&B run, and whether it has been begun before; a damaged one is gone, which is said."""
+    if folder.wandb.exists():
+        try:
+            return read_entry(folder.wandb, "what follows goes to a new W&B run", id=str)["id"], True
+        except DamagedError as error:
+            say(str(error))
+    return _new_run_id(folder), False
+
+
+def _new_run_id(folder: RunFolder) -> str:
+    made = secrets.token_hex(4)
+    write_json(folder.wandb, with_digest({"id": made}))
+    return made
 
 
 def wandb_mode(config: Config) -> Literal["online", "offline", "disabled"]:

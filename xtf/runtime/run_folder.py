@@ -23,11 +23,24 @@ from typing import Any
 
 from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain, to_yaml
 from xtf.config.schema import Config, ConfigError, Stage
-from xtf.runtime.artifacts import check, command, intact, known_sha256, read_json, sha256, write_atomic, write_json
+from xtf.runtime.artifacts import (
+    DamagedError,
+    check,
+    command,
+    intact,
+    known_sha256,
+    read_entry,
+    read_json,
+    sha256,
+    with_digest,
+    write_atomic,
+    write_json,
+)
 from xtf.runtime.models import BUNDLED
 from xtf.runtime.progress import say
 
 PARTS = ("task", "model", "tuning", "method", "setting", "seed")  # of a run folder's path below runs/
+MADE_AGAIN = "run the command of its run again, which makes it anew"
 OVERRIDDEN = re.compile(r"-[0-9a-f]{8}$")  # the end of a setting's name that has overrides of its own
 
 
@@ -59,6 +72,14 @@ class OutputDir:
     def jobs_file(self, experiment: str) -> Path:
         """The list of the jobs that the sweeps of an experiment consist of."""
         return self.path / "sweeps" / f"{experiment}.json"
+
+    def listed_jobs(self, experiment: str) -> dict[str, dict[str, Any]]:
+        """What it says of each job, by its folder in the output folder; {} without one."""
+        file = self.jobs_file(experiment)
+        found: dict[str, dict[str, Any]] = {}
+        if file.exists():
+            found = read_json(file, "delete it; jobs that will be run again are listed again")
+        return found
 
 
 @dataclass(frozen=True, order=True)
@@ -161,19 +182,24 @@ class RunFolder:
         """Leave error.json, from which the process that started a sweep learns of the failure."""
         write_json(
             self.error,
-            {
-                "error": str(error) or repr(error),
-                "type": type(error).__name__,
-                "traceback": "".join(traceback.format_exception(error)),
-                "command": command(),
-            },
+            with_digest(
+                {
+                    "error": str(error) or repr(error),
+                    "type": type(error).__name__,
+                    "traceback": "".join(traceback.format_exception(error)),
+                    "command": command(),
+                }
+            ),
         )
 
     def failure(self) -> str | None:
-        """Why the last attempt failed; None if it did not."""
+        """Why the last attempt failed; None if it did not. Damage to error.json stands in the place of what it said."""
         if not self.error.exists():
             return None
-        found = read_json(self.error)
+        try:
+            found = read_entry(self.error, "the run's own command tries it again", type=str, error=str)
+        except DamagedError as error:
+            return f"why is not known: {error}"
         return f"{found['type']}: {found['error']}"
 
     def state(self) -> str:
@@ -318,13 +344,14 @@ def finished(config: Config, folder: RunFolder, stage: Stage | None = None) -> b
     match stage:
         case Stage.all:
             graded = [done.get("evaluate", {}), *([done.get("evaluate_base", {})] if config.evaluate.base else [])]
-            whole = folder.has_results and intact(folder.metrics) and _base_intact(folder, done)
+            whole = folder.has_results and intact(folder.metrics) and _base_intact(config, folder, done)
             # What was deleted since, to save room, is not missed; what is there must be as it was written.
             whole = whole and all(
                 not file.exists() or good()
                 for file, good in (
                     (folder.generations, lambda: intact(folder.generations)),
                     (folder.mask, lambda: mask_intact(folder, done)),
+                    (folder.losses, lambda: not config.evaluate.losses or intact(folder.losses)),
                 )
             )
             return whole and all(_graded(entry, config) for entry in graded)
@@ -349,16 +376,31 @@ def mask_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:
     return False
 
 
+def checked_mask(folder: RunFolder) -> Path:
+    """mask.parquet of a run, for a report to read.
+
+    Raises:
+        DamagedError: it is missing, or not what the manifest says.
+    """
+    file, entry = folder.mask, Manifest(folder).stages.get("mask")
+    if not file.is_file():
+        raise DamagedError(f"{file} is missing: {MADE_AGAIN}")
+    if entry is None or known_sha256(file) != entry["sha256"]:
+        raise DamagedError(f"{file} is damaged, not as it was written: {MADE_AGAIN}")
+    return file
+
+
 @functools.cache
 def _say_damaged(file: Path, _place: Path) -> None:
     say(f"{file} is damaged, not as it was written: it is made again")
 
 
-def _base_intact(folder: RunFolder, done: Mapping[str, Any]) -> bool:
-    """Whether the base model's completions, if they lie beside the run, are as they were written."""
+def _base_intact(config: Config, folder: RunFolder, done: Mapping[str, Any]) -> bool:
+    """Whether what a report reads of the base model, if it lies beside the run, is as it was written."""
     path = Path(done.get("evaluate_base", {}).get("path", ""))
-    file = folder.output.base / path.parent.name / path.name
-    return not file.is_file() or intact(file)
+    base = RunFolder(folder.output.base / path.parent.name)
+    files = [base.path / path.name, *([base.losses] if config.evaluate.losses else [])]
+    return all(not file.is_file() or intact(file) for file in files)
 
 
 def _graded(entry: Mapping[str, Any], config: Config) -> bool:

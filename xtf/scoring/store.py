@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, Engine, ScorerConfig, TRVariant
 from xtf.data.ragged import PROMPT_TR
-from xtf.runtime.artifacts import intact, locked, read_json, sha256, versions, write_atomic, write_json
+from xtf.runtime.artifacts import DamagedError, intact, locked, read_json, sha256, versions, write_atomic, write_json
 from xtf.runtime.memory import peak_memory, reset_peak_memory
 from xtf.runtime.models import inference_dtype
 from xtf.runtime.pace import announce, measured
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from xtf.data.encode import Encoded
     from xtf.scoring.scorers import TokenCounts, TRTable
+
+SCORED_AGAIN = "run the command of its run with stage=score, which makes it anew"
 
 # Gives the model, on the device `place` if that is named. For several devices, and for Ray, it is pickled.
 Load: TypeAlias = "Callable[..., PreTrainedModel]"
@@ -345,11 +347,20 @@ def rows_digest(rows: Sequence[Encoded]) -> str:
 
 
 def read_pass(folder: Path) -> pa.Table:
-    """The scored table of a complete pass, in the order of its rows, in memory."""
+    """The scored table of a complete pass, in the order of its rows, in memory; for whoever did not ask
+    `scoring_pass` for it.
+
+    Raises:
+        DamagedError: it is not as it was written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pa.concat_tables(pq.read_table(folder / name) for name in read_json(folder / "manifest.json")["shards"])
+    shards = read_json(folder / "manifest.json", SCORED_AGAIN)["shards"]
+    for name, entry in shards.items():
+        if not _matches(folder / name, entry):
+            raise DamagedError(f"{folder / name} is missing, or not as it was written: {SCORED_AGAIN}")
+    return pa.concat_tables(pq.read_table(folder / name) for name in shards)
 
 
 def pass_batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -36,7 +36,7 @@ from xtf.graders.metrics import Metric
 from xtf.reporting import figures
 from xtf.reporting.pages import counted, picture, render_page, write_csv
 from xtf.runtime.models import load_tokenizer
-from xtf.runtime.run_folder import Manifest, RunFolder, run_folders
+from xtf.runtime.run_folder import Manifest, RunFolder, checked_mask, run_folders
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import build_mask
 from xtf.scoring.methods import HighLoss, LowLoss, ProFit, Random, TokenCleaning, excess_loss
@@ -280,7 +280,7 @@ def read_planted(folders: Sequence[Path]) -> list[PlantedTokens]:
         keys = {key: plain(value) for key, value in identity(config).items()} | {"rows": data["sha256"]}
         del keys["plant.seed"], keys["plant.share"]
         settings.setdefault(digest(keys), _Setting(config, data["source"], data["rows"], keys))
-        parts[digest(keys), config.plant.share].append((config, pq.read_table(RunFolder(folder).mask)))
+        parts[digest(keys), config.plant.share].append((config, pq.read_table(checked_mask(RunFolder(folder)))))
     cases = dict(zip(settings, _cases(list(settings.values())), strict=True))
     found = [_planted(cases[setting], share, runs) for (setting, share), runs in parts.items()]
     return sorted(found, key=lambda planted: (planted.case, planted.share))
@@ -470,7 +470,7 @@ def detection_report(experiment: str, runs_root: Path, out_dir: Path, archive: P
         rows = read_findings(archive / f"{experiment}.csv")
         return _write_report(experiment, rows, out_dir, source=f"findings of {archive.name}/{experiment}.csv")
     folders = [folder.path for folder in run_folders(runs_root, experiment)]
-    done = [folder for folder in folders if RunFolder(folder).mask.is_file()]
+    done = [folder for folder in folders if "mask" in Manifest(RunFolder(folder)).stages]
     if not done:
         raise ValueError(f"none of the {len(folders)} runs of experiment {experiment!r} has a mask yet")
     settings = read_planted(done)

@@ -23,7 +23,7 @@ from xtf.config.home import PACKAGE
 from xtf.config.identity import changed_keys, overrides, plain
 from xtf.config.schema import GROUPS, Accelerator, Config, ConfigError
 from xtf.config.unread import in_words, unread_by_all
-from xtf.runtime.artifacts import locked, program, read_json, write_json
+from xtf.runtime.artifacts import locked, program, write_json
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, RunFolder, finished
 
@@ -276,7 +276,7 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
 
     Several sweeps may share the work on an experiment; delete the file to forget jobs that will never be run.
     """
-    listed: dict[Path, dict[str, Any]] = {}
+    listed: dict[tuple[OutputDir, str], dict[str, Any]] = {}
     for job in jobs:
         config = job.config
         if not job.is_case or config.experiment is None:
@@ -287,12 +287,12 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
             "stage": config.stage.value,
             "overrides": plain(dict(job.changed)),
         }
-        file = OutputDir(Path(config.output_dir)).jobs_file(config.experiment)
-        listed.setdefault(file, {})[f"runs/{job.name}"] = entry
-    for file, entries in listed.items():
+        where = OutputDir(Path(config.output_dir)), config.experiment
+        listed.setdefault(where, {})[f"runs/{job.name}"] = entry
+    for (output, experiment), entries in listed.items():
+        file = output.jobs_file(experiment)
         with locked(file.parent, say):
-            before = read_json(file, "delete it; jobs that will be run again are listed again") if file.exists() else {}
-            write_json(file, before | entries, sealed=True)
+            write_json(file, output.listed_jobs(experiment) | entries, sealed=True)
 
 
 def raise_failures(jobs: Sequence[Planned], launcher_error: Exception | None = None) -> None:

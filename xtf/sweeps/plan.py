@@ -22,7 +22,7 @@ from xtf.config.identity import digest, plain
 from xtf.config.schema import Config, ConfigError, ModelShape, TRVariant, Tuning
 from xtf.data.ragged import IGNORED
 from xtf.data.rows import ids_of, is_tokenized, load_rows
-from xtf.runtime.artifacts import read_json
+from xtf.runtime.artifacts import intact, read_json
 from xtf.runtime.progress import console, duration, say
 from xtf.runtime.run_folder import Manifest, finished
 from xtf.runtime.shapes import FORWARD, adapter_parameters, model_file, parameters, shape_of, tokens_per_second, widths
@@ -146,7 +146,7 @@ def tokens_of(job: Planned) -> Tokens:
     manifest = Manifest(job.folder)
     path = manifest.stages.get("score", {}).get("paths", {}).get(Pass.base.value)
     rows = manifest.data.get("train", {}).get("rows")
-    if path and rows and (Path(path) / "manifest.json").exists():
+    if path and rows and intact(Path(path) / "manifest.json"):
         total = read_json(Path(path) / "manifest.json").get("tokens")
         if total:
             share = found.prompt / (found.prompt + found.response)

@@ -153,6 +153,8 @@ def _fit_parts(
     for number, rows in enumerate(parts):
         folder = parts_dir / str(number)
         part = table.take(rows)
+        if (folder / "model").exists() and not intact(folder / LOG):  # which the whole log is made of
+            shutil.rmtree(folder / "model")
         if (folder / "model" / RECORD).exists() and intact(folder / "model"):
             trained = type(model).from_pretrained(folder / "model", dtype=torch.float32)
             model.load_state_dict(trained.state_dict())
