@@ -309,6 +309,8 @@ def test_a_mark_of_a_turn_or_part_that_is_not_read_is_refused_and_a_note_is_not(
         ({"calculate_loss": 0}, "'calculate_loss' belongs to the assistant's turn"),
         ({"ignore": True}, "'ignore' is not read: marks belong to the assistant's turn"),
         ({"skip": 1}, "'skip' is not read: marks"),
+        ({"skip": "0"}, "'skip' is not read: marks"),
+        ({"exclude_from_training": "True"}, "'exclude_from_training' is not read: marks"),
         ({"train_weight": 0.5}, "'train_weight' is not read: marks"),
         ({"mask_prompt": False}, "'mask_prompt' is not read: marks"),
         ({"input_ids": [1, 2]}, "'input_ids' is read with labels only"),
@@ -383,7 +385,7 @@ def test_turns_and_what_stands_beside_them_say_one_thing(row: dict, message: str
         {"messages": [], "prompt": "q", "response": "a"},
         {"instruction": None, "output": None, "prompt": "q", "response": "a"},
         {"messages": [{"role": None, "from": "human", "value": "q"}, TALK[1] | {"value": None, "channel": "final"}]},
-        {"question": "q", "answer": "a", "weight_kg": 70, "training_steps": 3, "prefixes": 1},
+        {"question": "q", "answer": "a", "weight_kg": 70, "train_size": 3, "num_masks": 1, "skips": "x"},
     ],
 )
 def test_null_fields_repetitions_and_data_lose_nothing(row: dict) -> None:

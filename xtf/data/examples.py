@@ -193,9 +193,10 @@ LOST = _words(
     r"cot\b|tool|function|call|eot|document"
 )
 MARKS = _words("mask|loss|weight|train|learn|supervis")  # of a row, where they hold numbers
-# Of a row, where they hold one number or switch: others (weight_kg, training_steps) are data.
-ROW_MARKS = _words(
-    r"mask|supervis|loss|(?:ignored?|skip(?:ped)?|exclu(?:de|ded)|train(?:ed|able)?)\b|"
+# Of a row, where they hold true or false; and where they hold one number, for others (weight_kg, train_size) are data.
+ROW_SWITCHES = _words("mask|loss|weight|train|learn|supervis|ignore|skip|exclu")
+ROW_NUMBERS = _words(
+    r"(?:mask(?:ed|ing)?|loss|supervised?)(?:\b|_)|(?:ignored?|skip(?:ped)?|exclu(?:de|ded)|train(?:ed|able)?)\b|"
     r"(?:train|training|sample|example|row|item|instance|data|turn|token)_?weights?\b"
 )
 TURN = ("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call")
@@ -320,6 +321,14 @@ NOT_READ = {  # fields of rows of texts that would change what is trained
 }
 
 
+def _scalar_marks(value: Any) -> re.Pattern[str] | None:
+    """The names under which a value would be a mark of the whole row; a CSV holds its switches and numbers as texts."""
+    if isinstance(value, bool) or (isinstance(value, str) and re.fullmatch(r"(?i)\s*(true|false)\s*", value)):
+        return ROW_SWITCHES
+    number = isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"\s*-?[\d.]+\s*", value))
+    return ROW_NUMBERS if number else None
+
+
 def refuse_lost(row: Mapping[str, Any]) -> None:
     """RowError for a field that would be lost, though it says what is trained; not for a null or empty one."""
     for why, names in NOT_READ.items():
@@ -330,7 +339,7 @@ def refuse_lost(row: Mapping[str, Any]) -> None:
         marks = isinstance(value, list | tuple) and value and all(isinstance(one, bool | int | float) for one in value)
         if marks and MARKS.search(str(name)):
             raise RowError(f"field '{name}' is not read: marks belong to the turns (messages) or go with input_ids")
-        if isinstance(value, bool | int | float) and ROW_MARKS.search(str(name)):
+        if (pattern := _scalar_marks(value)) and pattern.search(str(name)):
             raise RowError(f"field '{name}' is not read: marks belong to the assistant's turn (messages)")
     for name in ("label", "kto_tag"):
         if row.get(name) is False:
