@@ -124,6 +124,17 @@ def test_a_streaming_dataset_is_read_like_one_in_memory(model, tokenizer):
         api.score(model, tokenizer, datasets.IterableDatasetDict(train=streamed))
 
 
+def test_every_turn_of_a_conversation_can_be_scored(model, tokenizer):
+    asked, answered = {"role": "user", "content": "and now ?"}, {"role": "assistant", "content": "now we stop"}
+    talk = [{"messages": [asked, answered | {"weight": 2.0}, asked, answered]}]
+    scored = api.score(model, tokenizer, talk, scorer="kn", turns="all", progress=False)
+    assert scored["example_id"][:] == ["1#1", "1#2"] and scored[0]["row_weights"][0] == 2.0
+    with pytest.raises(ValueError, match=r"turns='every'.*known are last, all"):
+        api.score(model, tokenizer, talk, turns="every")
+    with pytest.raises(ValueError, match="turns='all' is for conversations"):
+        api.score(model, tokenizer, [{"input_ids": [1, 2], "labels": [-100, 2]}], turns="all")
+
+
 def test_only_scored_attributes_drop_by_default(model, tokenizer):
     masked = api.mask(api.score(model, tokenizer, EXAMPLES, scorer="kn_tr"), threshold="quantile")
     assert masked.column_names[-4:] == ["drop_kn", "drop_tr", "labels", "provenance"]

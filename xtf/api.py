@@ -42,6 +42,7 @@ from xtf.config.schema import (
     TrainerConfig,
     Tuning,
     TuningConfig,
+    Turns,
 )
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
@@ -89,6 +90,7 @@ def score(
     max_length: int = 2048,
     tokens_per_batch: int = 16384,
     domain_words: Sequence[str] = (),
+    turns: str = "last",
     think: str = "open",
     date: str = Chat.date,
     template_checks: str = "warn",
@@ -108,7 +110,8 @@ def score(
     (`xtf.data.tokenized`). `scorer` is "xtf" (RI, KN and TR), one of them, or a
     pair such as "kn_tr"; a `ScorerConfig` sets variants. `max_length` is in tokens: longer responses are cut, examples
     whose prompt leaves no room are left out; both are logged. `tokens_per_batch`, padding included, bounds memory.
-    `domain_words` are for the released TR. `think` (open, close), `date` and `template_checks` (warn, refuse) say what
+    `domain_words` are for the released TR. `turns` (last, all) says which of the assistant's turns become examples, as
+    `task.turns` does. `think` (open, close), `date` and `template_checks` (warn, refuse) say what
     becomes of unusual chat templates (`xtf.data.templates`). `progress` shows a bar, or a line every half minute where
     there is no terminal.
 
@@ -125,6 +128,7 @@ def score(
     chat = Chat(
         _one_of(Think, "think", think), _date(date), _one_of(TemplateChecks, "template_checks", template_checks)
     )
+    kept = _one_of(Turns, "turns", turns)
     for name, value in (("max_length", max_length), ("tokens_per_batch", tokens_per_batch)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: it must be a whole number, at least 1")
@@ -149,6 +153,7 @@ def score(
                 max_length=max_length,
                 tokens_per_batch=tokens_per_batch,
                 domain_words=domain_words,
+                turns=turns,
                 think=think,
                 date=date,
                 template_checks=template_checks,
@@ -160,10 +165,12 @@ def score(
     config = scorer if isinstance(scorer, ScorerConfig) else _scorer(scorer)
     given = as_rows(examples)
     if given and all(isinstance(row, Mapping) and is_tokenized(row) for row in given):
+        if kept is Turns.all:
+            raise ValueError("turns='all' is for conversations: the labels of these rows say which turns are trained")
         known = Rows([dict(row) for row in given], list(range(1, len(given) + 1)), "the examples given", "")  # type: ignore[arg-type]  # mappings all
         rows, report = encode_tokenized(tokenizer, known, max_length)
     else:
-        rows, report = encode(tokenizer, as_examples(given), max_length, chat)
+        rows, report = encode(tokenizer, as_examples(given, kept), max_length, chat)
     for what, ids in (
         (f"cut to max_length={max_length}", report.truncated),
         (f"left out, without room within max_length={max_length}", report.no_room),

@@ -19,8 +19,8 @@ import pytest
 
 from xtf.config.schema import SourceConfig, TaskConfig, Turns
 from xtf.data.augment import augment
-from xtf.data.rows import load_rows, open_file, read_field, read_file
-from xtf.tasks import Task, as_examples, load_task
+from xtf.data.rows import _HubSource, load_rows, open_file, read_field, read_file, read_saved
+from xtf.tasks import Task, as_examples, as_rows, load_task
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -62,6 +62,14 @@ def test_marks_and_blanks_that_editors_leave_change_nothing(tmp_path: Path) -> N
         ("a.csv", "question\tanswer\nWhat?\tYes.\n", r"is it separated by '\\t'\?"),
         ("a.csv", " \n\n", "the file is empty"),
         ("a.csv", "q,a\n1,2\n3,na\xef\n".encode("latin-1"), r"line 3 is not UTF-8 \(byte 0xef"),
+        ("a.csv", '"question";"answer"\n"What?";"Yes."\n', "is it separated by ';'"),
+        ("a.csv", '"question"\t"answer"\r"What?"\t"Yes."\r', r"is it separated by '\\t'"),
+        ("a.csv", 'q,a\n"one\nmore",2\n"What?,Yes.\nAnd?,No.\n', "row that begins on line 4: .*: close each quote"),
+        ("a.csv", '"question,answer\nWhat?,Yes.\n', "row that begins on line 1: .*: close each quote"),
+        ("a.csv", "question,answer\n".encode("utf-16-le"), "it is UTF-16: save it as UTF-8"),
+        ("a.jsonl", '{"q": 1}\n'.encode("utf-16-be"), "it is UTF-16: save it as UTF-8"),
+        ("a.json", '[{"q": 1}]'.encode("utf-32"), "it is UTF-32: save it as UTF-8"),
+        ("a.jsonl", '{"q": 1}\n'.encode("utf-32-be"), "it is UTF-32: save it as UTF-8"),
         ("a.csv", "answer,answer\n1,2\n", "the header names 'answer' twice"),
         ("a.csv", "question,answer\n1,2,3\n", r"row 1: more values than the header has names \(question, answer\)"),
         ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "row 2: the key 'q' occurs twice"),
@@ -81,14 +89,24 @@ def test_a_file_that_is_not_what_it_says_is_refused_with_the_remedy(tmp_path, na
 
 def test_a_gap_in_a_data_frame_is_null_and_its_neighbours_stay_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    columns = {"n": [1.0, math.nan, 3.0], "x": [0.5, math.nan, 2.0], "whole": [1.0, 2.0, 3.0]}
-    pq.write_table(pa.table(columns), path)
-    assert [row for _, row in read_file(path)] == [
-        {"n": 1, "x": 0.5, "whole": 1.0},
-        {"n": None, "x": None, "whole": 2.0},
-        {"n": 3, "x": 2.0, "whole": 3.0},
+    columns = {
+        "n": [1.0, math.nan, 3.0],
+        "x": [0.5, math.nan, 2.0],
+        "whole": [1.0, 2.0, 3.0],
+        "vast": [1e300, math.nan, 2.0],
+    }
+    rows = [
+        {"n": 1, "x": 0.5, "whole": 1.0, "vast": 1e300},
+        {"n": None, "x": None, "whole": 2.0, "vast": None},
+        {"n": 3, "x": 2.0, "whole": 3.0, "vast": 2.0},
     ]
-    assert isinstance(read_file(path)[0][1]["n"], int)
+    pq.write_table(pa.table(columns), path)
+    hub = _HubSource(datasets.Dataset.from_dict(columns))
+    found = [[row for _, row in read_file(path)], list(hub.at(range(3)))]
+    for each in found:
+        assert each == rows
+        assert [type(value) for value in each[0].values()] == [int, float, float, float]
+    assert list(hub.at(np.array([0, 2]))) == [rows[0], rows[2]]
 
 
 def test_a_damaged_parquet_file_is_refused_by_its_name_wherever_it_is_damaged(tmp_path: Path) -> None:
@@ -122,6 +140,26 @@ def test_side_files_are_read_as_the_main_file_is(tmp_path: Path) -> None:
     ids = written(tmp_path, "ids.json", '\ufeff["1"]'.encode())
     rows = written(tmp_path, "rows.jsonl", '{"id": 1, "a": "b"}\n{"id": 2, "a": "c"}\n')
     assert len(load_rows(SourceConfig(path=str(rows), ids=str(ids)))) == 1
+    both = written(tmp_path, "both.json", '["2", "1"]')
+    assert len(load_rows(SourceConfig(path=str(rows), exclude_ids=str(ids)))) == 1
+    with pytest.raises(ValueError, match=r"leaving out the ids of .*both\.json leaves no row"):
+        load_rows(SourceConfig(path=str(rows), ids=str(ids), exclude_ids=str(both)))
+    misspelt = written(tmp_path, "misspelt.json", '["1", "l2"]')
+    with pytest.raises(ValueError, match=r"1 of 2 ids of .*misspelt\.json are not in it: 'l2'"):
+        load_rows(SourceConfig(path=str(rows), exclude_ids=str(misspelt)))
+
+
+def test_a_saved_set_is_not_read_as_another_split_than_it_is(tmp_path: Path) -> None:
+    for name, split in (("own", None), ("test", "test")):
+        datasets.Dataset.from_dict({"a": ["b"]}, split=split and datasets.NamedSplit(split)).save_to_disk(
+            tmp_path / name
+        )
+    for name, split in (("own", "train"), ("own", "test"), ("test", "train"), ("test", "test")):
+        assert len(read_saved(tmp_path / name, split)) == 1
+    with pytest.raises(ValueError, match="it is the split 'test', not 'validation'"):
+        read_saved(tmp_path / "test", "validation")
+    with pytest.raises(ValueError, match=r"it has no splits, not 'train\[:3\]'"):
+        read_saved(tmp_path / "own", "train[:3]")
 
 
 # -- templates --------------------------------------------------------------------------------------------------------
@@ -244,6 +282,28 @@ def test_a_data_frame_is_read_row_by_row() -> None:
     with pytest.raises(ValueError, match="1 of 2 rows cannot be used:\n  row 2: field 'response' is missing"):
         as_examples(frame)
     assert [example.example_id for example in as_examples(frame[:1])] == ["1"]
+    mixed = pandas.DataFrame(
+        {"prompt": ["Hi", "Hi"], "response": ["Hello", 2], "n": [1.0, None], "x": [[1], np.ones(1)]}
+    )
+    with pytest.raises(
+        ValueError, match="1 of 2 rows cannot be used:\n  row 2: field 'response' must be text, not int"
+    ):
+        as_examples(mixed)
+    assert dict(as_examples(mixed[:1])[0].row) == {"prompt": "Hi", "response": "Hello", "n": 1.0, "x": [1]}
+    assert as_rows(mixed)[1] == {"prompt": "Hi", "response": 2, "n": None, "x": [1.0]}
+    assert [type(row["n"]) for row in as_rows(mixed)] == [int, type(None)]
+    turns = [[ASKED, ANSWERED], [ASKED | {"content": [PART | {"text": "Hi"}]}, ANSWERED]]
+    assert len(as_examples(pandas.DataFrame({"messages": turns}))) == 2
+    with pytest.raises(ValueError, match="the column 'prompt' is there twice"):
+        as_rows(pandas.concat([frame, frame], axis=1))
+
+
+def test_numbers_and_lists_of_numpy_are_read_as_those_of_python() -> None:
+    talk = np.array([ASKED, ANSWERED | {"weight": np.float32(0.5)}], dtype=object)
+    (example,) = as_examples([{"messages": talk, "prompt": math.nan, "id": np.int64(3)}])
+    assert (example.messages, example.weight, example.example_id) == ((ASKED,), 0.5, "3")
+    with pytest.raises(ValueError, match="row 1: field 'response' is missing"):
+        as_examples([{"prompt": "Hi", "response": math.nan}])
 
 
 def test_examples_pass_through_beside_rows() -> None:

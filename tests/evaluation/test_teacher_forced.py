@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from xtf.config.schema import ModelConfig
+from xtf.config.schema import Config, EvaluateConfig, ModelConfig, TaskConfig
+from xtf.evaluation.stage import Items, check_evaluation
 from xtf.evaluation.teacher_forced import (
     BINS,
     Predictions,
@@ -18,6 +21,7 @@ from xtf.evaluation.teacher_forced import (
 )
 from xtf.pretraining.corpus import documents, held_out
 from xtf.runtime.models import load_tokenizer
+from xtf.tasks import load_task
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])
@@ -113,3 +117,19 @@ def test_held_out_text_is_not_pretraining_text_and_every_token_but_the_first_is_
     assert all(row.prompt_length == 1 and 1 < len(row.input_ids) <= 64 for row in rows)
     with pytest.raises(ValueError, match=r"text 1 of evaluate\.forgetting has fewer than two tokens"):
         text_rows(tokenizer, ["a plain text", "a"], 64)
+
+
+def test_the_text_for_forgetting_is_read_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a plain text"}\n{"body": "another"}\n')
+    for name in ("check_context", "Items.responses"):
+        monkeypatch.setattr(f"xtf.evaluation.stage.{name}", lambda *_: [])
+    config = Config(
+        model=ModelConfig(name="tiny", path="xtf.tiny"),
+        evaluate=EvaluateConfig(base=False, losses=True, forgetting=str(texts)),
+    )
+    items = Items(load_task(TaskConfig(name="custom", grader="exact")), load_tokenizer(config.model), [], "")
+    with pytest.raises(ValueError, match=r"texts\.jsonl, row 2: evaluate\.forgetting needs a text 'text'"):
+        check_evaluation(config, lambda: items)
+    texts.write_text('{"text": "a plain text"}\n')
+    check_evaluation(config, lambda: items)

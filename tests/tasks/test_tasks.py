@@ -14,7 +14,7 @@ import yaml
 
 import xtf.tasks
 from xtf.config.schema import SourceConfig, TaskConfig, Turns
-from xtf.data.examples import RowError, render
+from xtf.data.examples import Example, RowError, render
 from xtf.data.rows import load_rows
 from xtf.tasks import Task, as_examples, load_task
 
@@ -284,7 +284,7 @@ TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 @pytest.mark.parametrize(
     "mark",
-    ["mask", "training", "trainable", "loss_weight", "loss_mask", "label", "is_masked", "images", "prefix", "think"],
+    ["mask", "training", "trainable", "loss_weight", "lossMask", "label", "is_masked", "unmasked", "images", "think"],
 )
 def test_a_mark_of_a_turn_or_part_that_is_not_read_is_refused_and_a_note_is_not(mark: str) -> None:
     marked = [TALK[0], {**TALK[1], mark: 1}]
@@ -293,7 +293,7 @@ def test_a_mark_of_a_turn_or_part_that_is_not_read_is_refused_and_a_note_is_not(
     part = {"type": "text", "text": "a", mark: 1}
     with pytest.raises(ValueError, match=f"a part that has '{mark}', which is not read"):
         as_examples([{"messages": [TALK[0], {"role": "assistant", "content": [part]}]}])
-    noted = {**TALK[1], mark: None, "id": 7, "timestamp": "today", "score": 0.5}
+    noted = {**TALK[1], mark: None, "id": 7, "timestamp": "today", "score": 0.5, "constraints": "short"}
     assert as_examples([{"messages": [TALK[0], noted]}])[0].response == "a"
 
 
@@ -307,11 +307,24 @@ def test_a_mark_of_a_turn_or_part_that_is_not_read_is_refused_and_a_note_is_not(
         ({"mask": [0, 1]}, "'mask' is not read: marks belong to the turns"),
         ({"token_weights": [0.5]}, "'token_weights' is not read: marks belong to the turns"),
         ({"calculate_loss": 0}, "'calculate_loss' belongs to the assistant's turn"),
+        ({"ignore": True}, "'ignore' is not read: marks belong to the assistant's turn"),
+        ({"skip": 1}, "'skip' is not read: marks"),
+        ({"skip": "0"}, "'skip' is not read: marks"),
+        ({"exclude_from_training": "True"}, "'exclude_from_training' is not read: marks"),
+        ({"train_weight": 0.5}, "'train_weight' is not read: marks"),
+        ({"mask_prompt": False}, "'mask_prompt' is not read: marks"),
+        ({"input_ids": [1, 2]}, "'input_ids' is read with labels only"),
         ({"images": ["x"]}, "'images' is not read: only texts are"),
         ({"rejected": "b"}, "'rejected' is not read: preference pairs"),
         ({"label": False}, "'label' is false"),
         ({"enable_thinking": False}, "'enable_thinking' is not read"),
         ({"tools": "x"}, "'tools' cannot be read as JSON"),
+        ({"tools": [{"type": "function", "function": "x"}]}, "number 1 has no function's name"),
+        ({"question": "q", "answer": "b"}, "fields prompt, answer hold different answers"),
+        ({"query": "another", "completion": "a", "answer": "a"}, "fields prompt, query hold different prompts"),
+        ({"instruction": "another"}, "fields instruction, prompt hold different prompts"),
+        ({"passage": "p"}, "'passage' stands beside 'prompt'"),
+        ({"id": "a\ud83d"}, "the id .* holds half a character"),
         ({"context": "c"}, r"'context' stands beside 'prompt' .* task.prompt='{context} {prompt}'"),
         ({"completion": "b"}, "response, completion hold different answers"),
         ({"system": 5}, "'system' must be text"),
@@ -334,6 +347,9 @@ def test_system_prompts_and_histories_beside_the_turns_come_before_them() -> Non
     assert as_examples([alpaca])[0].messages == (system, *TALK, *TALK, TALK[0])
     with pytest.raises(ValueError, match="not that of the first turn"):
         as_examples([{"system": "t", "messages": [system, *TALK]}])
+    assert as_examples([{"system_message": "s", "system": "s", **PAIR}])[0].messages == (system, TALK[0])
+    with pytest.raises(ValueError, match="fields system, system_prompt hold different system messages"):
+        as_examples([{"system": "s", "system_prompt": "t", **PAIR}])
     with pytest.raises(ValueError, match="'history' must be a list of pairs"):
         as_examples([alpaca | {"history": ["q"]}])
     with pytest.raises(ValueError, match="fields messages, response hold different answers: leave one"):
@@ -342,3 +358,115 @@ def test_system_prompts_and_histories_beside_the_turns_come_before_them() -> Non
     assert as_examples([same])[0].response == TALK[1]["content"]
     with pytest.raises(ValueError, match="hold different conversations"):
         as_examples([{"messages": TALK, "conversations": TALK + TALK}])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": TALK, "question": "q", "answer": "b"}, "fields messages, answer hold different answers"),
+        ({"messages": TALK, "question": "p", "answer": "a"}, "fields messages, question hold different prompts"),
+        ({"messages": TALK, "prompt": TALK[:1], "completion": [TALK[1] | {"content": "b"}]}, "different answers"),
+        ({"messages": TALK, "context": "c"}, "'context' stands beside 'messages' and would be left out: put it in$"),
+        ({"messages": [TALK[0], TALK[1] | {"value": "b"}]}, "turn 2 has a content and a value that differ"),
+        ({"messages": [TALK[0], TALK[1] | {"from": "human"}]}, "turn 2 has the roles 'assistant' and 'human'"),
+        ({"messages": [TALK[0] | {"role": ["user"]}, TALK[1]]}, r"turn 1 has the role \['user'\]"),
+        ({"messages": [TALK[0], TALK[1] | {"channel": "analysis"}, TALK[1]]}, "turn 2 is of the channel 'analysis'"),
+    ],
+)
+def test_turns_and_what_stands_beside_them_say_one_thing(row: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?m)row 1: .*{message}"):
+        as_examples([row])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TALK, "question": " q\n", "answer": "a", "context": "q", "prompt": "of the whole set"},
+        {"messages": [], "prompt": "q", "response": "a"},
+        {"instruction": None, "output": None, "prompt": "q", "response": "a"},
+        {"messages": [{"role": None, "from": "human", "value": "q"}, TALK[1] | {"value": None, "channel": "final"}]},
+        {"question": "q", "answer": "a", "weight_kg": 70, "train_size": 3, "num_masks": 1, "skips": "x"},
+    ],
+)
+def test_null_fields_repetitions_and_data_lose_nothing(row: dict) -> None:
+    (example,) = as_examples([row])
+    assert (example.messages, example.response) == ((TALK[0],), "a")
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+READERS = {
+    "math": {"question": "q", "answer": "#### 18"},
+    "finance": {"instruction": "q", "input": "", "output": "a"},
+    "medical": {"question": "q", "answer": "yes"},
+    "custom": {"instruction": "q", "output": "a"},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_keeps_what_stands_beside_its_pair_or_refuses_it(tmp_path: Path, name: str) -> None:
+    def read(**more: object) -> Example:
+        (example,) = own(name=name).examples(load_rows(write_rows(tmp_path, [READERS[name] | more])))
+        return example
+
+    found = read(system="s", tools=[TOOL])
+    assert [turn["role"] for turn in found.messages] == ["system", "user"] and found.tools == (TOOL,)
+    assert read(messages=[], query=None).messages == found.messages[1:]
+    same = [TALK[0], {"role": "assistant", "content": found.response}]
+    assert read(messages=same).messages == found.messages[1:]
+    if name in ("math", "finance"):  # the others read the turns where there are some
+        for turns in ([*same, *same], [same[0], same[1] | {"weight": 0}], [{"role": "system", "content": "s"}, *same]):
+            with pytest.raises(ValueError, match="messages hold different conversations"):
+                read(messages=turns)
+    with pytest.raises(ValueError, match=r"'passage' stands beside .* and would be left out: put it in"):
+        read(passage="CTX")
+    if name in ("math", "medical"):
+        with pytest.raises(ValueError, match=r"'context' .*prompt='{context} {question}' task\.response='{answer}'"):
+            read(context="CTX")
+    merged = dict.fromkeys(("instruction", "question", "problem", "answer", "output", "final_decision", "test_list"))
+    (found,) = own(name=name).examples(load_rows(write_rows(tmp_path, [merged | {"messages": same}])))
+    assert found.messages == (TALK[0],)
+
+
+def test_templates_lose_no_mark_of_the_row_that_they_do_not_name(tmp_path: Path) -> None:
+    def read(**more: object) -> Example:
+        task = own(prompt="{question}", response="{answer}", reference="{label}")
+        (example,) = task.examples(
+            load_rows(write_rows(tmp_path, [{"question": "q", "answer": "a", "label": 1} | more]))
+        )
+        return example
+
+    for name, mark in {
+        "weight": 0,
+        "train": False,
+        "images": ["x"],
+        "labels": [1],
+        "reasoning_content": "since",
+    }.items():
+        with pytest.raises(ValueError, match=f"row 1: field '{name}'"):
+            read(**{name: mark})
+    found = read(system="s", tools=[TOOL], label=False, context="another column")
+    assert found.messages == ({"role": "system", "content": "s"}, TALK[0]) and found.tools == (TOOL,)
+    named = own(prompt="{system}: {weight}", response="{images[0]}")
+    (found,) = named.examples(load_rows(write_rows(tmp_path, [{"system": "s", "weight": 7.0, "images": ["x"]}])))
+    assert (found.messages[0]["content"], found.response) == ("s: 7", "x")
+
+
+def test_a_mark_to_train_a_turn_that_is_context_names_the_setting() -> None:
+    marked = [TALK[0], TALK[1] | {"train": True, "weight": 2.0}, *TALK]
+    part = [TALK[0], TALK[1] | {"content": [{"type": "text", "text": "a", "train": True}]}, *TALK]
+    for turns in (marked, part):
+        with pytest.raises(ValueError, match=r"turn 2 is marked to be trained, .* set task\.turns=all"):
+            as_examples([{"messages": turns}])
+    made, first, second, last = as_examples([*as_examples([PAIR]), {"messages": marked}, PAIR], Turns.all)
+    assert [one.weight for one in (made, first, second, last)] == [1, 2, 1, 1]
+    assert (first.example_id, second.example_id, last.example_id) == ("2#1", "2#2", "3")
+
+
+def test_whole_numbers_that_a_gap_made_floats_are_written_as_such(tmp_path: Path) -> None:
+    assert render("{a}|{b[n]}|{a:.1f}|{c}|{d}", {"a": 2.0, "b": {"n": -3.0}, "c": 0.5, "d": 1e300}) == (
+        "2|-3|2.0|0.5|1e+300"
+    )
+    with pytest.raises(RowError, match="bool, not text"):
+        render("{a}", {"a": True})
+    rows = load_rows(write_rows(tmp_path, [{"id": 7.0, **PAIR}, {"id": None, **PAIR}]))
+    assert [example.example_id for example in own().examples(rows)] == ["7", "2"]

@@ -7,12 +7,12 @@ import math
 import re
 import string
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
 from xtf.config.schema import PlantKind, Turns
-from xtf.data.rows import NESTED
+from xtf.data.rows import EXACT, NESTED
 
 
 class Message(TypedDict):
@@ -25,7 +25,7 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
     weight: NotRequired[float]  # of the loss of an assistant's turn; 0: it is context, and no response to learn
-    parts: NotRequired[list[tuple[int, float]]]  # the content's parts: characters and weight of each
+    parts: NotRequired[list[tuple[int, float | None]]]  # the content's parts: characters of each, and weight if marked
 
 
 BEYOND_TEXT = ("reasoning_content", "tool_calls")  # of a response: only the chat template can write it
@@ -95,11 +95,42 @@ def text_field(row: Mapping[str, Any], *names: str, empty: bool = False) -> str:
     raise RowError(f"field '{names[0]}' is missing" + (f" (or {', '.join(names[1:])})" if names[1:] else ""))
 
 
-def one_of(row: Mapping[str, Any], *names: str) -> str:
+class NotedRow(Mapping[str, Any]):
+    """A row without its null fields, which merged files give every row for those of the others; `noted`: the fields
+    that were read, in order."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.fields = _without_null_fields(row)
+        self.noted: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.fields[name]
+        self.noted[name] = None
+        return value
+
+    def __contains__(self, name: object) -> bool:  # who asks whether it is there has not read it
+        return name in self.fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def left(self) -> dict[str, Any]:
+        """The fields that nobody has read."""
+        return {name: value for name, value in self.fields.items() if name not in self.noted}
+
+
+def _without_null_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def one_of(row: Mapping[str, Any], *names: str, what: str = "answers") -> str:
     """The one of the named fields that the row has, the first where it has none; RowError if two of them differ."""
     given = [name for name in names if row.get(name) is not None]
-    if any(row[name] != row[given[0]] for name in given):
-        raise RowError(f"fields {', '.join(given)} hold different answers: leave one")
+    if any(row[name] != row[given[0]] for name in given[1:]):
+        raise RowError(f"fields {', '.join(given)} hold different {what}: leave one")
     if not given:
         raise RowError(f"field '{names[0]}' is missing" + "".join(f" (or {name})" for name in names[1:]))
     return given[0]
@@ -149,13 +180,25 @@ ROLES = {name: name for name in ("system", "user", "assistant", "tool")} | {
 CONVERSATIONS = ("messages", "conversations", "chat_rounds")  # of Hugging Face, ShareGPT, CodeFuse
 NUMBERS, SWITCHES = ("weight", "loss_scale"), ("train", "loss")  # how much, and whether, a turn or part is trained
 REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def _words(stems: str) -> re.Pattern[str]:
+    """Finds names of which a word begins with a stem: `mask` in is_masked and lossMask; no `train` in constraints."""
+    return re.compile(rf"(?:\b|_|(?<=[a-z0-9])(?=[A-Z]))(?i:is|no|non|not|un|dont|do)?(?i:{stems})")
+
+
 # Keys of a turn or a part that would change what is trained, and are not read; others are notes (id, timestamp).
-LOST = re.compile(
-    r"mask|train|learn|supervis|loss|weight|ignore|\bskip|exclu|label|image|video|audio|prefix|refusal|think|thought|reason|\bcot\b|"
-    r"tool|function|call|eot|document",
-    re.IGNORECASE,
+LOST = _words(
+    "mask|train|learn|supervis|loss|weight|ignore|skip|exclu|label|image|video|audio|prefix|refusal|think|thought|reason|"
+    r"cot\b|tool|function|call|eot|document"
 )
-MARKS = re.compile(r"mask|loss|weight|train|learn|supervis", re.IGNORECASE)  # of a row, where they hold numbers
+MARKS = _words("mask|loss|weight|train|learn|supervis")  # of a row, where they hold numbers
+# Of a row, where they hold true or false; and where they hold one number, for others (weight_kg, train_size) are data.
+ROW_SWITCHES = _words("mask|loss|weight|train|learn|supervis|ignore|skip|exclu")
+ROW_NUMBERS = _words(
+    r"(?:mask(?:ed|ing)?|loss|supervised?)(?:\b|_)|(?:ignored?|skip(?:ped)?|exclu(?:de|ded)|train(?:ed|able)?)\b|"
+    r"(?:train|training|sample|example|row|item|instance|data|turn|token)_?weights?\b"
+)
 TURN = ("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call")
 
 
@@ -165,30 +208,97 @@ def chat(row: Mapping[str, Any]) -> Reading | None:
     Raises:
         RowError: see `conversation` and `tool_definitions`.
     """
-    names = [name for name in CONVERSATIONS if row.get(name) is not None]
+    given = [name for name in CONVERSATIONS if row.get(name) is not None]
+    names = [name for name in given if row[name] or not isinstance(row[name], list | tuple)]
+    if given and not names and not any(prompt in row for prompt in PAIRS):
+        raise RowError("the conversation is empty")
     if not names:
         return None
-    if any(row[name] != row[names[0]] for name in names):
-        raise RowError(f"fields {', '.join(names)} hold different conversations: leave one")
-    found = with_system(row, conversation(row[names[0]], names[0]))
-    for name in ("response", "completion", "output"):  # a whole pair beside the turns; a prompt alone repeats the first
-        said = row.get(name)
-        pair = any(isinstance(row.get(asked), str) for asked in ("prompt", "instruction", "query"))
-        if pair and isinstance(said, str) and found and found[-1]["content"].strip() != said.strip():
-            raise RowError(f"fields {names[0]}, {name} hold different answers: leave one")
-    return Reading(found, tools=tool_definitions(row))
+    found = conversation(row[one_of(row, *names, what="conversations")], names[0])
+    return Reading(with_system(row, found), tools=tool_definitions(row))
 
 
-def with_system(row: Mapping[str, Any], turns: list[Message]) -> list[Message]:
-    """The turns behind what rows say in a field `system` or `system_prompt`; RowError if the turns begin otherwise."""
-    system = next((text_field(row, name) for name in ("system", "system_prompt") if row.get(name)), "")
+SYSTEMS = ("system", "system_prompt", "system_message")
+
+
+def with_system(row: Mapping[str, Any], turns: Sequence[Message]) -> list[Message]:
+    """The turns behind what the row says in `SYSTEMS`; RowError if these differ, or the turns begin otherwise."""
+    said = {name: row[name] for name in SYSTEMS if row.get(name)}
+    system = text_field(said, one_of(said, *said, what="system messages"), empty=True) if said else ""
     if not system.strip():
-        return turns
+        return list(turns)
     if turns and turns[0]["role"] == "system":
         if turns[0]["content"].strip() == system.strip():
-            return turns
+            return list(turns)
         raise RowError("the system message beside the turns is not that of the first turn: leave one")
     return [{"role": "system", "content": system}, *turns]
+
+
+PAIRS = {  # columns of a prompt, and those of its response
+    "prompt": ("response", "completion"),
+    "question": ("answer", "response"),
+    "query": ("response", "answer"),
+    "problem": ("solution",),
+    "instruction": ("output", "response", "completion"),
+}
+BESIDE = ("context", "contexts", "passage", "input", "history")  # columns of what belongs to a prompt
+
+
+def whole(row: NotedRow, reading: Reading) -> Reading:
+    """The reading of a row with the row's system message and tools, where its reader has left them.
+
+    Raises:
+        RowError: the reader has left what belongs to the prompt, or other turns, or another prompt with its answer.
+    """
+    left, first = row.left(), next(iter(row.noted), "")
+    messages = with_system(left, reading.messages)
+    bare = [_bare(message) for message in messages if message["role"] != "system"]
+    texts = [message["content"] for message in bare]
+    for name in BESIDE:
+        value = left.get(name)
+        if value and not (isinstance(value, str) and any(_spaced(value) in text for text in texts)):
+            answers = [answer for answer in PAIRS.get(first, ()) if answer in row.noted]
+            put = f"such as by task.prompt='{{{name}}} {{{first}}}' task.response='{{{answers[0]}}}'" if answers else ""
+            raise RowError(
+                f"field '{name}' stands beside '{first}' and would be left out: put it in{', ' * bool(put)}{put}"
+            )
+    for name in CONVERSATIONS:
+        if not left.get(name):
+            continue
+        others = [_bare(message) for message in conversation(left[name], name)]
+        with_own = bool(others) and others[0]["role"] == "system"
+        if others != ([_bare(message) for message in messages] if with_own else bare):
+            raise RowError(f"fields {first}, {name} hold different conversations: leave one")
+    for prompt, columns in PAIRS.items():
+        for answer in columns:
+            asked, said = _texts(row.fields, prompt), _texts(row.fields, answer)
+            if not asked or not said:
+                continue
+            if said[-1] not in (texts[-1:] or [""]) + [_spaced(reading.reference or "")]:
+                raise RowError(f"fields {first}, {answer} hold different answers: leave one")
+            if not all(any(one in text for text in texts) for one in asked):
+                raise RowError(f"fields {first}, {prompt} hold different prompts: leave one")
+    return replace(reading, messages=messages, tools=reading.tools or tool_definitions(left))
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _bare(message: Message) -> Message:
+    """The message to compare: white space does not count."""
+    bare: Message = {**message}
+    bare["content"] = _spaced(message["content"])
+    return bare
+
+
+def _texts(fields: Mapping[str, Any], name: str) -> list[str]:
+    """What a prompt's or a response's field says: a text, or turns; empty for anything else."""
+    value = fields.get(name)
+    if isinstance(value, str):
+        return [text] if (text := _spaced(value)) else []
+    turns = isinstance(value, list | tuple) and all(isinstance(turn, Mapping) for turn in value)
+    return [_spaced(m["content"]) for m in conversation(value, name) if m["role"] != "system"] if turns else []
 
 
 NOT_READ = {  # fields of rows of texts that would change what is trained
@@ -199,6 +309,7 @@ NOT_READ = {  # fields of rows of texts that would change what is trained
         *("train_on_inputs", "train_on_turn", "train_on_turns", "trainable", "calculate_loss", "compute_loss"),
         *REASONING,
     ),
+    "is read with labels only, and not beside texts": ("input_ids",),
     "goes with input_ids only": ("labels", "loss_mask", "loss_weights", "attention_mask", "position_ids"),
     "is not read: only texts are": ("image", "images", "video", "videos", "audio", "audios"),
     "is not read: preference pairs are no rows to fine-tune on": ("chosen", "rejected"),
@@ -208,6 +319,14 @@ NOT_READ = {  # fields of rows of texts that would change what is trained
         "documents",
     ),
 }
+
+
+def _scalar_marks(value: Any) -> re.Pattern[str] | None:
+    """The names under which a value would be a mark of the whole row; a CSV holds its switches and numbers as texts."""
+    if isinstance(value, bool) or (isinstance(value, str) and re.fullmatch(r"(?i)\s*(true|false)\s*", value)):
+        return ROW_SWITCHES
+    number = isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"\s*-?[\d.]+\s*", value))
+    return ROW_NUMBERS if number else None
 
 
 def refuse_lost(row: Mapping[str, Any]) -> None:
@@ -220,6 +339,8 @@ def refuse_lost(row: Mapping[str, Any]) -> None:
         marks = isinstance(value, list | tuple) and value and all(isinstance(one, bool | int | float) for one in value)
         if marks and MARKS.search(str(name)):
             raise RowError(f"field '{name}' is not read: marks belong to the turns (messages) or go with input_ids")
+        if (pattern := _scalar_marks(value)) and pattern.search(str(name)):
+            raise RowError(f"field '{name}' is not read: marks belong to the assistant's turn (messages)")
     for name in ("label", "kto_tag"):
         if row.get(name) is False:
             raise RowError(f"field '{name}' is false, which marks an answer that is not wanted: leave the row out")
@@ -244,13 +365,17 @@ def tool_definitions(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """
     if row.get("functions"):
         raise RowError("field 'functions' is not read: write the definitions as 'tools'")
-    tools = row.get("tools")
+    tools: Any = row.get("tools")
     if isinstance(tools, str) and tools.strip():
         tools = _parsed(tools, "field 'tools'")
     if not tools:
         return ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError("field 'tools' must be a list of definitions")
+    for place, tool in enumerate(tools, start=1):
+        function = tool.get("function") or tool
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError(f"field 'tools' must be a list of definitions: number {place} has no function's name")
     return tuple(_without_nulls(tool) for tool in tools)
 
 
@@ -266,12 +391,15 @@ def conversation(turns: Any, name: str) -> list[Message]:
     if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
         raise RowError(f"field '{name}' must be a list of turns with role and content")
     found: list[Message] = []
-    for place, turn in enumerate(turns, start=1):
-        where = f"field '{name}': turn {place}"
-        role = turn.get("role", turn.get("from"))
-        if role not in ROLES:
-            raise RowError(f"{where} has the role {role!r}; known are {', '.join(ROLES)}")
-        message = _message(turn, ROLES[role], where)
+    for place, given in enumerate(turns, start=1):
+        where, turn = f"field '{name}': turn {place}", _without_null_fields(given)
+        roles = [turn[key] for key in ("role", "from") if key in turn] or [None]
+        for role in roles:
+            if not isinstance(role, str) or role not in ROLES:
+                raise RowError(f"{where} has the role {role!r}; known are {', '.join(ROLES)}")
+        if len({ROLES[role] for role in roles}) > 1:
+            raise RowError(f"{where} has the roles {' and '.join(map(repr, roles))}: leave one")
+        message = _message(turn, ROLES[roles[0]], where)
         if message["role"] == "tool" and not (found and (found[-1]["role"] == "tool" or "tool_calls" in found[-1])):
             raise RowError(f"{where} is a tool's answer, and no turn with tool_calls precedes it")
         if message["role"] != "system" or message["content"].strip():
@@ -284,7 +412,14 @@ def _message(turn: Mapping[str, Any], role: str, where: str) -> Message:
     if turn.get("function_call"):
         raise RowError(f"{where} has 'function_call', which is not read: write it as 'tool_calls'")
     calls = _tool_calls(turn["tool_calls"], where) if turn.get("tool_calls") else None
+    if "content" in turn and "value" in turn and turn["content"] != turn["value"]:
+        raise RowError(f"{where} has a content and a value that differ: leave one")
     content, parts = _content(turn.get("content", turn.get("value")), assistant, where, empty=calls is not None)
+    if assistant and turn.get("channel", "final") not in ("", "final"):
+        raise RowError(
+            f"{where} is of the channel {turn['channel']!r} and would be trained as an answer: write thoughts as the "
+            "'reasoning_content' of the turn that they lead to, calls as its 'tool_calls'"
+        )
     _refuse_lost_marks(turn, (*TURN, *NUMBERS, *SWITCHES, *REASONING), where)
     message: Message = {"role": role, "content": content}
     reasoning = [key for key in REASONING if turn.get(key)]
@@ -309,24 +444,26 @@ def _message(turn: Mapping[str, Any], role: str, where: str) -> Message:
     return message
 
 
-def _content(content: Any, assistant: bool, where: str, empty: bool) -> tuple[str, list[tuple[int, float]] | None]:
-    """A turn's text, and its parts where one of them has a weight; `empty`: there may be none."""
+def _content(
+    content: Any, assistant: bool, where: str, empty: bool
+) -> tuple[str, list[tuple[int, float | None]] | None]:
+    """A turn's text, and its parts where one of them is marked; `empty`: there may be none."""
     if content is None and empty:
         return "", None
     if not isinstance(content, list | tuple):
         if not isinstance(content, str):
             raise RowError(f"{where} has no text content")
         return content, None
-    parts: list[tuple[int, float]] = []
+    parts: list[tuple[int, float | None]] = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise RowError(f"{where} has a part of type {kind!r}; only parts of text are read")
         _refuse_lost_marks(part, ("type", "text", *NUMBERS, *SWITCHES), f"{where} has a part that")
-        weight = _weight(part, assistant, f"{where} has a part that")
-        parts.append((len(text), 1.0 if weight is None else weight))
-    return "".join(part["text"] for part in content), parts if any(weight != 1 for _, weight in parts) else None
+        parts.append((len(text), _weight(part, assistant, f"{where} has a part that")))
+    marked = any(weight is not None for _, weight in parts)
+    return "".join(part["text"] for part in content), parts if marked else None
 
 
 def _refuse_lost_marks(marked: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -408,6 +545,8 @@ class _RowFormatter(string.Formatter):
             raise RowError(f"a field of the template is {value}")
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise RowError(f"a field of the template is {type(value).__name__}, not text or a number")
+        if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+            value = int(value)  # a gap in a column of whole numbers makes them floats
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> str:
@@ -424,6 +563,12 @@ def render(template: str, row: Mapping[str, Any]) -> str:
         raise RowError(f"field {error} is missing (template {template!r})") from error
     except (IndexError, TypeError, ValueError, OverflowError) as error:
         raise RowError(f"template {template!r}: {error}") from error
+
+
+def fields_of(template: str) -> set[str]:
+    """The fields that a template names; ValueError if it is none."""
+    names = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    return {*names, *(name.split("[")[0] for name in names)}
 
 
 @dataclass(frozen=True)
@@ -447,6 +592,12 @@ def split_turns(conversation: Sequence[Message], keep: Turns, training: bool) ->
     trained = [place for place in places if _trained(conversation[place])]
     if training and keep is Turns.last and places[-1] not in trained:
         raise RowError("the last turn, which is the response, is marked not to be trained")
+    wanted = [place + 1 for place in places[:-1] if _wanted(conversation[place])]
+    if training and keep is Turns.last and wanted:
+        raise RowError(
+            f"turn {wanted[0]} is marked to be trained, and only the last one is: set task.turns=all (turns='all' of "
+            "xtf.score)"
+        )
     if training and not trained:
         raise RowError("every assistant's turn is marked not to be trained")
     pairs = []
@@ -475,7 +626,12 @@ def _context(message: Message) -> Message:
 
 def _trained(message: Message) -> bool:
     """Whether any of an assistant's turn is trained."""
-    return message.get("weight", 1.0) > 0 and any(w > 0 for size, w in message.get("parts", [(1, 1.0)]) if size)
+    return message.get("weight", 1.0) > 0 and any(w != 0 for size, w in message.get("parts", [(1, None)]) if size)
+
+
+def _wanted(message: Message) -> bool:
+    """Whether a mark says that some of an assistant's turn is trained."""
+    return _trained(message) and ("weight" in message or any(w for size, w in message.get("parts", ()) if size))
 
 
 def example_of(
@@ -484,7 +640,7 @@ def example_of(
     """A prompt and its answer as an example; `source` is the id of the row."""
     spans, start = [], 0
     for size, weight in pair.answer.get("parts", ()):
-        if size and weight != 1:
+        if size and weight is not None and weight != 1:
             spans.append(WeightedSpan(start, start + size, weight))
         start += size
     return Example(

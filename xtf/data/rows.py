@@ -84,10 +84,13 @@ def ids_of(row: Mapping[str, Any], name: str, *, least: int = 0, switches: bool 
 
 
 def row_id(row: Mapping[str, Any], number: int) -> str:
-    """The row's own id (the first of `ID_FIELDS` that holds a string or an integer), else its row number."""
+    """The row's own id (the first of `ID_FIELDS` that holds a string or a whole number), else its row number."""
     for name in ID_FIELDS:
-        if isinstance(row.get(name), str | int):
-            return str(row[name])
+        value = row.get(name)
+        if isinstance(value, float) and value.is_integer():  # a gap in a column of whole numbers makes them floats
+            value = int(value)
+        if isinstance(value, str | int):
+            return str(value)
     return str(number)
 
 
@@ -220,8 +223,8 @@ class _LineSource:
         rows, gaps = 0, array("q")  # the numbers of blank lines
         self.starts: list[tuple[int, int]] = []  # of rows 0, LINES, 2 LINES, ...: place in the file, number
         for number, start, line in self._lines(0, 1):
-            if start == 0 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError("it is UTF-16: save it as UTF-8")
+            if start == 0:
+                _refuse_wide(line)
             if not line.strip():
                 gaps.append(number)
                 continue
@@ -368,14 +371,16 @@ class _ParquetSource:
 
 
 class _HubSource:
-    """A dataset of the hub, which `datasets` maps into memory."""
+    """A dataset of the hub, which `datasets` maps into memory, in the way of `plain_rows`."""
 
     def __init__(self, data: Any) -> None:
-        self.data = data
+        self.table: pa.Table = data.with_format("arrow")[:]
         self.numbers: Places = range(1, len(data) + 1)
+        self.whole = _whole_columns(self.table)
 
     def at(self, places: Places) -> Iterator[dict[str, Any]]:
-        return (dict(self.data[int(place)]) for place in places)
+        for start, some in itertools.groupby(map(int, places), key=lambda place: place - place % LINES):
+            yield from plain_rows(self.table.slice(start, LINES).take([place - start for place in some]), self.whole)
 
 
 class _Whole(io.RawIOBase):
@@ -462,7 +467,7 @@ def open_file(path: Path) -> Source:
 
 def read_saved(folder: Path, split: str) -> Numbered:
     """The rows of a folder that `save_to_disk` wrote, of its `split` where it has several; also of the one such folder
-    within `folder`, as Axolotl prepares it.
+    within `folder`, as Axolotl prepares it. A set that says of no split that it is its own is read whole for any.
 
     Raises:
         ValueError: there is none, or several; no such split.
@@ -490,6 +495,9 @@ def read_saved(folder: Path, split: str) -> Numbered:
         if split not in data:
             raise ValueError(f"{folder}: it has no split {split!r} but {', '.join(data)}: set task.train.split")
         data = data[split]
+    elif split != SourceConfig.split and ("[" in split or str(data.split or split) != split):
+        what = f"is the split {str(data.split)!r}" if data.split else "has no splits"
+        raise ValueError(f"{folder}: it {what}, not {split!r}: set its split to {SourceConfig.split} to read it whole")
     with reading_arrow(inner[0]):
         return list(enumerate(plain_rows(data.with_format("arrow")[:]), start=1))
 
@@ -518,8 +526,7 @@ def _text(content: bytes, first_line: int = 1) -> str:
     Raises:
         ValueError: it is not UTF-8; names what it may be.
     """
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError("it is UTF-16: save it as UTF-8")
+    _refuse_wide(content)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -527,6 +534,16 @@ def _text(content: bytes, first_line: int = 1) -> str:
         raise NotUTF8(
             f"line {line} is not UTF-8 (byte 0x{content[error.start]:02x}; it may be Windows-1252): save it as UTF-8"
         ) from error
+
+
+def _refuse_wide(content: bytes) -> None:
+    """ValueError for a text that begins as UTF-16 or UTF-32 does, with a byte order mark or without."""
+    head = content[:4]
+    zeros = head.count(0)
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) or (zeros == 3 and len(head) == 4):
+        raise ValueError("it is UTF-32: save it as UTF-8")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 0 < zeros < len(head):
+        raise ValueError("it is UTF-16: save it as UTF-8")
 
 
 def _json(text: str) -> Any:
@@ -567,8 +584,7 @@ def _parse_json(content: bytes) -> Numbered:
 
 def _parse_csv(path: Path, zipped: bool) -> Numbered:
     with _whole(path, zipped) as file:
-        if file.peek(2).startswith((b"\xff\xfe", b"\xfe\xff")):
-            _text(file.peek(2))
+        _refuse_wide(file.peek(4))
         try:
             return _csv_rows(io.TextIOWrapper(file, "utf-8-sig", newline=""))
         except UnicodeDecodeError:  # of a chunk: which line is it?
@@ -586,26 +602,42 @@ def _csv_rows(file: io.TextIOWrapper) -> Numbered:
                 raise ValueError(f"line {number} is longer than {LONGEST_LINE >> 20} MiB, which no row is")
             if not line:
                 return
+            if number == 1:
+                _refuse_separator(line)
             yield line
 
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.DictReader(lines(), strict=True)
-    header = reader.fieldnames or []
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise ValueError(f"the header names {twice[0]!r} twice")
-    separator = next((one for one in ";\t|" if len(header) == 1 and one in header[0]), None)
-    if separator is not None:
-        raise ValueError(
-            f"its one column is {header[0]!r}: is it separated by {separator!r}? Values are separated by commas"
-        )
-    numbered = []
-    for number, row in enumerate(reader, start=1):
-        if None in row:
-            raise ValueError(f"row {number}: more values than the header has names ({', '.join(header)})")
-        numbered.append((number, {name: value for name, value in row.items() if value is not None}))
+    numbered, start = [], 1
+    try:
+        header = reader.fieldnames or []
+        if twice := [name for name, count in Counter(header).items() if count > 1]:
+            raise ValueError(f"the header names {twice[0]!r} twice")
+        start = reader.line_num + 1
+        for number, row in enumerate(reader, start=1):
+            if None in row:
+                raise ValueError(f"row {number}: more values than the header has names ({', '.join(header)})")
+            numbered.append((number, {name: value for name, value in row.items() if value is not None}))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        remedy = "close each quote, and double those within a value"
+        raise ValueError(f"the row that begins on line {start}: {error}: {remedy}") from error
     if not numbered and not "".join(header).strip():
         raise ValueError("the file is empty")
     return numbered
+
+
+def _refuse_separator(line: str) -> None:
+    """ValueError for the first line of a CSV that has one column, in which another separator than a comma stands."""
+    names = next(csv.reader([line]), [])
+    separator = next((one for one in ";\t|" if len(names) == 1 and one in names[0]), None)
+    if separator is not None:
+        raise ValueError(
+            f"its one column is {line.strip()!r}: is it separated by {separator!r}? Values are separated by commas"
+        )
+
+
+EXACT = 2.0**53  # floats below it hold every whole number
 
 
 def plain_rows(table: pa.Table, whole: Iterable[str] | None = None) -> list[dict[str, Any]]:
@@ -618,16 +650,58 @@ def plain_rows(table: pa.Table, whole: Iterable[str] | None = None) -> list[dict
     """
     import pyarrow as pa
 
-    known = None if whole is None else set(whole)
+    known = set(_whole_columns(table) if whole is None else whole)
     for place, field in enumerate(table.schema):
-        if not pa.types.is_floating(field.type):
-            continue
-        column, gaps, integral = _gaps(table[field.name])
-        if field.name in known if known is not None else gaps and integral and column.null_count < len(column):
-            column = column.cast(pa.int64())
-        table = table.set_column(place, field.name, column)
+        if pa.types.is_floating(field.type):
+            column, _, _ = _gaps(table[field.name])
+            table = table.set_column(place, field.name, column.cast(pa.int64()) if field.name in known else column)
     found: list[dict[str, Any]] = table.to_pylist()
     return found
+
+
+def frame_rows(frame: Any) -> list[dict[str, Any]]:
+    """The rows of a pandas DataFrame, in the way of `plain_rows`, whatever the types within a column.
+
+    Raises:
+        ValueError: a column is there twice.
+    """
+    if twice := [name for name, count in Counter(frame.columns).items() if count > 1]:
+        raise ValueError(f"the column {twice[0]!r} is there twice")
+    columns = {}
+    for name in frame.columns:
+        gaps = frame[name].isna().tolist()
+        values = [None if gap else plain(value) for value, gap in zip(frame[name].tolist(), gaps, strict=True)]
+        there = [value for value in values if value is not None]
+        if any(gaps) and all(isinstance(value, float) and value.is_integer() and abs(value) < EXACT for value in there):
+            values = [None if value is None else int(value) for value in values]
+        columns[name] = values
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def plain(value: Any) -> Any:
+    """Lists and numbers of Python for those of numpy, at any depth."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in memory as one of a file: NaN is null, and see `plain`."""
+    found: dict[str, Any] = plain(row)
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
+
+
+def _whole_columns(table: pa.Table) -> list[str]:
+    """The columns of floats that hold whole numbers which gaps have made so."""
+    import pyarrow as pa
+
+    floating = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    found = {name: _gaps(table[name]) for name in floating}
+    return [name for name, (column, gaps, whole) in found.items() if gaps and whole and column.null_count < len(column)]
 
 
 def _gaps(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool, bool]:
@@ -636,7 +710,7 @@ def _gaps(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool, bool]:
 
     column = pc.if_else(pc.is_nan(column), None, column)
     there = column.drop_null()
-    whole = pc.all(pc.and_(pc.is_finite(there), pc.equal(there, pc.floor(there)))).as_py()
+    whole = pc.all(pc.and_(pc.less(pc.abs(there), EXACT), pc.equal(there, pc.floor(there)))).as_py()
     return column, len(there) < len(column), whole is not False
 
 
@@ -689,9 +763,13 @@ def _keep_ids(found: Source, places: Places, path: str, name: str) -> np.ndarray
 
 def _drop_ids(found: Source, places: Places, path: str, name: str) -> np.ndarray:
     unwanted = _id_set(path)
-    kept = np.asarray(places)[[one not in unwanted for one in _ids(found, places)]]
-    if len(kept) == len(places):
-        raise ValueError(f"{name}: none of the {len(unwanted)} ids of {path} is in it: {first_few(unwanted)}")
+    ids = _ids(found, places)
+    missing = unwanted - set(ids)
+    if missing and len(places) < len(found.numbers):  # `ids` may have left them out
+        missing -= set(_ids(found, range(len(found.numbers))))
+    if missing:
+        raise ValueError(f"{name}: {len(missing)} of {len(unwanted)} ids of {path} are not in it: {first_few(missing)}")
+    kept = np.asarray(places)[[one not in unwanted for one in ids]]
     if not len(kept):
         raise ValueError(f"{name}: leaving out the ids of {path} leaves no row")
     return kept

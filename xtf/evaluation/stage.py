@@ -15,7 +15,7 @@ from xtf.config.schema import Backend, Config, Stage
 from xtf.evaluation.decoding import Decoding
 from xtf.evaluation.evaluate import Request, evaluate
 from xtf.evaluation.general import check_general, general_figures
-from xtf.evaluation.teacher_forced import teacher_forced_figures
+from xtf.evaluation.teacher_forced import held_out_rows, teacher_forced_figures
 from xtf.evaluation.vllm_engine import VLLMEngine
 from xtf.runtime.artifacts import intact, locked, read_json, write_json
 from xtf.runtime.heads import position_table
@@ -91,6 +91,7 @@ def check_evaluation(config: Config, items: Callable[[], Items]) -> None:
         check_general(config.evaluate.general)
     if config.evaluate.losses:
         items().responses(config.model.max_length)
+        held_out_rows(config, items().tokenizer)
 
 
 def check_context(config: Config, items: Items) -> None:

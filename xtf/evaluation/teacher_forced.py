@@ -162,9 +162,7 @@ def teacher_forced_figures(
     file, key = RunFolder(folder).losses, digest([model, source])
     entry = read_json(file) if intact(file) else {}
     if entry.get("key") != key:
-        path = HELD_OUT if source == "bundled" else config.evaluate.forgetting
-        texts = [] if path is None else read_field(Path(path), "text", "evaluate.forgetting")
-        held_out = text_rows(tokenizer, texts, config.model.max_length) if texts else []
+        held_out = held_out_rows(config, tokenizer)
         given = rows()
         tokens = sum(len(row.input_ids) - 1 for row in (*given, *held_out))
         with stopwatch() as seconds, bar(f"losses of the {name} model", tokens) as progress:
@@ -186,6 +184,17 @@ def _by_row(rows: Sequence[Encoded], found: Predictions) -> dict[str, tuple[int,
     """Response tokens of each row and the nats that they cost, by example id, for differences that pair rows."""
     sums = zip(found.tokens, found.nll, strict=True)
     return {row.example_id: (int(tokens), round(float(nll), 5)) for row, (tokens, nll) in zip(rows, sums, strict=True)}
+
+
+def held_out_rows(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """The rows of the text whose loss shows forgetting; none without one.
+
+    Raises:
+        ValueError: a text that cannot be read, or is too short.
+    """
+    path = HELD_OUT if forgetting_source(config) == "bundled" else config.evaluate.forgetting
+    texts = [] if path is None else read_field(Path(path), "text", "evaluate.forgetting")
+    return text_rows(tokenizer, texts, config.model.max_length) if texts else []
 
 
 def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[Encoded]:

@@ -9,6 +9,7 @@ by name (`task.grader`), so that own data can use any of them.
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,19 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import nearest
-from xtf.config.schema import ConfigError, TaskConfig
+from xtf.config.schema import ConfigError, TaskConfig, Turns
 from xtf.data.examples import (
     Example,
     Message,
+    NotedRow,
     Reading,
     RowError,
     example_of,
+    fields_of,
     refuse_lost,
     render,
     split_turns,
     texts_of,
+    tool_definitions,
+    whole,
+    with_system,
 )
-from xtf.data.rows import NESTED, Rows, first_few, plain_rows, row_id
+from xtf.data.rows import NESTED, Rows, first_few, frame_rows, plain_row, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
 from xtf.graders.base import Grade, Grader, Item
 from xtf.graders.metrics import Metric
@@ -129,6 +135,10 @@ class Task:
         texts_of(conversation)
         pairs = split_turns(conversation, self.config.turns, training)
         name = row_id(row, number)
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(f"the id {name!r} holds half a character, {name[error.start]!r}: mend it") from error
         names = [name] if len(pairs) == 1 else [f"{name}#{turn}" for turn in range(1, len(pairs) + 1)]
         return [example_of(each, name, pair, row, reading.tools) for each, pair in zip(names, pairs, strict=True)]
 
@@ -136,11 +146,16 @@ class Task:
         if self.config.prompt is None:
             return self.read(row)
         prompt: Message = {"role": "user", "content": render(self.config.prompt, row)}
-        if self.config.response is None and not training:
-            return Reading([prompt])
-        if self.config.response is None:
+        turns = [prompt]
+        if self.config.response is not None:
+            turns.append({"role": "assistant", "content": render(self.config.response, row)})
+        elif training:
             raise RowError("task.prompt is set, task.response is not: both are needed to train")
-        return Reading([prompt, {"role": "assistant", "content": render(self.config.response, row)}])
+        templates = (self.config.prompt, self.config.response or "", self.config.reference or "")
+        named = set().union(*map(fields_of, templates))
+        left = {name: value for name, value in row.items() if name not in named}
+        refuse_lost(left)
+        return Reading(with_system(left, turns), tools=tool_definitions(left))
 
     def reference(self, example: Example) -> str:
         """The key that completions of this example are compared with.
@@ -220,9 +235,7 @@ def as_rows(items: Any) -> list[Mapping[str, Any] | Example]:
     elif isinstance(items, datasets.IterableDataset):
         given = list(items.with_format(None))
     elif hasattr(items, "iterrows"):  # a pandas DataFrame
-        import pyarrow as pa
-
-        given = [*plain_rows(pa.Table.from_pandas(items, preserve_index=False))]
+        given = [*frame_rows(items)]
     else:
         given = list(items)
     if others := [place for place, item in enumerate(given, 1) if not isinstance(item, Mapping | Example)]:
@@ -230,7 +243,7 @@ def as_rows(items: Any) -> list[Mapping[str, Any] | Example]:
     return [*given]
 
 
-def as_examples(items: Any) -> list[Example]:
+def as_examples(items: Any, turns: Turns = Turns.last) -> list[Example]:
     """What `as_rows` takes as training examples: the forms that the command line reads from files (`xtf.tasks.custom`).
 
     A row's id is the first of its fields `xtf.data.rows.ID_FIELDS`, else its number from 1.
@@ -239,11 +252,17 @@ def as_examples(items: Any) -> list[Example]:
         ValueError: as `as_rows`; naming the rows that cannot be used.
     """
     given = as_rows(items)
-    numbered = [(place, dict(item)) for place, item in enumerate(given, 1) if not isinstance(item, Example)]
-    task = load_task(TaskConfig(name="custom", grader="exact"))
-    rows = Rows([row for _, row in numbered], [place for place, _ in numbered], "the examples given", "")
-    read = iter(task.examples(rows))
-    return [item if isinstance(item, Example) else next(read) for item in given]
+    own = {}
+    for number, item in enumerate(given, start=1):
+        try:
+            if not isinstance(item, Example):
+                own[number] = plain_row(item)
+        except RecursionError as error:
+            raise ValueError(f"row {number}: {NESTED}") from error
+    task = load_task(TaskConfig(name="custom", grader="exact", turns=turns))
+    rows = Rows([*own.values()], [*own], "the examples given", "")
+    read = itertools.groupby(task.examples(rows), key=lambda example: id(example.row))
+    return [example for item in given for example in ([item] if isinstance(item, Example) else next(read)[1])]
 
 
 def load_reader(config: TaskConfig) -> Reader:
@@ -275,7 +294,8 @@ def load_reader(config: TaskConfig) -> Reader:
 
     def read(row: Mapping[str, Any]) -> Reading:
         refuse_lost(row)
-        return reader(row)
+        noted = NotedRow(row)
+        return whole(noted, reader(noted))
 
     return read
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtf.data.examples import (
+    PAIRS,
     Message,
     Reading,
     RowError,
@@ -23,16 +24,7 @@ from xtf.data.examples import (
     instruction_turns,
     one_of,
     text_field,
-    tool_definitions,
-    with_system,
 )
-
-ANSWERS = {  # columns of a response, by that of its prompt
-    "prompt": ("response", "completion"),
-    "question": ("answer", "response"),
-    "query": ("response", "answer"),
-    "problem": ("solution",),
-}
 
 
 def read(row: Mapping[str, Any]) -> Reading:
@@ -40,17 +32,10 @@ def read(row: Mapping[str, Any]) -> Reading:
     if (found := chat(row)) is not None:
         return found
     if "instruction" in row:
-        return Reading(with_system(row, instruction_turns(row)))
-    for prompt, responses in ANSWERS.items():
+        return Reading(instruction_turns(row))
+    for prompt, responses in PAIRS.items():
         if row.get(prompt) is not None:
-            for name in ("context", "input", "history"):
-                if row.get(name):
-                    raise RowError(
-                        f"field '{name}' stands beside '{prompt}' and would be left out: put it in, such as by "
-                        f"task.prompt='{{{name}}} {{{prompt}}}' task.response='{{{responses[0]}}}'"
-                    )
-            turns = _asked(row, prompt) + _answered(row, responses)
-            return Reading(with_system(row, turns), tools=tool_definitions(row))
+            return Reading(_asked(row, prompt) + _answered(row, responses))
     raise RowError(
         f"no known columns in ({', '.join(map(str, row))}): name yours with "
         "task.prompt='{your_column}' and task.response='{your_column}'"
