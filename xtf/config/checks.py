@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import nearest, plain
+from xtf.config.identity import nearest, plain, side_files
 from xtf.config.schema import (
     GROUPS,
     LARGEST_SEED,
@@ -83,6 +83,7 @@ def resolve(config: Config) -> Config:
     check_task(task)
     check_plant(config.plant)
     config.method.check(config)
+    check_files(config)
     check_evaluate(config.evaluate)
     check_trainer(config.trainer)
     check_engine(config.trainer, config.ray)
@@ -516,6 +517,16 @@ def check_plant(plant: PlantConfig) -> None:
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
             + ", ".join(kind.value for kind in PlantKind)
         )
+
+
+# --- files beside the rows' own --------------------------------------------------------------------------------------
+
+
+def check_files(config: Config) -> None:
+    """Refuse a file of ids, or of the method, that is not there."""
+    for key, path in side_files(config).items():
+        if not path.is_file():
+            raise ConfigError(f"{key}={path}: there is no such file (working folder: {Path.cwd()})")
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
