@@ -11,6 +11,7 @@ import importlib.util
 import math
 import pkgutil
 import stat
+import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,12 @@ def resolve(config: Config) -> Config:
 
 
 def check_ranges(part: Any, prefix: str = "") -> None:
-    """Hold every number below a dataclass to the range that its field states with `within`, and to be finite."""
+    """Hold every number below a dataclass to the range that its field states with `within`, and to be finite; refuse an
+    empty text where null says that there is none, for that is what a shell makes of a variable that is not set."""
     for item in dataclasses.fields(part):
         value, key = getattr(part, item.name), f"{prefix}{item.name}"
+        if item.default is None and isinstance(value, str) and not value.strip():
+            raise ConfigError(f"{key} is empty (a variable that is not set?): give a value, or leave it out")
         stated = item.metadata.get("range", (-math.inf, math.inf, ()))
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{key}.")
@@ -488,8 +492,18 @@ COLDEST = 1e-3  # a temperature at which the likeliest token is drawn, but for n
 
 
 def check_task(task: TaskConfig) -> None:
-    """Refuse a temperature that divides logits beyond any float, samples and pass@k that do not fit each other, and a
-    date that is none."""
+    """Refuse a temperature that divides logits beyond any float, samples and pass@k that do not fit each other, templates
+    that read nothing, and a date that is none."""
+    if task.response is not None and task.prompt is None:
+        raise ConfigError(
+            f"task.response={task.response} is read beside task.prompt only: give the template of the prompt too"
+        )
+    for key in ("prompt", "response", "reference"):
+        if (template := getattr(task, key)) is not None and not _has_field(f"task.{key}", template):
+            raise ConfigError(
+                f"task.{key}={template} is the same text for every row: a column's name stands in braces, e.g. "
+                f"task.{key}='{{{template if template.isidentifier() else 'column'}}}'"
+            )
     try:
         datetime.date.fromisoformat(task.date)
     except ValueError as error:
@@ -505,6 +519,13 @@ def check_task(task: TaskConfig) -> None:
         )
     if max(task.pass_at, default=1) > task.samples:
         raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
+
+
+def _has_field(key: str, template: str) -> bool:
+    try:
+        return any(name is not None for _, name, _, _ in string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"{key}={template} is no template: {error}") from error
 
 
 # --- planted noise (a method checks itself: xtf.scoring.methods.Method.check) ----------------------------------------
