@@ -294,12 +294,16 @@ def test_given_counts_the_weights_of_rows_in_a_mask_of_ours_once(tmp_path: Path)
     weights = [[0.5, 0.5, 0.5, 0.0], [0.5, 0.5]]
     weighed = scored().append_column(ROW_WEIGHTS, pa.array(weights))
     ours = row_weighted(METHODS["normal"]().mask(weighed, ThresholdConfig(), (), 0))
+    more = {"kn": ours.table["logp"], "top_id": [[[1]]] * 2, "drop_kn": [[True]] * 2, "provenance": ["{}"] * 2}
+    for name, column in more.items():
+        ours = Mask(ours.table.append_column(name, column if name == "kn" else pa.array(column)), ours.stats)
     pq.write_table(ours.table, tmp_path / "mask.parquet")
     again = given_file(tmp_path / "mask.parquet").table
     assert again["weights"].to_pylist() == ours.table["weights"].to_pylist() == weights
     assert again["labels"].to_pylist() == ours.table["labels"].to_pylist()
     assert ROW_WEIGHTS not in again.column_names, "else they are counted again where the mask is written"
     assert again["logp"].to_pylist() == ours.table["logp"].to_pylist(), "what the explorer shows stays"
+    assert not {"top_id", "drop_kn", "provenance"} & set(again.column_names)
 
 
 BASE = {"input_ids": [9, 8, 1, 4], "labels": [-100, 8, 1, 4]}
@@ -344,6 +348,14 @@ def test_given_refuses_by_file_and_row_what_training_would_not_heed(
 ) -> None:
     with pytest.raises(ValueError, match=rf"mine\.jsonl: (cannot be read: )?row 2: .*({message})"):
         given(tmp_path, BASE, row)
+
+
+def test_given_takes_the_rows_that_the_manual_shows(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[2] / "docs/my-data.md").read_text()
+    mask = given(tmp_path, *manual.partition("```json\n")[2].partition("\n```")[0].splitlines())
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 1, 4]] * 2
+    assert mask.table["weights"].to_pylist()[0] == [1, 1]
+    assert mask.table["weights"].to_pylist()[1] == pytest.approx([0.3, 1])
 
 
 def test_given_takes_what_says_no_more_than_its_labels(tmp_path: Path) -> None:

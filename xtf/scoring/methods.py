@@ -606,7 +606,10 @@ def given_table(rows: Rows) -> Iterator[pa.RecordBatch]:
         ValueError: with file and row: a field that would not be heeded, lists that are none of numbers or of other
             lengths, a label within the prompt or another than the token that it stands at, padding, several documents.
     """
-    scores = [one.source for one in ATTRIBUTES.values() if one.source in rows.rows[0]]
+    first = rows.rows[0]
+    scores = list(
+        dict.fromkeys(name for one in ATTRIBUTES.values() for name in (one.name, one.source) if name in first)
+    )
     schema = pa.schema(
         {
             "example_id": pa.string(),
@@ -637,7 +640,7 @@ def _given(row: Mapping[str, Any], scores: Sequence[str]) -> dict[str, Any]:
             "method=given wants token ids: input_ids with labels (-100 where nothing is trained), or with "
             f"prompt_length and weights (a number for each token behind the prompt); the row has {', '.join(row)}"
         )
-    told = {*GIVEN, *ID_FIELDS, *TOLD, *(name for one in ATTRIBUTES.values() for name in (one.source, one.drops))}
+    told = {*GIVEN, *ID_FIELDS, *TOLD}.union(*((one.name, one.source, one.drops) for one in ATTRIBUTES.values()))
     for name, value in row.items():
         if name == "drop_probability":
             raise ValueError(
