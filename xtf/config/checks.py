@@ -66,8 +66,8 @@ def resolve(config: Config) -> Config:
     Raises:
         ConfigError: for a value or a combination of values that cannot work.
     """
-    check_ranges(config)
     check_names(config)
+    check_ranges(config)
     check_output_dir(config.output_dir)
     check_seeds(config)
     check_shape(config.model)
@@ -492,8 +492,8 @@ COLDEST = 1e-3  # a temperature at which the likeliest token is drawn, but for n
 
 
 def check_task(task: TaskConfig) -> None:
-    """Refuse a temperature that divides logits beyond any float, samples and pass@k that do not fit each other, templates
-    that read nothing, and a date that is none."""
+    """Refuse a temperature that divides logits beyond any float, samples and pass@k that do not fit each other,
+    templates that read nothing, and a date that is none."""
     if task.response is not None and task.prompt is None:
         raise ConfigError(
             f"task.response={task.response} is read beside task.prompt only: give the template of the prompt too"
