@@ -730,8 +730,8 @@ UNREAD = [
         for key in ("train_rows", "eval_rows", "prompt")
     ),
     (["task.size.response=9"], None),
-    (["model.shape.layers=9"], "model.shape.layers (model.path has a config.json)"),
-    (["model=llama_1b", "model.shape.layers=9"], None),
+    (["model.shape.bias=true"], "model.shape.bias (model.path has a config.json)"),
+    (["model=llama_1b", "model.shape.bias=true"], None),
     (["tuning.examples=9", "task.train.limit=4"], "tuning.examples (task.train.limit=4 is smaller)"),
     (["tuning.examples=4", "task.train.limit=4"], None),
 ]
