@@ -205,7 +205,7 @@ def run_job(node: Any) -> None:
     from xtf.config.compose import build, typed
     from xtf.config.identity import changed_keys, overrides
     from xtf.config.schema import ConfigError, Stage
-    from xtf.config.unread import in_words, unread
+    from xtf.config.unread import in_words, unread_alone
     from xtf.runtime.nodes import StoppedError
     from xtf.runtime.progress import say
     from xtf.runtime.run_folder import OutputDir, RunFolder
@@ -243,9 +243,7 @@ def run_job(node: Any) -> None:
             check_program()
         set_here = {*keys_of(hydra_node.overrides.task), *changed_keys(node, default)}  # an experiment's file sets some
         if not sweep:
-            told = unread(config, set_here)
-            if "task.max_new_tokens" in set_here and composed.task.max_new_tokens > config.task.max_new_tokens:
-                told["task.max_new_tokens"] = f"model.max_new_tokens={config.model.max_new_tokens} caps it"
+            told = unread_alone(composed, config, set_here)
             if told:
                 say(in_words(told))
         if "joblib" in hydra_node.launcher["_target_"]:

@@ -194,14 +194,11 @@ class Inputs:
 
     def table(self, passes: Mapping[Pass, Path]) -> Batches:
         """The training rows with every column that the method reads."""
-        from xtf.data.batches import Batches
+        from xtf.data.batches import Batches, spooled
 
         config = self.config
-        if (own := config.method.own_table(config.task.train)) is not None:
-            file = sha256(Path(config.task.train.path or ""))
-            name = Path(config.task.train.path or "").name
-            self.manifest.note_rows("train", {"source": name, "rows": len(own), "sha256": file, "file_sha256": file})
-            return Batches.of(own)
+        if config.method.own_rows:
+            return Batches.of(spooled(config.method.own_table(self.train_rows), Path(config.output_dir)))
         rows = training_rows(lambda: self.encoded, passes)
         if config.method.masked and config.threshold.protect is Protect.answer:
             rows = rows.with_column("protected", self._protected())

@@ -32,8 +32,9 @@ from xtf.config.schema import (
     ThresholdConfig,
     ThresholdEnd,
 )
-from xtf.config.unread import in_words, unread, unread_by_all
+from xtf.config.unread import _rules, in_words, unread, unread_alone, unread_by_all
 from xtf.runtime.run_folder import RunFolder
+from xtf.sweeps.jobs import keys_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,6 +149,18 @@ def test_the_bundled_answers_on_money_need_no_judge_unless_one_is_given(compose)
         (["preview.against=outputs/runs/x"], "is shown by stage=preview only"),
         (["threshold=released", "scorer.tr.variant=contextual"], "which scorer.tr.variant=contextual does not score"),
         (["scorer.attenders=3", "scorer.ri.variant=released"], "looks at no token's attention"),
+        (["task.train.path="], r"task\.train\.path is empty \(a variable that is not set\?\): give a value"),
+        (["task.train.ids="], r"task\.train\.ids is empty"),
+        (["method=data_augmentation", "method.path="], r"method\.path is empty"),
+        (["model.revision=' '"], r"model\.revision is empty"),
+        (["task.response='{answer}'"], r"task\.response=\{answer\} is read beside task\.prompt only"),
+        (
+            ["task.prompt=question", "task.response='{answer}'"],
+            r"same text for every row: .*task\.prompt='\{question\}'",
+        ),
+        (["task.prompt='{question}'", "task.response='the answer'"], r"same text .*task\.response='\{column\}'"),
+        (["task.reference='{{answer}}'"], r"task\.reference=\{\{answer\}\} is the same text for every row"),
+        (["task.prompt='{question'"], r"task\.prompt=\{question is no template: "),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(compose, arguments, message):
@@ -490,6 +503,35 @@ def test_a_text_that_hydra_reads_as_another_number_is_refused():
     check_texts(parse_overrides(["model.revision='1e5'", "model.revision=12", "seed=007", "tuning.learning_rate=1e-5"]))
 
 
+@pytest.mark.parametrize(
+    ("argument", "read", "literal"),
+    [
+        ("task.choices=[1e5,2.50]", "100000.0", 'task.choices=["1e5","2.50"]'),
+        ("task.choices=['1e5', 2.5, 2.50]", "2.5", 'task.choices=[\'1e5\',"2.5","2.50"]'),
+        ("task.choices=[true,false]", "True", 'task.choices=["true","false"]'),
+        ("logger.tags=[1_000]", "1000", 'logger.tags=["1_000"]'),
+        ("method.path=1e5", "100000.0", 'method.path="1e5"'),
+        ("model.revision=main,1e5", "100000.0", 'model.revision=main,"1e5"'),
+        ("task.system=true", "True", 'task.system="true"'),
+    ],
+)
+def test_texts_in_lists_of_methods_and_of_sweeps_are_refused_likewise(argument: str, read: str, literal: str) -> None:
+    with pytest.raises(ConfigError, match=rf"is read as {re.escape(read)}; to give the text, write ") as caught:
+        check_texts(parse_overrides([argument]))
+    (word,) = shlex.split(str(caught.value).split("; to give the text, write ")[1])
+    assert word.replace(", ", ",") == literal
+    check_texts(parse_overrides([word]))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["task.choices=[yes,'1e5',3,a b,\"x,1e5\"]", "task.choices=[]", "task.pass_at=[01]", "method.factor=03",
+     "method.tau=1e-1", "seed=00,01", "model.path='1e5',12"],
+)  # fmt: skip
+def test_texts_that_come_out_as_they_were_typed_and_numbers_are_taken(argument: str) -> None:
+    check_texts(parse_overrides([argument]))
+
+
 def test_a_record_that_does_not_know_the_end_setting_judged_the_end(compose):
     now = resolve(to_config(compose()))
     assert now.threshold.end is ThresholdEnd.kept
@@ -553,6 +595,8 @@ def other(value: Any) -> Any:
         return value + 1
     if isinstance(value, list):
         return [*value, "x"]
+    if isinstance(value, dict):
+        return value | {"x": 1.0}
     return "other" if value is None or isinstance(value, str) else value
 
 
@@ -560,9 +604,12 @@ def changed_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Callable[
     """(dotted key, what changes it, what puts it back) of every leaf of a configuration."""
     for item in dataclasses.fields(part):
         value, key = getattr(part, item.name), f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(value):
-            yield from changed_fields(value, f"{key}.")
-        elif not isinstance(value, dict):
+        parts = {key: value} if dataclasses.is_dataclass(value) else {}
+        if isinstance(value, dict):
+            parts = {f"{key}.{name}": one for name, one in value.items() if dataclasses.is_dataclass(one)}
+        for name, one in parts.items():
+            yield from changed_fields(one, f"{name}.")
+        if not parts:
             yield (
                 key,
                 functools.partial(setattr, part, item.name, other(value)),
@@ -571,7 +618,7 @@ def changed_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Callable[
 
 
 def test_every_key_names_the_run_or_is_listed_with_the_reason_why_not(compose) -> None:
-    config = resolve(to_config(compose()))
+    config = resolve(to_config(compose("scorer.model=llama_1b")))
     before, neutral, keys = identity(config), set(), []
     for key, change, put_back in changed_fields(config):
         change()
@@ -583,56 +630,138 @@ def test_every_key_names_the_run_or_is_listed_with_the_reason_why_not(compose) -
         neutral |= set(listed)
         keys.append(key)
     assert len(keys) > 150
+    assert {"model.recipes.lora.epochs", "model.recipes.full.learning_rate_by_task", "scorer.model.path"} <= set(keys)
     assert neutral == set(_NEUTRAL), "what is listed but is no key"
     assert all(reason.strip() for reason in _NEUTRAL.values())
+
+
+def test_every_key_of_every_method_names_the_run(compose) -> None:
+    config, keys = resolve(to_config(compose())), []
+    for method in built_in_methods().values():
+        one = dataclasses.replace(config, method=method())
+        before = identity(one)
+        for key, change, put_back in changed_fields(one.method, "method."):
+            change()
+            assert identity(one) != before, f"{key} of {one.method.name} names no run"
+            put_back()
+            keys.append(key)
+    assert {"method.path", "method.reference", "method.tau", "method.match"} <= set(keys)
+
+
+QUANTILES = {"ri": "iqr", "kn": "cutoff", "tr": "multi_otsu"}
+UNREAD = [
+    (["threshold.kn.q=0.3"], "threshold.kn.q (threshold.kn.rule=cutoff)"),
+    (["threshold=quantile", "threshold.tr.bins=9"], "threshold.tr.bins (threshold.tr.rule=quantile)"),
+    (["scorer=ri", "threshold.kn.pcp=0.9"], "threshold.kn.pcp (method=xtf with scorer=ri drops nothing by it)"),
+    (["method=normal", "threshold.ri.c=2"], "threshold.ri.c (method=normal with scorer=xtf drops nothing by it)"),
+    (["threshold.ties=none"], "threshold.ties (no threshold has a cap)"),
+    (["scorer=kn", "scorer.tr.variant=contextual"], "scorer.tr.variant (nothing scores TR)"),
+    (["scorer.ri.variant=released", "scorer.ri.layer=3"], "scorer.ri.layer (scorer.ri.variant=released)"),
+    (["task.domain_words=[a]"], "task.domain_words (scorer.tr.variant=dataset)"),
+    (["task.top_p=0.9"], "task.top_p (task.temperature=0 decodes greedily)"),
+    (["task.judge.model=x"], "task.judge.model (task.grader=number asks no judge)"),
+    (["task.sandbox.cpu_seconds=9"], "task.sandbox.cpu_seconds (task.grader=number runs no programs)"),
+    (["task.train.split=test"], "task.train.split (task.train.path is one file)"),
+    (["model.revision=main"], "model.revision (model.path is on this machine)"),
+    (["tuning.lora.r=4"], "tuning.lora.r (tuning=full trains no adapter)"),
+    (["method=normal", "tuning.backward=kept"], "tuning.backward (method=normal drops no token)"),
+    (["evaluate.general_limit=5"], "evaluate.general_limit (evaluate.general is empty)"),
+    (["evaluate.vllm_memory=0.5"], "evaluate.vllm_memory (evaluate.backend=hf)"),
+    (["plant.seed=5"], "plant.seed (plant.share=0)"),
+    (["ray.timeout_seconds=5"], "ray.timeout_seconds (trainer.engine=processes)"),
+    (
+        ["method=slm", "method.reference=m", "method.warmup=0.1"],
+        "method.warmup (method.reference=m is the reference model)",
+    ),
+    (["method=slm", "method.warmup=0.1"], None),
+    (["pilot.seeds=5"], "pilot.seeds (probe=false)"),
+    (["export.to=trl"], "export.to (stage=all exports nothing)"),
+    (["preview.format=text"], "preview.format (stage=all shows no preview)"),
+    (["pretrain.steps=9"], "pretrain.steps (stage=all pre-trains nothing)"),
+    (["logger.project=x"], "logger.project (logger=csv)"),
+    (["trainer.node_timeout_seconds=5"], "trainer.node_timeout_seconds (trainer.nodes=1)"),
+    (["threshold.kn.pcp=0.9", "threshold.kn.cap=0.5", "threshold.ties=none", "scorer.ri.layer=3"], None),
+    (["threshold=quantile", "threshold.kn.q=0.3"], None),
+    (["task.grader=mine.Own", "task.sandbox.cpu_seconds=9", "task.judge.model=x"], None),
+    (["tuning=lora", "tuning.lora.r=4"], None),
+    (["stage=export", "export.to=trl"], None),
+    (["logger=wandb", "logger.project=x"], None),
+    (["stage=dashboard", "logger.entity=me"], None),
+    (["method=random", "threshold.kn.pcp=0.9"], None),
+    *(
+        (
+            ["method=normal", f"threshold.{name}.cap=0.5"],
+            f"threshold.{name}.cap (method=normal with scorer=xtf drops nothing by it)",
+        )
+        for name in QUANTILES
+    ),
+    *(
+        (["threshold=paper", f"threshold.{name}.q=0.3"], f"threshold.{name}.q (threshold.{name}.rule={rule})")
+        for name, rule in QUANTILES.items()
+    ),
+    *(
+        (["threshold=quantile", f"threshold.{key}=3"], f"threshold.{key} (threshold.{key[:2]}.rule=quantile)")
+        for key in ("ri.c", "tr.classes", "tr.cluster")
+    ),
+    (["threshold=quantile", "threshold.kn.pcp=0.5"], "threshold.kn.pcp (threshold.kn.rule=quantile)"),
+    (["threshold=quantile", "threshold.tr.fit=released"], "threshold.tr.fit (threshold.tr.rule=quantile)"),
+    *(
+        ([f"task.{which}.{key}=x"], f"task.{which}.{key} (task.{which}.path {why})")
+        for which in ("train", "eval")
+        for key, why in (
+            ("hub", "names the rows"),
+            ("subset", "names the rows"),
+            ("revision", "names the rows"),
+            ("split", "is one file"),
+        )
+    ),
+    *(
+        ([f"logger.{key}={value}"], f"logger.{key} (logger=csv)")
+        for key, value in (("entity", "me"), ("mode", "offline"), ("tags", "[a]"), ("timeout_seconds", "9"))
+    ),
+    (["method=normal", "scorer.ri.scale=raw"], "scorer.ri.scale (nothing scores RI)"),
+    (["task.samples=2", "task.temperature=1", "task.pass_at=[1,2]"], "task.pass_at (task.grader=number has no pass@k)"),
+    (["plant.kinds=[boilerplate]"], "plant.kinds (plant.share=0)"),
+    (["plan.device_memory_gb=8"], "plan.device_memory_gb (stage=all plans nothing)"),
+    (["model=llama_1b", "task.bundled=code"], "task.bundled (no bundled sample is read)"),
+    (["task.bundled_grader=exact"], "task.bundled_grader (task.grader=number grades)"),
+    *(
+        ([f"task.size.{key}=9"], f"task.size.{key} (only stage=plan counts with it)")
+        for key in ("train_rows", "eval_rows", "prompt")
+    ),
+    (["task.size.response=9"], None),
+    (["model.shape.bias=true"], "model.shape.bias (model.path has a config.json)"),
+    (["model=llama_1b", "model.shape.bias=true"], None),
+    (["tuning.examples=9", "task.train.limit=4"], "tuning.examples (task.train.limit=4 is smaller)"),
+    (["tuning.examples=4", "task.train.limit=4"], None),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), UNREAD)
+def test_a_key_that_another_one_leaves_unread_is_told(compose, arguments: list[str], told: str | None) -> None:
+    config = resolve(to_config(compose(*arguments)))
+    found = unread(config, [one.partition("=")[0] for one in arguments])
+    assert [f"{key} ({why})" for key, why in found.items()] == ([] if told is None else [told])
+
+
+def test_every_rule_of_what_is_not_read_has_a_case(compose) -> None:
+    shown = [told.partition(" ")[0] for _, told in UNREAD if told is not None]
+    rules = {start for start, _, _ in _rules(resolve(to_config(compose())))}
+    assert sorted(start for start in rules if not any(key.startswith(start) for key in shown)) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["threshold.kn.q=0.3"], "threshold.kn.q (threshold.kn.rule=cutoff)"),
-        (["threshold=quantile", "threshold.tr.bins=9"], "threshold.tr.bins (threshold.tr.rule=quantile)"),
-        (["scorer=ri", "threshold.kn.pcp=0.9"], "threshold.kn.pcp (method=xtf with scorer=ri drops nothing by it)"),
-        (["method=normal", "threshold.ri.c=2"], "threshold.ri.c (method=normal with scorer=xtf drops nothing by it)"),
-        (["threshold.ties=none"], "threshold.ties (no threshold has a cap)"),
-        (["scorer=kn", "scorer.tr.variant=contextual"], "scorer.tr.variant (nothing scores TR)"),
-        (["scorer.ri.variant=released", "scorer.ri.layer=3"], "scorer.ri.layer (scorer.ri.variant=released)"),
-        (["task.domain_words=[a]"], "task.domain_words (scorer.tr.variant=dataset)"),
-        (["task.top_p=0.9"], "task.top_p (task.temperature=0 decodes greedily)"),
-        (["task.judge.model=x"], "task.judge.model (task.grader=number asks no judge)"),
-        (["task.sandbox.cpu_seconds=9"], "task.sandbox.cpu_seconds (task.grader=number runs no programs)"),
-        (["task.train.split=test"], "task.train.split (task.train.path is one file)"),
-        (["model.revision=main"], "model.revision (model.path is on this machine)"),
-        (["tuning.lora.r=4"], "tuning.lora.r (tuning=full trains no adapter)"),
-        (["method=normal", "tuning.backward=kept"], "tuning.backward (method=normal drops no token)"),
-        (["evaluate.general_limit=5"], "evaluate.general_limit (evaluate.general is empty)"),
-        (["evaluate.vllm_memory=0.5"], "evaluate.vllm_memory (evaluate.backend=hf)"),
-        (["plant.seed=5"], "plant.seed (plant.share=0)"),
-        (["ray.timeout_seconds=5"], "ray.timeout_seconds (trainer.engine=processes)"),
-        (
-            ["method=slm", "method.reference=m", "method.warmup=0.1"],
-            "method.warmup (method.reference=m is the reference model)",
-        ),
-        (["method=slm", "method.warmup=0.1"], None),
-        (["pilot.seeds=5"], "pilot.seeds (probe=false)"),
-        (["export.to=trl"], "export.to (stage=all exports nothing)"),
-        (["preview.format=text"], "preview.format (stage=all shows no preview)"),
-        (["pretrain.steps=9"], "pretrain.steps (stage=all pre-trains nothing)"),
-        (["logger.project=x"], "logger.project (logger=csv)"),
-        (["trainer.node_timeout_seconds=5"], "trainer.node_timeout_seconds (trainer.nodes=1)"),
-        (["threshold.kn.pcp=0.9", "threshold.kn.cap=0.5", "threshold.ties=none", "scorer.ri.layer=3"], None),
-        (["threshold=quantile", "threshold.kn.q=0.3"], None),
-        (["task.grader=mine.Own", "task.sandbox.cpu_seconds=9", "task.judge.model=x"], None),
-        (["tuning=lora", "tuning.lora.r=4"], None),
-        (["stage=export", "export.to=trl"], None),
-        (["logger=wandb", "logger.project=x"], None),
-        (["stage=dashboard", "logger.entity=me"], None),
-        (["method=random", "threshold.kn.pcp=0.9"], None),
+        (["task.max_new_tokens=999"], "task.max_new_tokens (model.max_new_tokens=192 caps it)"),
+        (["task.train.limit=20", "tuning.examples=5"], "task.train.limit (tuning.examples=5 is smaller)"),
+        (["task.train.limit=5"], None),
+        (["+cases=paper"], "cases (they are those of a sweep: python run.py -m experiments=NAME)"),
     ],
 )
-def test_a_key_that_another_one_leaves_unread_is_told(compose, arguments: list[str], told: str | None) -> None:
-    config = resolve(to_config(compose(*arguments)))
-    found = unread(config, [one.partition("=")[0] for one in arguments])
+def test_what_is_capped_or_of_a_sweep_is_told_of_one_run(compose, arguments: list[str], told: str | None) -> None:
+    composed = to_config(compose(*arguments))
+    found = unread_alone(composed, resolve(composed), keys_of(arguments))
     assert [f"{key} ({why})" for key, why in found.items()] == ([] if told is None else [told])
 
 

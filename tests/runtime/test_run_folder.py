@@ -12,7 +12,7 @@ import pytest
 from xtf.config.checks import resolve
 from xtf.config.compose import to_config
 from xtf.config.identity import overrides
-from xtf.config.schema import Stage
+from xtf.config.schema import ConfigError, Stage
 from xtf.graders import VERSIONS
 from xtf.reporting.cells import experiment_folders
 from xtf.reporting.runs import load_run
@@ -96,6 +96,23 @@ def test_other_rows_or_another_grader_leave_a_run_to_do(recorded: Path) -> None:
     as_recorded, _ = composed("seed=3", "threshold.end=scored")
     with pytest.raises(ValueError, match=r"task\.train\.path=rows\.jsonl has changed since"):
         Manifest(folder).begin(as_recorded)
+
+
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize("key", ["task.train.ids", "task.eval.exclude_ids", "method.path"])
+def test_a_file_beside_the_rows_that_has_changed_is_noticed(recorded: Path, key: str) -> None:
+    file = Path("side.json")
+    file.write_text('["1"]')
+    config, changed = composed("method=data_augmentation", f"{key}=side.json")
+    folder = RunFolder.of(config, changed)
+    Manifest(folder).begin(config)
+    assert Manifest(folder).changed_data(config) == []
+    file.write_text('["1", "2"]')
+    with pytest.raises(ValueError, match=rf"{key}=side\.json has changed since"):
+        Manifest(folder).begin(config)
+    file.unlink()
+    with pytest.raises(ConfigError, match=rf"{key}=side\.json: there is no such file"):
+        composed("method=data_augmentation", f"{key}=side.json")
 
 
 @pytest.mark.usefixtures("composing")

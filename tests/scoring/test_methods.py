@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from xtf.config.schema import Attribute, Protect, ThresholdConfig, ThresholdEnd
-from xtf.data.ragged import IGNORED, Responses, with_ends, with_row_weights
-from xtf.scoring.masks import row_weighted, weights_to_labels
+from xtf.config.schema import Attribute, Protect, SourceConfig, ThresholdConfig, ThresholdEnd
+from xtf.data.batches import Batches
+from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses, with_ends, with_row_weights
+from xtf.data.rows import load_rows
+from xtf.scoring.masks import Mask, row_weighted, weights_to_labels
 from xtf.scoring.methods import (
     METHODS,
     Decile,
@@ -30,7 +34,6 @@ from xtf.scoring.methods import (
     Random,
     SelfEvolving,
     TokenCleaning,
-    given_mask,
 )
 
 LOGP = [-0.01, -1.0, -0.02, -3.0, -0.5, -0.04]  # two examples: four response tokens, two
@@ -248,52 +251,118 @@ def test_forgetting_subtracts_the_rest_with_growing_strength() -> None:
     assert method.online_weights(seen).tolist() == pytest.approx([0.125, 1, 1, 1, 1, 0.125])
 
 
-def test_given_labels_train_as_they_are() -> None:
+def given(tmp_path: Path, *rows: dict[str, Any] | str, limit: int | None = None) -> Mask:
+    """What method=given makes of the rows of a file: dicts, or lines as they stand in it."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return given_file(file, limit)
+
+
+def given_file(file: Path, limit: int | None = None) -> Mask:
+    method = METHODS["given"]()
+    table = Batches.of(pa.Table.from_batches(method.own_table(load_rows(SourceConfig(path=str(file), limit=limit)))))
+    streamed = method.stream(table, ThresholdConfig(), (), seed=0)
+    found = Mask(streamed.batches.table(), streamed.stats)
+    assert method.mask(table.table(), ThresholdConfig(), (), 0).table.equals(found.table)
+    return found
+
+
+def test_given_labels_train_as_they_are(tmp_path: Path) -> None:
     labels = [[-100, -100, 1, -100, 3], [-100, 5, 6]]
-    table = pa.table({"input_ids": [[9, 8, 1, 2, 3], [9, 5, 6]], "labels": labels})
-    mask = given_mask(table)
+    ids = [[9, 8, 1, 2, 3], [9, 5, 6]]
+    mask = given(tmp_path, *({"input_ids": row, "labels": own} for row, own in zip(ids, labels, strict=True)))
     assert mask.table["labels"].to_pylist() == labels
     assert mask.table["prompt_length"].to_pylist() == [2, 1]
+    assert mask.table["example_id"].to_pylist() == ["1", "2"], "rows count from 1, as everywhere"
+    assert "weights" not in mask.table.column_names
+    assert (mask.stats.kept_tokens, mask.stats.response_tokens) == (4, 5)
 
 
-def test_given_weights_multiply_the_loss() -> None:
-    table = pa.table(
-        {
-            "example_id": ["a"],
-            "input_ids": pa.array([[9, 1, 2, 3]], pa.list_(pa.int32())),
-            "prompt_length": [1],
-            "weights": [[0.5, 0.0, 2.0]],
-        }
-    )
-    mask = given_mask(table)
-    assert mask.table["labels"].to_pylist() == [[-100, 1, -100, 3]]
-    assert mask.table["weights"].to_pylist() == [[0.5, 0.0, 2.0]]
+def test_given_weights_multiply_the_loss(tmp_path: Path) -> None:
+    row = {"example_id": "a", "input_ids": [9, 1, 2, 3], "prompt_length": 1, "weights": [0.5, 0, 2]}
+    mask = given(tmp_path, row, row | {"labels": [-100, -100, 2, 3], "example_id": "b"})
+    assert mask.table["labels"].to_pylist() == [[-100, 1, -100, 3], [-100, -100, -100, 3]]
+    assert mask.table["weights"].to_pylist() == [[0.5, 0, 2], [0, 0, 2]]
 
 
-def test_given_refuses_labels_within_the_prompt_and_tables_without_any() -> None:
-    table = pa.table({"input_ids": [[9, 8, 1]], "labels": [[-100, 8, 1]], "prompt_length": [2]})
-    with pytest.raises(ValueError, match="within the prompt of 2 tokens"):
-        given_mask(table)
-    with pytest.raises(ValueError, match="method=given wants"):
-        given_mask(table.drop(["labels"]))
+def test_given_reads_as_many_rows_as_it_is_told(tmp_path: Path) -> None:
+    rows = [{"input_ids": [9, 8], "labels": [-100, 8]}] * 3
+    assert given(tmp_path, *rows, limit=2).stats.examples == 2
+
+
+def test_given_counts_the_weights_of_rows_in_a_mask_of_ours_once(tmp_path: Path) -> None:
+    weights = [[0.5, 0.5, 0.5, 0.0], [0.5, 0.5]]
+    weighed = scored().append_column(ROW_WEIGHTS, pa.array(weights))
+    ours = row_weighted(METHODS["normal"]().mask(weighed, ThresholdConfig(), (), 0))
+    more = {"kn": ours.table["logp"], "top_id": [[[1]]] * 2, "drop_kn": [[True]] * 2, "provenance": ["{}"] * 2}
+    for name, column in more.items():
+        ours = Mask(ours.table.append_column(name, column if name == "kn" else pa.array(column)), ours.stats)
+    pq.write_table(ours.table, tmp_path / "mask.parquet")
+    again = given_file(tmp_path / "mask.parquet").table
+    assert again["weights"].to_pylist() == ours.table["weights"].to_pylist() == weights
+    assert again["labels"].to_pylist() == ours.table["labels"].to_pylist()
+    assert ROW_WEIGHTS not in again.column_names, "else they are counted again where the mask is written"
+    assert again["logp"].to_pylist() == ours.table["logp"].to_pylist(), "what the explorer shows stays"
+    assert not {"top_id", "drop_kn", "provenance"} & set(again.column_names)
+
+
+BASE = {"input_ids": [9, 8, 1, 4], "labels": [-100, 8, 1, 4]}
+WEIGHED = {"input_ids": [9, 8, 1, 4], "prompt_length": 1, "weights": [1, 0.5, 1]}
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("row", "message"),
     [
-        ({"labels": [[-100, 1, 7]]}, "example 0: the label at 1 is 1, the token there is 8; .*not shifted"),
-        ({"labels": [[-100, 8]]}, "example 0: 2 labels for 3 input_ids"),
-        ({"labels": [[-100, -100, -100]]}, "every label is -100"),
-        ({"labels": [[-100, 8, 1]], "attention_mask": [[0, 1, 1]]}, "attention_mask is 0 at 0; padding is not read"),
-        ({"labels": [[-100, 8, 1]], "drop_probability": [0.5]}, "labels would differ from epoch to epoch"),
-        ({"labels": [[-100, 8, 1]], "position_ids": [[0, 1, 0]]}, "position_ids do not count from 0"),
+        ({"question": "a", "answer": "b"}, "wants token ids: input_ids with labels .*; the row has question, answer"),
+        ({"input_ids": [9, 8]}, "wants token ids"),
+        ({"input_ids": [9, 8], "weights": [1]}, "wants token ids"),
+        (BASE | {"labels": [-100, 1, 7, 4]}, "the label at 1 is 1, the token there is 8; .*not shifted"),
+        (BASE | {"labels": [-100, 8]}, "labels has 2 entries, input_ids has 4"),
+        (BASE | {"labels": None}, "labels must be a list of whole numbers, not NoneType"),
+        (BASE | {"input_ids": None}, "input_ids must be a list of whole numbers"),
+        (BASE | {"input_ids": "9 8 1 4"}, "input_ids must be a list of whole numbers, not str"),
+        (BASE | {"input_ids": [9, 8.5, 1, 4]}, "input_ids must be a flat list of whole numbers; it holds float"),
+        (BASE | {"input_ids": [9, 1e20, 1, 4]}, "input_ids must be a flat list of whole numbers"),
+        (BASE | {"input_ids": [9, True, 1, 4]}, "input_ids must be a flat list of whole numbers; it holds bool"),
+        (BASE | {"prompt_length": 1.0}, "prompt_length must be a whole number from 0 to 4, not 1.0"),
+        (BASE | {"prompt_length": 5}, "prompt_length must be a whole number from 0 to 4, not 5"),
+        (BASE | {"prompt_length": 2}, "the label at 1 lies within the prompt of 2 tokens"),
+        (BASE | {"weights": [0.5]}, "weights has 1 entries, the response has 3 tokens"),
+        (WEIGHED | {"weights": [0.5]}, "weights has 1 entries, the response has 3 tokens"),
+        (WEIGHED | {"weights": [[0.5], [1], [1]]}, "weights must be a flat list of numbers"),
+        (WEIGHED | {"weights": [True, 1, 1]}, "weights must be a flat list of numbers"),
+        (WEIGHED | {"weights": [1e300, 1, 1]}, "weights holds what is no finite number in 32 bits"),
+        (BASE | {"attention_mask": [0, 1, 1, 1]}, "attention_mask is not 1 throughout: padding"),
+        (BASE | {"attention_mask": [1, 1, 2, 2]}, "attention_mask is not 1 throughout: .*packed documents"),
+        (BASE | {"attention_mask": [1, 1, 1]}, "attention_mask is not 1 throughout"),
+        (BASE | {"position_ids": [0, 1, 0, 1]}, "position_ids do not count from 0"),
+        (BASE | {"drop_probability": 0.5}, "labels differ from epoch to epoch"),
+        *((BASE | {name: [1, 1, 1, 0]}, f"the field '{name}' is not read by method=given")
+          for name in ("loss_weights", "loss_mask", "completion_mask", "seq_lengths")),
+        (BASE | {"weight": 0.5}, "the field 'weight' is not read by method=given"),
+        ('{"input_ids": [9', "cannot be read|Expecting"),
     ],
-)
-def test_given_refuses_what_training_would_not_heed(columns: dict[str, list[Any]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        given_mask(pa.table({"input_ids": [[9, 8, 1]]} | columns))
-    whole = {"labels": [[-100, 8, 1]], "attention_mask": [[1, 1, 1]], "position_ids": [[0, 1, 2]]}
-    assert given_mask(pa.table({"input_ids": [[9, 8, 1]]} | whole)).stats.kept_tokens == 2
+)  # fmt: skip
+def test_given_refuses_by_file_and_row_what_training_would_not_heed(
+    tmp_path: Path, row: dict[str, Any] | str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"mine\.jsonl: (cannot be read: )?row 2: .*({message})"):
+        given(tmp_path, BASE, row)
+
+
+def test_given_takes_the_rows_that_the_manual_shows(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[2] / "docs/my-data.md").read_text()
+    mask = given(tmp_path, *manual.partition("```json\n")[2].partition("\n```")[0].splitlines())
+    assert mask.table["labels"].to_pylist() == [[-100, -100, 1, 4]] * 2
+    assert mask.table["weights"].to_pylist()[0] == [1, 1]
+    assert mask.table["weights"].to_pylist()[1] == pytest.approx([0.3, 1])
+
+
+def test_given_takes_what_says_no_more_than_its_labels(tmp_path: Path) -> None:
+    whole = BASE | {"attention_mask": [1, 1, 1, 1], "position_ids": [0, 1, 2, 3], "note": "mine", "source_id": "x"}
+    assert given(tmp_path, whole).stats.kept_tokens == 3
+    with pytest.raises(ValueError, match="every label is -100"):
+        given(tmp_path, BASE | {"labels": [-100] * 4})
 
 
 def test_a_missing_score_column_is_named() -> None:

@@ -153,13 +153,16 @@ def test_tokens_of_local_rows_are_sampled_and_those_of_a_scored_run_counted(comp
 
 
 def test_tokenised_rows_are_counted_and_those_that_cannot_be_named(compose, tmp_path):
-    def tokens(name, content):
+    def tokens(name, content, *more):
         (tmp_path / name).write_text(content)
         paths = [f"task.{part}.path={tmp_path / name}" for part in ("train", "eval")]
-        return plan.tokens_of(jobs.compose_jobs([[*paths, f"output_dir={tmp_path}"]])[0])
+        return plan.tokens_of(jobs.compose_jobs([[*paths, *more, f"output_dir={tmp_path}"]])[0])
 
     whole = '{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}\n'
     found = tokens("whole.jsonl", whole)
+    assert (found.prompt, found.response) == (1, 2)
+    weighed = '{"input_ids": [7, 8, 9], "prompt_length": 1, "weights": [1, 0.5]}\n'
+    found = tokens("weighed.jsonl", weighed, "method=given")
     assert (found.prompt, found.response) == (1, 2)
     with pytest.raises(ValueError, match="row 2: input_ids must be a list of whole numbers"):
         tokens("mixed.jsonl", whole + '{"prompt": "Hi"}\n')

@@ -11,11 +11,12 @@ import importlib.util
 import math
 import pkgutil
 import stat
+import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import nearest, plain
+from xtf.config.identity import nearest, plain, side_files
 from xtf.config.schema import (
     GROUPS,
     LARGEST_SEED,
@@ -65,8 +66,8 @@ def resolve(config: Config) -> Config:
     Raises:
         ConfigError: for a value or a combination of values that cannot work.
     """
-    check_ranges(config)
     check_names(config)
+    check_ranges(config)
     check_output_dir(config.output_dir)
     check_seeds(config)
     check_shape(config.model)
@@ -83,6 +84,7 @@ def resolve(config: Config) -> Config:
     check_task(task)
     check_plant(config.plant)
     config.method.check(config)
+    check_files(config)
     check_evaluate(config.evaluate)
     check_trainer(config.trainer)
     check_engine(config.trainer, config.ray)
@@ -100,9 +102,12 @@ def resolve(config: Config) -> Config:
 
 
 def check_ranges(part: Any, prefix: str = "") -> None:
-    """Hold every number below a dataclass to the range that its field states with `within`, and to be finite."""
+    """Hold every number below a dataclass to the range that its field states with `within`, and to be finite; refuse an
+    empty text where null says that there is none, for that is what a shell makes of a variable that is not set."""
     for item in dataclasses.fields(part):
         value, key = getattr(part, item.name), f"{prefix}{item.name}"
+        if item.default is None and isinstance(value, str) and not value.strip():
+            raise ConfigError(f"{key} is empty (a variable that is not set?): give a value, or leave it out")
         stated = item.metadata.get("range", (-math.inf, math.inf, ()))
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{key}.")
@@ -487,8 +492,18 @@ COLDEST = 1e-3  # a temperature at which the likeliest token is drawn, but for n
 
 
 def check_task(task: TaskConfig) -> None:
-    """Refuse a temperature that divides logits beyond any float, samples and pass@k that do not fit each other, and a
-    date that is none."""
+    """Refuse a temperature that divides logits beyond any float, samples and pass@k that do not fit each other,
+    templates that read nothing, and a date that is none."""
+    if task.response is not None and task.prompt is None:
+        raise ConfigError(
+            f"task.response={task.response} is read beside task.prompt only: give the template of the prompt too"
+        )
+    for key in ("prompt", "response", "reference"):
+        if (template := getattr(task, key)) is not None and not _has_field(f"task.{key}", template):
+            raise ConfigError(
+                f"task.{key}={template} is the same text for every row: a column's name stands in braces, e.g. "
+                f"task.{key}='{{{template if template.isidentifier() else 'column'}}}'"
+            )
     try:
         datetime.date.fromisoformat(task.date)
     except ValueError as error:
@@ -506,6 +521,13 @@ def check_task(task: TaskConfig) -> None:
         raise ConfigError(f"task.pass_at={task.pass_at} needs task.samples >= {max(task.pass_at)}, not {task.samples}")
 
 
+def _has_field(key: str, template: str) -> bool:
+    try:
+        return any(name is not None for _, name, _, _ in string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"{key}={template} is no template: {error}") from error
+
+
 # --- planted noise (a method checks itself: xtf.scoring.methods.Method.check) ----------------------------------------
 
 
@@ -516,6 +538,16 @@ def check_plant(plant: PlantConfig) -> None:
             f"plant.kinds={plain(plant.kinds)} must name one or more different kinds: "
             + ", ".join(kind.value for kind in PlantKind)
         )
+
+
+# --- files beside the rows' own --------------------------------------------------------------------------------------
+
+
+def check_files(config: Config) -> None:
+    """Refuse a file of ids, or of the method, that is not there."""
+    for key, path in side_files(config).items():
+        if not path.is_file():
+            raise ConfigError(f"{key}={path}: there is no such file (working folder: {Path.cwd()})")
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -286,26 +286,42 @@ def parse_overrides(arguments: Sequence[str]) -> list[Any]:
     return overrides
 
 
+TEXTS = (str, str | None, list[str])  # types of a key that takes texts
+
+
 def check_texts(overrides: Sequence[Any]) -> None:
-    """Refuse a value that is no text to Hydra where one is wanted, if it would come out otherwise than it was typed.
+    """Refuse a value that is no text to Hydra where one is wanted, alone or in a list or a sweep, if it would come out
+    otherwise than it was typed.
 
     A revision of 1e5, say, which Hydra reads as the number 100000.0.
     """
     for override in overrides:
         key, typed_in = override.key_or_group, (override.input_line or "").partition("=")[2]
-        if _is_text(key) and not override.is_sweep_override():
-            value = override.value()
-            if isinstance(value, int | float) and str(value) != typed_in:
-                raise ConfigError(
-                    f"{key}={typed_in} is read as {value!r}; to give the text, write {quoted(key, typed_in)}"
-                )
+        hint, value = _hint(key), None if override.is_sweep_override() else override.value()
+        if override.is_choice_sweep():
+            values, entries = override.value().list, _entries(typed_in)
+        elif isinstance(value, list):
+            values, entries = value, _entries(typed_in.strip()[1:-1])
+        else:
+            values, entries = [value], [typed_in]
+        if hint not in TEXTS or isinstance(value, list) != (hint == list[str]) or len(values) != len(entries):
+            continue
+        numbers = [isinstance(one, int | float) for one in values]  # true and false among them
+        for one, text, number in zip(values, entries, numbers, strict=True):
+            if number and str(one) != text:
+                texts = [override_value(word) if no else word for word, no in zip(entries, numbers, strict=True)]
+                joined = ",".join(texts)
+                literal = shlex.quote(f"{key}={f'[{joined}]' if isinstance(value, list) else joined}")
+                raise ConfigError(f"{key}={typed_in} is read as {one!r}; to give the text, write {literal}")
 
 
 def check_numbers(overrides: Sequence[Any]) -> None:
     """Refuse whole numbers beyond any float, of which OmegaConf makes an OverflowError where it wants a float."""
     for override in overrides:
         key = override.key_or_group
-        if not _is_text(key) and any(abs(number) > sys.float_info.max for number in _whole_numbers(override.value())):
+        if _hint(key) not in TEXTS and any(
+            abs(number) > sys.float_info.max for number in _whole_numbers(override.value())
+        ):
             raise ConfigError(f"{key} is out of range: it is, or holds, a number that is larger than any float")
 
 
@@ -320,12 +336,24 @@ def _whole_numbers(value: Any) -> Iterator[int]:
             yield from _whole_numbers(entry)
 
 
-def _is_text(key: str) -> bool:
-    """Whether the schema has a text at this dotted key."""
+_ENTRY = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,"'])+""")
+
+
+def _entries(text: str) -> list[str]:
+    """The entries of a list of texts and numbers, as they are typed."""
+    return [found.strip() for found in _ENTRY.findall(text)]
+
+
+def _hint(key: str) -> Any:
+    """The type that the schema, or any built-in method, has at this dotted key."""
     hint: Any = Config
     for part in key.split("."):
-        hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
-    return hint in (str, str | None)
+        if hint is Any:  # the method
+            known = (get_type_hints(cls) for cls in built_in_methods().values())
+            hint = next((hints[part] for hints in known if part in hints), None) if key.startswith("method.") else None
+        else:
+            hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return hint
 
 
 def _remedy(argument: str) -> str | None:

@@ -10,6 +10,7 @@ import json
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from xtf.config.schema import (
@@ -162,6 +163,14 @@ def identity(config: Config) -> dict[str, Any]:
     """The result-determining keys of a resolved configuration. Data files count by content, which the run records."""
     skip = (*_neutral(config.threshold.protect.value), "task.train.path", "task.eval.path")
     return {key: value for key, value in leaves(plain(config)) if not key.startswith(skip)}
+
+
+def side_files(config: Config) -> dict[str, Path]:
+    """The files beside the rows' own that say which rows are read and what the method makes of them, by key."""
+    named = {"method.path": getattr(config.method, "path", None)}
+    for which, source in (("train", config.task.train), ("eval", config.task.eval)):
+        named |= {f"task.{which}.ids": source.ids, f"task.{which}.exclude_ids": source.exclude_ids}
+    return {key: Path(path).expanduser() for key, path in named.items() if isinstance(path, str)}
 
 
 # What versions that did not know a key did, where that is not the key's default now.

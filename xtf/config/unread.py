@@ -9,6 +9,8 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from xtf import tiny
+from xtf.config.home import COMMAND
 from xtf.config.schema import (
     GRADERS,
     WANDB_KEYS,
@@ -25,6 +27,8 @@ from xtf.config.schema import (
     Tuning,
     attribute_names,
 )
+
+PLAN_SIZES = ("train_rows", "eval_rows", "prompt")  # of task.size; `response` also says how long an evaluation takes
 
 
 def _judged(config: Config, name: str) -> bool:
@@ -66,7 +70,10 @@ def _rules(config: Config) -> list[tuple[str, bool, str]]:
         one_file = source.path is not None and not Path(source.path).is_dir()
         rules.append((f"task.{which}.split", not one_file, f"task.{which}.path is one file"))
     hub = not (config.model.bundled_data or path.endswith(".gguf") or Path(path).exists())
+    shaped = path == tiny.__name__ or (Path(path) / "config.json").is_file()
+    fewer = task.train.limit is not None and task.train.limit < (config.tuning.examples or 0)
     given = getattr(config.method, "reference", None)
+    bundled = any(source.path and Path(source.path).parent == tiny.DATA_DIR for source in (task.train, task.eval))
     own_grader = task.grader not in pkgutil.resolve_name(GRADERS)  # may read what it likes
     return [
         *rules,
@@ -74,11 +81,16 @@ def _rules(config: Config) -> list[tuple[str, bool, str]]:
         ("scorer.ri.", _scored(config, "ri") or scorer.attenders > 0, "nothing scores RI"),
         ("scorer.ri.layer", scorer.ri.variant is RIVariant.received, "scorer.ri.variant=released"),
         ("scorer.tr.", _scored(config, "tr"), "nothing scores TR"),
+        ("task.bundled", bundled, "no bundled sample is read"),
+        ("task.bundled_grader", task.grader == task.bundled_grader, f"task.grader={task.grader} grades"),
+        *((f"task.size.{key}", stage is Stage.plan, "only stage=plan counts with it") for key in PLAN_SIZES),
         ("task.domain_words", scorer.tr.variant is TRVariant.released, f"scorer.tr.variant={scorer.tr.variant.value}"),
         ("task.top_p", task.temperature > 0, "task.temperature=0 decodes greedily"),
         ("task.pass_at", own_grader or task.grader == "code", f"task.grader={task.grader} has no pass@k"),
         ("task.sandbox.", own_grader or task.grader == "code", f"task.grader={task.grader} runs no programs"),
         ("task.judge.", own_grader or task.grader == "judge", f"task.grader={task.grader} asks no judge"),
+        ("model.shape.", not shaped, "model.path has a config.json"),
+        ("tuning.examples", not fewer, f"task.train.limit={task.train.limit} is smaller"),
         ("model.revision", hub, "model.path is on this machine"),
         ("tuning.lora.", config.tuning.name is Tuning.lora, "tuning=full trains no adapter"),
         ("tuning.backward", config.method.name != "normal", "method=normal drops no token"),
@@ -105,6 +117,19 @@ def unread(config: Config, keys: Iterable[str]) -> dict[str, str]:
         why = next((why for start, reads, why in rules if key.startswith(start) and not reads), None)
         if why is not None:
             found[key] = why
+    return found
+
+
+def unread_alone(composed: Config, config: Config, keys: Iterable[str]) -> dict[str, str]:
+    """The same of a run that is no job of a sweep, with what `resolve` has capped of the `composed` configuration."""
+    keys, before, now = set(keys), composed.task, config.task
+    found = unread(config, keys)
+    if "task.max_new_tokens" in keys and before.max_new_tokens > now.max_new_tokens:
+        found["task.max_new_tokens"] = f"model.max_new_tokens={config.model.max_new_tokens} caps it"
+    if "task.train.limit" in keys and (before.train.limit or 0) > (now.train.limit or 0):
+        found["task.train.limit"] = f"tuning.examples={config.tuning.examples} is smaller"
+    if "cases" in keys:
+        found["cases"] = f"they are those of a sweep: {COMMAND} -m experiments=NAME"
     return found
 
 

@@ -51,14 +51,14 @@ def export_run(
     """stage=export: a run's mask.parquet for another trainer, and what there is to know of it on the console.
 
     Args:
-        rows: gives the training rows encoded by `tokenizer`; not called where the method reads a table of its own.
+        rows: gives the training rows encoded by `tokenizer`; not called where the method has `own_rows`.
 
     Raises:
         ConfigError: a length that does not fit.
         ValueError: a mask that the trainer cannot take, another tokenizer's, or a folder that holds something else.
     """
     masked = Batches(lambda: parquet_batches([folder.mask]))
-    if config.method.own_table(config.task.train) is None:
+    if not config.method.own_rows:
         _refuse_other_tokens(masked, rows(), config.model.path, folder)
     stats = manifest.stages["mask"]["stats"]
     about = {

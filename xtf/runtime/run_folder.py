@@ -21,7 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xtf.config.identity import before_keys, differing_keys, digest, grader_identity, identity, plain, to_yaml
+from xtf.config.identity import (
+    before_keys,
+    differing_keys,
+    digest,
+    grader_identity,
+    identity,
+    plain,
+    side_files,
+    to_yaml,
+)
 from xtf.config.schema import Config, ConfigError, Stage
 from xtf.runtime.artifacts import (
     DamagedError,
@@ -238,6 +247,12 @@ class Manifest:
         found: dict[str, Any] = self.content.setdefault("data", {})
         return found
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Hashes of the files beside the rows' own, by key; an earlier version noted none."""
+        found: dict[str, str] = self.content.get("files", {})
+        return found
+
     def save(self) -> None:
         """Write manifest.json."""
         write_json(self.folder.manifest, self.content, sealed=True)
@@ -290,6 +305,8 @@ class Manifest:
                 f"{changed[0]} has changed since {self.folder.path} was made; "
                 "delete that folder or choose another output_dir"
             )
+        if files := side_files(config):
+            self.note(files={key: known_sha256(path) for key, path in files.items()} | self.files)
         self.folder.write_config(config)
 
     def note_rows(self, which: str, entry: Mapping[str, Any]) -> None:
@@ -299,7 +316,8 @@ class Manifest:
             ValueError: the run was begun with other rows.
         """
         before = self.data.setdefault(which, dict(entry))
-        if before["sha256"] != entry["sha256"]:
+        # An earlier version noted the file's own hash for method=given.
+        if before["sha256"] not in (entry["sha256"], entry.get("file_sha256")):
             raise ValueError(
                 f"the {which} rows ({entry['source']}) have changed since {self.folder.path} was begun; "
                 "delete that folder or choose another output_dir"
@@ -314,6 +332,9 @@ class Manifest:
             path = getattr(config.task, which).path
             if path and entry.get("file_sha256") not in (None, known_sha256(Path(path))):
                 changed.append(f"task.{which}.path={path}")
+        for key, path in side_files(config).items():
+            if self.files.get(key) not in (None, known_sha256(path)):
+                changed.append(f"{key}={path}")
         return changed
 
 

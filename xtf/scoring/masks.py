@@ -174,6 +174,44 @@ class StreamedMask:
         self._stats = tally.stats(self.cuts.to_dict(), degenerate, self.threshold)
 
 
+class WeighedMask:
+    """Rows that bring the weight of every response token in a column `weights`, as a masked table, a record batch at a
+    time: as `weights_to_labels` makes it of a method's.
+
+    batches: those of the masked table; stats: known when they have been gone through.
+    """
+
+    def __init__(self, rows: Batches) -> None:
+        self.rows = rows
+        self.form = _Form.of(ThresholdConfig(), any(not np.isin(own, (0, 1)).all() for _, own in self._weights()))
+        self.batches = Batches(self._masked)
+        self._stats: MaskStats | None = None
+
+    @property
+    def stats(self) -> MaskStats:
+        """Known when the batches have been gone through."""
+        assert self._stats is not None
+        return self._stats
+
+    def _weights(self) -> Iterator[tuple[Sequences, np.ndarray]]:
+        for batch in self.rows:
+            part = Sequences(batch)
+            yield part, part.of_responses("weights")
+
+    def _masked(self) -> Iterator[pa.RecordBatch]:
+        """
+        Raises:
+            ValueError: behind the last batch, where nothing is trained.
+        """
+        tally = _Tally()
+        for part, own in self._weights():
+            tally.add(Responses(part.responses, {}), own != 0, {}, 0)
+            yield self.form.batch(part, own, {})
+        if not tally.kept:
+            raise ValueError("every label is -100, or every weight 0: there is nothing to train on")
+        self._stats = tally.stats({}, [], None)
+
+
 class _Part:
     """A record batch of the scored table, and its tokens that thresholds judge."""
 

@@ -11,28 +11,31 @@ under the base model; arrays are flat over all response tokens of the table, in 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from xtf.config.checks import check_ranges
-from xtf.config.schema import Config, ConfigError, Protect, SourceConfig, ThresholdConfig, ThresholdEnd, within
+from xtf.config.schema import Config, ConfigError, Protect, ThresholdConfig, ThresholdEnd, within
 from xtf.data.augment import augment
-from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Responses
+from xtf.data.batches import ROWS_AT_ONCE, Batches
+from xtf.data.provenance import COLUMN
+from xtf.data.ragged import IGNORED, PROMPT_TR, ROW_WEIGHTS, SOURCE, Responses
+from xtf.data.rows import ID_FIELDS, Rows, ids_of, row_id
 from xtf.runtime.imports import installed_classes
-from xtf.scoring.masks import StreamedMask, build_mask, weights_to_labels
+from xtf.scoring.attributes import ATTRIBUTES, LOOKS
+from xtf.scoring.masks import Mask, StreamedMask, WeighedMask, build_mask, weights_to_labels
 
 if TYPE_CHECKING:
     import torch
 
-    from xtf.data.batches import Batches
     from xtf.data.examples import Example
-    from xtf.scoring.masks import Mask
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Method:
     divided_by_all: ClassVar[bool] = False  # divisor=kept counts the tokens to which the online rule gives 0 as well
     entropy_top: ClassVar[int] = 0
     prompt_attention: ClassVar[bool] = False
+    own_rows: ClassVar[bool] = False  # the training rows are tokens with their weights: `own_table` reads them
     epochs_factor: ClassVar[int] = 1
     version: ClassVar[int] = 1  # raised when the rule changes, so that runs of the old one are told from new ones
 
@@ -100,9 +104,13 @@ class Method:
         """The training examples that the method makes of those of the task."""
         return examples
 
-    def own_table(self, source: SourceConfig) -> pa.Table | None:
-        """The table that `mask` is given, where the method reads one of its own instead of encoded examples."""
-        return None
+    def own_table(self, rows: Rows) -> Iterator[pa.RecordBatch]:
+        """The table that `stream` is given, where the method has `own_rows`, in the place of encoded examples.
+
+        Raises:
+            ValueError: with the file and the row that the method cannot take.
+        """
+        raise NotImplementedError(f"{self.name} has no rows of its own")
 
     def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
         """The training table: labels, and weights other than 0 and 1, from the columns that the method `needs`."""
@@ -120,7 +128,7 @@ class Method:
 
     def stream(
         self, rows: Batches, threshold: ThresholdConfig, attributes: Sequence[str], seed: int
-    ) -> Mask | StreamedMask:
+    ) -> Mask | StreamedMask | WeighedMask:
         """`mask` in bounded memory where the weights of a response do not depend on other rows'; else in memory."""
         kind = type(self)
         if kind.mask is Method.mask and kind.weights is Method.weights and not self.masked:  # w = 1
@@ -152,7 +160,7 @@ class XTF(Method):
 
     def stream(
         self, rows: Batches, threshold: ThresholdConfig, attributes: Sequence[str], seed: int
-    ) -> Mask | StreamedMask:
+    ) -> Mask | StreamedMask | WeighedMask:
         if type(self).mask is XTF.mask:
             return StreamedMask(rows, threshold, attributes)
         return super().stream(rows, threshold, attributes, seed)
@@ -168,9 +176,10 @@ class DoubleEpochs(Method):
 
 @dataclass
 class Given(Method):
-    """The data's own `labels` or `weights` column (see `given_mask`)."""
+    """The data's own `labels` or `weights` (see `given_table`)."""
 
     name: str = "given"
+    own_rows: ClassVar[bool] = True
 
     def check(self, config: Config) -> None:
         if config.plant.share:
@@ -178,24 +187,17 @@ class Given(Method):
                 f"plant.share={config.plant.share}: method=given trains a token table as it is; unset one"
             )
 
-    def own_table(self, source: SourceConfig) -> pa.Table:
-        """Raises:
-        ConfigError: the training file is neither .parquet nor .jsonl.
-        """
-        import pyarrow.json
-        import pyarrow.parquet as pq
-
-        path = Path(source.path or "")
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.suffix == ".jsonl":
-            return pyarrow.json.read_json(path)
-        raise ConfigError(
-            f"method=given trains a token table as it is: task.train.path must be .parquet or .jsonl, not {path.name!r}"
-        )
+    def own_table(self, rows: Rows) -> Iterator[pa.RecordBatch]:
+        return given_table(rows)
 
     def mask(self, scored: pa.Table, threshold: ThresholdConfig, attributes: Sequence[str], seed: int) -> Mask:
-        return given_mask(scored)
+        found = WeighedMask(Batches.of(scored))
+        return Mask(found.batches.table(), found.stats)
+
+    def stream(
+        self, rows: Batches, threshold: ThresholdConfig, attributes: Sequence[str], seed: int
+    ) -> Mask | StreamedMask | WeighedMask:
+        return WeighedMask(rows)
 
 
 # -- controls ------------------------------------------------------------------------------------------------
@@ -586,74 +588,121 @@ METHODS: dict[str, type[Method]] = {
 METHODS |= installed_classes("xtf.methods", Method, METHODS)  # of other packages
 
 
-def given_mask(table: pa.Table) -> Mask:
-    """A user's own token table as it is: `input_ids`, and `labels` (-100 without loss) or response `weights`.
+# What method=given reads of a row, beside its id.
+GIVEN = ("input_ids", "labels", "weights", "prompt_length", "end_tokens", SOURCE, "attention_mask", "position_ids")
+# Columns of scored and masked tables that say how their labels and weights came about; these count it already.
+TOLD = (ROW_WEIGHTS, "dropped", "planted", "protected", "ref_logp", "logp_unconditional", PROMPT_TR, COLUMN, *LOOKS)
 
-    `example_id` defaults to the row number, `prompt_length` to the place of the first label.
+
+def given_table(rows: Rows) -> Iterator[pa.RecordBatch]:
+    """A user's own token rows as they are: `input_ids`, and `labels` (-100 without loss) or `weights`, a number for
+    each response token, behind `prompt_length` tokens of prompt; of labels and weights both count.
+
+    The columns are `example_id`, `input_ids`, `prompt_length`, `weights` list<float32> (N,), 0 where there is no label,
+    `end_tokens`, `SOURCE`, and the scores that the first row has. `prompt_length` defaults to the place of the first
+    label.
 
     Raises:
-        ValueError: neither labels nor weights; a label within the prompt, or another than the token that it stands at;
-            padding or positions of the data's own; labels that are all -100.
+        ValueError: with file and row: a field that would not be heeded, lists that are none of numbers or of other
+            lengths, a label within the prompt or another than the token that it stands at, padding, several documents.
     """
-    columns = {name: table[name] for name in table.column_names}
-    columns.setdefault("example_id", pa.array([str(row) for row in range(table.num_rows)]))
-    _check_given(columns)
-    if "labels" in columns:
-        labels = columns["labels"].to_pylist()
-        first = [next((at for at, label in enumerate(row) if label != IGNORED), len(row)) for row in labels]
-        columns.setdefault("prompt_length", pa.array(first, pa.int32()))
-        prompts = columns["prompt_length"].to_pylist()
-        for name, at, prompt in zip(columns["example_id"].to_pylist(), first, prompts, strict=True):
-            if at < prompt:
-                raise ValueError(f"example {name}: the label at {at} lies within the prompt of {prompt} tokens")
-        kept = [[label != IGNORED for label in row[start:]] for row, start in zip(labels, prompts, strict=True)]
-    elif "weights" in columns and "prompt_length" in columns:
-        kept = [[True] * len(row) for row in columns["weights"].to_pylist()]
-    else:
-        raise ValueError(
-            f"method=given wants `labels`, or `weights` with `prompt_length`; the data has {list(columns)}"
-        )
-    weights = columns["weights"].to_pylist() if "weights" in columns else kept
-    return weights_to_labels(
-        pa.table(columns),
-        [np.asarray(row, np.float32) * np.asarray(keep) for row, keep in zip(weights, kept, strict=True)],
+    first = rows.rows[0]
+    scores = list(
+        dict.fromkeys(name for one in ATTRIBUTES.values() for name in (one.name, one.source) if name in first)
     )
+    schema = pa.schema(
+        {
+            "example_id": pa.string(),
+            "input_ids": pa.list_(pa.int32()),
+            "prompt_length": pa.int32(),
+            "end_tokens": pa.int8(),
+            "weights": pa.list_(pa.float32()),
+            SOURCE: pa.string(),
+            **{name: pa.list_(pa.float32()) for name in scores},
+        }
+    )
+    numbered = zip(rows.rows, rows.numbers, strict=True)
+    while some := list(itertools.islice(numbered, ROWS_AT_ONCE)):
+        read = []
+        for row, number in some:
+            try:
+                read.append({"example_id": row_id(row, number), **_given(row, scores)})
+            except ValueError as error:
+                raise ValueError(f"{rows.source}: row {number}: {error}") from error
+            read[-1][SOURCE] = str(row.get(SOURCE) or read[-1]["example_id"])
+        yield pa.RecordBatch.from_pylist(read, schema)
 
 
-def _check_given(columns: Mapping[str, pa.ChunkedArray | pa.Array]) -> None:
-    """Refuse what a table says that training would not heed."""
-    rows = zip(
-        columns["example_id"].to_pylist(),
-        columns["input_ids"].to_pylist(),
-        *(
-            columns[name].to_pylist() if name in columns else [None] * len(columns["input_ids"])
-            for name in ("labels", "attention_mask", "position_ids")
-        ),
-        strict=True,
-    )
-    if "drop_probability" in columns:
+def _given(row: Mapping[str, Any], scores: Sequence[str]) -> dict[str, Any]:
+    """What training reads of a row of `given_table`."""
+    if "input_ids" not in row or not ("labels" in row or {"weights", "prompt_length"} <= row.keys()):
         raise ValueError(
-            "the data has a column drop_probability, by which labels would differ from epoch to epoch: method=given "
-            "trains the same ones in each; leave it out"
+            "method=given wants token ids: input_ids with labels (-100 where nothing is trained), or with "
+            f"prompt_length and weights (a number for each token behind the prompt); the row has {', '.join(row)}"
         )
-    trained = "labels" not in columns
-    for name, ids, labels, mask, positions in rows:
-        if mask is not None and not all(mask):
+    told = {*GIVEN, *ID_FIELDS, *TOLD}.union(*((one.name, one.source, one.drops) for one in ATTRIBUTES.values()))
+    for name, value in row.items():
+        if name == "drop_probability":
             raise ValueError(
-                f"example {name}: attention_mask is 0 at {mask.index(0)}; padding is not read: leave the pads out"
+                "drop_probability would make labels differ from epoch to epoch: method=given trains the same ones in "
+                "each; leave the column out"
             )
-        if positions is not None and positions != list(range(len(ids))):
-            raise ValueError(f"example {name}: position_ids do not count from 0; leave them out, one document a row")
-        if labels is None:
-            continue
-        if len(labels) != len(ids):
-            raise ValueError(f"example {name}: {len(labels)} labels for {len(ids)} input_ids")
-        for at, (label, token) in enumerate(zip(labels, ids, strict=True)):
-            if label not in (IGNORED, token):
-                raise ValueError(
-                    f"example {name}: the label at {at} is {label}, the token there is {token}; labels are input_ids "
-                    "at their own place (not shifted), or -100"
-                )
-        trained = trained or any(label != IGNORED for label in labels)
-    if not trained:
-        raise ValueError("every label is -100: there is nothing to train on")
+        if name not in told and not isinstance(value, str | None):  # a text cannot say what is trained
+            raise ValueError(
+                f"the field {name!r} is not read by method=given, which reads labels, weights, prompt_length: leave it "
+                "out, or put what it says into weights"
+            )
+    ids = ids_of(row, "input_ids")
+    _check_one_document(row, len(ids))
+    labels = ids_of(row, "labels", least=IGNORED) if "labels" in row else ids
+    if len(labels) != len(ids):
+        raise ValueError(f"labels has {len(labels)} entries, input_ids has {len(ids)}")
+    trained = labels != IGNORED
+    if (other := trained & (labels != ids)).any():
+        at = int(np.argmax(other))
+        raise ValueError(
+            f"the label at {at} is {labels[at]}, the token there is {ids[at]}; labels are input_ids at their own place "
+            "(not shifted), or -100"
+        )
+    first = int(np.argmax(trained)) if trained.any() else len(ids)
+    prompt = _count(row, "prompt_length", len(ids)) if "prompt_length" in row else first
+    if first < prompt and "labels" in row:
+        raise ValueError(f"the label at {first} lies within the prompt of {prompt} tokens")
+    kept, response = trained[prompt:], len(ids) - prompt
+    return {
+        "input_ids": ids,
+        "prompt_length": prompt,
+        "end_tokens": _count(row, "end_tokens", response) if "end_tokens" in row else 0,
+        "weights": _numbers(row, "weights", response) * kept if "weights" in row else kept.astype(np.float32),
+        **{name: _numbers(row, name, response) for name in scores},
+    }
+
+
+def _check_one_document(row: Mapping[str, Any], length: int) -> None:
+    for name, wanted, why in (
+        ("attention_mask", np.ones(length), "is not 1 throughout: padding and packed documents are not read: leave the "
+         "pads out, one document a row"),
+        ("position_ids", np.arange(length), "do not count from 0: leave them out, one document a row"),
+    ):  # fmt: skip
+        if name in row and not np.array_equal(ids_of(row, name, switches=name == "attention_mask"), wanted):
+            raise ValueError(f"{name} {why}")
+
+
+def _count(row: Mapping[str, Any], name: str, most: int) -> int:
+    value = row[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError(f"{name} must be a whole number from 0 to {most}, not {value!r}")
+    return value
+
+
+def _numbers(row: Mapping[str, Any], name: str, length: int) -> np.ndarray:
+    """A field that has a number for each response token, float32 (N,)."""
+    values = row[name]
+    if not isinstance(values, list | tuple) or not {type(value) for value in values} <= {int, float}:
+        raise ValueError(f"{name} must be a flat list of numbers")
+    if len(values) != length:
+        raise ValueError(f"{name} has {len(values)} entries, the response has {length} tokens, all behind the prompt")
+    most = float(np.finfo(np.float32).max)
+    if any(not -most <= value <= most for value in values):
+        raise ValueError(f"{name} holds what is no finite number in 32 bits")
+    return np.array(values, np.float32)

@@ -181,7 +181,7 @@ def _sampled(config: Config) -> tuple[float, float] | None:
     if key not in _samples:
         source = dataclasses.replace(task.train, limit=min(SAMPLE, task.train.limit or SAMPLE))
         rows = load_rows(source)
-        if is_tokenized(rows.rows[0]):
+        if is_tokenized(rows.rows[0]) or config.method.own_rows:
             ids, trained = [], []
             for row, number in zip(rows.rows, rows.numbers, strict=True):
                 try:
@@ -189,7 +189,7 @@ def _sampled(config: Config) -> tuple[float, float] | None:
                     labels = [] if row.get("labels") is None else ids_of(row, "labels", least=IGNORED).tolist()
                 except ValueError as error:
                     raise ValueError(f"{rows.source}: row {number}: {error}") from error
-                trained.append(sum(label != IGNORED for label in labels))
+                trained.append(sum(label != IGNORED for label in labels or row.get("weights") or []))
             _samples[key] = statistics.mean(ids) - statistics.mean(trained), statistics.mean(trained)
             return _samples[key]
         examples = load_task(task, config.output_dir).examples(rows, training=True)
