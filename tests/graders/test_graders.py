@@ -46,6 +46,44 @@ def test_every_grader_of_the_registry_is_a_class_with_the_whole_protocol() -> No
         assert all(callable(getattr(grader, method)) for method in PROTOCOL)
 
 
+HEADINGS = [
+    *("### Question\n", "Question 2\n", "Q2. ", "Problem 2. ", "**Question 2**\n", "**Question 2** ", "### Problem\n"),
+    *("Example 2: ", "Exercise: ", "Human\n", "Input: ", "Question：", "<｜User｜>", "[/INST]", "### Question 2 - "),
+    *("Question #2\n", "<question>", "[User]", "Problem\r\n", "<|assistant|>", "Another question:", "Context: "),
+]
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_a_made_up_next_question_is_not_read_however_its_heading_ends(heading: str) -> None:
+    number = f"#### 7\n\n{heading}Tom has 3 cats.\n#### 12"
+    assert xtf.grade("number", number, "7").correct is True
+    assert xtf.grade("decision", f"yes\n{heading}Is it?\n### Answer\nno", "yes").correct is True
+    assert xtf.grade("choice", f"Answer: B\n\n{heading}Which?\nAnswer: C", "B", "A B C".split()).correct is True
+    assert (
+        xtf.grade("math", number.replace("#### 7", "\\boxed{x}").replace("#### 12", "\\boxed{y}"), "x").correct is True
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Each costs 5.\n\n**Example:** 2 of them cost 10.\n\nSo 3 cost 15.", "15"),
+        ("### Problem\nTom has 3.\n### Solution\n#### 12", "12"),
+        ("Let me restate.\n### Problem\nTom has 3.\n### Solution\n#### 12", "12"),
+        ("\n\nQuestion: 3?\n#### 7\n\nQuestion 2\n#### 12", "7"),
+        ("<|assistant|>7\n<|user|>12", "7"),
+        ("It has 3 parts, and that is the\nproblem. In all 5", "5"),
+        ("It has 3 parts, and that is no\nquestion\nof 5", "5"),
+        ("We know P = 4.\nQ - 5 = 3", "3"),
+        ("We know 4.\nQ.E.D. It is 9", "9"),
+        ("It is 4, as in\nExample 2.5 and 7", "7"),
+        ("It is 4.\nProblem 2 asks for more, 7", "7"),
+    ],
+)
+def test_a_heading_that_begins_an_answer_or_a_word_at_the_start_of_a_line_ends_none(text: str, number: str) -> None:
+    assert xtf.grade("number", text, number).correct is True
+
+
 TOY = """
 from xtf.graders.base import Grade, Grader, final_part
 

@@ -26,8 +26,10 @@ GRADERS = {
 }
 INSTALLED = installed("xtf.graders", GRADERS)  # of other packages
 # Counted up when a grader says something else of a completion than before: finished runs are then graded again.
-VERSIONS = dict.fromkeys(("exact", "contains", "substring", "code", "judge"), 2) | dict.fromkeys(
-    ("number", "math", "choice", "decision"), 4
+VERSIONS = (
+    dict.fromkeys(("exact", "substring", "judge"), 2)
+    | dict.fromkeys(("contains", "code"), 3)
+    | dict.fromkeys(("number", "math", "choice", "decision"), 5)
 )
 OWN_FUNCTION = "python:"
 PROTOCOL = ("of", "check", "reference", "grade", "metrics", "system_info")

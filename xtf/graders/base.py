@@ -115,18 +115,44 @@ def final_offset(completion: str) -> int:
     return len(completion) - len(final_part(completion))
 
 
-NEXT_TURN = re.compile(
-    r"\n[\s*#>]{0,20}+(?:<\|\w+\|>|(?:(?:next|new|another)\s)?(?:question|q|problem|user|human|instruction)\s*\d*\s*[:)])"
-    r"|<\|(?:im_(?:start|end)|end(?:oftext|_of_text)?|eot_id|user|start_header_id)\|>|</s>|\[INST\]|<(?:start|end)_of_turn>",
-    re.IGNORECASE,
+_MARKS = (  # of a turn's or a text's end, as chat templates write them
+    r"<[|｜](?:im_(?:start|end)|end(?:oftext|_of_text|▁of▁sentence)?|eo[tm]_id|start_header_id|user|assistant|system)[|｜]>"
+    r"|</s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 )
+_OPENED = r"\n[\s*#>_\[]{0,20}+"
+_COUNT = r"(?:[^\S\n]*[#(]?\d{1,4}\)?)?[*_]{0,3}[^\S\n]*"
 
 
-def answer_parts(completion: str) -> list[str]:
-    """Where to look for the answer: what precedes a made-up next question, and only then the whole text."""
+def _heading(words: str) -> str:
+    """A line that such a word opens ("Question 2:"). Where no colon follows, a number, a capital or Markdown must show
+    that it is a heading and no part of a sentence ("### Question", "Problem 2. Tom ...")."""
+    shown = rf"(?:(?<=[*#>_\[<])|(?<=[*#>][^\S\n])|(?-i:(?=[A-Z]))|(?=(?:{words})[^\S\n]*\d))"
+    kind = r"(?:(?:next|new|another|follow-?up|practice|similar|bonus)[^\S\n])?"
+    ends = rf"{_COUNT}(?:$|\.(?=\s|\Z)|(?<=\s)[-–—](?=\s)|(?<=\*\*)|(?<=__))"
+    return rf"{_OPENED}<?(?:{kind}(?:{words}){_COUNT}[:：)\]>]|{shown}{kind}(?:{words}){ends})"
+
+
+_QUESTION = (
+    rf"{_heading('question|problem|user|human|instruction')}|{_OPENED}q(?:\d{{0,4}}\s*[:：)]|\d{{1,4}}(?:\.(?=\s)|$))"
+)
+NEXT_TURN = re.compile(rf"{_QUESTION}|{_OPENED}<[|｜][^<>|｜\n]{{1,40}}[|｜]>|{_MARKS}", re.IGNORECASE | re.MULTILINE)
+NEXT_EXAMPLE = re.compile(_heading("example|exercise|context|input"), re.IGNORECASE | re.MULTILINE)
+
+
+def answer_parts(completion: str, *, marked: bool = True) -> list[str]:
+    """Where to look for the answer, in order: what precedes a made-up next question, and only then the whole text.
+
+    For an answer that is `marked`, what precedes "Example 2:", "Context:" or the like comes before both. A worked
+    solution may have such a line in its middle, so that its last number need not stand before it.
+    """
     text = final_part(completion)
-    cut = NEXT_TURN.search(text)
-    return [text[: cut.start()], text] if cut and text[: cut.start()].strip() else [text]
+    cuts = [match.start() for pattern in (NEXT_EXAMPLE, NEXT_TURN)[not marked :] if (match := _behind(pattern, text))]
+    return [*(text[:cut] for cut in sorted(set(cuts))), text]
+
+
+def _behind(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The first match that has something before it."""
+    return pattern.search(text, len(text) - len(text.lstrip()) + 1)
 
 
 # What takes back what was said before it, at the beginning of a clause: "No, wait. Yes.", "18. Sorry, 20."

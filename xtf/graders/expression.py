@@ -38,14 +38,14 @@ FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
 
 def final_expression(completion: str) -> str | None:
     """What the completion marks as its answer, else its last formula, else its last number."""
-    parts = answer_parts(completion)
-    for part in parts:
+    for part in answer_parts(completion):
         if (stated := stated_answer(part)) is not None:
             return stated.strip("$ ")
-    formulas = FORMULA.findall(parts[0])
+    first = answer_parts(completion, marked=False)[0]
+    formulas = FORMULA.findall(first)
     if formulas:
         return next(part for part in formulas[-1] if part).strip()
-    value = final_number(parts[0])
+    value = final_number(first)
     return None if value is None else show(value)
 
 
@@ -117,13 +117,14 @@ class MathGrader(Grader):
 
     def answer_spans(self, example: Example) -> list[tuple[int, int]]:
         """What the response marks as its answer ("\\boxed{2}"), else its last formula or number."""
-        parts, first = answer_parts(example.response), final_offset(example.response)
-        for part in parts:
+        first = final_offset(example.response)
+        for part in answer_parts(example.response):
             if (marked := marked_answer(part)) is not None:
                 return [(first + marked.start, first + marked.end)]
-        if formulas := list(FORMULA.finditer(parts[0])):
+        unmarked = answer_parts(example.response, marked=False)[0]
+        if formulas := list(FORMULA.finditer(unmarked)):
             return [(first + formulas[-1].start(), first + formulas[-1].end())]
-        found = located_number(parts[0], strict=False)
+        found = located_number(unmarked, strict=False)
         return [] if found is None else [(first + found[1], first + found[2])]
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:

@@ -151,7 +151,7 @@ def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int
                 return None if value is None else (value, first + places[marked.start], first + places[end - 1] + 1)
         if marked.end > marked.last:  # an empty box, or words: no other number of the text is what it stands for
             return None
-    for part, places in parts:
+    for part, places in map(_without_notes, answer_parts(completion, marked=False)):
         if found := numerals(part):
             *before, last = found
             if before and (_list(part, found) or _joined(part, before[-1], last, ranges=strict)):
