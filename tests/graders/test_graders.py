@@ -58,7 +58,7 @@ def test_a_made_up_next_question_is_not_read_however_its_heading_ends(heading: s
     number = f"#### 7\n\n{heading}Tom has 3 cats.\n#### 12"
     assert xtf.grade("number", number, "7").correct is True
     assert xtf.grade("decision", f"yes\n{heading}Is it?\n### Answer\nno", "yes").correct is True
-    assert xtf.grade("choice", f"Answer: B\n\n{heading}Which?\nAnswer: C", "B", "A B C".split()).correct is True
+    assert xtf.grade("choice", f"Answer: B\n\n{heading}Which?\nAnswer: C", "B", ["A", "B", "C"]).correct is True
     assert (
         xtf.grade("math", number.replace("#### 7", "\\boxed{x}").replace("#### 12", "\\boxed{y}"), "x").correct is True
     )

@@ -151,6 +151,9 @@ def test_the_final_number_of_a_text(text: str, number: str | None) -> None:
         "#### 1.5•10^x",
         "#### 12٫5",
         "H2O and A4",
+        "It is 1.5 x 10-3",
+        r"\boxed{1.2} million",
+        "1\u2e31000",
     ],
 )
 def test_a_number_inside_something_larger_is_not_read(text: str) -> None:
@@ -175,6 +178,7 @@ def test_a_number_inside_something_larger_is_not_read(text: str) -> None:
         (r"\boxed{x \approx 3.5}", "3.5"),
         ("#### 1.5•10^3", "1500"),
         ("#### 5 a day", "5"),
+        ("#### 7 dozen eggs", "7"),
         ("#### 18 (not 20)", "18"),
     ],
 )
@@ -268,7 +272,11 @@ def test_a_key_is_read_whole(reference: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["2 5/2", "10^n", "3 + 4", "5-10", "5 to 10", "1.234.567", "12,34", "3:30", "2, 3, 5", "3 hours 20 minutes", "7k"],
+    [
+        *("2 5/2", "10^n", "3 + 4", "5-10", "5 to 10", "1.234.567", "12,34", "3:30", "2, 3, 5", "3 hours 20 minutes"),
+        *("7k", "3 dozen", "3 score", "1.2 M", "three and 1/2", "10 raised to 6", "It takes 2 & 1/2 hours"),
+        "1.5 x 10-3",
+    ],
 )
 def test_a_key_that_is_not_read_whole_is_refused(reference: str) -> None:
     with pytest.raises(ValueError, match="does not end with one number that can be read whole"):

@@ -4,7 +4,7 @@ A number that is written in a way that is not read whole (1.234.567, 3!^2, 10^{n
 takes a part of it for the number.
 
     1,000  1 000  1'000  1{,}000     1000          10^6  3 \times 10^5  1.5e-3     powers and scientific notation
-    $-12.50  -$12.50  −12.5          -12.5         1.2 million  $5k                1200000, 5000
+    $-12.50  -$12.50  −12.5          -12.5         1.2 million  $5k  $5 bn                1200000, 5000, 5000000000
     1/2  \frac{1}{2}  ½  .5          1/2           minus 3  negative 3             -3
     2 1/2  2\frac{1}{2}  2½          5/2           2 and a half                    5/2
 """
@@ -19,10 +19,12 @@ from fractions import Fraction
 MAX_NUMBER = 200  # characters; a model that repeats one digit has not given a number
 MAX_EXPONENT = 200
 
-DASHES = "-−–\u2010\u2011\ufe63\uff0d"  # hyphens and minus signs as keyboards and typesetters write them
-GROUP = r"(?:,|\{,\}|\\[,;: ]|['’ _~\u00a0\u2009\u202f])"  # what may stand between groups of three digits
+# hyphens and minus signs as keyboards and typesetters write them
+DASHES = "-−–\u2010\u2011\u2012\u02d7\u207b\u2796\ufe63\uff0d"
+BLANKS = " \u00a0\u2002-\u200a\u202f\u205f"  # of any width, for a class of characters
+GROUP = rf"(?:,|\{{,\}}|\\[,;: ]|['’ʼ_~{BLANKS}])"  # what may stand between groups of three digits
 INTEGER = rf"(?:[1-9]\d{{0,2}}(?:{GROUP}\d{{3}})+(?!\d)|\d+)"
-DIGITS = rf"{INTEGER}(?:\.\d+)?|\.\d+"
+DIGITS = rf"{INTEGER}(?:\.\d+)?|(?<![^\W\d_])\.\d+"  # the stop of "No.5" is none of a decimal
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 VULGAR = "".join(chr(code) for code in range(0x2150, 0x215F)) + "¼½¾"
 EXPONENT = (
@@ -54,8 +56,15 @@ SCALES = {
     "crore": 10**7,
     "billion": 10**9,
     "trillion": 10**12,
+    "quadrillion": 10**15,
 }
-LETTERS = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}  # after a currency's sign only
+LETTERS = {  # after a currency only
+    letters: 10**power
+    for power, names in {3: "k", 6: "m mn mm mio mil mln", 9: "b bn bln mrd", 12: "t tn trn"}.items()
+    for letters in names.split()
+}
+ABBREVIATION = rf"(?i:{'|'.join(sorted(LETTERS.keys() - {'t'}, key=len, reverse=True))}|(?-i:T))"
+CURRENCY = r"\\?[$€£¥₹₩]|\b(?:USD|EUR|GBP|INR|CAD|AUD|CHF|RM|Rs\.?)"
 FRACTION = r"\\[dtc]?frac\s*(?:\{\s*(?P<top>-?\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}|(?P<top1>\d)\s*(?P<bottom1>\d))"
 MIXED = (  # what may follow a whole number: a proper fraction
     rf"(?:(?:[ \t~\u00a0]+|[ \t]+and[ \t]+)(?P<over1>\d+)\s*[/⁄]\s*(?P<under1>\d+)(?![\d/⁄])"
@@ -63,15 +72,16 @@ MIXED = (  # what may follow a whole number: a proper fraction
     rf"|[ \t]?(?P<vulgar>[{VULGAR}])"
     rf"|[ \t]+and[ \t]+(?P<count>{'|'.join(COUNTS)})[ \t-]+(?P<part>{'|'.join(PARTS)})\b)"
 )
-SCALE = rf"[ \t~-]*(?:\\text\s*\{{\s*)?(?P<scale>{'|'.join(SCALES)})s?\b\}}?"
+SCALE = rf"[ \t~*_$-]*(?:\\text\s*\{{\s*)?(?P<scale>{'|'.join(SCALES)})s?\b\}}?"
 NUMBER = re.compile(
-    rf"(?P<minus>\b(?:minus|negative)\b[ \t]+|[{DASHES}])?(?P<gap>[ \t]*)"
-    rf"(?P<currency>(?:\\?[$€£¥₹₩])[ \t]*)?(?(currency)(?P<inner>[{DASHES}])?|)"
+    rf"(?P<minus>\b(?:minus|negative|neg\b\.?)[ \t]+|[{DASHES}])?(?P<gap>[ \t]*)"
+    rf"(?P<currency>(?:{CURRENCY})[ \t]*)?(?(currency)(?P<inner>[{DASHES}])?|)"
     rf"(?:(?P<alone>[{VULGAR}])|{FRACTION}"
     rf"|(?P<whole>{INTEGER}){MIXED}"
-    rf"|(?P<digits>{DIGITS})(?:[eE](?P<e>[-−+]?\d+)(?!\w|\.\d)|{TIMES}10(?:{TEN})|{POWER})?"
+    rf"|(?P<digits>{DIGITS})(?:[eE](?P<e>[-−+]?\d+)(?!\w|\.\d)|{TIMES}10(?:{TEN}|(?P<lost>[{DASHES}]\d+))|{POWER})?"
     rf"(?:\s*[/⁄]\s*(?P<over>{DIGITS}))?)"
-    rf"(?:{SCALE}(?:{SCALE.replace('<scale>', '<scale_2>')})?|(?P<letters>(?i:{'|'.join(LETTERS)}))\b)?",
+    rf"(?:{SCALE}(?:{SCALE.replace('<scale>', '<scale_2>')})?|(?P<letters>{ABBREVIATION})\b"
+    rf"|(?(currency)[ \t~{BLANKS}]+(?P<spaced>{ABBREVIATION})(?![\w'’&-])|(?!)))?",
     re.IGNORECASE,
 )
 # A minus sign is one after these; after other words it may as well take away ("5 apples - 3").
@@ -93,12 +103,14 @@ UNIT_PAIRS = (
 )
 COUNTED = r"hundred|thousand|million|billion|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
 FUNCTION = "factorial|log|ln|exp|sin|cos|tan"
-SIGNS = r"[-−–+*/·×÷^]"
+SIGNS = rf"[{DASHES}+*/·×÷^]"
+ORDINALS = "second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twelfth|twentieth|nth"
+UNITS_PLACE = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
 # What makes the digits after it a part of something larger: a command or function, an operator on what is no number,
 # a bound.
 INSIDE = re.compile(
     rf"(?:(?<=[\w}}])_|[√±∓∛]|\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+(?:\[\w+\]|_\{{?\w+\}}?)?|[\d)\]}}]\s*\^|\}}|[-+*/(]\s*\^)"
-    r"\s*[({]?\s*\Z|\d\.?\Z"
+    r"\s*[({]?\s*\Z|\d\.?\Z|(?<=[^\W\d_])\.\Z"
     rf"|(?<![A-Za-z.\\])[A-Za-z](?:\^\{{?\w\}}?)?(?:{SIGNS}|[ \t]+{SIGNS}[ \t]+)\Z"
     rf"|(?:[π∞]|\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+\}}?)[ \t]*{SIGNS}[ \t]*\Z"
     r"|[)\]}](?:[+*/·×÷]|[ \t]+[+*/·×÷][ \t]+)\Z"
@@ -127,20 +139,27 @@ CHANGES_NOTHING = frozenset(",;:!?\"'$%=<>]/+|&")  # with which nothing in `OUTS
 TAG = re.compile(r"<[^<>\n]*>[ \t]*\Z")  # "<b>5": markup, no bound
 MAGNITUDE = re.compile(r"\|\s*\{?\s*\Z")  # |-5|
 PART_OF_A_NAME = re.compile(  # cm^2, x_1, A4, H2O: no number of its own
-    r"[^\W\d]\}?\s*(?:\^|_)\s*\{?\s*[-−]?\Z|(?<![\\A-Za-z])(?!(?i:USD|EUR|GBP|INR|CAD|AUD|CHF|Rs|RM)\Z)[A-Za-z]+\Z"
+    r"[^\W\d]\}?\s*(?:\^|_)\s*\{?\s*[-−]?\Z|(?<![\\A-Za-z])[A-Za-z]+\Z"
 )
 OUTSIDE = re.compile(
     r"\s*\)?\s*(?:\^(?!\s*\{?\s*(?:\\circ|°|o\b|th|st|nd|rd))|\*\*[\d({]|√)"
     r"|\s*(?:π|∞|[±∓]|(?:°|\^\s*\{?\s*(?:\\circ|°)\s*\}?)\s*\d)"
     rf"|[ \t{{}}]*\\(?!{PLAIN}(?![A-Za-z]))[A-Za-z]+"
-    r"|_\{?\d|\.?\\(?:overline|bar|dot)|\.\(\d|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|[٫٬]\d"
-    r"|[ \t-]*(?:halves|thirds?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
+    r"|[\u0300-\u036f]|_\{?\d|\.?\\(?:overline|bar|dot)|\.\(\d|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|[٫٬]\d"
+    r"|[ \t-]*(?:halves|half\b(?![ \t-]+\w)|thirds?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
     r"|(?:hundred|thousand|million|billion)ths?|squared|cubed|factorial|mod(?:ulo)?)\b"
-    r"|[ \t]+to[ \t]+the[ \t]+(?:power|\d+(?:st|nd|rd|th)|\w+[ \t]+power)\b|[eE][-−+]?\d"
+    r"|[ \t]+(?:raised[ \t]+)?to[ \t]+the[ \t]+(?:(?:power|\d+(?:st|nd|rd|th)|\w+[ \t]+power)\b"
+    rf"|(?:(?:minus|negative)[ \t]+)?(?:{ORDINALS}|{UNITS_PLACE})\b(?![ \t]+(?!is\b|equals\b|or\b|and\b)[a-z]))"
+    rf"|[ \t]+and[ \t]+(?:an?|{UNITS_PLACE})[ \t-]+(?:{'|'.join(PARTS)}|sevenths?|ninths?)\b"
+    r"|[ \t]*\(?(?:recurring|repeating)\b(?![ \t]+(?!decimal)[a-z])"
+    r"|[ \t]*(?:°|degrees?\b)?[ \t]*[CF]?[ \t]+below[ \t]+zero\b"
+    rf"|[ \t~]+(?:(?:{'|'.join(name for name in LETTERS if len(name) > 1 and name != 'mm')})\b|(?-i:[KMB])(?![\w'’&-]))"
+    r"|[ \t]?[eE][-−+]?\d"
     rf"|(?-i:(?![{UNIT_LETTERS}]\b)[A-Za-zα-ω](?![^\W_])|[ \t](?![{SPACED_LETTERS}])[a-zα-ω](?![\w'’-])"
     rf"|(?!(?:{UNIT_PAIRS})\b)[a-z]{{2}}(?![^\W_])|(?!(?:mm|cm|dm|km|m|in|ft|yd|mi)[23]\b)[A-Za-z]+\d)",
     re.IGNORECASE,
 )
+WHOLE_IN_WORDS = re.compile(rf"\b(?:{UNITS_PLACE}|{COUNTED})[ \t]+and[ \t]*\Z", re.IGNORECASE)  # "three and 1/2"
 GOES_ON = re.compile(r"\.\.|…")
 MONTH = r"(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]*\.?"
 DATE = re.compile(
@@ -173,6 +192,8 @@ def numerals(text: str) -> list[Numeral]:
         whole = whole and match.end() - 1 not in of_dates
         whole = whole and not ("." in match[0] and GOES_ON.match(text, match.end()))  # 3.14...
         value = _value(match) if whole and sign is not None else None
+        if value is not None and 0 < value < 1 and WHOLE_IN_WORDS.search(before):
+            value = None
         scaled = bool(match["scale"])
         found.append(Numeral(-value if value is not None and sign == -1 else value, start, match.end(), scaled))
     return found
@@ -196,7 +217,7 @@ def _inside(before: str, sign: int | None) -> bool:
     if last.isalnum():
         possible = last.isdecimal() or "\\" in before or "_" in before
     elif last in ("=", "."):
-        possible = tail[-2:-1].isdecimal() or tail[-2:-1] in LAST_SIGNS
+        possible = tail[-2:-1].isalnum() or tail[-2:-1] in LAST_SIGNS
     else:
         possible = last in LAST_SIGNS
     return possible and bool(INSIDE.search(before))
@@ -222,7 +243,7 @@ def _sign(match: re.Match[str], text: str) -> tuple[int, int | None]:
     word, spaced = match["minus"][0].isalpha(), bool(match["gap"])
     if inner < 0:
         return match.start(), None
-    if word and match["minus"].lower().startswith("negative"):
+    if word and match["minus"].lower().startswith("neg"):
         return match.start(), -1
     if not word and not spaced:  # "-5": a sign, unless it is tied to what precedes ("10-5", "5–10")
         tied = re.search(r"[\w)\]}.,%½]\Z", before)
@@ -273,10 +294,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
     for scale in (part["scale"], part["scale_2"]):
         if value is not None and scale:
             value *= SCALES[scale.lower()]
-    if value is not None and part["letters"]:
-        known = LETTERS[part["letters"].lower()]
-        metres = part["letters"] in ("m", "b")  # "5m" is a length as likely as an amount
-        value = value * known if part["currency"] else (value if metres else None)
+    if value is not None and (letters := part["letters"] or part["spaced"]):
+        unit = letters in ("m", "mm", "b")  # "5m" is a length as likely as an amount
+        value = value * LETTERS[letters.lower()] if part["currency"] else (value if unit else None)
     return value
 
 
@@ -284,6 +304,8 @@ def _read(part: dict[str, str | None]) -> Fraction | None:
     """Digits with what follows them: a power of ten, an exponent, or the fraction of a mixed number."""
     if part["whole"]:
         return _mixed(part)
+    if part["lost"]:  # "1.5 x 10-3": a power whose sign was lost, or a difference
+        return None
     digits = part["digits"]
     assert digits is not None
     base = _plain(digits)

@@ -132,10 +132,11 @@ def _heading(words: str) -> str:
     return rf"{_OPENED}<?(?:{kind}(?:{words}){_COUNT}[:：)\]>]|{shown}{kind}(?:{words}){ends})"
 
 
-_QUESTION = (
-    rf"{_heading('question|problem|user|human|instruction')}|{_OPENED}q(?:\d{{0,4}}\s*[:：)]|\d{{1,4}}(?:\.(?=\s)|$))"
+_Q = rf"{_OPENED}q(?:\d{{0,4}}\s*[:：)]|\d{{1,4}}(?:\.(?=\s)|$))"  # "Q2.", not "Q - 5", "Q.E.D."
+NEXT_TURN = re.compile(
+    rf"{_heading('question|problem|user|human|instruction')}|{_Q}|{_OPENED}<[|｜][^<>|｜\n]{{1,40}}[|｜]>|{_MARKS}",
+    re.IGNORECASE | re.MULTILINE,
 )
-NEXT_TURN = re.compile(rf"{_QUESTION}|{_OPENED}<[|｜][^<>|｜\n]{{1,40}}[|｜]>|{_MARKS}", re.IGNORECASE | re.MULTILINE)
 NEXT_EXAMPLE = re.compile(_heading("example|exercise|context|input"), re.IGNORECASE | re.MULTILINE)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from xtf.data.examples import Example, RowError
-from xtf.data.numbers import MAX_NUMBER, OUTSIDE, Numeral, numerals, show
+from xtf.data.numbers import BLANKS, DASHES, MAX_NUMBER, OUTSIDE, SCALE, Numeral, numerals, show
 from xtf.graders.base import INSTEAD, TAKES_BACK, Grade, Grader, Item, answer_parts, final_offset
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
@@ -18,9 +18,10 @@ ANSWER_IS = re.compile(
     r"\banswer\b[^.\n\d]{0,60}?(?:\bis\b|:|=|\s[-–—](?=\s))[\s*:]*(?=(?P<rest>[^\n]{0,2000}))", re.IGNORECASE
 )
 # Between two numbers, what makes them one expression, list, ratio, time or date, so that neither is the answer.
-OPERATOR = r"[-−–+*×·•∙⋅÷/^±]|\\(?:times|cdot|div|pm)\b|\b(?:times|plus|minus|divided by|multiplied by)\b"
+OPERATOR = rf"[{DASHES}+*×·•∙⋅÷/^±]|\\(?:times|cdot|div|pm)\b|\b(?:times|plus|minus|divided by|multiplied by)\b"
 JOINED = re.compile(
-    rf"[ \t~$]*|x|[^\w\s=<>≈→⇒]{{1,3}}|[ \t]+(?::|x|or|over|to the(?: power(?: of)?)?|dozens?(?:,?[ \t]+and)?)[ \t]+"
+    rf"[\t~${BLANKS}]*|x|[^\w\s=<>≈→⇒]{{1,3}}"
+    r"|[ \t]+(?::|&|x|or|over|(?:raised )?to the(?: power(?: of)?)?|raised to|dozens?(?:,?[ \t]+and)?)[ \t]+"
     rf"|(?:[ \t~$]*[^\W\d]+){{0,3}}[ \t~$]*(?:{OPERATOR})[ \t~$(]*",
     re.IGNORECASE,
 )
@@ -33,7 +34,9 @@ SEVERAL = re.compile(  # (a) 5 (b) 6; x = 5 or y = 6; an interval without end; "
     r"\([a-z]\)[^()]*\([a-z]\)|\b[A-Za-z]\w{0,20}\s{0,5}=[^=]{0,200}(?:[,;]|\b(?:and|or)\b)[\s$\\]*(?:quad|text)?[\s{}$]*[A-Za-z]\w{0,20}\s{0,5}="
     r"|∞|\\infty|\binfinity\b|\b[A-Za-z]+[ \t]+\d+:[ \t]+[^\n]*\d"
 )
-RANGE = re.compile(r"[-−–]|[ \t]+to[ \t]+")
+RANGE = re.compile(rf"[{DASHES}]|[ \t]+to[ \t]+")
+SCALED = re.compile(SCALE, re.IGNORECASE)
+BY_TWELVES = re.compile(r"[ \t-]*(?:dozens?|score)\b", re.IGNORECASE)  # "3 dozen": 36, or 3 where dozens are asked for
 LIST = re.compile(r"(?:[ \t,;&|()\[\]$]|∞|\\infty|\\[{}]|\\text\{|\}|\b(?:and|or)\b)*")
 UNIT = (
     r"(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|yards?|yds?|miles?|mi|pounds?|lbs?|tons?|tonnes?|stones?|years?|yrs?"
@@ -129,7 +132,9 @@ def final_number(completion: str) -> Fraction | None:
 def _final(completion: str, *, strict: bool) -> Fraction | None:
     """`final_number`; the last number of a text may be the end of a range ("5-10") unless `strict`."""
     found = located_number(completion, strict=strict)
-    return None if found is None else found[0]
+    if found is None or (strict and BY_TWELVES.match(_without_notes(completion)[0], found[2])):
+        return None
+    return found[0]
 
 
 def located_number(completion: str, *, strict: bool) -> tuple[Fraction, int, int] | None:
@@ -184,7 +189,8 @@ def _worked_on(text: str, marked: Marked) -> bool:
     if marked.end == marked.last:
         return False
     factorial = text[marked.first : marked.last].rstrip().endswith("!")
-    return factorial or bool(OUTSIDE.match(text, marked.end)) or text[: marked.start].endswith(tuple("-−–+*/^"))
+    goes_on = OUTSIDE.match(text, marked.end) or SCALED.match(text, marked.end)
+    return factorial or bool(goes_on) or text[: marked.start].endswith(tuple("-−–+*/^"))
 
 
 def _without_notes(text: str) -> tuple[str, Sequence[int]]:
