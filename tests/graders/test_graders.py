@@ -103,6 +103,15 @@ class Shares(Grader):
     def verdict(self, item):
         return Grade(0.5, "x", "half right")
 
+class Numpy(Grader):
+    def verdict(self, item):
+        import numpy
+        return Grade(numpy.bool_(item.completion == item.reference), item.completion, "")
+
+class One(Grader):
+    def verdict(self, item):
+        return Grade(int(item.completion == item.reference), item.completion, "")
+
 class Half:
     def grade(self, items):
         return []
@@ -147,6 +156,18 @@ def test_a_grader_of_ones_own_is_tried_on_one_row_before_training() -> None:
     own(grader="toy_grader.SameLength").check([example])
     with pytest.raises(ValueError, match=r"must return one Grade .* True, False or None, not .*correct=0\.5"):
         own(grader="toy_grader.Shares").check([example])
+
+
+@pytest.mark.usefixtures("toy")
+def test_numpys_truth_is_pythons_and_a_number_is_none_wherever_an_own_class_grades() -> None:
+    example = Example("1", ({"role": "user", "content": "q"},), "four", {"question": "q", "answer": "four"})
+    task = own(grader="toy_grader.Numpy")
+    task.check([example])
+    grades = [*task.grade([(example, "four"), (example, "")]), xtf.grade("toy_grader.Numpy", "a", "a")]
+    assert [type(grade.correct) for grade in grades] == [bool] * 3
+    assert [grade.correct for grade in grades] == [True, False, True]
+    with pytest.raises(ValueError, match=r"task\.grader=toy_grader\.One must return one Grade .*correct=1"):
+        xtf.grade("toy_grader.One", "a", "a")
 
 
 @pytest.mark.usefixtures("toy")

@@ -33,7 +33,7 @@ def test_an_own_function_grades_with_the_row_at_hand(tmp_path: Path, monkeypatch
     assert xtf.grade("python:own_grader.same", "skip", "ab", row={"k": 1}).correct is None
     assert xtf.grade("python:own_grader.same", "numpy", "ab", row={"k": 1}).correct is True
     assert xtf.grade("python:own_grader.same", "grade", "ab", row={"k": 1}) == Grade(False, "x", "why")
-    with pytest.raises(ValueError, match="must return True, False, None or a Grade, not Grade"):
+    with pytest.raises(ValueError, match=r"must return one Grade for each item, .* not \[Grade"):
         xtf.grade("python:own_grader.same", "share", "ab", row={"k": 1})
     with pytest.raises(ValueError, match="must return True, False, None or a Grade, not 1"):
         xtf.grade("python:own_grader.same", "bad", "ab", row={"k": 1})
@@ -49,6 +49,15 @@ def test_an_own_function_grades_with_the_row_at_hand(tmp_path: Path, monkeypatch
     ("body", "message"),
     [
         ("return 1.0", r"cannot grade the first row: tried\.f must return True, False, None or a Grade, not 1\.0"),
+        (
+            "return completion.strip() == reference or 0",
+            r"cannot grade a wrong answer to the first row: tried\.f must return True, False, None or a Grade, not 0",
+        ),
+        ("return completion.split()[0] == reference", r"cannot grade an empty answer to the first row: .*IndexError"),
+        (
+            "return completion == reference or None",
+            r"no verdict \(None\) on a wrong and on an empty answer .* return False",
+        ),
         ("return row['none']", r"cannot grade the first row: tried\.f failed on example 'e7': KeyError\('none'\)"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 from xtf.config.identity import nearest
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
-from xtf.graders.base import Grade, Grader, Item
+from xtf.graders.base import Grade, Grader, Item, checked
 from xtf.runtime.imports import import_named, installed
 
 # Each is imported when it is asked for: some bring libraries that take seconds to load.
@@ -85,7 +85,8 @@ def grade(
     (`code`, whose tests are there, and own ones). `correct` is True, False, or None without a verdict.
 
     Raises:
-        ValueError: an unknown grader, or a reference that the grader cannot read.
+        ValueError: an unknown grader, a reference that the grader cannot read, or an own grader's result that is no
+            Grade.
     """
     for what, value in (("completion", completion), ("reference", reference)):
         if not isinstance(value, str):
@@ -95,4 +96,4 @@ def grade(
     found = load_grader(TaskConfig(name="custom", grader=grader, choices=list(choices or ())), Path("outputs"))
     found.check()
     example = Example("1", (), reference, row or {})
-    return found.grade([Item(example, completion, found.reference(example, reference))])[0]
+    return checked(grader, found.grade([Item(example, completion, found.reference(example, reference))]), 1)[0]

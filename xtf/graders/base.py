@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -36,6 +36,26 @@ class Grade:
     correct: bool | None  # None: no verdict (the judge failed), never counted as wrong
     extracted: str | None  # what the grader took to be the answer; None: it found none
     reason: str
+
+
+def checked(grader: str, grades: Any, items: int) -> list[Grade]:
+    """What a grader gave for so many items, with NumPy's True and False as Python's.
+
+    Raises:
+        ValueError: it is not one `Grade` for each, right, wrong or without a verdict.
+    """
+    plain = [
+        replace(grade, correct=bool(grade.correct))
+        if isinstance(grade, Grade) and isinstance(grade.correct, np.bool_)
+        else grade
+        for grade in grades
+    ]
+    if len(plain) != items or not all(isinstance(one, Grade) and isinstance(one.correct, bool | None) for one in plain):
+        raise ValueError(
+            f"task.grader={grader} must return one Grade for each item, whose `correct` is True, False or None, not "
+            f"{plain!r}"
+        )
+    return plain
 
 
 @dataclass(frozen=True)

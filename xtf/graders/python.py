@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,6 @@ class PythonGrader(Grader):
             verdict = self.function(item.completion, item.reference, dict(item.example.row))
         except Exception as error:
             raise ValueError(f"{self.path} failed on example {item.example.example_id!r}: {error!r}") from error
-        grade = verdict if isinstance(verdict, Grade) else Grade(verdict, item.completion, self.path)
-        if isinstance(grade.correct, np.bool_):
-            return replace(grade, correct=bool(grade.correct))
-        if grade.correct is not None and not isinstance(grade.correct, bool):
+        if not isinstance(verdict, bool | np.bool_ | Grade | None):
             raise ValueError(f"{self.path} must return True, False, None or a Grade, not {verdict!r}")
-        return grade
+        return verdict if isinstance(verdict, Grade) else Grade(verdict, item.completion, self.path)  # type: ignore[arg-type]

@@ -37,12 +37,13 @@ from xtf.data.examples import (
 )
 from xtf.data.rows import NESTED, Rows, first_few, frame_rows, plain_row, plain_rows, row_id
 from xtf.graders import GRADERS, load_grader
-from xtf.graders.base import Grade, Grader, Item
+from xtf.graders.base import Grade, Grader, Item, checked
 from xtf.graders.metrics import Metric
 from xtf.runtime.imports import import_named, installed
 
 Reader = Callable[[Mapping[str, Any]], Reading]
 
+WRONG = "I do not know."  # where no other row has another answer
 LISTED = 10  # rows that cannot be used, in a message
 
 
@@ -57,7 +58,8 @@ class Task:
     def check(self, examples: Sequence[Example] = ()) -> None:
         """Refuses a set-up in which grading cannot work; call it before training, with the evaluation's `examples`.
 
-        A grader of the user's own is tried on the first of them, with its response as the completion.
+        A grader of the user's own is tried on the first of them: on its response, on that of another one, which is
+        wrong, and on nothing at all.
 
         Raises:
             ValueError: what is missing, or what the user's grader did.
@@ -65,16 +67,24 @@ class Task:
         self.grader.check()
         if not examples or self.config.grader in GRADERS:
             return
-        example = examples[0]
-        try:
-            grades = self.grade([(example, example.response or self.reference(example))])
-        except Exception as error:  # somebody else's code can raise anything
-            raise ValueError(f"task.grader={self.config.grader} cannot grade the first row: {error}") from error
-        if len(grades) != 1 or not isinstance(grades[0], Grade) or not isinstance(grades[0].correct, bool | None):
+        example, right = examples[0], self._answer(examples[0])
+        wrong = next((said for other in examples if (said := self._answer(other)) != right), WRONG)
+        verdicts = {}
+        for what, completion in {"": right, "a wrong answer to ": wrong, "an empty answer to ": ""}.items():
+            try:
+                verdicts[what] = self.grade([(example, completion)])[0].correct
+            except Exception as error:  # somebody else's code can raise anything
+                raise ValueError(
+                    f"task.grader={self.config.grader} cannot grade {what}the first row: {error}"
+                ) from error
+        if list(verdicts.values()) == [True, None, None]:
             raise ValueError(
-                f"task.grader={self.config.grader} must return one Grade for each item, whose `correct` is True, False "
-                f"or None, not {grades!r}"
+                f"task.grader={self.config.grader} has no verdict (None) on a wrong and on an empty answer to the "
+                "first row: return False where an answer is wrong, and None only where grading failed"
             )
+
+    def _answer(self, example: Example) -> str:
+        return example.response or self.reference(example)
 
     def examples(self, rows: Rows, *, training: bool = True) -> list[Example]:
         """Every row as one example (several with `turns=all`), in order.
@@ -171,8 +181,13 @@ class Task:
         return self.grader.reference(example, text)
 
     def grade(self, items: Sequence[tuple[Example, str]]) -> list[Grade]:
-        """One grade per (example, completion), in order."""
-        return self.grader.grade([Item(example, text, self.reference(example)) for example, text in items])
+        """One grade per (example, completion), in order.
+
+        Raises:
+            ValueError: a grader of the user's own gave something else.
+        """
+        grades = self.grader.grade([Item(example, text, self.reference(example)) for example, text in items])
+        return checked(self.config.grader, grades, len(items))
 
     @property
     def names_answers(self) -> bool:
