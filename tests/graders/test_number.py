@@ -305,8 +305,16 @@ def test_all_gsm8k_references_grade_as_right_and_changed_by_one_as_wrong() -> No
     assert all(result.correct for result in number.grade(bare))
 
 
+def test_boxes_that_are_not_closed_are_read_in_time_that_grows_with_their_length() -> None:
+    start = time.process_time()
+    assert boxed(r"\boxed{" * 20_000) is None
+    assert time.process_time() - start < 1
+
+
 def test_boxed_content_has_its_braces_balanced() -> None:
     assert boxed(r"\boxed{\frac{1}{2}} and \boxed{\{1, 2\}}") == r"\{1, 2\}"
     assert boxed(r"\fbox{x}") == "x"
+    assert boxed(r"\boxed{a \boxed{b} c}") == "b"
+    assert boxed(r"\boxed{1} } \boxed{2} \boxed{3") == "2"
     assert boxed(r"\boxed{\frac{1}{2}") is None
     assert boxed("none") is None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from xtf.data.examples import Example, RowError
-from xtf.data.numbers import DASHES, SCALES, show
+from xtf.data.numbers import BLANKS, DASHES, SCALES, SUPERSCRIPTS, TEN, TIMES, show
 from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
 from xtf.graders.number import HASHES, boxed, final_number, located_number, marked_answer, stated_answer
 
@@ -30,6 +30,7 @@ EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing proce
 MAX_EXPRESSION = 2000  # characters; a longer "answer" is not one
 
 
+STOP = re.compile(r"(?:(?<!\.)|(?<=\.{3}))\.\Z")  # of a sentence; those of an ellipsis belong to what it stands for
 FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
@@ -55,7 +56,7 @@ def bare(expression: str) -> str:
     expression = re.sub(r"(?<=\d)(?:[\s~]|\\[,;: ])+(?=\d)", "&", expression)  # and 3 4 not 34
     text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|:)|[\s$]|\\ ", "", expression)
     text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}", r"\1", text)
-    return re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".").casefold()
+    return re.sub(r"\\[dt]frac", r"\\frac", STOP.sub("", text)).casefold()
 
 
 class Equivalence:
@@ -157,7 +158,8 @@ class MathGrader(Grader):
 NUMERAL_BASE = re.compile(r"\d_\{?(\d+)\}?$")
 RELATIVE_TOLERANCE = Fraction(5, 10**12)  # of a decimal against an exact value: 12 digits
 ELLIPSIS = re.compile(r"\\(?:[lcdv]?dots[cbmio]?)\b|\.\.\.|…")  # what it stands for is not written
-GROUPED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;: ]|[ ~'’\u00a0\u2009\u202f])\d{3})+(?!\d)")  # 1 000
+GROUPED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;: ]|['’ʼ~" + BLANKS + r"])\d{3})+(?!\d)")  # 1 000
+SCIENTIFIC = re.compile(rf"(?<=\d){TIMES}10(?:{TEN})", re.IGNORECASE)  # 3 x 10^5
 MIXED_NUMBER = re.compile(r"(?<![\d.,/])(\d+)[ ~]+(\d+)\s*/\s*(\d+)(?![\d/])")
 MIXED_FACTOR = re.compile(r"(?<![\d.}])(\d+)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}(?=\s*[A-Za-z(\\])")  # 3\frac{1}{2}x
 RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*(?::|\\colon\b|\\mathbin\{:\}|\{:\}|∶)\s*\d+(?:\.\d+)?)+")  # 3:4, 1:2:3
@@ -219,7 +221,7 @@ UNITS = {
 
 def tidy(text: str) -> str:
     r"""An answer as people write it in LaTeX that a parser reads whole: pi/2 -> \pi/2, 1.5e-3 -> 1.5 \cdot 10^{-3}."""
-    text = re.sub(r"\\[()\[\]]|(?<!\\)\$|\\!\s*", "", text).strip().rstrip(".")
+    text = STOP.sub("", re.sub(r"\\[()\[\]]|(?<!\\)\$|\\!\s*", "", text).strip())
     text = text.translate(dict.fromkeys(map(ord, DASHES), "-")).replace(r"\varnothing", r"\emptyset")
     if whole := re.fullmatch(rf"{TEXT}\s*\{{([^{{}}]*\d[^{{}}]*)\}}", text):
         text = whole[1].strip()
@@ -230,6 +232,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\\?\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"^(?:minus|negative)\s+(?=[\d\\])", "-", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<![\\A-Za-z\d.])((?:\d+\.?\d*|\.\d+))[eE]([-+−]?\d+)(?![\d.])", r"\1 \\cdot 10^{\2}", text)
+    text = SCIENTIFIC.sub(_scientific, text)
     text = re.sub(rf"(?<=\d)[\s~]*(?:{TEXT}\s*\{{\s*)?({'|'.join(SCALES)})s?\b\}}?", _scaled, text)
     text = MIXED_NUMBER.sub(_mixed, GROUPED.sub(_ungrouped, text))
     text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
@@ -245,6 +248,10 @@ def _mixed_factor(match: re.Match[str]) -> str:
 def _mixed(match: re.Match[str]) -> str:
     proper = int(match[2]) < int(match[3])
     return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}" if proper else match[0]
+
+
+def _scientific(match: re.Match[str]) -> str:
+    return rf" \cdot 10^{{{next(filter(None, match.groups())).translate(SUPERSCRIPTS)}}}"
 
 
 def _scaled(match: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from xtf.data.numbers import BLANKS, DASHES, MAX_NUMBER, OUTSIDE, SCALE, Numeral
 from xtf.graders.base import INSTEAD, TAKES_BACK, Grade, Grader, Item, answer_parts, final_offset
 
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes
+BOX, BRACE = re.compile(r"\\f?box(?:ed)?\s*\{"), re.compile(r"(?<!\\)[{}]")
 HASHES = re.compile(r"####(?!#)[ \t]*(?P<rest>[^\n]*)")
 NUMBERED_HEADING = re.compile(r"\**\d+[.)]\s+\S")
 ANSWER_IS = re.compile(
@@ -25,8 +26,8 @@ JOINED = re.compile(
     rf"|(?:[ \t~$]*[^\W\d]+){{0,3}}[ \t~$]*(?:{OPERATOR})[ \t~$(]*",
     re.IGNORECASE,
 )
-SENTENCE_END = re.compile(  # but for the stop of a unit between two numbers: "6 ft. 2 in."
-    r"[.!?](?=\s|$)(?!(?:"
+SENTENCE_END = re.compile(  # but for the stop of a unit between two numbers: "6 ft. 2 in.", and behind an ellipsis
+    r"(?<=\.{3})(?=\s|$)|(?<!\.\.)[.!?](?=\s|$)(?!(?:"
     + "|".join(rf"(?<=\b{unit}\.)" for unit in ["ft", "yd", "mi", "hr", "hrs", "min", "lb", "lbs", "gal"])
     + r")\s+\d)"
 )
@@ -76,13 +77,18 @@ def boxed(text: str) -> str | None:
 
 
 def _boxed(text: str) -> Marked | None:
-    for match in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
-        depth = 1
-        for place in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
-            if depth == 0:
-                return Marked(match.start(), match.end(), place, place + 1)
-    return None
+    """The box that begins last among those that are closed."""
+    boxes = {match.end() - 1: match.start() for match in BOX.finditer(text)}
+    opened: list[int] = []
+    found: Marked | None = None
+    for brace in BRACE.finditer(text) if boxes else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+            continue
+        first = opened.pop() if opened else -1
+        if first in boxes and (found is None or boxes[first] > found.start):
+            found = Marked(boxes[first], first + 1, brace.start(), brace.end())
+    return found
 
 
 def _sentence(text: str) -> str:

@@ -12,6 +12,9 @@ from xtf.graders.base import Grade, Grader, Item, final_part
 
 UNSPACED = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts that write no blank between words; and wide ones
 
+SIGNS = "+-#.$€£¥₹@&/%\\^~°"  # what belongs to the word beside it, as brackets, quotes and commas do not
+NUMBER_FIRST = re.compile(r"[$€£¥₹]?\d")
+
 
 def normal(text: str) -> str:
     """Unicode composed (NFC), runs of white space as one space, none at the ends."""
@@ -22,7 +25,8 @@ class TextGrader(Grader):
     """`exact`: the same text. `contains`: the reference occurs in it as whole words. `substring`: it occurs anywhere.
 
     All up to white space; the last two in any case, but for `contains` a single letter counts in its own case only
-    ("A" is not the article), and a number not as a part of another one (5 is not in 1.5, 15 or -5).
+    ("A" is not the article), a number not as a part of another one (5 is not in 1.5, 15 or -5), and nothing as a
+    part of a compound or of a name with signs ("no" is not in "no-one", ".net" not in "asp.net", "C++" not in "C++11").
     """
 
     def __init__(self, rule: str) -> None:
@@ -56,14 +60,18 @@ def has_words(text: str, words: str) -> bool:
     text, words = text.replace("−", "-"), words.replace("−", "-")
     if len(words) > 1 or not words.isalpha():
         text, words = text.casefold(), words.casefold()
-    before = "" if _unspaced(words[0]) else r"(?<!\w)"
-    after = "" if _unspaced(words[-1]) else r"(?!\w)"
-    if words[0].isdigit():
+    before = "" if _unspaced(words[0]) else r"(?<!\w)(?<!\w-)"
+    after = "" if _unspaced(words[-1]) else r"(?!-?\w)(?!['’]t\b)"
+    if words[0] in SIGNS:
+        before = rf"(?<!\w)(?<!{re.escape(words[0])})"
+    if words[-1] in SIGNS:
+        after = rf"(?!\w)(?!{re.escape(words[-1])})"
+    if NUMBER_FIRST.match(words):
         before = r"(?<!\w)(?<![-−.])(?<!\d[,:/'’])"
     if words[-1].isdigit():
-        after = r"(?!\w)(?![.,:/'’]\d)(?! \d{3}(?!\d))"
+        after = r"(?!\w)(?![.,:/'’-]\d)(?! \d{3}(?!\d))"
     if len(words) == 1 and words.isalpha():
-        after = r"(?!\w|[+#])"  # C++ is not C
+        after += r"(?![+#])"  # C++ is not C
     return re.search(f"{before}{re.escape(words)}{after}", text) is not None
 
 
