@@ -66,6 +66,9 @@ RIGHT = {
     "chat, four backticks": "````python\ndef area(r):\n    return math.pi * r ** 2\n````\nIt uses pi.",
     "then a test case that is run": "    return math.pi * r ** 2\n\n\nimport unittest\n\nclass T(unittest.TestCase):\n    def test(self):\n        self.fail()\n\nunittest.main()\n",
     "then a runner of tests": "    return math.pi * r ** 2\n\n\nimport unittest, doctest\nunittest.TextTestRunner().run(None)\ndoctest.testmod()\n",
+    "then a runner under another name": "    return math.pi * r ** 2\n\n\nimport unittest as ut\n\nclass T(ut.TestCase):\n    def test(self):\n        self.fail()\n\nut.main()\n",
+    "then a runner that is kept": "    return math.pi * r ** 2\n\n\nimport unittest\nr = unittest.main()\nif r.result.errors:\n    raise SystemExit(1)\n",
+    "then a runner's function under another name": "    return math.pi * r ** 2\n\n\nfrom unittest import main as go\ngo()\n",
     "then an exit": "    return math.pi * r ** 2\n\n\nimport sys\nsys.exit(1)\n",
     "thinking first": "<think>def area(r): return 0</think>    return math.pi * r ** 2",
 }
@@ -95,6 +98,33 @@ def test_the_extracted_program_is_what_ran_and_no_code_is_unreadable() -> None:
     assert extract_program("Sorry.", ["area"]) is None
     assert extract_program("    return 1", ["area"]) is None  # nothing to continue
     assert extract_program("def area(r):\n    return 1\n", ["area"]) == "def area(r):\n    return 1\n"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "import unittest as ut\nut.main()\n",
+        "import unittest\nr = unittest.main()\nprint(r)\n",
+        "from unittest import main as go\ngo()\n",
+        "import unittest\nrunner = unittest.TextTestRunner()\nresult = runner.run(None)\nif not result.wasSuccessful():\n    exit(1)\n",
+        "import doctest\nfailed, _ = doctest.testmod()\n",
+        "import pytest, sys as s\ns.exit(pytest.main())\n",
+        "import unittest\ndef run_all():\n    unittest.main()\nrun_all()\n",
+        "import unittest\ntry:\n    unittest.main()\nexcept SystemExit:\n    raise\n",
+        "raise SystemExit(0)\n",
+    ],
+)
+def test_what_runs_tests_is_left_out_by_whatever_name(end: str) -> None:
+    program = extract_program(f"def area(r):\n    return 1\n\n{end}", ["area"])
+    assert program is not None
+    scope: dict[str, object] = {"__name__": "program"}
+    exec(program, scope)
+    assert callable(scope["area"])
+
+
+def test_what_only_looks_like_running_tests_stays() -> None:
+    program = "import subprocess\nmain = 3\nrun = subprocess.run\ntry:\n    import numpy\nexcept ImportError:\n    numpy = None\n\ndef area(r):\n    return main\n"
+    assert extract_program(program, ["area"]) == program
 
 
 def test_humaneval_and_mbpp_and_codeexercise_rows_become_prompts_and_responses() -> None:

@@ -28,7 +28,7 @@ from xtf.graders.metrics import Metric, bootstrap, wilson
 
 DECISIONS = ("yes", "no", "maybe")
 IS = r"(?:\b(?:is|was|be|seems|remains)\b|[:=–—→-])"
-MARKER = rf"\b(?:decision|answer|conclusion|verdict|choice|label|option)\b[^.\n]{{0,40}}?{IS}"
+MARKER = rf"(?<![^\W_])(?:decision|answer|conclusion|verdict|choice|label|option)(?![^\W_])[^.\n]{{0,40}}?{IS}"
 TAG = r"<(?:final[_ ]?)?(?:answer|decision|label|choice)>"
 THEREFORE = (
     r"\b(?:therefore|thus|hence|so|consequently|accordingly|overall|finally|ultimately"
@@ -46,8 +46,11 @@ TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 HEDGE = (
-    r"(?:(?:(?:most|very)\s{1,3})?(?:likely|probably|clearly|definitely|certainly|simply|therefore|thus|again)\b"
+    r"(?:(?:(?:most|more|very|highly|quite|fairly|rather|almost|extremely)\s{1,3})?(?:likely|probably|clearly|definitely|certainly|simply|therefore|thus|again)\b"
     r"[\s,:]{0,3}+){0,3}+"
+)
+IT_IS = (  # where nothing else settles it: "It is likely yes.", "Is it effective? Yes."
+    r"(?:^|(?<=[.!?;,]\s))(?:it|this|that)(?:['’]s|\s(?:is|was|seems|would be|must be|appears to be))\s|\?"
 )
 NOUN = r"(?:(?:the\s)?(?:option|choice|letter|answer)\b\s{0,3}+:?\s{0,3}+)?+"
 CORRECT = (
@@ -72,7 +75,8 @@ class ChoiceGrader(Grader):
     1. after "decision", "answer", "conclusion", "verdict", "choice", "label" or "option" and "is" (was, would be) or
        ":"; after "therefore", "so", "in conclusion" or the like; before "is the correct answer" or the like;
     2. a line that holds a choice and nothing else;
-    3. the first word of the completion.
+    3. the first word of the completion;
+    4. after "it is" or the like, or a question that the text asks itself; all such must agree.
 
     Before it may stand "option", or "likely", "probably" or the like. A hit must stand by itself: followed by
     punctuation, the end, or a reason ("because"), and not be one of several that are offered; so "no significant
@@ -108,6 +112,7 @@ class ChoiceGrader(Grader):
             ),
             re.compile(rf"^{start}(?P<choice>{one})(?=\W*$)", re.MULTILINE),
             re.compile(rf"\A{start}(?P<choice>{one})"),
+            re.compile(rf"(?i:{IT_IS}){start}(?P<choice>{one})", re.MULTILINE),
         )
         self.instead = re.compile(
             rf"(?i:{TAKES_BACK}{INSTEAD}){start}(?P<choice>{one})(?=[ \t]+or\b|{STANDS.pattern})", re.MULTILINE
@@ -160,6 +165,8 @@ class ChoiceGrader(Grader):
         for rule in self.rules:
             hits = [(said, match) for match in rule.finditer(text) if (said := self._hit(match, text)) is not None]
             if hits and rule is not self.rules[0] and self._offered(hits, text):
+                return None
+            if rule is self.rules[-1] and len({said for said, _ in hits}) > 1:
                 return None
             if hits:
                 said, match = hits[-1]

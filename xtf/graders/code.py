@@ -86,6 +86,9 @@ FENCE = re.compile(
 TOP_LEVEL = re.compile(r"^(?:def|class|import|from|async|@)", re.MULTILINE)
 DEMONSTRATION = re.compile(r"print|main|check|test|(?:exit|quit)\Z")
 TEST_RUNNERS = ("unittest", "doctest", "pytest")
+RUNS_TESTS = re.compile(
+    rf"(?:{'|'.join(TEST_RUNNERS)})\.(?:.+\.)?(?:main|run|debug|testmod|testfile|run_docstring_examples)\b"
+)
 
 
 def extract_program(completion: str, names: Sequence[str], prompt: str = "") -> str | None:
@@ -159,28 +162,69 @@ def _continuation(body: str, names: Sequence[str], prompt: str) -> str | None:
 
 def _without_demonstration(source: str, names: Sequence[str]) -> str:
     module = _quietly(ast.parse, source)
-    kept = [node for node in module.body if not _demonstrates(node, names)]
+    origins = {
+        alias.asname or alias.name.partition(".")[0]: _origin(node, alias)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    kept = []
+    for node in module.body:
+        if not _demonstrates(node, names, origins):
+            kept.append(node)
+        if isinstance(node, DEFINITIONS) and node.name not in names and _runs_tests(node, origins):
+            origins[node.name] = f"{TEST_RUNNERS[0]}.main"
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            made = _dotted(node.value, origins)
+            if _runs_tests(node.value, origins):
+                made = f"{TEST_RUNNERS[0]}.main"  # what comes of a run that is left out
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            bound = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            origins |= dict.fromkeys(bound, made) if made.partition(".")[0] in TEST_RUNNERS else {}
     return source if len(kept) == len(module.body) else ast.unparse(ast.Module(kept, []))
 
 
-def _demonstrates(node: ast.stmt, names: Sequence[str]) -> bool:
+def _origin(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
+    """What an import binds: `unittest.main` for `go` in `from unittest import main as go`."""
+    if isinstance(node, ast.ImportFrom):
+        return f"{node.module}.{alias.name}"
+    return alias.name if alias.asname else alias.name.partition(".")[0]
+
+
+def _dotted(node: ast.expr, origins: Mapping[str, str]) -> str:
+    """What an expression leads through: `unittest.TestRunner.run` for `ut.TestRunner().run(suite)`; "" for no name."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute | ast.Call):
+        parts[:0] = [node.attr] if isinstance(node, ast.Attribute) else []
+        node = node.value if isinstance(node, ast.Attribute) else node.func
+    return ".".join([origins.get(node.id, node.id), *parts]) if isinstance(node, ast.Name) else ""
+
+
+def _runs_tests(node: ast.AST, origins: Mapping[str, str]) -> bool:
+    parts = (part for part in ast.walk(node) if isinstance(part, ast.Name | ast.Attribute | ast.Call))
+    return any(RUNS_TESTS.match(_dotted(part, origins)) for part in parts)
+
+
+def _demonstrates(node: ast.stmt, names: Sequence[str], origins: Mapping[str, str]) -> bool:
     if isinstance(node, ast.Assert):
         return True
     if isinstance(node, ast.If):
-        return any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test))
+        own = any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test))
+        return own or _runs_tests(node.test, origins)
+    if isinstance(node, ast.Try | ast.With):
+        inner = node.body if isinstance(node, ast.With) else [*node.body, *node.orelse, *node.finalbody]
+        return all(_demonstrates(part, names, origins) for part in inner)
+    if isinstance(node, ast.Raise):
+        return node.exc is not None and _dotted(node.exc, origins) == "SystemExit"
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return node.value is not None and _runs_tests(node.value, origins)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         called = node.value.func
-        if isinstance(called, ast.Name):
-            return called.id in names or DEMONSTRATION.match(called.id) is not None
-        return ast.unparse(called) == "sys.exit" or _root(called) in TEST_RUNNERS
+        if isinstance(called, ast.Name) and (called.id in names or DEMONSTRATION.match(called.id)):
+            return True
+        dotted = _dotted(called, origins)
+        return dotted in ("sys.exit", "os._exit") or dotted.partition(".")[0] in TEST_RUNNERS
     return False
-
-
-def _root(node: ast.expr) -> str | None:
-    """The name that an expression like `unittest.TextTestRunner().run` begins with."""
-    while isinstance(node, ast.Attribute | ast.Call):
-        node = node.value if isinstance(node, ast.Attribute) else node.func
-    return node.id if isinstance(node, ast.Name) else None
 
 
 # -- grading -------------------------------------------------------------------------------------------------
