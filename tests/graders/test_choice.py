@@ -126,6 +126,8 @@ def test_what_is_offered_supposed_or_taken_back_is_no_decision(text: str, decisi
         ("Option A is wrong, option B is right.", "B"),
         ("A) cat\nB) dog\nC) cow", None),
         ("A. cat B. dog", None),
+        ("Which of them barks when it is called?\nA: cat\nB: dog", None),
+        ("It is likely B.", "B"),
         ("A. B. C.", None),
         ("A\n\nB", None),
         ("Answer: A; B", None),

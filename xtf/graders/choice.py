@@ -50,7 +50,7 @@ HEDGE = (
     r"[\s,:]{0,3}+){0,3}+"
 )
 IT_IS = (  # where nothing else settles it: "It is likely yes.", "Is it effective? Yes."
-    r"(?:^|(?<=[.!?;,]\s))(?:it|this|that)(?:['’]s|\s(?:is|was|seems|would be|must be|appears to be))\s|\?"
+    r"(?:^|(?<=[.!?;,]\s))(?:it|this|that)(?:['’]s|\s(?:is|was|seems|would be|must be|appears to be))\s"
 )
 NOUN = r"(?:(?:the\s)?(?:option|choice|letter|answer)\b\s{0,3}+:?\s{0,3}+)?+"
 CORRECT = (
@@ -100,6 +100,7 @@ class ChoiceGrader(Grader):
         )
         opening = rf"[\s{marks}]{{0,20}}+(?:\\(?:boxed|text|textbf|mathrm|mathbf)\{{[\s{marks}]{{0,3}}+){{0,3}}+"
         start = rf"{opening}(?i:{HEDGE})(?i:{NOUN}){opening}"
+        asked = r"|\?" if all(len(choice) > 1 for choice in choices) else ""  # "Which? A) cat B) dog" is a list
         self.one = re.compile(one)
         self.elsewhere = re.compile(
             rf"(?i:\b(?:and|but)\s+)(?P<choice>{one})(?i:\s+(?:for|in|with|at|when|if|among)\b)"
@@ -112,7 +113,7 @@ class ChoiceGrader(Grader):
             ),
             re.compile(rf"^{start}(?P<choice>{one})(?=\W*$)", re.MULTILINE),
             re.compile(rf"\A{start}(?P<choice>{one})"),
-            re.compile(rf"(?i:{IT_IS}){start}(?P<choice>{one})", re.MULTILINE),
+            re.compile(rf"(?i:{IT_IS}{asked}){start}(?P<choice>{one})", re.MULTILINE),
         )
         self.instead = re.compile(
             rf"(?i:{TAKES_BACK}{INSTEAD}){start}(?P<choice>{one})(?=[ \t]+or\b|{STANDS.pattern})", re.MULTILINE
