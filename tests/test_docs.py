@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "threshold=paper" in done.stdout and "this mask: " in done.stdout and "Masked rows for TRL" in done.stdout
     assert (tmp_path / "preview.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_what_a_page_outside_the_site_leads_to_is_there(page: str) -> None:
+    """The site's own pages are checked as it is built."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    places = [place for place in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in place]
+    named = re.findall(r"`((?:xtf|conf|docs|tests|experiments)/[\w./]+)`", text)
+    there = [place.partition("#")[0] for place in (*places, *named) if "NAME" not in place]
+    assert there and [place for place in there if not (ROOT / place).exists()] == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="the extra docs is not installed")

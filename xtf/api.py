@@ -24,6 +24,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import xtf.scoring.methods  # noqa: F401  # what installed packages add is there before the rest is imported
 from xtf.config.checks import check_ranges
 from xtf.config.identity import digest, nearest
 from xtf.config.schema import (

@@ -189,7 +189,7 @@ class Pipeline:
         found = judge_file(self.folder.mask, self.config.threshold, stats)
         if found is not None:
             show_verdict(found, self.inputs.tokenizer)
-            stats["verdict"] = found.level.words
+            stats |= {"verdict": found.level.words, "verdict_reason": found.reason}
             self.manifest.save()
 
     def train(self) -> None:

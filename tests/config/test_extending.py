@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -159,6 +160,33 @@ def test_a_run_with_method_model_task_and_grader_from_outside(package):
 # -- installed packages ------------------------------------------------------------------------------------------------
 
 FURTHER = {
+    "my_package/place.py": """
+from dataclasses import dataclass
+
+import numpy as np
+
+from xtf.data.ragged import positions
+from xtf.scoring.attributes import TokenAttribute
+from xtf.scoring.methods import Method
+
+PLACE = TokenAttribute(
+    name="place",
+    source="place",
+    noise=1,
+    title="Place",
+    explanation="does it stand early in its response?",
+    axis="place in the response, from 0",
+    reason="it stands too late ({score})",
+    colour="#CC79A7",
+    mark="P",
+    derive=lambda rows, brought: positions(rows.responses).astype(np.float32),
+)
+
+
+@dataclass
+class Beside(Method):
+    name: str = "beside"
+""",
     "my_package/further.py": """
 import pyarrow.parquet as pq
 
@@ -194,6 +222,10 @@ class Plain(Trainer):
     ),
 }
 POINTS = {
+    "xtf.attributes": {
+        **dict.fromkeys(("place", "late", "ri"), "my_package.place:PLACE"),
+        "no": "my_package.place:Beside",
+    },
     "xtf.tasks": {"trivia": "my_package.further:read", "math": "my_package.further:read"},
     "xtf.graders": {"first_word": "my_package.further:FirstWord"},
     "xtf.exports": {
@@ -212,6 +244,7 @@ def installed_package(tmp_path):
     (code, *_), (declared,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "toml"))
     assert sum(bool(line) for line in code.splitlines()) <= 10
     points = tomllib.loads(declared)["project"]["entry-points"] | POINTS
+    points["xtf.methods"] = points["xtf.methods"] | {"beside": "my_package.place:Beside"}
     sections = ["\n".join([f"[{group}]", *(f"{k} = {v}" for k, v in names.items())]) for group, names in points.items()]
     files = {"my_package/__init__.py": "", "my_package/parts.py": code, **FURTHER}
     files |= {
@@ -225,7 +258,7 @@ def installed_package(tmp_path):
     return tmp_path
 
 
-def test_an_installed_package_gives_methods_tasks_graders_exports_and_choices(installed_package):
+def test_an_installed_package_gives_methods_attributes_tasks_graders_exports_and_choices(installed_package):
     data = ROOT / "xtf/tiny/data/math_train.jsonl"
     given = ["task=installed", "method=every_other", f"task.train.path={data}", "task.train.limit=6"]
     out = run(installed_package, *given, "method.first=1", "stage=export", "export.to=plain")
@@ -238,8 +271,34 @@ def test_an_installed_package_gives_methods_tasks_graders_exports_and_choices(in
     assert "how to train with it" in out
     error = run(installed_package, *given, "method.frist=1", status=2)
     assert "there is no key 'method.frist'; did you mean 'method.first'" in error
-    error = run(installed_package, "task.grader=first_wird", "stage=mask", "task.train.limit=6", status=1)
+    # Refused for the grader alone: the attribute and its threshold are known.
+    late = ["scorer.attributes=[place]", "threshold.place.q=0.4", "task.grader=first_wird"]
+    error = run(installed_package, *late, "stage=mask", "task.train.limit=6", status=1)
     assert "unknown task.grader 'first_wird'; did you mean 'first_word'" in error
+
+
+def test_an_attribute_of_an_installed_package_is_a_row_of_the_table_with_a_threshold(
+    installed_package, monkeypatch, caplog
+):
+    from xtf.config import schema
+    from xtf.scoring import attributes
+
+    monkeypatch.syspath_prepend(str(installed_package))
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, name)
+    for table in (attributes.ATTRIBUTES, schema.FURTHER_THRESHOLDS):
+        for name in ("place", "late"):  # which this takes out again at the end
+            monkeypatch.setitem(table, name, None)
+            del table[name]
+    with caplog.at_level(logging.WARNING, "xtf"):
+        attributes.register_installed()
+    assert list(attributes.ATTRIBUTES) == schema.attribute_names() == ["ri", "kn", "tr", "place"]
+    assert attributes.rule_of(schema.PRESETS["paper"], attributes.ATTRIBUTES["place"]).q == 0.1
+    assert "xtf.attributes=late is left out: it calls itself 'place'" in caplog.text
+    assert "xtf.attributes=ri of an installed package is left out: the name is ours" in caplog.text
+    assert "xtf.attributes=no is left out: my_package.place.Beside is no xtf.scoring.attributes.T" in caplog.text
+    with pytest.raises(ValueError, match="letters and digits only, not 'my_place'"):
+        attributes.register(dataclasses.replace(attributes.ATTRIBUTES["place"], name="my_place"))
 
 
 def test_entry_points_that_cannot_be_are_left_out_with_a_warning(installed_package, monkeypatch, caplog):

@@ -1,11 +1,12 @@
-"""The explorer in a real browser: headless Chromium from the system, driven by Playwright."""
+"""The explorer and the reports in a real browser: headless Chromium from the system, driven by Playwright."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,21 @@ import pyarrow as pa
 import pytest
 from made_runs import generations, scored_table, write_run
 from test_explorer import HOSTILE, byte_tokenizer, encode
+from test_mask_report import masked_run
 
-from xtf.config.schema import PRESETS, Attribute
+from xtf.config.schema import PRESETS, Attribute, PlantKind, ThresholdEnd
+from xtf.data.planting import CODES
 from xtf.data.ragged import with_ends, with_row_weights
 from xtf.data.tokens import Pieces, visible
 from xtf.reporting.explorer import preview
+from xtf.reporting.pages import render_sections
 from xtf.reporting.run_report import run_report
+from xtf.reporting.runs import load_run
 from xtf.reporting.shown import preview_text
-from xtf.reporting.sweep_report import sweep_report
+from xtf.reporting.sweep_report import jobs_report, sweep_report
 from xtf.scoring.masks import MaskedTokens, build_mask, row_weighted
+from xtf.study.detection import Detector, PlantedTokens, _write_report, findings
+from xtf.study.probe import PILOT, PROFIT, _agreement_section, _pilot_section, _shares_section, compare
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
 CHROMIUM = next(
@@ -53,7 +60,7 @@ def closed_pages(browser: Any) -> Iterator[None]:
 class Page:
     """A page, and whatever it complained about."""
 
-    def __init__(self, browser: Any, path: Path, fragment: str = "", measured: bool = False) -> None:
+    def __init__(self, browser: Any, path: Path | str, fragment: str = "", measured: bool = False) -> None:
         self.page = browser.new_page(viewport={"width": 1400, "height": 900})
         if measured:
             self.session = self.page.context.new_cdp_session(self.page)
@@ -65,8 +72,8 @@ class Page:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.complaints.append("a dialog opened"), dialog.dismiss()))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri() + fragment)
-        if path.name.startswith("preview"):
+        self.page.goto((path.as_uri() if isinstance(path, Path) else path) + fragment)
+        if isinstance(path, Path) and path.name.startswith("preview"):
             self.page.wait_for_selector(READY)
             self.page.evaluate("document.getElementById('filters').open = true")
 
@@ -107,6 +114,102 @@ def masked(scored: pa.Table) -> pa.Table:
 def explorer(masked: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explorer")
     return preview(masked, byte_tokenizer(), folder / "preview.html", command="python run.py task=math")
+
+
+def long_report(folder: Path) -> Path:
+    """The report of a run with long texts, and without the controls, so that it says how to add them."""
+    correct = [True, False] * 20
+    run = write_run(folder, scored=scored_table(60), correct=correct, base=[False] * 40)
+    words = "a long line of words that goes on for quite a while, " * 60
+    lines = [
+        line | {"prompt": words, "completion": "\n\n".join([words[:90]] * 30), "reference": words[:900]}
+        for line in generations(correct)
+    ]
+    (run / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_report(run, folder / "out")
+    return folder / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def address(explorer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Gives the address of a page by what it shows, made when it is first asked for."""
+
+    @functools.cache
+    def made(which: str) -> str:
+        if which in ("explorer", "heat"):
+            return explorer.as_uri() + ("#colour=p&only=kn" if which == "heat" else "")
+        return PAGES[which](tmp_path_factory.mktemp(which)).as_uri()
+
+    return made
+
+
+def sweep_page(folder: Path) -> Path:
+    """A sweep of six settings, two seeds each, with a verdict on each mask."""
+    safe, wide = {"threshold.protect": "answer"}, {"scorer.tr.variant": "contextual", "threshold.kn.pcp": 0.9}
+    for seed in (0, 1):
+        for method, overrides in (("normal", {}), ("random", {}), *(("xtf", one) for one in ({}, safe, wide))):
+            run = write_run(
+                folder,
+                correct=[True, False, True, True],
+                base=[False] * 4,
+                method=method,
+                seed=seed,
+                overrides=overrides,
+                experiment="t",
+            )
+            record = json.loads((run / "metrics.json").read_text())
+            words = {"verdict": "look closer", "verdict_reason": "54 % of the response tokens are dropped."}
+            record["mask"] |= words if method == "xtf" else {}
+            (run / "metrics.json").write_text(json.dumps(record))
+    sweep_report("t", folder / "runs", folder / "out")
+    return folder / "out" / "t.html"
+
+
+def masks_page(folder: Path) -> Path:
+    """Two masks, and nothing trained with them."""
+    folders = [masked_run(folder, overrides=overrides) for overrides in ({}, {"threshold.kn.pcp": 0.9})]
+    jobs_report("masks", folders, {}, folder / "out")
+    return folder / "out" / "masks.html"
+
+
+def probe_page(folder: Path) -> Path:
+    """What a probe says of ten detectors, the widest of its tables, and of its pilot."""
+    names = ("ri", "kn", "tr", "xtf", "random", "low_loss", "high_loss", "token_cleaning", PROFIT)
+    generator = np.random.default_rng(0)
+    dropped = {name: generator.random(500) < 0.3 for name in names}
+    runs = {
+        method: [
+            load_run(write_run(folder, correct=[True, False, True], base=[False] * 3, method=method, seed=seed))
+            for seed in (0, 1)
+        ]
+        for method in PILOT
+    }
+    stats = runs["xtf"][0].record["mask"]
+    sections = [_pilot_section(runs, compare(runs)), _shares_section(dropped, stats), _agreement_section(dropped)]
+    render_sections("Probe", sections, folder, "probe")
+    return folder / "probe.html"
+
+
+def detection_page(folder: Path) -> Path:
+    """What each attribute finds of planted noise."""
+    count = 400
+    generator = np.random.default_rng(0)
+    planted = generator.integers(0, 2, count).astype(np.int8) * CODES[PlantKind.off_task]
+    score = generator.random(count) + planted
+    found = {"KN": Detector(score, score > 1), "RI": Detector(-score, score < 0.5)}
+    example = np.repeat(np.arange(count // 10), 10)
+    tokens = PlantedTokens("math, tiny", 0.3, 0.3, planted, example, example, np.arange(count), found, None)
+    _write_report("planted", findings(tokens), folder, source="1 mask", unfinished=["outputs/runs/of/another/run"])
+    return folder / "planted.html"
+
+
+PAGES = {
+    "report": long_report,
+    "sweep": sweep_page,
+    "masks": masks_page,
+    "probe": probe_page,
+    "detection": detection_page,
+}
 
 
 def codes(table: pa.Table) -> list[int]:
@@ -282,33 +385,22 @@ def test_the_report_opens_without_a_complaint(browser: Any, tmp_path: Path) -> N
     assert opened.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
 
 
-def long_report(folder: Path) -> Path:
-    """The report of a run with long texts, and without the controls, so that it says how to add them."""
-    correct = [True, False] * 20
-    run = write_run(folder, scored=scored_table(60), correct=correct, base=[False] * 40)
-    words = "a long line of words that goes on for quite a while, " * 60
-    lines = [
-        line | {"prompt": words, "completion": "\n\n".join([words[:90]] * 30), "reference": words[:900]}
-        for line in generations(correct)
-    ]
-    (run / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run_report(run, folder / "out")
-    return folder / "out" / "report.html"
-
-
-def test_a_printed_report_has_at_most_six_pages_and_no_stranded_heading(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("which", "least"), [("report", 3), ("sweep", 1)])
+def test_a_printed_report_has_at_most_six_pages_and_no_stranded_heading(
+    browser: Any, address: Callable[[str], str], tmp_path: Path, which: str, least: int
+) -> None:
     pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed (extra: test)")
-    page = Page(browser, long_report(tmp_path)).page
+    page = Page(browser, address(which)).page
     page.pdf(path=tmp_path / "report.pdf", format="A4")
     pages = pypdf.PdfReader(tmp_path / "report.pdf").pages
-    assert 3 <= len(pages) <= 6
+    assert least <= len(pages) <= 6
     titles = {" ".join(title.split()) for title in page.locator("h1, h2, h3, caption").all_inner_texts()}
     lasts = [[line for line in each.extract_text().splitlines() if line.strip()][-1] for each in pages]
     assert [line for line in lasts if " ".join(line.split()) in titles] == []
 
 
-def test_commands_and_the_configuration_are_copied_by_a_button(browser: Any, tmp_path: Path) -> None:
-    opened = Page(browser, long_report(tmp_path))
+def test_commands_and_the_configuration_are_copied_by_a_button(browser: Any, address: Callable[[str], str]) -> None:
+    opened = Page(browser, address("report"))
     page = opened.page
     buttons = page.locator("button.copy")
     assert [buttons.nth(k).get_attribute("aria-label") for k in range(buttons.count())] == [
@@ -537,36 +629,42 @@ def test_on_a_phone_the_verdict_leaves_room_for_the_examples(browser: Any, explo
             assert page.evaluate("document.getElementById('examples').getBoundingClientRect().top") < 900
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_says_that_the_ends_of_responses_are_dropped(browser: Any, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(HOSTILE, "<img src=x onerror=alert(1)>")
+    scored, scores_ends = hostile_table(tokenizer), replace(PRESETS["paper"], end=ThresholdEnd.scored)
+    table = build_mask(scored, scores_ends, [Attribute.kn]).table  # KN drops the last token of each response
+    page = Page(browser, preview(table, tokenizer, tmp_path / "preview.html", threshold=scores_ends)).page
+    assert page.inner_text("#verdict strong") == "This mask: do not train on this"
+    said = page.inner_text("#verdict > ul")
+    assert "The end of 100 % of the responses is dropped: none teaches to stop." in said
+    assert "Try threshold.end=kept: the end of a response is not judged" in page.inner_text("#verdict")
+
+
 @pytest.mark.parametrize("width", [390, 768, 1440])
-@pytest.mark.parametrize("which", ["explorer", "heat", "report", "sweep"])
+@pytest.mark.parametrize("which", ["explorer", "heat", *PAGES])
 def test_there_is_no_serious_accessibility_violation_nor_sideways_scrolling(
-    browser: Any, explorer: Path, tmp_path: Path, which: str, width: int, scheme: str
+    browser: Any, address: Callable[[str], str], which: str, width: int
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed (extra: test)")
-    address = explorer.as_uri() + ("#colour=p&only=kn" if which == "heat" else "")
-    if which == "report":
-        address = long_report(tmp_path).as_uri()
-    if which == "sweep":
-        for method in ("normal", "xtf"):
-            write_run(tmp_path, correct=[True, False, True, True], base=[False] * 4, method=method, experiment="t")
-        sweep_report("t", tmp_path / "runs", tmp_path / "out")
-        address = (tmp_path / "out" / "t.html").as_uri()
-    context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 900})
+    context = browser.new_context(bypass_csp=True, viewport={"width": width, "height": 900})
     page = context.new_page()
     page.set_default_timeout(120_000)
-    page.goto(address)
-    page.wait_for_timeout(500)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if which in ("explorer", "heat") and width < 960:  # examples before sliders
-        tops = page.evaluate(
-            "['examples', 'sliders'].map((id) => document.getElementById(id).getBoundingClientRect().top)"
-        )
-        assert tops[0] < tops[1]
-    found = axe.Axe().run(page).response["violations"]
-    serious = [
-        (each["id"], [node["html"] for node in each["nodes"]][:3])
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    page.goto(address(which))
+    if which not in PAGES:
+        for drawn in (READY, "#overlap .bars", "#plot-tr .bars"):
+            page.wait_for_selector(drawn, state="attached")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if which not in PAGES and width < 960:  # examples before sliders
+            tops = page.evaluate(
+                "['examples', 'sliders'].map((id) => document.getElementById(id).getBoundingClientRect().top)"
+            )
+            assert tops[0] < tops[1]
+        found = axe.Axe().run(page).response["violations"]
+        serious = [
+            (each["id"], [node["html"] for node in each["nodes"]][:3])
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], scheme

@@ -11,7 +11,7 @@ import pytest
 from made_runs import scored_table, write_run
 
 from xtf.reporting.mask_report import dropped_shares
-from xtf.reporting.sweep_report import sweep_report
+from xtf.reporting.sweep_report import jobs_report, sweep_report
 from xtf.runtime.artifacts import read_json, write_json
 from xtf.runtime.progress import console
 from xtf.runtime.run_folder import OutputDir, RunFolder
@@ -36,6 +36,14 @@ def masked_run(root: Path, **identity: Any) -> Path:
     return folder
 
 
+def entry(folder: Path, stage: str, **overrides: Any) -> dict[Path, dict[str, Any]]:
+    """What a sweep says of the job in `folder`."""
+    task, model, tuning, method, setting = folder.parts[-6:-1]
+    scorer, threshold, *_ = setting.split("-")
+    said = {"task": task, "model": model, "tuning": tuning, "method": method, "scorer": scorer, "threshold": threshold}
+    return {folder.parent: said | {"seed": 0, "stage": stage, "overrides": overrides}}
+
+
 def test_shares_by_hand_in_the_terms_of_figure_4() -> None:
     ri, kn, tr = (np.array(bits, bool) for bits in ([1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0]))
     drops = {"drop_ri": ri, "drop_kn": kn, "drop_tr": tr}
@@ -54,11 +62,12 @@ def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_n
 ) -> None:
     monkeypatch.setattr(console, "width", 160)  # which a worker of xdist fixes at 80
     folder = masked_run(tmp_path, model="deepseek_qwen_1_5b")
-    listed = {"/".join(folder.relative_to(tmp_path).parts[:-1]) + f"/seed{seed}": {"stage": "mask"} for seed in (0, 1)}
+    (job,) = entry(folder, "mask").values()
+    listed = {f"{folder.parent.relative_to(tmp_path)}/seed{seed}": job | {"seed": seed} for seed in (0, 1)}
     write_json(OutputDir(tmp_path).jobs_file("fig4"), listed)
     paths = sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
     shown = capsys.readouterr().out
-    assert "Response tokens dropped" in shown and "math/deepseek_qwen_1_5b/full/xtf/xtf-paper/seed0" in shown
+    assert "Response tokens dropped" in shown and "method=xtf, seed 0" in shown
     names = {path.name for path in paths}
     assert {"fig4.csv", "fig4.md", "fig4.html"} <= names
     for figure in ("distributions", "overlap", "sensitivity"):
@@ -73,6 +82,53 @@ def test_masks_without_training_are_reported_with_figures_costs_and_the_papers_n
     text = (tmp_path / "out/fig4.md").read_text()
     assert "| 250 | 123 |" in text  # tokens a second, MB
     assert "seed1 | not begun |" in text
+    assert text.index("## Should one train with this mask?") < text.index("## Time and memory of scoring")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_sweep_that_stops_at_masks_begins_with_their_verdicts_and_names_them_by_what_it_went_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders, listed = [], {}
+    for pcp in (0.9, 0.95):
+        overrides = {"threshold.kn.pcp": pcp} if pcp != 0.95 else {}  # the default overrides nothing
+        folders.append(masked_run(tmp_path, overrides=overrides))
+        listed |= entry(folders[-1], "mask", **overrides)
+    jobs_report("sweep-1234", folders, listed, tmp_path / "out")
+    shown = capsys.readouterr().out
+    lines = (tmp_path / "out/sweep-1234.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# tiny on math: a sweep over threshold.kn.pcp, 2 runs"
+    assert next(line for line in lines if line.startswith("## ")) == "## Should one train with these masks?"
+    verdicts = {row.split(" | ")[0]: row.split(" | ")[1:] for row in lines[4:8] if "threshold" in row}
+    assert list(verdicts) == ["| threshold.kn.pcp=0.9", "| threshold.kn.pcp=0.95"]
+    (level, why), _ = verdicts.values()
+    assert level == "look closer" and "of the dropped tokens have an id that is dropped wherever it stands" in why
+    assert "## Dropped tokens: threshold.kn.pcp=0.9" in lines
+    assert "threshold.kn.pcp=0.9" in shown and "look closer" in shown and "xtf-paper" not in shown
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("stage", "made"), [("preview", "explorer, 2.0 s"), ("export", "export for trl"), ("train", "model, 7.0 s, loss")]
+)
+def test_sweeps_that_preview_export_or_train_end_with_what_they_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stage: str, made: str
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    folder = masked_run(tmp_path)
+    run = RunFolder(folder)
+    {"preview": run.reports / "preview.html", "export": run.export("trl"), "train": run.model}[stage].mkdir(
+        parents=True
+    )
+    if stage == "train":
+        manifest = read_json(run.manifest)
+        manifest["stages"]["train"] = {"seconds": 5.0, "record": {"final_loss": 1.5}}
+        write_json(run.manifest, manifest)
+    jobs_report("sweep-1234", [folder], entry(folder, stage), tmp_path / "out")
+    first = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert " ".join(first).startswith(f"method=xtf look closer, {made}")  # beside the shares, in 80 columns
+    page = (tmp_path / "out/sweep-1234.md").read_text(encoding="utf-8")
+    assert "# tiny on math: 1 run\n" in page and f"{made.split(',')[0]}: " in page
 
 
 def test_masks_are_reported_as_masks_where_another_experiment_trained_on_them(tmp_path: Path) -> None:
@@ -80,7 +136,8 @@ def test_masks_are_reported_as_masks_where_another_experiment_trained_on_them(tm
     write_json(folder / "metrics.json", {"metrics": "of another experiment"})
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("stage: mask", "stage: all"))
-    write_json(OutputDir(tmp_path).jobs_file("fig4"), {str(folder.relative_to(tmp_path)): {"stage": "mask"}})
+    (job,) = entry(folder, "mask").values()
+    write_json(OutputDir(tmp_path).jobs_file("fig4"), {str(folder.relative_to(tmp_path)): job})
     paths = sweep_report("fig4", tmp_path / "runs", tmp_path / "out")
     assert any(path.name.endswith("overlap.png") for path in paths)
 

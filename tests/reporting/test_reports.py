@@ -517,7 +517,7 @@ def test_text_table_figure_and_sweep_of_one_run_show_one_figure_with_one_interva
     assert "Against plain fine-tuning on every response token: -6.7" in text
 
     monkeypatch.setattr(console, "width", 200)  # which a worker of xdist fixes at 80
-    jobs_report("sweep", [folder], ["all"], tmp_path / "out")
+    jobs_report("sweep", [folder], {}, tmp_path / "out")
     row = read_table(tmp_path / "out" / "sweep.csv")["math", "method=xtf"]
     assert tuple(float(row[name]) for name in ("value", "low", "high")) == tuned
     shown = capsys.readouterr().out
@@ -542,12 +542,15 @@ def test_a_sweep_says_what_was_said_of_its_masks_before_training(
     for method, seed, words in (("normal", 0, None), ("xtf", 0, "fine"), ("xtf", 1, "do not train on this")):
         folder = write_run(tmp_path, correct=outcomes(5, 5), base=None, method=method, seed=seed, experiment="e")
         record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        record["mask"] |= {"verdict": words} if words else {}
+        record["mask"] |= {"verdict": words, "verdict_reason": "" if words == "fine" else "Why not."} if words else {}
         (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
     sweep_report("e", tmp_path / "runs", tmp_path / "out")
-    said = "The verdict on the mask, math · tiny · full: do not train on this (xtf)."
+    said = "The verdict on the mask, math · tiny · full: do not train on this (xtf). Why not."
     assert said in " ".join(capsys.readouterr().out.split())
-    assert said in (tmp_path / "out" / "e.md").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "e.md").read_text(encoding="utf-8")
+    assert page.splitlines()[2] == f"- {said}"  # behind the title, before what training gave
+    html = (tmp_path / "out" / "e.html").read_text(encoding="utf-8")
+    assert f'<div class="mask stop">\n<p>{said}</p>' in html and html.index(said) < html.index("<nav")
     assert read_table(tmp_path / "out" / "e.csv")["math", "method=xtf"]["verdict"] == "do not train on this"
 
 
@@ -576,7 +579,7 @@ def test_what_differs_between_cases_alone_is_in_no_label(tmp_path: Path) -> None
     begun = tmp_path / "runs" / "math" / "tiny" / "full" / "xtf" / "xtf-paper-0badc0de" / "seed0"
     begun.mkdir(parents=True)  # killed before it wrote what it is
     folders = [*(file.parent for file in tmp_path.glob("runs/**/metrics.json")), begun]
-    jobs_report("labels", folders, ["all"] * len(folders), tmp_path / "out")
+    jobs_report("labels", folders, {}, tmp_path / "out")
     assert {label for _, label in read_table(tmp_path / "out" / "labels.csv")} == {
         "base model",
         "method=normal",

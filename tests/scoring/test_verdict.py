@@ -41,7 +41,7 @@ def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
     assert found.level is Level.stop
     assert [(item.id, item.times, item.responses, item.by) for item in found.always] == [(7, 12, 12, ("tr",))]
     lines = found.lines({7: "Dec"}.__getitem__)
-    assert lines[0] == "do not train on this"
+    assert lines[0] == "do not train on this" and lines[1] == found.reason
     assert lines[1].startswith(
         "Of the tokens that stand in at least 90 % of the 12 responses, 1 is dropped in at least 90 % of the places: "
     )
@@ -66,7 +66,7 @@ def test_an_id_that_is_dropped_in_nine_of_ten_places_is_hardly_taught_either():
 
 def test_what_the_base_model_expects_everywhere_is_known_and_not_missed():
     found = judge([mask(ROWS, [7], by="kn")], PAPER)
-    assert (found.level, list(found.always)) == (Level.fine, [])
+    assert (found.level, found.reason, list(found.always)) == (Level.fine, found.lines(str)[1], [])
     assert found.lines(str) == [
         "fine, nothing in it speaks against training",
         "25 % of the response tokens are dropped, with ids that are dropped wherever they stand go 0.00 of the base "

@@ -94,7 +94,16 @@ def test_a_probe_runs_end_to_end_and_its_runs_are_ordinary_ones(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     for words in ("What each method would drop", "Do they drop the same tokens?", "The pilot", "a gain of 2 points"):
         assert words in done.stdout, words
-    assert done.stdout.index("this mask: ") < done.stdout.index("pilot: normal, seed 0")
+    said = [
+        "mask: xtf",
+        "stage 1 of 2: score",
+        "stage 2 of 2: mask",
+        "mask: random",
+        "this mask: ",
+        "pilot: normal, seed 0",
+    ]
+    places = [done.stdout.index(words) for words in said]
+    assert places == sorted(places)
     order = ["Should one train with this mask?", "The pilot", "What each method would drop"]
     (page,) = tmp_path.glob("outputs/reports/probe-math-tiny-full-*.md")
     assert [line[3:] for line in page.read_text(encoding="utf-8").splitlines() if line[3:] in order] == order

@@ -23,7 +23,7 @@ from xtf.config.identity import overrides
 from xtf.config.schema import ConfigError
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import RunFolder
-from xtf.sweeps import jobs
+from xtf.sweeps import jobs, reports
 
 ROOT = Path(__file__).parents[2]
 FEW = [
@@ -100,6 +100,16 @@ def test_the_command_line_wins_over_the_grid_of_an_experiment():
     left = jobs.without_given(grid, ["experiments=table2", "model=tiny", "seed=0,1", "threshold.kn.pcp=0.9"])
     assert left == {key: value for key, value in grid.items() if key not in ("model", "seed")}
     assert len(left) == len(grid) - 2
+
+
+@pytest.mark.parametrize("stage", ["score", "mask", "preview", "export", "train", "evaluate", "report", "all"])
+def test_a_sweep_over_any_stage_of_a_run_ends_with_a_report_that_knows_what_it_went_over(composing, monkeypatch, stage):
+    asked = []
+    monkeypatch.setattr(reports, "jobs_report", lambda name, folders, listed, out_dir: asked.append(listed) or [])
+    batch = [[f"stage={stage}", f"threshold.kn.pcp={pcp}"] for pcp in (0.9, 0.8)]
+    reports.write_reports(jobs.compose_jobs(batch))
+    said = [(job["stage"], job["overrides"]) for listed in asked for job in listed.values()]
+    assert sorted(said, key=str) == [(stage, {"threshold.kn.pcp": pcp}) for pcp in (0.8, 0.9)]
 
 
 def test_a_sweep_with_one_wrong_job_is_refused_before_any_work(tmp_path):

@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from xtf.config.home import HOME
 from xtf.config.identity import before_keys, built_in_methods, leaves, nearest
-from xtf.config.schema import FURTHER_THRESHOLDS, GROUPS, METHODS, Config, ConfigError, ModelConfig, threshold_type
+from xtf.config.schema import GROUPS, METHODS, Config, ConfigError, ModelConfig, attribute_names, threshold_type
 
 # --- composing -------------------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def typed(node: DictConfig) -> DictConfig:
     Raises:
         ConfigError: for a method whose class is not to be found.
     """
-    schema = copy.copy(_schema(tuple(FURTHER_THRESHOLDS.items())))
+    schema = copy.copy(_schema(tuple(attribute_names())))
     # As plain values: a node to which a key was added with + would bring it along, unknown as it is.
     values: Any = OmegaConf.to_container(node, resolve=True)
     if not OmegaConf.is_missing(node, "method"):
@@ -95,8 +95,8 @@ def _model_named(name: Any) -> Any:
 
 
 @functools.cache
-def _schema(further: tuple[tuple[str, type], ...]) -> DictConfig:
-    """Of all groups but the method; `further` are the thresholds that were registered when it is asked for."""
+def _schema(attributes: tuple[str, ...]) -> DictConfig:
+    """Of all groups but the method; `attributes` are those that have a threshold when it is asked for."""
     schema = OmegaConf.structured(Config)
     for group, cls in _group_types().items():
         schema[group] = OmegaConf.structured(cls)

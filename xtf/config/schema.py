@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum, StrEnum
@@ -535,11 +536,12 @@ class ThresholdConfig:
     ties: ThresholdTies = ThresholdTies.earlier
 
 
-FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that a program adds (xtf.scoring.attributes.register)
+FURTHER_THRESHOLDS: dict[str, type] = {}  # settings of attributes that others add (xtf.scoring.attributes.register)
 
 
 def threshold_type() -> type[ThresholdConfig]:
     """`ThresholdConfig`, with a field more for each of `FURTHER_THRESHOLDS`; the same type as long as these are."""
+    importlib.import_module(METHODS.rpartition(".")[0])  # which registers those of installed packages
     return _with_fields(tuple(FURTHER_THRESHOLDS.items()))
 
 

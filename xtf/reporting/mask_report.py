@@ -1,4 +1,5 @@
-"""The report of an experiment that stops before training: what was scored and dropped, how long that took.
+"""The report of an experiment whose models are not graded: whether to train with its masks, what was scored and dropped
+and how long that took.
 
 From stored scores it draws the paper's figures 3 (distributions with thresholds), 4 (overlap) and 6 (share dropped
 against threshold) of every task and model, and from the passes' manifests the tables 6 and 7 (memory and time of
@@ -14,74 +15,148 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from rich.table import Table
+from rich.text import Text
 
+from xtf.reporting.cells import Cell, label_cells
 from xtf.reporting.pages import Picture, Section, percent, picture, render_sections, seconds, write_csv
 from xtf.reporting.reported import reported_of_mask
 from xtf.reporting.run_report import curves, cuts_of, exclusive_shares, judged_tokens
+from xtf.reporting.runs import recorded_threshold
 from xtf.runtime.artifacts import read_json
-from xtf.runtime.progress import console
+from xtf.runtime.progress import console, say
 from xtf.runtime.run_folder import Manifest, RunFolder, checked_mask
 from xtf.scoring.attributes import ATTRIBUTES
 from xtf.scoring.masks import MaskedTokens, notes
 from xtf.scoring.store import SCORED_AGAIN
+from xtf.scoring.verdict import Verdict, judge_file
 
 Lines = list[list[Any]]  # a figure each, under `COLUMNS`
 # `value` is a share, seconds or MB; `at` is the threshold's setting, for points of a curve.
 COLUMNS = ("task", "model", "tuning", "run", "quantity", "at", "value", "reported")
 
 
+MASKS = {"score", "mask"}  # stages of which nothing is trained
+BESIDE = {"preview", "export", "train"}  # which make something of masks, whether or not there are results as well
+
+
 def has_results(folders: Sequence[Path], listed: Sequence[str]) -> bool:
-    """Whether an experiment is about trained and graded models; not if its jobs stop at scores or masks.
+    """Whether an experiment is about trained and graded models; not if its jobs stop before they are graded.
 
     Args:
         listed: the stages that its sweeps asked for, where they left a list: its folders may be shared with
             experiments that went further.
     """
-    if listed:
-        return not set(listed) <= {"score", "mask"}
     runs = [RunFolder(folder) for folder in folders]
     # Of a run that has not begun, as of those beside it, no more than a mask is known to be wanted.
-    stages = {run.recorded["stage"] for run in runs if run.config.exists()}
-    return not stages <= {"score", "mask"} or any(run.has_results for run in runs)
+    wanted = set(listed) or {run.recorded["stage"] for run in runs if run.config.exists()}
+    if listed and wanted <= MASKS:
+        return False
+    return not wanted <= MASKS | BESIDE or any(run.has_results for run in runs)
 
 
-def mask_report(name: str, folders: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Writes <name>.csv, .md, .html and the figures, and prints the shares of the masks; returns their paths.
+def mask_report(name: str, cells: Sequence[Cell], out_dir: Path, title: str | None = None) -> list[Path]:
+    """Writes <name>.csv, .md, .html and the figures, and prints a table of the settings; returns their paths.
 
     Args:
-        folders: the experiment's run folders, those included that are missing.
+        cells: the experiment's settings with all their runs, those included that are missing.
+        title: by default the name and how many runs there are.
 
     Raises:
         ValueError: no run has been scored.
     """
-    every = {folder: Manifest(folder) for folder in map(RunFolder, folders)}
+    names, usual = _names(cells)
+    every = {folder: Manifest(folder) for folder in names}
     runs = {folder: manifest for folder, manifest in every.items() if "score" in manifest.stages}
     if not runs:
-        raise ValueError(f"none of the {len(folders)} runs of {name} has been scored")
+        raise ValueError(f"none of the {len(every)} runs of {name} has been scored")
+    masked = {folder: manifest for folder, manifest in runs.items() if "mask" in manifest.stages}
     lines: Lines = []
-    sections = [_costs(runs, lines)]
-    for folder, manifest in runs.items():
-        if "mask" in manifest.stages:
-            sections.append(_mask_section(name, folder, manifest, out_dir, lines))
-    missing = [[str(folder.path), folder.state()] for folder in every if folder not in runs]
+    judged = {
+        folder: judge_file(checked_mask(folder), recorded_threshold(folder), manifest.stages["mask"]["stats"])
+        for folder, manifest in masked.items()
+    }
+    sections = [*([_verdicts(judged, names, usual)] if masked else []), _made(runs, names), _costs(runs, lines)]
+    for folder, manifest in masked.items():
+        sections.append(_mask_section(name, names[folder], folder, manifest, out_dir, lines))
+    missing = [[names[folder], str(folder.path), folder.state()] for folder in every if folder not in runs]
     if missing:
-        sections.append(Section("Missing", columns=["run", "why"], rows=missing))
-    masks = {folder: found["stats"] for folder, one in runs.items() if (found := one.stages.get("mask"))}
-    if masks:
-        console.print(_shares(masks))
+        sections.append(Section("Missing", columns=["setting", "run", "why"], rows=missing))
+    console.print(_table(runs, judged, names))
+    if usual:
+        say(usual)
     written = write_csv(out_dir / f"{name}.csv", COLUMNS, lines)
-    return [written, *render_sections(f"{name}: {len(runs)} of {len(folders)} runs", sections, out_dir, name)]
+    title = title or f"{name}: {len(runs)} of {len(every)} runs"
+    return [written, *render_sections(title, sections, out_dir, name)]
 
 
-def _shares(masks: Mapping[RunFolder, Mapping[str, Any]]) -> Table:
-    """What each mask drops and keeps, for the console."""
-    table = Table(title="Response tokens dropped", title_justify="left")
-    table.add_column("mask", overflow="fold")
-    for label in (*(attribute.label for attribute in ATTRIBUTES.values()), "by any", "kept"):
-        table.add_column(label, justify="right")
-    for folder, stats in masks.items():
-        shares = [stats["dropped_share"].get(name) for name in (*ATTRIBUTES, "union")]
-        table.add_row(folder.name, *(percent(share) for share in (*shares, stats["kept_share"])))
+def _names(cells: Sequence[Cell]) -> tuple[dict[RunFolder, str], str]:
+    """What each run is called, and in a sentence what holds unless its name says otherwise: the setting as in any
+    report of a sweep (`label_cells`), with the case and the seed where there are several."""
+    labels, usual = label_cells(cells)
+    cases = {cell.case for cell in cells}
+    seeds = {folder.name for cell in cells for folder in cell.folders}
+    names = {}
+    for label, cell in zip(labels, cells, strict=True):
+        for folder in cell.folders:
+            parts = [*([" · ".join(cell.case)] if len(cases) > 1 else []), label]
+            parts += [folder.name.replace("seed", "seed ")] if len(seeds) > 1 else []
+            names[RunFolder(folder)] = ", ".join(parts)
+    return names, usual
+
+
+def _verdicts(judged: Mapping[RunFolder, Verdict | None], names: Mapping[RunFolder, str], usual: str) -> Section:
+    """Whether to train with each mask, and what decides that."""
+    rows = [
+        [names[folder], *(("-", "no attribute drops anything") if found is None else (found.level.words, found.reason))]
+        for folder, found in judged.items()
+    ]
+    title = f"Should one train with {'this mask' if len(rows) == 1 else 'these masks'}?"
+    return Section(title, [usual] if usual else [], ["setting", "verdict", "what decides it"], rows)
+
+
+def _found(folder: RunFolder, manifest: Manifest) -> dict[str, Path]:
+    """What the stages behind the mask have made of it, in a word or two."""
+    found = {"explorer": folder.reports / "preview.html"}
+    found |= {f"export for {place.name}": place for place in sorted(folder.export("-").parent.glob("*"))}
+    found |= {"model": folder.model} if "train" in manifest.stages else {}
+    return {what: path for what, path in found.items() if path.exists()}
+
+
+def _made(runs: Mapping[RunFolder, Manifest], names: Mapping[RunFolder, str]) -> Section:
+    """Where what each run has made lies, and how long its stages took."""
+    rows = []
+    for folder, manifest in runs.items():
+        took = [f"{stage} {seconds(done['seconds'])}" for stage, done in manifest.stages.items() if "seconds" in done]
+        places = {"mask": folder.mask, **_found(folder, manifest)} if "mask" in manifest.stages else {}
+        said = [f"{what}: {path}" for what, path in places.items()]
+        rows.append([names[folder], ", ".join(took), _loss(manifest), "; ".join(said) or "scores alone"])
+    return Section("What was made", columns=["setting", "time", "last training loss", "where"], rows=rows)
+
+
+def _loss(manifest: Manifest) -> str:
+    record = manifest.stages.get("train", {}).get("record")
+    return "-" if record is None else f"{record['final_loss']:.3f}"
+
+
+def _table(
+    runs: Mapping[RunFolder, Manifest], judged: Mapping[RunFolder, Verdict | None], names: Mapping[RunFolder, str]
+) -> Table:
+    """What each run has made, and what its mask drops and keeps, for the console."""
+    table = Table(title="Response tokens dropped" if judged else "Scored", title_justify="left")
+    table.add_column("setting", overflow="fold")
+    for label in (*(attribute.label for attribute in ATTRIBUTES.values()), "by any", "kept") if judged else ():
+        table.add_column(label, justify="right", no_wrap=True)
+    for folder, manifest in runs.items():
+        verdict, took = judged.get(folder), sum(done.get("seconds", 0) for done in manifest.stages.values())
+        said = [verdict.level.words] if verdict is not None else []
+        said += [*_found(folder, manifest), seconds(took)]
+        said += [f"loss {_loss(manifest)}"] if "train" in manifest.stages else []
+        shares = []
+        if judged:
+            stats = manifest.stages.get("mask", {}).get("stats", {})
+            dropped = stats.get("dropped_share", {})
+            shares = [percent(share) for share in (*map(dropped.get, (*ATTRIBUTES, "union")), stats.get("kept_share"))]
+        table.add_row(Text.assemble((names[folder], "bold"), "\n", ", ".join(said)), *shares)
     return table
 
 
@@ -126,7 +201,9 @@ def _costs(runs: Mapping[RunFolder, Manifest], lines: Lines) -> Section:
 # -- figures 3, 4 and 6 -------------------------------------------------------------------------------------
 
 
-def _mask_section(name: str, folder: RunFolder, manifest: Manifest, out_dir: Path, lines: Lines) -> Section:
+def _mask_section(
+    name: str, called: str, folder: RunFolder, manifest: Manifest, out_dir: Path, lines: Lines
+) -> Section:
     """Shares dropped, beside the reported ones, and the three figures."""
     from xtf.reporting import figures  # Matplotlib, which a stage that reports nothing goes without
 
@@ -143,10 +220,7 @@ def _mask_section(name: str, folder: RunFolder, manifest: Manifest, out_dir: Pat
             "overlap": figures.overlap(exclusive_shares(tokens)),
             "sensitivity": figures.sensitivity(found),
         }
-        drawn = [
-            picture(figure, out_dir, f"{stem}-{part}", f"{' '.join(folder.case)}: {part}")
-            for part, figure in parts.items()
-        ]
+        drawn = [picture(figure, out_dir, f"{stem}-{part}", f"{called}: {part}") for part, figure in parts.items()]
     rows = []
     for quantity, share in dropped_shares(tokens).items():
         said = reported_of_mask(folder, "fig4", quantity, "filtered tokens %")
@@ -163,8 +237,7 @@ def _mask_section(name: str, folder: RunFolder, manifest: Manifest, out_dir: Pat
         '(figure 4), share dropped against each threshold (figure 6). "a after b": dropped by a and not by b.'
     )
     text = " ".join([text, *notes(stats)])
-    title = f"Dropped tokens: {' · '.join(folder.parts)}"
-    return Section(title, [text], ["dropped by", "ours", "reported"], rows, drawn)
+    return Section(f"Dropped tokens: {called}", [text], ["dropped by", "ours", "reported"], rows, drawn)
 
 
 def dropped_shares(tokens: MaskedTokens) -> dict[str, float]:

@@ -8,7 +8,7 @@ random mask of the same scorer and threshold, over the seeds that both have fini
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,14 +17,13 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from xtf.reporting.cells import CASE, SETTING, Cell, cell_of, experiment_folders, find_cells, run_or_folder
+from xtf.reporting.cells import CASE, Cell, cells_in, experiment_folders, find_cells, label_cells, names_of, sweep_title
 from xtf.reporting.intervals import Estimate
 from xtf.reporting.mask_report import has_results, mask_report
 from xtf.reporting.pages import Picture, compared, counted, estimated, percent, picture, render_page, seconds, write_csv
 from xtf.reporting.reported import reported_percent
 from xtf.reporting.runs import (
     LOSS,
-    Run,
     arm_mean,
     base_mean,
     control_runs,
@@ -41,7 +40,6 @@ from xtf.scoring.verdict import Level
 CONTROLS = ("normal", "random")
 BASE = "base model"
 WORDS = ("", *(level.words for level in Level))  # of a mask without a verdict first
-UNKNOWN = "overrides"  # of a cell without a run: its folder has a hash of them alone
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class TableRow:
     mark: str = ""  # "best" or "second", where the intervals part
     took: float | None = None  # mean seconds of training
     verdict: str = ""  # on the mask; the worst of the seeds
+    reason: str = ""  # what decides it
     runs: Mapping[int, Path] = field(default_factory=dict)  # folders by seed
 
 
@@ -75,44 +74,33 @@ def sweep_report(name: str, runs_root: Path, out_dir: Path, archive: Path | None
     Raises:
         ValueError: no run was found, or none has finished.
     """
-    if archive is None:
-        folders, listed = experiment_folders(name, runs_root)
-        if not has_results(folders, [job["stage"] for job in listed.values()]):
-            return mask_report(name, folders, out_dir)
-    return cells_report(name, find_cells(name, runs_root, archive), out_dir)
+    if archive is not None:
+        return cells_report(name, find_cells(name, runs_root, archive), out_dir)
+    return jobs_report(name, *experiment_folders(name, runs_root), out_dir, own_name=True)
 
 
-def jobs_report(name: str, folders: Sequence[Path], stages: Sequence[str], out_dir: Path) -> list[Path]:
+def jobs_report(
+    name: str,
+    folders: Sequence[Path],
+    listed: Mapping[Path, Mapping[str, Any]],
+    out_dir: Path,
+    *,
+    own_name: bool = False,
+) -> list[Path]:
     """The same of the jobs of one sweep, which belongs to no experiment.
 
     Args:
         folders: where its runs lie, finished or not.
-        stages: what it asked of them.
+        listed: what it says of them, by their parent folders (`xtf.sweeps.jobs.entry`).
+        own_name: whether `name` is one that a person gave, for the title.
 
     Raises:
         ValueError: none has finished.
     """
-    if not has_results(folders, stages):
-        return mask_report(name, folders, out_dir)
-    parents: dict[Path, list[Path | Run]] = {}
-    for folder in folders:
-        parents.setdefault(folder.parent, []).append(run_or_folder(folder))
-    cells = [cell_of(parent, found) for parent, found in parents.items()]
-    return cells_report(name, cells, out_dir, _sweep_title(cells))
-
-
-def _sweep_title(cells: Sequence[Cell]) -> str:
-    """What a sweep without a name went over."""
-    cases = [{cell.case[part]: 0 for cell in cells} for part in range(len(CASE))]
-    apart = [name for name, values in zip(CASE, cases, strict=True) if len(values) > 1]
-    values: dict[str, set[Any]] = {}
-    for key in {key for cell in cells for key in cell.setting} - {UNKNOWN}:
-        values[key] = {cell.setting.get(key) for cell in cells}
-    keys = [*apart, *sorted(key for key, found in values.items() if len(found) > 1)]
-    keys += ["seed"] * (len({seed for cell in cells for seed in cell.runs}) > 1)
-    over = f"{', '.join(keys[:-1])} and {keys[-1]}" if len(keys) > 1 else "".join(keys)
-    runs = counted(sum(len(cell.runs) for cell in cells), "finished run")
-    return f"{', '.join(cases[1])} on {', '.join(cases[0])}: {f'a sweep over {over}, ' if over else ''}{runs}"
+    trained = has_results(folders, [job["stage"] for job in listed.values()])
+    cells = cells_in(folders, listed, trained)
+    title = None if own_name else sweep_title(cells, trained)
+    return (cells_report if trained else mask_report)(name, cells, out_dir, title)
 
 
 def cells_report(name: str, cells: Sequence[Cell], out_dir: Path, title: str | None = None) -> list[Path]:
@@ -123,12 +111,13 @@ def cells_report(name: str, cells: Sequence[Cell], out_dir: Path, title: str | N
     """
     from xtf.reporting import figures  # Matplotlib, which a stage that reports nothing goes without
 
-    labels, usual = _labels(cells)
+    labels, usual = label_cells(cells)
     rows = _rows(cells, labels)
     if not any(row.estimate for row in rows):
         raise ValueError(f"none of the {len(cells)} settings found has a finished run")
     further = _further(cells, labels)
-    first, names = _named(labels)
+    first, names = names_of(labels)
+    names[BASE] = BASE
     tables, drawn = [], []
     for place, (case, metric) in enumerate(dict.fromkeys((row.case, row.metric) for row in rows)):
         part = [row for row in rows if (row.case, row.metric) == (case, metric)]
@@ -143,11 +132,14 @@ def cells_report(name: str, cells: Sequence[Cell], out_dir: Path, title: str | N
         if shares := _bars([row for row in rows if row.case == case]):
             stem = f"{name}-{'-'.join(case)}-pass_at_k"
             drawn.append(picture(figures.pass_at(shares), out_dir, stem, f"{' · '.join(case)}: pass@k"))
-    answers = [*_answers(rows, names), *_verdicts(rows, names)]
-    console.print(console_tables(tables, answers, usual))
+    answers, verdicts = _answers(rows, names), _verdicts(rows, names)
+    worst = [level.name for level in Level if any(row.verdict == level.words for row in rows)]
+    console.print(console_tables(tables, [*verdicts, *answers], usual))
     finished = sum(len(cell.runs) for cell in cells)
     context = {
         "title": title or f"{name}: {counted(len(cells), 'setting')}, {counted(finished, 'finished run')}",
+        "verdicts": verdicts,
+        "level": worst[-1] if worst else "",
         "answers": answers,
         "usual": usual,
         "tables": tables,
@@ -188,14 +180,6 @@ class Shown:
     def any(self, name: str) -> bool:
         """Whether some row says something there."""
         return any(getattr(row, name) for row in self.rows)
-
-
-def _named(labels: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """The heading of settings, and their names by label: a key that begins all of them is the heading instead."""
-    settings = dict.fromkeys(label for label in labels if label != BASE)
-    keys = {label.partition("=")[0] for label in settings}
-    first = keys.pop() if len(keys) == 1 and all("=" in label for label in settings) else ""
-    return first or "setting", {BASE: BASE} | {label: label.removeprefix(f"{first}=") for label in settings}
 
 
 def _table(rows: Sequence[TableRow], first: str, names: Mapping[str, str], out_dir: Path) -> Shown:
@@ -271,16 +255,19 @@ def console_tables(tables: Sequence[Shown], answers: Sequence[str], usual: str) 
 
 
 def _verdicts(rows: Sequence[TableRow], named: Mapping[str, str]) -> list[str]:
-    """What was said of the settings' masks before training, case by case: one sentence for each, the worst first."""
+    """What was said of the settings' masks before training, case by case: each level with its settings, the worst
+    first, and what decides it, for the first of them."""
     said = []
     for case in dict.fromkeys(row.case for row in rows):
-        found: dict[str, list[str]] = {}
+        found: dict[str, dict[str, str]] = {}  # what decides it, by setting
         for row in rows:
             if row.case == case and row.verdict:
-                found.setdefault(row.verdict, []).append(named[row.label])
+                found.setdefault(row.verdict, {})[named[row.label]] = row.reason
         for words in sorted(found, key=WORDS.index, reverse=True):
-            labels = ", ".join(dict.fromkeys(found[words]))
-            said.append(f"The verdict on the mask, {' · '.join(case)}: {words} ({labels}).")
+            first, why = next(iter(found[words].items()))
+            sentence = f"The verdict on the mask, {' · '.join(case)}: {words} ({', '.join(found[words])})."
+            of = f"{first}: " if len(found[words]) > 1 else ""
+            said.append(f"{sentence} {of}{why}" if why else sentence)
     return said
 
 
@@ -292,39 +279,6 @@ def _bars(rows: Sequence[TableRow]) -> dict[str, dict[str, tuple[float, float, f
             each = row.estimate
             found.setdefault(row.metric, {})[row.label] = (each.value, each.low, each.high)
     return found if len(found) > 1 else {}
-
-
-def _labels(cells: Sequence[Cell]) -> tuple[list[str], str]:
-    """What tells each cell from the others of its case, and in a sentence what holds unless a label says otherwise.
-
-    A label names the keys that are not the same in all cells of some case; what differs between cases alone, as the
-    paths of their rows, tells no setting from another. The method is named first, of the others no value that more than
-    half of the cells have.
-    """
-    known = [cell for cell in cells if UNKNOWN not in cell.setting]
-    keys = dict.fromkeys(key for cell in known for key in cell.setting)
-    values: dict[tuple[Any, ...], set[Any]] = {}
-    for cell in known:
-        for key in keys:
-            values.setdefault((cell.case, key), set()).add(cell.setting.get(key))
-    telling = [key for key in keys if any(len(values[cell.case, key]) > 1 for cell in known)] or ["method"]
-    usual = {}
-    for key in telling[1:] if telling[0] == "method" else telling if len(telling) > 1 else []:
-        value, times = Counter(cell.setting.get(key) for cell in known).most_common(1)[0]
-        if value is not None and 2 * times > len(known):
-            usual[key] = value
-    labels: list[str] = []
-    hidden: dict[str, str] = {}
-    for cell in cells:
-        whole = [key for key in telling if key in cell.setting]
-        shown = [key for key in whole if cell.setting[key] != usual.get(key)]
-        if UNKNOWN in cell.setting:
-            shown = [*SETTING, UNKNOWN]
-        elif shown:
-            hidden |= {key: usual[key] for key in whole if key not in shown}
-        labels.append(" ".join(f"{key}={cell.setting[key]}" for key in shown or whole) or "nothing overridden")
-    said = ", ".join(f"{key}={value}" for key, value in hidden.items())
-    return labels, said and f"Where a setting does not say otherwise: {said}."
 
 
 # -- the table ----------------------------------------------------------------------------------------------
@@ -374,20 +328,22 @@ def _row(cell: Cell, label: str, metric: str, peers: Sequence[Cell], seeds: Sequ
         differences["base"] = base
     for name in CONTROLS:
         differences[name] = _against(cell, peers, name, metric)
-    kept = sum(run.record["mask"]["kept_share"] for run in runs) / len(runs)
     number = reported_percent(cell, metric)
     times = [took for run in runs if (took := run.record["timing"].get("train")) is not None]
+    masks = [run.record["mask"] for run in runs]
+    worst = max(masks, key=lambda stats: WORDS.index(stats.get("verdict", "")))
     return TableRow(
         cell.case,
         label,
         metric,
         arm_mean(runs, metric),
         differences,
-        kept,
+        fmean(stats["kept_share"] for stats in masks),
         number,
         _shortfall(cell, seeds),
         took=fmean(times) if times else None,
-        verdict=max((str(run.record["mask"].get("verdict", "")) for run in runs), key=WORDS.index),
+        verdict=worst.get("verdict", ""),
+        reason=worst.get("verdict_reason", ""),  # records of earlier versions do not say
         runs={seed: run.folder for seed, run in cell.runs.items()},
     )
 

@@ -1,14 +1,14 @@
 """The user's own functions and classes: by a dotted path in a setting, or by the name that an installed package gives.
 
-A package names them as entry points: `xtf.methods`, `xtf.tasks` (readers), `xtf.graders`, `xtf.exports`, and `xtf.conf`
-for a folder of YAML files (docs/extending.md).
+A package names them as entry points: `xtf.methods`, `xtf.attributes`, `xtf.tasks` (readers), `xtf.graders`,
+`xtf.exports`, and `xtf.conf` for a folder of YAML files (docs/extending.md).
 """
 
 from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -32,17 +32,26 @@ def installed(group: str, taken: Collection[str] = ()) -> dict[str, str]:
 
 def installed_classes(group: str, base: type[Kind], taken: Collection[str] = ()) -> dict[str, type[Kind]]:
     """The classes that `installed` names, imported; one that cannot be, or is no `base`, is left out with a warning."""
+    return _imported(group, taken, base, lambda found: isinstance(found, type) and issubclass(found, base))
+
+
+def installed_objects(group: str, kind: type[Kind], taken: Collection[str] = ()) -> dict[str, Kind]:
+    """The same of objects of a `kind`."""
+    return _imported(group, taken, kind, lambda found: isinstance(found, kind))
+
+
+def _imported(group: str, taken: Collection[str], kind: type, fits: Callable[[Any], bool]) -> dict[str, Any]:
     found = {}
     for name, path in installed(group, taken).items():
         try:
-            kind = pkgutil.resolve_name(path)
+            one = pkgutil.resolve_name(path)
         except Exception as error:  # whatever importing somebody else's module raises
             log.warning("%s=%s is left out, for %s cannot be imported: %r", group, name, path, error)
             continue
-        if isinstance(kind, type) and issubclass(kind, base):
-            found[name] = kind
+        if fits(one):
+            found[name] = one
         else:
-            log.warning("%s=%s is left out: %s is no %s.%s", group, name, path, base.__module__, base.__qualname__)
+            log.warning("%s=%s is left out: %s is no %s.%s", group, name, path, kind.__module__, kind.__qualname__)
     return found
 
 

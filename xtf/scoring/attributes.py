@@ -3,7 +3,8 @@
 A token that lacks an attribute is noise. Scorers, thresholds, masks, reports, figures, the explorer and the dashboards
 read this table. A further attribute is its row here, a field for its threshold in
 `xtf.config.schema.ThresholdConfig`, and, unless its score is worked out from token ids and what the pass brings anyway
-(`derive`), the code in `xtf.scoring.scorers` that brings it; `register` does the first two for a program of one's own.
+(`derive`), the code in `xtf.scoring.scorers` that brings it; `register` does the first two for a program of one's own,
+and for an installed package that names one as an entry point (docs/extending.md).
 Nothing here imports torch, matplotlib or pyarrow.
 
 Colours are those of Okabe and Ito, which readers with any of the common kinds of colour blindness can tell apart.
@@ -11,6 +12,7 @@ Colours are those of Okabe and Ito, which readers with any of the common kinds o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
@@ -29,9 +31,12 @@ from xtf.config.schema import (
     attribute_names,
     threshold_type,
 )
+from xtf.runtime.imports import installed_objects
 
 if TYPE_CHECKING:
     from xtf.data.ragged import Sequences
+
+log = logging.getLogger(__name__)
 
 OTHER = "#7A7A7A"  # the colour of what no attribute dropped, but the method
 SEVERAL = "#444444"  # and of what several did
@@ -187,13 +192,27 @@ def register(attribute: TokenAttribute, settings: type[Any] = QuantileThreshold)
     table above and a field of `ThresholdConfig`.
 
     Raises:
-        ValueError: there is an attribute of that name or mark.
+        ValueError: there is an attribute of that name or mark, or the name is not of letters and digits.
     """
+    if not attribute.name.isalnum():  # scorer=ri_kn has two of them
+        raise ValueError(f"the name of an attribute has letters and digits only, not {attribute.name!r}")
     if attribute.name in ATTRIBUTES or attribute.mark in {one.mark for one in ATTRIBUTES.values()}:
         raise ValueError(f"there is an attribute {attribute.name!r} or one with the mark {attribute.mark!r} already")
     ATTRIBUTES[attribute.name] = attribute
     if attribute.name not in attribute_names():
         FURTHER_THRESHOLDS[attribute.name] = settings
+
+
+def register_installed() -> None:
+    """Registers what installed packages name as entry points `xtf.attributes`, each with a `QuantileThreshold`; what
+    cannot be is left out with a warning."""
+    for name, attribute in installed_objects("xtf.attributes", TokenAttribute, ATTRIBUTES).items():
+        try:
+            if attribute.name != name:
+                raise ValueError(f"it calls itself {attribute.name!r}")
+            register(attribute)
+        except ValueError as error:
+            log.warning("xtf.attributes=%s is left out: %s", name, error)
 
 
 def rule_of(config: ThresholdConfig, attribute: TokenAttribute) -> Any:

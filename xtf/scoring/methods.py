@@ -29,7 +29,7 @@ from xtf.data.provenance import COLUMN
 from xtf.data.ragged import IGNORED, PROMPT_TR, ROW_WEIGHTS, SOURCE, Responses
 from xtf.data.rows import ID_FIELDS, Rows, ids_of, row_id
 from xtf.runtime.imports import installed_classes
-from xtf.scoring.attributes import ATTRIBUTES, LOOKS
+from xtf.scoring.attributes import ATTRIBUTES, LOOKS, register_installed
 from xtf.scoring.masks import Mask, StreamedMask, WeighedMask, build_mask, weights_to_labels
 
 if TYPE_CHECKING:
@@ -586,6 +586,7 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 METHODS |= installed_classes("xtf.methods", Method, METHODS)  # of other packages
+register_installed()  # behind them, for a module that has a method and an attribute imports this one
 
 
 # What method=given reads of a row, beside its id.

@@ -111,6 +111,11 @@ class Verdict:
         """The worst level of the reasons."""
         return max((level for level, _ in self.reasons), default=Level.fine)
 
+    @property
+    def reason(self) -> str:
+        """The first of the reasons that decide; of a fine mask what was looked at."""
+        return next((text for level, text in self.reasons if level == self.level), "")
+
     def lines(self, name: Callable[[int], str]) -> list[str]:
         """In sentences, the judgement first; `name` gives the text of a token id."""
         found = [self.level.words + ("" if self.level else ", nothing in it speaks against training")]

@@ -21,7 +21,7 @@ from xtf.config.schema import Config, ConfigError, SourceConfig, Stage
 from xtf.data.ragged import Responses
 from xtf.data.rows import load_rows
 from xtf.data.tokens import Pieces
-from xtf.pipeline import Pipeline
+from xtf.pipeline import ORDER, Pipeline
 from xtf.reporting import figures
 from xtf.reporting.explorer import show_verdict
 from xtf.reporting.intervals import (
@@ -86,6 +86,7 @@ def probe(config: Config, changed: Mapping[str, Any]) -> list[Path]:
     }
     output = OutputDir(Path(config.output_dir)).reports
     stem = "-".join(["probe", config.task.name, config.model.name, config.tuning.name.value, digest(named, 8)])
+    say("comparing the pilot's runs")
     found = compare(runs)
     pilot, drawn = _pilot_section(runs, found), []
     if any(each.sign for each in found.values()):  # intervals that all hold zero are said, not drawn
@@ -154,7 +155,13 @@ def _mask_folder(config: Config, named: Mapping[str, Any], method: str) -> RunFo
     folder = RunFolder.of(config, named)
     with locked(folder.path, say):
         pipeline = Pipeline(config, named, folder)
-        pipeline.mask(pipeline.score())
+        if not finished(config, folder):
+            say(f"mask: {method}")
+            ahead = pipeline.ahead(ORDER.index(Stage.mask))
+            ahead("score")
+            passes = pipeline.score()
+            ahead("mask")
+            pipeline.mask(passes)
     return folder
 
 

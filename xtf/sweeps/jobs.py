@@ -281,18 +281,23 @@ def list_jobs(jobs: Sequence[Planned]) -> None:
         config = job.config
         if not job.is_case or config.experiment is None:
             continue
-        entry = {key: getattr(config, key).name for key in ("task", "model", "method", "scorer", "threshold")} | {
-            "tuning": config.tuning.name.value,
-            "seed": config.seed,
-            "stage": config.stage.value,
-            "overrides": plain(dict(job.changed)),
-        }
         where = OutputDir(Path(config.output_dir)), config.experiment
-        listed.setdefault(where, {})[f"runs/{job.name}"] = entry
+        listed.setdefault(where, {})[f"runs/{job.name}"] = entry(job)
     for (output, experiment), entries in listed.items():
         file = output.jobs_file(experiment)
         with locked(file.parent, say):
             write_json(file, output.listed_jobs(experiment) | entries, sealed=True)
+
+
+def entry(job: Planned) -> dict[str, Any]:
+    """What is said of a job for a report: its choices by name, seed, stage and overrides, as plain values."""
+    config = job.config
+    return {key: getattr(config, key).name for key in ("task", "model", "method", "scorer", "threshold")} | {
+        "tuning": config.tuning.name.value,
+        "seed": config.seed,
+        "stage": config.stage.value,
+        "overrides": plain(dict(job.changed)),
+    }
 
 
 def raise_failures(jobs: Sequence[Planned], launcher_error: Exception | None = None) -> None:

@@ -13,15 +13,15 @@ from xtf.reporting.sweep_report import jobs_report, sweep_report
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir, run_folders
 from xtf.study.detection import detection_report
-from xtf.sweeps.jobs import Planned
+from xtf.sweeps.jobs import Planned, entry
 
 
 def write_reports(jobs: Sequence[Planned]) -> None:
     """After a sweep: the report of each experiment that it belongs to; of jobs that belong to none, their own."""
-    stages = (Stage.all, Stage.evaluate, Stage.mask, Stage.score)
+    aside = (Stage.plan, Stage.dashboard, Stage.pretrain)  # of which no run is made
     found: dict[tuple[str, str | None], list[Planned]] = {}
     for job in jobs:
-        if job.is_case and job.config.stage in stages:
+        if job.is_case and job.config.stage not in aside:
             found.setdefault((job.config.output_dir, job.config.experiment), []).append(job)
     for (place, experiment), some in sorted(found.items(), key=str):
         output = OutputDir(Path(place))
@@ -36,9 +36,10 @@ def write_reports(jobs: Sequence[Planned]) -> None:
 
 
 def _own_report(jobs: Sequence[Planned], output: OutputDir) -> list[Path]:
-    names = sorted(job.name for job in jobs)
-    asked = [job.config.stage.value for job in jobs]
-    return jobs_report(f"sweep-{digest(names, 8)}", [output.runs / name for name in names], asked, output.reports)
+    folders = {output.runs / job.name: job for job in sorted(jobs, key=lambda job: job.name)}
+    listed = {folder.parent: entry(job) for folder, job in folders.items()}
+    name = f"sweep-{digest([job.name for job in folders.values()], 8)}"
+    return jobs_report(name, list(folders), listed, output.reports)
 
 
 def experiment_report(experiment: str, output: OutputDir, archive: Path | None = None) -> list[Path]:
