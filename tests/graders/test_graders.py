@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import xtf
-from xtf.config.identity import digest, grader_identity
+from xtf.config.identity import digest, grader_identity, plain
 from xtf.config.schema import SourceConfig, TaskConfig
 from xtf.data.examples import Example
 from xtf.data.rows import load_rows
@@ -224,7 +224,9 @@ def test_a_new_version_of_a_grader_is_another_identity_and_the_first_is_that_of_
         return grader_identity(SimpleNamespace(task=task))  # type: ignore[arg-type]
 
     task = TaskConfig(name="mine", grader="judge")
-    before = digest(["judge", task.choices, task.reference, task.judge, task.sandbox])
+    sandbox = plain(task.sandbox)
+    del sandbox["bubblewrap"]  # it came later, and decides no verdict
+    before = digest(["judge", task.choices, task.reference, task.judge, sandbox])
     monkeypatch.setitem(VERSIONS, "judge", 1)
     assert identity("judge") == before
     monkeypatch.setitem(VERSIONS, "judge", 2)

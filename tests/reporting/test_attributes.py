@@ -29,6 +29,7 @@ from xtf.reporting.published import dashboards, scalars
 from xtf.reporting.run_report import console_table, run_report
 from xtf.reporting.runs import load_run
 from xtf.reporting.shown import preview_text
+from xtf.runtime.artifacts import sha256
 from xtf.scoring import attributes
 from xtf.scoring.attributes import ATTRIBUTES, TokenAttribute, pick, rule_of
 from xtf.scoring.masks import build_mask
@@ -152,6 +153,9 @@ def test_a_further_attribute_is_in_reports_and_dashboards(place: TokenAttribute,
     import pyarrow.parquet as pq
 
     pq.write_table(mask.table, folder / "mask.parquet")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"]["mask"]["sha256"] = sha256(folder / "mask.parquet")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     record = json.loads((folder / "metrics.json").read_text()) | {"mask": mask.stats.to_dict()}
     (folder / "metrics.json").write_text(json.dumps(record))
     config = OmegaConf.load(folder / "config.yaml")

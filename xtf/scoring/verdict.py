@@ -143,7 +143,7 @@ def judge(parts: Iterable[MaskedTokens], threshold: ThresholdConfig, stats: Mapp
         gone, total = float(counts.nats[[item.id for item in always]].sum()), max(1, int(counts.judged.sum()))
         untaught = gone / total, counts.nats_judged / total
     form = [item for item in always if item.responses >= FORM * counts.examples]
-    reasons = list(_reasons(counts, always, len(form), untaught, threshold, stats))
+    reasons = sorted(_reasons(counts, always, len(form), untaught, threshold, stats), key=lambda found: -found[0])
     advice = list(_advice(counts, form or always, bool(form), threshold, stats)) if reasons else []
     if not reasons:
         reasons = [(Level.fine, _looked_at(counts, untaught))]
