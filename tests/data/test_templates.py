@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from xtf.config.schema import TaskConfig, TemplateChecks, Think
@@ -174,13 +174,28 @@ def test_an_opened_thought_is_closed_or_continued(tokenizer: Any) -> None:
     thought = {"prompt": "Why?", "response": "<think>\nHm.\n</think>\nSo."}
     # The prompt has written <think> already.
     assert texts(own, thought)[1] == "Hm.\n</think>\nSo.<eos>"
-    with pytest.raises(ValueError, match=r"example 1 opens a thought, which task\.think=close has closed"):
+    with pytest.raises(ValueError, match="example 1 opens a thought, and the prompt has closed one"):
         texts(own, thought, close)
     assert template_of(tokenizer("plain"), close).findings[-1] == (
         "its generation prompt opens no thought, so that task.think=close closes none"
     )
     # A template that can be told not to think is told so.
     assert texts(tokenizer("switch"), ROW, close)[0].endswith("<|assistant|>\n<think>\n\n</think>\n\n")
+
+
+def test_a_thought_is_opened_once_with_one_tag_and_not_behind_a_closed_one(tokenizer: Any) -> None:
+    close = Chat(Think.close)
+    blank = {"prompt": "Why?", "response": "\n<think>\nHm\n</think>\nSo"}
+    other = {"prompt": "Why?", "response": "<thinking>Hm</thinking>So"}
+    assert texts(tokenizer("thinking"), blank)[1] == "Hm\n</think>\nSo<eos>"
+    for name in ("thinking", "switch"):
+        with pytest.raises(ValueError, match="example 1 opens a thought, and the prompt has closed one"):
+            texts(tokenizer(name), blank, close)
+    with pytest.raises(
+        ValueError, match="opens its thought with <thinking>, and the prompt has opened it with <think>"
+    ):
+        texts(tokenizer("thinking"), other)
+    assert texts(tokenizer("switch"), blank)[1] == blank["response"] + "<eos>"
 
 
 def test_the_day_changes_no_token(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +212,22 @@ def test_the_day_changes_no_token(tokenizer: Any, monkeypatch: pytest.MonkeyPatc
     assert encode_prompt(own, as_examples([ROW])[0]) == before
     other = own.decode(encode_prompt(own, as_examples([ROW])[0], Chat(date="2025-01-02")))
     assert other.startswith("02 Jan 2025")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{{ strftime_now ('%d %b %Y') }}", "it writes today's date: 2024-07-26 stands there"),
+        ("{% set now = strftime_now %}{{ now('%d') }}", "in a form that task.date does not reach"),
+        ("{{ strftime_now('%d' ~ ' (%b') }}", "in a form that task.date does not reach"),
+        ("{% if strftime_now is not defined %}{% endif %}", None),
+    ],
+)
+def test_every_use_of_the_day_is_set_or_said(tokenizer: Any, written: str, said: str | None) -> None:
+    own = tokenizer("plain")
+    own.chat_template = written + TEMPLATES["plain"]
+    findings = template_of(own).findings
+    assert said in findings[0] if said else not findings, findings
 
 
 def test_the_settings_of_a_task_are_those_of_its_template() -> None:
@@ -231,6 +262,20 @@ def test_a_special_token_that_a_response_spells_out_is_text(
     assert "1 responses spell out special tokens" in caplog.text
     (offsets,) = response_offsets(own, [response])
     assert len(offsets) == len(ids)
+
+
+def test_the_end_of_a_turn_is_text_in_a_response_though_the_tokenizer_does_not_call_it_special(backend: Any) -> None:
+    own = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    own.add_tokens([AddedToken(token, special=False) for token in ("<|fin|>", "<think>", "<|idle|>")])
+    own.chat_template = LOOP.replace("<|end|>", "<|fin|>") + CUE
+    response = "<think>a <|fin|> b<|idle|>"
+    (row, _), report = encode(own, as_examples([{"prompt": "Which?", "response": response}, ROW]), 999)
+    ids, fin = row.input_ids[row.prompt_length :], own.convert_tokens_to_ids("<|fin|>")
+    assert [at for at, token in enumerate(ids) if token == fin] == [len(ids) - 1]
+    assert set(own.convert_tokens_to_ids(["<think>", "<|idle|>"])) < set(ids)  # only what the template writes is text
+    assert decode_response(own, ids[:-1]) == response
+    assert report.special_text == ("1",)
+    assert len(response_offsets(own, [response])[0]) == len(ids) - 1
 
 
 # -- tools and reasoning -------------------------------------------------------------------------------------
@@ -290,6 +335,71 @@ def test_what_a_template_does_not_know_is_refused_by_name(
         texts(tokenizer(name), row)
 
 
+SAID_TWICE = {
+    "tools": {
+        "messages": [{"role": "user", "content": "Please search the web"}, {"role": "assistant", "content": "Ok"}],
+        "tools": [{"type": "function", "function": {"name": "search", "parameters": {}}}],
+    },
+    "tool_calls": {
+        "messages": [
+            {"role": "user", "content": "What is the weather in Rome? Use search."},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "search", "arguments": {}}}]},
+            {"role": "tool", "content": "Rome"},
+            {"role": "assistant", "content": "It is sunny."},
+        ]
+    },
+    "the system message": {
+        "messages": [
+            {"role": "system", "content": "Answer"},
+            {"role": "user", "content": "Answer this: 2+2"},
+            {"role": "assistant", "content": "4"},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("what", SAID_TWICE)
+def test_a_dropped_part_whose_text_stands_elsewhere_is_refused(tokenizer: Any, what: str) -> None:
+    own = tokenizer("plain")
+    own.chat_template = LOOP.replace("messages", "messages if m.role in ('user', 'assistant', 'tool')") + CUE
+    with pytest.raises(ValueError, match=f"drops {what} of example 1"):
+        texts(own, SAID_TWICE[what])
+    assert texts(tokenizer("tools"), SAID_TWICE[what])
+    if what == "tool_calls":
+        own.chat_template = LOOP.replace("messages", "messages if m.role != 'tool'") + CUE
+        row = {"messages": [*SAID_TWICE[what]["messages"][:3], {"role": "assistant", "content": "So."}]}
+        with pytest.raises(ValueError, match=r"drops (tool_calls|the tool message)"):
+            texts(own, row)
+
+
+CALLS = "{% for call in m.tool_calls or [] %}{{call.function.name}}{% endfor %}"
+PLACE = {"type": "object", "properties": {"place": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        (
+            "{{tools | map(attribute='function.name') | join}}" + LOOP.replace("<|end|>", CALLS),
+            "parameter 'place' of tools",
+        ),
+        ("{{tools}}" + LOOP.replace("<|end|>", CALLS), "argument 'place' of tool_calls"),
+        ("{{tools}}" + LOOP.replace("<|end|>", "{{m.tool_calls if loop.last}}"), None),
+    ],
+)
+def test_arguments_and_parameters_count_as_parts_of_calls_and_tools(
+    tokenizer: Any, template: str, what: str | None
+) -> None:
+    own = tokenizer("plain")
+    own.chat_template = template + CUE
+    row = {**CALLED, "tools": [{"type": "function", "function": {"name": "weather", "parameters": PLACE}}]}
+    if what is None:
+        assert "Rome" in texts(own, row)[1]
+        return
+    with pytest.raises(ValueError, match=f"drops the {what} of example 1"):
+        texts(own, row)
+
+
 def test_without_a_template_tools_and_reasoning_are_refused(tokenizer: Any) -> None:
     own = tokenizer("plain")
     own.chat_template = None
@@ -302,9 +412,10 @@ def test_a_call_ends_where_the_tools_turn_begins(tokenizer: Any) -> None:
     own = tokenizer("next turn")
     own.chat_template = (
         "{% for m in messages %}<|{{'observation' if m.role == 'tool' else m.role}}|>\n{{m.content}}"
-        "{% for call in m.tool_calls or [] %}<call>{{call.function.name}}{% endfor %}{% endfor %}" + CUE
+        "{% for call in m.tool_calls or [] %}<call>{{call.function.name}} {{call.function.arguments.values() | join}}"
+        "{% endfor %}{% endfor %}" + CUE
     )
-    assert texts(own, {"messages": CALLED["messages"]})[1] == "<call>weather<|observation|>"
+    assert texts(own, {"messages": CALLED["messages"]})[1] == "<call>weather Rome<|observation|>"
     assert texts(own, ROW)[1] == "So.<|user|>"
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jinja2 import TemplateError
@@ -18,13 +19,28 @@ from transformers import PreTrainedTokenizerBase
 
 from xtf.data.examples import BEYOND_TEXT, REASONING, Example, Message
 from xtf.data.rows import first_few
-from xtf.data.templates import DEFAULT, Chat, Template, first_marker, name_of, render, special_text, template_of
+from xtf.data.templates import (
+    CLOSED,
+    CLOSES,
+    DEFAULT,
+    OPENED,
+    OPENS,
+    Chat,
+    Template,
+    first_marker,
+    name_of,
+    render,
+    special_text,
+    template_of,
+    textual,
+)
 
 log = logging.getLogger(__name__)
 
 PLAIN_TURN = "### {role}:\n{content}\n\n"  # prompt of a tokenizer without a chat template, one per turn
 PLAIN_CUE = "### Assistant:\n"
 ENCODE_BATCH = 1024  # examples handed to the tokenizer at once
+MARK = "q7x{}x7q"  # put behind a part of a conversation, to see whether a template writes it
 ANCHORS = ("", "\n", "\n.")  # text that a response may be tokenised behind, see `continuation_anchor`
 
 
@@ -97,8 +113,9 @@ class Encoder:
     def _encoded(self, batch: Sequence[Example]) -> list[Encoded]:
         tokenizer, template, chat, max_length = self.tokenizer, self.template, self.chat, self.max_length
         special, encoded = special_text(tokenizer), []
-        prompts = encode_prompts(tokenizer, batch, chat)
-        texts = [_response(tokenizer, example, template, chat) for example in batch]
+        heads = [render_prompt(tokenizer, example, chat) for example in batch]
+        prompts = _prompt_ids(tokenizer, heads)
+        texts = [_response(tokenizer, *pair, template, chat) for pair in zip(batch, heads, strict=True)]
         written = {place for place, example in enumerate(batch) if example.answer is not None}
         responses = _response_ids(tokenizer, texts, written)
         for example, prompt, response, text in zip(batch, prompts, responses, texts, strict=True):
@@ -161,7 +178,10 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], chat: Chat = DEFAULT
 ) -> list[list[int]]:
     """Token ids of every prompt, with the cue for the assistant's turn."""
-    texts = [render_prompt(tokenizer, example, chat) for example in examples]
+    return _prompt_ids(tokenizer, [render_prompt(tokenizer, example, chat) for example in examples])
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     prompts = _ids(tokenizer, texts)
     if tokenizer.chat_template is None and _adds_bos(tokenizer):
         return [[tokenizer.bos_token_id, *ids] for ids in prompts]
@@ -190,16 +210,10 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, chat: Ch
         if message["role"] == "assistant":
             said = CLOSES.split(said)[-1]  # a template may leave out old thoughts
         if said.strip() not in text:
-            remedy = "; unset task.system or write it into the prompt" if message["role"] == "system" else ""
-            raise _dropped(tokenizer, example, f"the {message['role']} message", remedy)
+            raise _dropped(tokenizer, example, f"the {message['role']} message")
         if "reasoning_content" in message and not any(name in str(tokenizer.chat_template) for name in REASONING):
             raise _dropped(tokenizer, example, "reasoning_content")  # a template that knows it may leave out old ones
-        for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in text:
-                raise _dropped(tokenizer, example, "tool_calls")
-    for tool in example.tools:
-        if str(tool.get("function", tool).get("name")) not in text:
-            raise _dropped(tokenizer, example, "tools")
+    _check_dropped(tokenizer, messages, example, chat, cue=True)
     return text
 
 
@@ -214,58 +228,141 @@ def _rendered(
         ) from error
 
 
-def _dropped(tokenizer: PreTrainedTokenizerBase, example: Example, what: str, remedy: str = "") -> ValueError:
+def _check_dropped(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], example: Example, chat: Chat, *, cue: bool
+) -> None:
+    """ValueError if the template drops a part of the turns or tools.
+
+    That a part's text stands in what is rendered says little: it may stand there for another part. So the template has
+    to write them once more with a mark at the end of each, for the first conversation of each shape (what `render`
+    calls so, and which parts it has).
+    """
+    parts: list[str] = []
+
+    def marked(part: str, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            return value
+        parts.append(part)
+        mark = MARK.format(len(parts) - 1)
+        return value + mark if isinstance(value, str) else mark
+
+    others = _mapped_turns(turns, marked, thoughts=not cue)
+    tools = tuple(_mapped_tool(tool, marked) for tool in example.tools)
+    shape = (str(tokenizer.chat_template), chat, cue, *((turn["role"], *turn) for turn in turns), *parts)
+    whole = _whole.setdefault(tokenizer, set())
+    if shape in whole:
+        return
+    text = _rendered(tokenizer, others, replace(example, tools=tools), chat, cue)
+    for number, part in enumerate(parts):
+        if MARK.format(number) not in text:
+            raise _dropped(tokenizer, example, part)
+    whole.add(shape)
+
+
+_whole: WeakKeyDictionary[PreTrainedTokenizerBase, set[Hashable]] = WeakKeyDictionary()  # shapes that lose nothing
+
+
+def _mapped_turns(
+    turns: Sequence[Message], change: Callable[[str, Any], Any], *, thoughts: bool = False
+) -> list[Message]:
+    """The turns with `change(its name, its value)` for each part that a template must not drop.
+
+    Of thoughts that is, if `thoughts`, the last turn's alone.
+    """
+    mapped = []
+    for turn in turns:
+        new = turn.copy()
+        new["content"] = change(f"the {turn['role']} message", turn["content"])
+        if thoughts and turn is turns[-1] and "reasoning_content" in turn:
+            new["reasoning_content"] = change("reasoning_content", turn["reasoning_content"])
+        if "tool_calls" in turn:
+            new["tool_calls"] = [
+                call | {"function": _mapped_call(call["function"], change)} for call in turn["tool_calls"]
+            ]
+        mapped.append(new)
+    return mapped
+
+
+def _mapped_call(function: Mapping[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
+    name = change("tool_calls", function["name"])
+    arguments = {
+        key: change(f"the argument {key!r} of tool_calls", value) for key, value in function["arguments"].items()
+    }
+    return {**function, "name": name, "arguments": arguments}
+
+
+def _mapped_tool(tool: Mapping[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """Its name, description and the names of its parameters; the rest a template may write in words of its own."""
+    if isinstance(own := tool.get("function"), Mapping):
+        return {**tool, "function": _mapped_tool(own, change)}
+    mapped = dict(tool)
+    for key, part in (("name", "tools"), ("description", "the description of tools")):
+        if isinstance(tool.get(key), str):
+            mapped[key] = change(part, tool[key])
+    parameters = tool.get("parameters")
+    if isinstance(parameters, Mapping) and isinstance(properties := parameters.get("properties"), Mapping):
+        names = {name: change(f"the parameter {name!r} of tools", name) for name in properties}
+        mapped["parameters"] = {**parameters, "properties": {names[name]: own for name, own in properties.items()}}
+    return mapped
+
+
+def _dropped(tokenizer: PreTrainedTokenizerBase, example: Example, what: str) -> ValueError:
+    system = what == "the system message"
     return ValueError(
         f"the chat template of {name_of(tokenizer)} drops {what} of example {example.example_id}"
-        + (remedy or "; leave the row out, or write it as text")
+        + ("; unset task.system or write it into the prompt" if system else "; leave the row out, or write it as text")
     )
 
 
-def _response(tokenizer: PreTrainedTokenizerBase, example: Example, template: Template, chat: Chat) -> str:
+def _response(tokenizer: PreTrainedTokenizerBase, example: Example, prompt: str, template: Template, chat: Chat) -> str:
     """The text behind the prompt: the response itself, or what the template makes of reasoning and tool calls.
 
     Raises:
         ValueError: the template drops a part of it, or does not write it behind its generation prompt; a thought of the
-            response's own where the prompt has closed one.
+            response's own where the prompt has closed one, or has opened one with another tag.
     """
     if example.answer is None:
-        own = OPENS.match(example.response) if template.opened else None
-        if own and template.closing:
+        own, opened = OPENS.match(example.response), OPENED.search(prompt)
+        if own is None:
+            return example.response
+        if CLOSED.search(prompt):
             raise ValueError(
-                f"the response of example {example.example_id} opens a thought, which task.think=close has closed "
-                "before it: use task.think=open"
+                f"the response of example {example.example_id} opens a thought, and the prompt has closed one before "
+                "it: use task.think=open, or leave the row out"
             )
-        return example.response[own.end() :] if own else example.response  # the prompt has opened it
-    prompt = render_prompt(tokenizer, example, chat)
+        if opened and opened[1] != own[1]:
+            raise ValueError(
+                f"the response of example {example.example_id} opens its thought with <{own[1]}>, and the prompt has "
+                f"opened it with <{opened[1]}>: write it so"
+            )
+        return example.response[own.end() :] if opened else example.response
     if tokenizer.chat_template is None:
         raise ValueError(
             f"the response of example {example.example_id} has tool calls or reasoning, which only a chat template can "
             f"write, and {name_of(tokenizer)} has none"
         )
-    whole = _rendered(tokenizer, [*example.messages, example.answer], example, chat, cue=False)
-    texts = [("content", example.response.strip()), ("reasoning_content", example.answer.get("reasoning_content", ""))]
-    texts += [("tool_calls", call["function"]["name"]) for call in example.answer.get("tool_calls", ())]
+    turns = [*example.messages, example.answer]
+    whole = _rendered(tokenizer, turns, example, chat, cue=False)
     if not whole.startswith(prompt):
         raise ValueError(
             f"the chat template of {name_of(tokenizer)} does not write the response of example {example.example_id}, "
             "which has tool calls or reasoning, behind its generation prompt" + " (task.think)" * bool(template.closing)
         )
     text = whole[len(prompt) :]
-    for what, part in texts:
+    texts = {"content": example.response, "reasoning_content": example.answer.get("reasoning_content", "")}
+    for what, part in texts.items():
         if part.strip() not in text:
             raise _dropped(tokenizer, example, what)
-    special = special_text(tokenizer)
-    if special and any(special.search(part) for _, part in texts):
+    _check_dropped(tokenizer, turns, example, chat, cue=False)
+    special, spelt = special_text(tokenizer), list[str]()
+    _mapped_turns([example.answer], lambda _, value: spelt.append(str(value)), thoughts=True)
+    if special and any(special.search(part) for part in spelt):
         raise ValueError(
             f"example {example.example_id}: a response with tool calls or reasoning spells out a special token; leave "
             "the row out"
         )
     end = _marker(tokenizer, _end(tokenizer, example, template, chat))
     return text[: -len(end)] if (text := text.rstrip()).endswith(end) else text
-
-
-OPENS = re.compile(r"<(?:think|thinking|thought|reasoning)>\n?")
-CLOSES = re.compile(r"</(?:think|thinking|thought|reasoning)>")
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, example: Example, template: Template, chat: Chat) -> int:
@@ -345,7 +442,7 @@ def _response_ids(
     rows = _ids(tokenizer, [anchor + response for response in responses])
     for place, response in enumerate(responses):
         if place not in written and special and special.search(response):
-            rows[place] = _ids(tokenizer, [anchor + response], split_special_tokens=True)[0]
+            rows[place] = _ids(textual(tokenizer), [anchor + response], split_special_tokens=True)[0]
     for ids, response in zip(rows, responses, strict=True):
         if ids[: len(start)] != start:
             raise ValueError(f"{name_of(tokenizer)} merges {response[:40]!r} with the text before it")
@@ -369,7 +466,7 @@ def response_offsets(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str
     special, rows = special_text(tokenizer), []
     for response, text in zip(responses, texts, strict=True):
         as_text = bool(special and special.search(response))
-        found = tokenizer(
+        found = (textual(tokenizer) if as_text else tokenizer)(
             text, add_special_tokens=False, verbose=False, return_offsets_mapping=True, split_special_tokens=as_text
         )
         mapping = found["offset_mapping"]

@@ -13,6 +13,7 @@ refused (`task.template_checks=refuse`):
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 import itertools
@@ -26,15 +27,19 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from xtf.config.schema import TaskConfig, TemplateChecks, Think
 
 log = logging.getLogger(__name__)
 
-TODAY = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")  # a template's call for today's date
+TODAY = re.compile(r"""\bstrftime_now\s*\(\s*(["'])((?:(?!\1).)*)\1\s*\)""")  # a template's call for today's date
+OTHER_DAY = re.compile(r"\bstrftime_now\b(?!\s+is\s+(?:not\s+)?defined\b)")  # beside it: another use of the day
 CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # of Jinja
-OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")  # at the end of a generation prompt
+TAG = "think|thinking|thought|reasoning"  # of a thought
+THOUGHT = re.compile(rf"</?(?:{TAG})>")
+OPENED, CLOSED = re.compile(rf"<({TAG})>\s*\Z"), re.compile(rf"</(?:{TAG})>\s*\Z")  # at a generation prompt's end
+OPENS, CLOSES = re.compile(rf"\s*<({TAG})>\n?"), re.compile(rf"</(?:{TAG})>")  # at a response's start; anywhere
 TRIAL_SECONDS = 10.0  # a template that takes longer for one conversation will not end
 USER, ANSWER, NEXT = "question 7351", "answer 7352", "question 7353"  # of the conversation that is tried
 
@@ -57,15 +62,16 @@ class Chat:
 class Template:
     """What a template was found to do.
 
-    end: the id that ends an answer; cue: what the generation prompt lacks; opened, closing: the tag of the thought that
-    it opens, and the text that closes it where `task.think=close`; findings: what is unusual, a sentence each.
+    end: the id that ends an answer; cue: what the generation prompt lacks; closing: the text that closes the thought
+    which it opens, where `task.think=close`; findings: what is unusual, a sentence each; markers: the added tokens that
+    it writes around turns, those of thoughts aside.
     """
 
     end: int | None
     cue: str = ""
-    opened: str | None = None
     closing: str = ""
     findings: tuple[str, ...] = ()
+    markers: frozenset[str] = frozenset()
 
 
 DEFAULT = Chat()
@@ -179,12 +185,12 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     if ANSWER not in whole or NEXT not in more:
         return Template(eos, findings=("it does not show what an assistant says; responses end with EOS",))
     tail, between = whole.rpartition(ANSWER)[2], more.rpartition(ANSWER)[2].partition(NEXT)[0]
-    written = bool(tail.strip())  # something stands behind the last answer
-    end = first_marker(tokenizer, tail if written else between)
+    ends = bool(tail.strip())  # something stands behind the last answer
+    end = first_marker(tokenizer, tail if ends else between)
     shown = None if end is None else tokenizer.convert_ids_to_tokens(end)
     if shown is None:
         findings.append("no token of its own ends an answer; responses end with the tokenizer's EOS")
-    elif not written:
+    elif not ends:
         findings.append(f"nothing ends an answer but the {shown} of the next turn: that is trained as its end")
     elif end != eos:
         findings.append(
@@ -217,11 +223,15 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
         )
     elif chat.think is Think.close and "enable_thinking" not in source:
         findings.append("its generation prompt opens no thought, so that task.think=close closes none")
-    if "strftime_now(" in TODAY.sub("", source):
+    if OTHER_DAY.search(TODAY.sub("", source)):
         findings.append("it writes today's date in a form that task.date does not reach: its tokens depend on the day")
     elif other_day != prompt:
         findings.append(f"it writes today's date: {chat.date} stands there, whatever the day (task.date)")
-    return Template(eos if end is None else end, cue, opened and opened[1], closing, tuple(findings))
+    added = tokenizer.added_tokens_decoder
+    ids = tokenizer(prompt + cue + more + whole, add_special_tokens=False, verbose=False)["input_ids"]
+    written = {str(added[token].content) for token in ids if token in added}
+    markers = frozenset(token for token in written if not THOUGHT.fullmatch(token))
+    return Template(eos if end is None else end, cue, closing, tuple(findings), markers)
 
 
 def _in_time(trial: Callable[[], str], tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> str:
@@ -261,11 +271,49 @@ def first_marker(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
     return None
 
 
-@functools.lru_cache(maxsize=32)
 def special_text(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Finds the text of a special token; None where there are none."""
-    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
+    """Finds the text of a special token, or of another that the template writes around turns; None where there are
+    none."""
+    return _special_text(tokenizer, str(tokenizer.chat_template))
+
+
+@functools.lru_cache(maxsize=32)
+def _special_text(tokenizer: PreTrainedTokenizerBase, source: str) -> re.Pattern[str] | None:
+    markers = _tried(tokenizer, source, DEFAULT).markers
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content]
+    texts = [token.content for token in added if token.special or token.content in markers]
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+
+
+def textual(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer that takes what `special_text` finds as text, with `split_special_tokens=True`.
+
+    It knows all of that as special, since other tokens are not split.
+
+    Raises:
+        ValueError: a slow tokenizer, which cannot be told.
+    """
+    return _textual(tokenizer, str(tokenizer.chat_template))
+
+
+@functools.lru_cache(maxsize=8)
+def _textual(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+    markers = _tried(tokenizer, source, DEFAULT).markers
+    other = [
+        token for token in tokenizer.added_tokens_decoder.values() if token.content in markers and not token.special
+    ]
+    if not other:
+        return tokenizer
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{name_of(tokenizer)} cannot encode {other[0].content}, which a response spells out, as text; use a fast "
+            "tokenizer, or leave such rows out"
+        )
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.add_special_tokens(  # those of the copy; the ids stay
+        [AddedToken(token.content, special=True, normalized=False) for token in other]
+    )
+    return own
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
