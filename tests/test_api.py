@@ -282,6 +282,32 @@ def test_an_adapter_with_biases_of_the_base_model_is_refused(small_model, tokeni
         logp(model, tokenizer)
 
 
+def test_an_adapter_that_starts_from_the_base_models_weights_is_refused(small_model, tokenizer):
+    for start in ("pissa", "olora"):
+        model = adapted(small_model("qwen2", len(tokenizer)), init_lora_weights=start)
+        with pytest.raises(ValueError, match=rf"took out of the base model \(init_lora_weights={start}\)"):
+            logp(model, tokenizer)
+    logp(adapted(small_model("qwen2", len(tokenizer)), init_lora_weights="gaussian"), tokenizer)
+
+
+def test_adapters_that_are_merged_or_off_are_so_behind_scoring(small_model, tokenizer, tmp_path):
+    base, ids = logp(small_model("qwen2", len(tokenizer)), tokenizer), torch.arange(5, 15)[None]
+    tuned = adapted(small_model("qwen2", len(tokenizer)))
+    tuned.save_pretrained(tmp_path)
+    tuned.merge_adapter()
+    before = tuned(ids).logits
+    for found, wanted in zip(logp(tuned, tokenizer), base, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert tuned.base_model.model.model.layers[0].self_attn.q_proj.merged
+    torch.testing.assert_close(tuned(ids).logits, before)
+    own = small_model("qwen2", len(tokenizer))
+    own.load_adapter(str(tmp_path))
+    own.disable_adapters()
+    before = own(ids).logits
+    assert logp(own, tokenizer) == base
+    assert torch.equal(own(ids).logits, before)
+
+
 def test_models_that_cannot_be_run_are_refused_in_a_sentence(small_model, tokenizer):
     with pytest.raises(ValueError, match="Qwen2Model has no LM head: load the model with AutoModelForCausalLM"):
         logp(small_model("qwen2", len(tokenizer)).model, tokenizer)

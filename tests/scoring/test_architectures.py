@@ -144,6 +144,33 @@ def test_a_row_beyond_the_positions_is_refused_with_its_id(name: str) -> None:
         check_positions(model, data)
 
 
+FIXED = {
+    "gptj": ("GPTJForCausalLM", "GPTJConfig", {"rotary_dim": 4, "n_positions": 64}),
+    "codegen": ("CodeGenForCausalLM", "CodeGenConfig", {"rotary_dim": 4, "n_positions": 64}),
+    "ctrl": ("CTRLLMHeadModel", "CTRLConfig", {"dff": 48, "n_positions": 64}),
+    "mpt": ("MptForCausalLM", "MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}),
+    "dynamic": ("LlamaForCausalLM", "LlamaConfig", {"max_position_embeddings": 64, "hidden_size": 32,
+                "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_positions_that_are_made_once_end_too(name: str) -> None:
+    kind, config, own = FIXED[name]
+    sizes = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48} if name == "dynamic" else {}
+    model = getattr(transformers, kind)(getattr(transformers, config)(**sizes, **own)).eval()
+    near, far = Encoded("near", list(range(5, 64)), 3), Encoded("far", [5] * 110, 3)
+    scorer = ScorerConfig(name="kn", attributes=["kn"])
+    with pytest.raises(ValueError, match=r"has positions for 64 tokens; longer are the: examples 'far'"):
+        score_rows(model, [near, far], scorer)
+    data = TrainingRows(weights_to_labels(as_table([far]), [np.ones(107, np.float32)]).table)
+    with pytest.raises(ValueError, match=r"positions for 64 tokens; longer are the examples 'far': .*max_length=64"):
+        check_positions(model, data)
+    found = score_rows(model, [near, Encoded("short", [7, 9, 4], 1)], scorer)["logp"].to_pylist()[0]
+    torch.testing.assert_close(torch.tensor(found), slowly(model, near)[2:], rtol=1e-4, atol=2e-5)
+
+
 def test_an_idle_place_does_not_run_off_the_positions() -> None:
     """One prompt ends at once and its place stays idle while the others go on to the last position."""
     model = build("gpt2")
@@ -216,3 +243,23 @@ def test_what_is_no_causal_language_model_is_refused_in_a_sentence() -> None:
     prompted = get_peft_model(build("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ValueError, match="PROMPT_TUNING puts tokens of its own before every text"):
         unwrapped(prompted)
+
+
+def test_a_model_that_is_not_causal_is_refused_for_that_cause(rows: list[Encoded]) -> None:
+    small = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    bert = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **small
+    )
+    xlnet = transformers.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=48, **small)
+    t5 = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, **small
+    )
+    for model in (transformers.BertLMHeadModel(bert), transformers.XLNetLMHeadModel(xlnet)):
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.data.mul_(4)
+        for attribute in ("kn", "ri"):
+            with pytest.raises(ValueError, match=f"{type(model).__name__} is not causal"):
+                score_rows(model.eval(), rows, ScorerConfig(name=attribute, attributes=[attribute]))
+    with pytest.raises(ValueError, match="is needed, not T5ForConditionalGeneration, which reads the prompt with"):
+        unwrapped(transformers.T5ForConditionalGeneration(t5))

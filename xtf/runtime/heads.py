@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Of PEFT's `init_lora_weights`: these change no weight of the base model, as PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do.
+LEAVES_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+
 
 def logits_of(model: PreTrainedModel, hidden_nD: Tensor) -> Tensor:
     """LM head with the scaling and soft-capping that the architecture puts behind it, (n, D) -> (n, V)."""
@@ -40,7 +43,7 @@ def unwrapped(model: Any) -> PreTrainedModel:
     A PEFT adapter that changes the model's own layers, such as LoRA, stays in effect; `base_of` switches it off.
 
     Raises:
-        ValueError: there is none, or an adapter that adds to the prompt.
+        ValueError: there is none, one that has an encoder, or an adapter that adds to the prompt.
     """
     from transformers import PreTrainedModel
 
@@ -59,6 +62,11 @@ def unwrapped(model: Any) -> PreTrainedModel:
             model = model.module
         else:
             raise ValueError(f"a causal language model of transformers is needed, not {kind}")
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"a causal language model of transformers is needed, not {type(model).__name__}, which reads the prompt "
+            "with an encoder"
+        )
     return model
 
 
@@ -72,12 +80,12 @@ def base_of(model: Any) -> Iterator[PreTrainedModel]:
     """The base model within `model`: unwrapped, and inside the block with its adapters switched off and nothing of it
     compiled.
 
-    Behind the block they are on again, and what was trainable or frozen is so. A part that torch.compile has replaced
-    (`model.compile()`, `model.forward`, `model.model`) runs as it was written meanwhile: a graph has no place for the
-    attention that scoring puts into it.
+    Behind the block they are on, off or merged as before, and what was trainable or frozen is so. A part that
+    torch.compile has replaced (`model.compile()`, `model.forward`, `model.model`) runs as it was written meanwhile: a
+    graph has no place for the attention that scoring puts into it.
 
     Raises:
-        ValueError: as `unwrapped`.
+        ValueError: as `unwrapped`; an adapter that has changed the base model's own weights.
     """
     import torch
 
@@ -86,26 +94,20 @@ def base_of(model: Any) -> Iterator[PreTrainedModel]:
     trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     with ExitStack() as stack:
         stack.callback(lambda: _restore(trainable))
+        layers = _adapter_layers(base)
+        off = [layer for layer in layers if layer.disable_adapters]
+        merged = [(layer, list(layer.merged_adapters)) for layer in layers if getattr(layer, "merged_adapters", ())]
+        stack.callback(lambda: [layer.enable_adapters(False) for layer in off])
+        stack.callback(lambda: [layer.merge(adapter_names=names) for layer, names in merged if not layer.merged])
         if "torch._dynamo" in sys.modules:  # else nobody has compiled anything
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         while outer is not base:
             if _has_adapters(outer):
-                for name in outer.active_adapters:
-                    if getattr(outer.peft_config[name], "bias", "none") not in ("none", False):
-                        raise ValueError(
-                            f"the adapter {name} has trained biases of the base model (bias="
-                            f"{outer.peft_config[name].bias}), so that the base model is not there any more: score "
-                            "the base model before it is tuned"
-                        )
                 stack.enter_context(outer.disable_adapter())
                 _say_off(outer.active_adapters)
                 outer = outer.get_base_model()
             else:
                 outer = outer._orig_mod if hasattr(outer, "_orig_mod") else outer.module
-        if getattr(base, "_hf_peft_config_loaded", False):  # by the model's own load_adapter, without a wrapper
-            stack.callback(base.enable_adapters)
-            _say_off(base.active_adapters())
-            base.disable_adapters()
         if injected := [layer for layer in _adapter_layers(base) if not layer.disable_adapters]:
             stack.callback(lambda: [layer.enable_adapters(True) for layer in injected])
             _say_off(sorted({name for layer in injected for name in layer.active_adapters}))
@@ -115,10 +117,22 @@ def base_of(model: Any) -> Iterator[PreTrainedModel]:
 
 
 def _check(base: PreTrainedModel) -> None:
-    """ValueError for a model without an LM head, or whose weights are nowhere: what a `device_map` has put on disk or
-    into main memory comes when its module is called."""
+    """ValueError for a model without an LM head, with an adapter that has changed its weights, or whose weights are
+    nowhere: what a `device_map` has put on disk or into main memory comes when its module is called."""
     if not callable(base.get_output_embeddings()):
         raise ValueError(f"{type(base).__name__} has no LM head: load the model with AutoModelForCausalLM")
+    for adapter, settings in getattr(base, "peft_config", {}).items():
+        bias, start = (getattr(settings, key, None) for key in ("bias", "init_lora_weights"))
+        if bias not in (None, "none", False):
+            changed = f"has trained biases of the base model (bias={bias})"
+        elif start not in LEAVES_BASE:
+            changed = f"has started from weights that it took out of the base model (init_lora_weights={start})"
+        else:
+            continue
+        raise ValueError(
+            f"the adapter {adapter} {changed}, so that the base model is not there any more: score the base model "
+            "before it is tuned"
+        )
     for place, module in base.named_modules():
         for name, parameter in module.named_parameters(place, recurse=False):
             if parameter.is_meta and not hasattr(module, "_hf_hook"):
@@ -145,9 +159,12 @@ def _restore(trainable: list[tuple[Any, bool]]) -> None:
 
 
 def _adapter_layers(base: PreTrainedModel) -> list[Any]:
-    """Layers that PEFT put into the model; nobody has where PEFT has not been imported."""
+    """Layers and modules that PEFT put into the model; nobody has where PEFT has not been imported."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
-    return [layer for layer in base.modules() if isinstance(layer, tuners.BaseTunerLayer)] if tuners else []
+    if tuners is None:
+        return []
+    kinds = (tuners.BaseTunerLayer, sys.modules["peft.utils.other"].AuxiliaryTrainingWrapper)
+    return [layer for layer in base.modules() if isinstance(layer, kinds)]
 
 
 def is_quantised(model: PreTrainedModel) -> bool:
@@ -167,34 +184,45 @@ def _say_off(adapters: Sequence[str]) -> None:
 
 
 def position_table(model: PreTrainedModel) -> int | None:
-    """How many positions a table of learned position embeddings has; None for a model without one."""
+    """How many positions a model has; None where they have no end.
+
+    Those of its table, learned (GPT-2) or made once (GPT-J, CTRL), or of its bias (MPT). With dynamic RoPE those before
+    which the frequencies do not depend on the longest row that the model has read so far.
+    """
     import torch
 
     config: Any = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return getattr(config, "max_seq_len", None)
+    if "dynamic" in _rope_types(config):
+        return int(limit)
     own = model.get_input_embeddings()
-    for name, part in model.named_modules():
-        # OPT's table has two rows more than positions.
-        if (
-            isinstance(part, torch.nn.Embedding)
-            and part is not own
-            and limit is not None
-            and limit <= part.num_embeddings <= limit + 2
-            and ("pos" in name.rpartition(".")[2] or name.rpartition(".")[2] == "wpe")
-        ):
+    tables = {
+        name: part.num_embeddings
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Embedding) and part is not own
+    }
+    tables |= {name: len(part) for name, part in model.named_buffers() if part.ndim > 1}
+    for name, size in tables.items():
+        last = name.rpartition(".")[2]
+        if limit <= size <= limit + 2 and ("pos" in last or last == "wpe"):  # OPT's has two rows more than positions
             return int(limit)
     return None
+
+
+def _rope_types(config: Any) -> dict[Any, dict[str, Any]]:
+    """The settings of RoPE by their type: a model may have several."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    every = rope.values() if rope and all(isinstance(part, dict) for part in rope.values()) else [rope]
+    return {one.get("rope_type", one.get("type")): one for one in every}
 
 
 def rope_limit(model: PreTrainedModel) -> int | None:
     """Tokens beyond which longrope takes other frequencies, for all rows of a batch: shorter and longer ones must not
     be computed together. None for a model without longrope."""
     config: Any = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    for one in rope.values() if rope and all(isinstance(part, dict) for part in rope.values()) else [rope]:
-        if one.get("rope_type", one.get("type")) == "longrope":
-            first = one.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            return int(first or config.max_position_embeddings)
-    return None
+    if (longrope := _rope_types(config).get("longrope")) is None:
+        return None
+    name = "original_max_position_embeddings"
+    return int(longrope.get(name) or getattr(config, name, None) or config.max_position_embeddings)

@@ -34,7 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from xtf.config.schema import RIVariant, Scale, ScorerConfig, TRVariant
 from xtf.data.ragged import PROMPT_TR, Row, Sequences, as_lists, as_table, places
-from xtf.runtime.heads import decoder_of, input_device, logits_of, position_table, rope_limit, unwrapped
+from xtf.runtime.heads import decoder_of, input_device, is_quantised, logits_of, position_table, rope_limit, unwrapped
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, Brought, brought, computed
 
 HIDDEN = "hidden"  # the column of unit vectors that stands for `tr` until that can be worked out
@@ -515,6 +515,8 @@ def _exchange(model: PreTrainedModel, before: str) -> str | None:
     # no_grad: what a quantised weight packs at its first use must not stay an inference tensor
     with torch.no_grad():
         own_BTE = torch.empty(0) if known else _tried(model, ids_1T).float()
+        if not known:
+            _check_causal(model, ids_1T, own_BTE)
         try:
             model.set_attn_implementation("sdpa")  # ValueError for a class that fused attention cannot serve
             model.set_attn_implementation(ATTENTION)
@@ -545,6 +547,24 @@ def _tried(model: PreTrainedModel, ids_1T: torch.Tensor) -> torch.Tensor:
     if not own_BTE.isfinite().all():
         raise ValueError(f"{type(model).__name__} computes NaN or infinity from a few tokens: its weights are damaged")
     return own_BTE
+
+
+def _check_causal(model: PreTrainedModel, ids_1T: torch.Tensor, own_BTE: torch.Tensor) -> None:
+    """Refuses a model whose tokens see what stands behind them, as BERT's and XLNet's do: no p of a next token there.
+
+    With another last token, the states before it must be the same, but for rounding. A quantised model's rounding may
+    follow all tokens that it reads at once: it is not tried.
+    """
+    if is_quantised(model):
+        return
+    other_1T = ids_1T.clone()
+    other_1T[0, -1] = ids_1T[0, 0]
+    gap = float((_tried(model, other_1T).float() - own_BTE)[:, :-1].norm() / own_BTE[:, :-1].norm())
+    if gap > (1e-3 if model.dtype == torch.float32 else 5e-2):
+        raise ValueError(
+            f"{type(model).__name__} is not causal: its tokens see what stands behind them (their states change by "
+            f"{gap:.2g} of their size), so it gives no probability of a next token; load a causal language model"
+        )
 
 
 _exchangeable: WeakSet[PreTrainedModel] = WeakSet()
