@@ -206,11 +206,21 @@ def test_ties_of_the_excess_go_by_position() -> None:
 
 
 def test_self_evolving_parts_cover_the_rows_once() -> None:
-    parts = SelfEvolving(subsets=5, warmup=0.2).parts(50)
+    rows = [str(row) for row in range(50)]
+    parts = SelfEvolving(subsets=5, warmup=0.2).parts(rows)
     assert [len(part) for part in parts] == [10, 8, 8, 8, 8, 8]
     assert sorted(np.concatenate(parts).tolist()) == list(range(50))
     assert TokenCleaning(warmup=0.2).warmup_rows(50).tolist() == parts[0].tolist()
-    assert [len(part) for part in SelfEvolving(subsets=5, warmup=0.5).parts(4)] == [2, 1, 1]
+    assert [len(part) for part in SelfEvolving(subsets=5, warmup=0.5).parts(rows[:4])] == [2, 1, 1]
+
+
+def test_self_evolving_parts_keep_the_rows_of_a_source_together() -> None:
+    sources = [f"s{row % 17}" for row in range(50)]
+    parts = SelfEvolving(subsets=3, warmup=0.2).parts(sources)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(50))
+    names = [{sources[row] for row in part} for part in parts]
+    assert sum(map(len, names)) == 17
+    assert all(part.tolist() == sorted(part) for part in parts)
 
 
 def test_slm_keeps_the_largest_excess_over_the_reference() -> None:

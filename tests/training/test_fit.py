@@ -38,7 +38,7 @@ from xtf.config.schema import (
     Tuning,
     TuningConfig,
 )
-from xtf.data.ragged import SOURCE
+from xtf.data.ragged import SOURCE, with_ends
 from xtf.data.steps import TrainingRows, collate, epoch_order
 from xtf.runtime import train_log
 from xtf.runtime.artifacts import read_json, seal, write_json
@@ -46,7 +46,7 @@ from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS, Method, SelfEvolving
 from xtf.training import datamodule
 from xtf.training import fit as train_file
-from xtf.training.fit import fit
+from xtf.training.fit import _cleaned, fit
 from xtf.training.module import NonFiniteLoss
 from xtf.training.packed import PackedLM
 
@@ -353,6 +353,16 @@ def test_the_validation_split_never_parts_rows_of_one_source(tmp_path: Path) -> 
     assert plain.example_ids == [f"e{row}" for row in sorted(order[:4])]
 
 
+def test_a_cleaned_part_keeps_the_sources_of_its_rows(tmp_path: Path) -> None:
+    source = table()
+    zeros = [[0.0] * (len(row["input_ids"]) - row["prompt_length"]) for row in source.to_pylist()]
+    part = source.drop_columns("labels").append_column("logp", pa.array(zeros, pa.list_(pa.float32())))
+    part = with_ends(part, [1] * 20).append_column(SOURCE, pa.array([f"s{row // 3}" for row in range(20)]))
+    cleaned = _cleaned(build(), part, SelfEvolving(), 100, 0)
+    for name in ("example_id", "end_tokens", SOURCE):
+        assert cleaned[name].to_pylist() == part[name].to_pylist()
+
+
 def log_probabilities(model: PreTrainedModel, source: pa.Table) -> list[np.ndarray]:
     """log p of the response tokens, one row after the other."""
     found = []
@@ -372,7 +382,7 @@ def test_self_evolving_cleaning_lets_the_model_so_far_clean_the_next_part(tmp_pa
     record = train(tmp_path / "run", dataclasses.replace(config(), method=method), table=scored)
 
     model = build()
-    first, second = (scored.take(rows) for rows in method.parts(20))
+    first, second = (scored.take(rows) for rows in method.parts(scored["example_id"].to_pylist()))
     train(tmp_path / "first", config(), model, table=first)
     pairs = zip(log_probabilities(model, second), second["logp"].to_pylist(), strict=True)
     gains = [now - np.array(base) for now, base in pairs]
@@ -421,7 +431,7 @@ def test_a_part_whose_log_is_damaged_is_trained_again(
 
     def whole_run() -> None:
         chosen = dataclasses.replace(config(), method=SelfEvolving(subsets=1, warmup=0.4, keep=0.6))
-        parts = chosen.method.parts(20)
+        parts = chosen.method.parts([str(row) for row in range(20)])
         assert parts is not None
         model: Any = Model()
         train_file._fit_parts(model, table(), parts, chosen, tmp_path, pad_id=0)

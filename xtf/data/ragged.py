@@ -107,6 +107,11 @@ def with_row_weights(table: pa.Table, weights: Sequence[Sequence[float] | None])
     return table.append_column(ROW_WEIGHTS, row_weights(table, weights))
 
 
+def sources_of(table: pa.Table) -> pa.ChunkedArray:
+    """Of each row, the id of the example that it was made of."""
+    return table[SOURCE if SOURCE in table.column_names else "example_id"]
+
+
 def row_weights(table: pa.Table, weights: Sequence[Sequence[float] | None]) -> pa.ListArray:
     """The weights of each row's response tokens, list<float32>; 1 where a row has None."""
     lengths = pa.compute.list_value_length(table["input_ids"]).to_numpy() - table["prompt_length"].to_numpy()

@@ -135,9 +135,9 @@ class Method:
             return StreamedMask(rows, ThresholdConfig(end=ThresholdEnd.scored), ())
         return self.mask(rows.table(), threshold, attributes, seed)
 
-    def parts(self, rows: int) -> list[np.ndarray] | None:
+    def parts(self, sources: Sequence[str]) -> list[np.ndarray] | None:
         """Rows of the parts that are trained one after the other, each cleaned (`clean`) by the model as the parts
-        before left it; None: all rows at once."""
+        before left it; None: all rows at once. `sources`: of each row, the example that it was made of."""
         return None
 
     def clean(self, scores: Responses) -> np.ndarray:
@@ -429,14 +429,20 @@ class SelfEvolving(Method):
     keep: float = within(0.6, 0, 1, excluding=(0,))  # share of each subset's tokens
     warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples that are trained whole, first
     subsets: int = within(5, 1, 1000)  # parts that are cleaned, behind the warm-up
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
 
-    def parts(self, rows: int) -> list[np.ndarray] | None:
-        """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run."""
-        order = np.random.default_rng(WARMUP_SEED).permutation(rows)
-        first = max(1, round(self.warmup * rows))
+    def parts(self, sources: Sequence[str]) -> list[np.ndarray] | None:
+        """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run.
+
+        They are drawn by source, so that a part is not cleaned by a model that has been trained on its rows' siblings.
+        """
+        numbers = {source: number for number, source in enumerate(dict.fromkeys(sources))}
+        order = np.random.default_rng(WARMUP_SEED).permutation(len(numbers))
+        first = max(1, round(self.warmup * len(numbers)))
         parts = (order[:first], *np.array_split(order[first:], self.subsets))
-        return [np.sort(part) for part in parts if len(part)]
+        of_row = np.array([numbers[source] for source in sources])
+        return [np.flatnonzero(np.isin(of_row, part)) for part in parts if len(part)]
 
     def clean(self, scores: Responses) -> np.ndarray:
         """w_t of a subset's response tokens, given `logp` and the evolving model's `ref_logp`."""

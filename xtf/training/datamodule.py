@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from xtf.config.checks import check_backward
 from xtf.config.schema import Backward, CheckpointChoice, TuningConfig
-from xtf.data.ragged import SOURCE, as_arrow
+from xtf.data.ragged import as_arrow, sources_of
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import Method
 from xtf.training.packed import PACKED, check_positions, enable_packing
@@ -162,14 +162,14 @@ def _split(
 ) -> tuple[TrainingRows, TrainingRows | None]:
     """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one then).
 
-    Rows of one source example (`SOURCE`), its turns and its augmented copies, stay together.
+    Rows of one source example (`sources_of`), its turns and its augmented copies, stay together.
     """
     wanted = 0
     if tuning.validation_fraction > 0:
         wanted = max(1, round(tuning.validation_fraction * table.num_rows))
     elif tuning.checkpoint is CheckpointChoice.best:
         raise ValueError("tuning.checkpoint=best needs tuning.validation_fraction above 0")
-    sources = table[SOURCE if SOURCE in table.column_names else "example_id"].to_numpy(zero_copy_only=False)
+    sources = sources_of(table).to_numpy(zero_copy_only=False)
     _, first, source, sizes = np.unique(sources, return_index=True, return_inverse=True, return_counts=True)
     place = np.empty(len(first), np.int64)  # of each source, in the order in which they come
     place[np.argsort(first)] = np.arange(len(first))

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from xtf.config.schema import CheckpointChoice, Config, ScorerConfig, TrainerConfig, Tuning, TuningConfig
 from xtf.data.encode import Encoded
-from xtf.data.ragged import ROW_WEIGHTS, Responses
+from xtf.data.ragged import ROW_WEIGHTS, SOURCE, Responses, sources_of
 from xtf.data.steps import Step
 from xtf.runtime.artifacts import check, intact, naming, read_json, seal, write_atomic, write_json
 from xtf.runtime.memory import return_freed_memory
@@ -81,7 +81,7 @@ def fit(
     if finished.exists() and intact(finished.parent):
         record: dict[str, Any] = read_json(finished)
         return record
-    if (parts := config.method.parts(table.num_rows)) is not None:
+    if (parts := config.method.parts(sources_of(table).to_pylist())) is not None:
         return _fit_parts(model, table, parts, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
     tuning, method = config.tuning, config.method
     data = MaskedDataModule(table, tuning, seed=config.seed, method=method, shuffle=shuffle)
@@ -183,8 +183,9 @@ def _cleaned(model: PreTrainedModel, part: pa.Table, method: Method, budget: int
     rows = [Encoded(*row) for row in zip(*columns, strict=True)]
     scored = score_rows(model, rows, ScorerConfig(name="none"), logp=True, tokens_per_batch=budget, pad_id=pad_id)
     both = scored.rename_columns({"logp": "ref_logp"}).append_column("logp", part["logp"])
-    if ROW_WEIGHTS in part.column_names:
-        both = both.append_column(ROW_WEIGHTS, part[ROW_WEIGHTS])
+    for name in ("end_tokens", SOURCE, ROW_WEIGHTS):
+        if name in part.column_names:
+            both = both.append_column(name, part[name])
     scores = Responses.from_table(both, ("logp", "ref_logp"))
     return row_weighted(weights_to_labels(both, np.split(method.clean(scores), scores.offsets[1:-1]))).table
 
