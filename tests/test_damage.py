@@ -21,6 +21,7 @@ from xtf.config.checks import resolve
 from xtf.config.compose import register, to_config
 from xtf.config.identity import overrides
 from xtf.config.schema import ConfigError
+from xtf.reporting.cells import cells_in
 from xtf.reporting.explorer import compared_mask
 from xtf.reporting.mask_report import mask_report
 from xtf.reporting.sweep_report import jobs_report
@@ -95,13 +96,13 @@ def test_one_flipped_bit_is_found_before_use(whole: Path, tmp_path: Path, artifa
 def experiment(folder: Path) -> object:
     """The table that `experiments=NAME stage=report` makes of the run."""
     (run,) = folder.glob(FOLDER)
-    return jobs_report("name", [run], ["all"], folder / "out")
+    return jobs_report("name", [run], {}, folder / "out")
 
 
 READ_BY_REPORTS: dict[str, list[tuple[str, Callable[[Path], object]]]] = {  # with what reads it
     "an experiment's report": [(f"{FOLDER}/{name}", experiment) for name in ("mask.parquet", "generations.jsonl")],
     "a report of masks": [
-        (artifact, lambda folder: mask_report("name", list(folder.glob(FOLDER)), folder / "out"))
+        (artifact, lambda folder: mask_report("name", cells_in(folder.glob(FOLDER), {}, False), folder / "out"))
         for artifact in (f"{FOLDER}/mask.parquet", "outputs/scores/*/manifest.json")
     ],
     "a report of planted noise": [(f"{FOLDER}/mask.parquet", lambda folder: read_planted(list(folder.glob(FOLDER))))],

@@ -11,13 +11,22 @@ import pytest
 
 import xtf
 from xtf import tiny
-from xtf.config.schema import ModelConfig, Schedule, SourceConfig, TaskConfig, Tuning, TuningConfig, Turns
+from xtf.config.schema import (
+    ModelConfig,
+    Schedule,
+    SourceConfig,
+    TaskConfig,
+    ThresholdConfig,
+    Tuning,
+    TuningConfig,
+    Turns,
+)
 from xtf.data.augment import augment
 from xtf.data.encode import encode
 from xtf.data.examples import Example
 from xtf.data.rows import load_rows, read_field
 from xtf.runtime.models import load_tokenizer
-from xtf.scoring.methods import METHODS, given_mask
+from xtf.scoring.methods import METHODS
 from xtf.tasks import load_task
 from xtf.training.datamodule import MaskedDataModule
 
@@ -51,7 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 SIDE = {"para_u2028.jsonl", "para_blank.jsonl", "texts_u2028.jsonl"}
 GIVEN = {
     "given_shifted.jsonl": "the label at .* is .*, the token there is",
-    "given_leftpad.jsonl": "attention_mask is 0 at 0; padding is not read",
+    "given_leftpad.jsonl": "row 1: attention_mask is not 1 throughout: padding and packed documents are not read",
     "given_bigid.jsonl": "token id 99999 lies outside the model's vocabulary",
     "given_allmasked.jsonl": "every label is -100",
 }
@@ -107,10 +116,11 @@ def test_side_files_are_read_as_the_main_file_is() -> None:
 @pytest.mark.parametrize("name", GIVEN)
 def test_tables_that_would_be_trained_otherwise_than_they_say_are_refused(name: str, small_model: Any) -> None:
     with pytest.raises(ValueError, match=GIVEN[name]):
-        table = METHODS["given"]().own_table(SourceConfig(path=str(CASES / "given" / name)))
-        assert isinstance(table, pa.Table)
+        method, rows = METHODS["given"](), load_rows(SourceConfig(path=str(CASES / "given" / name)))
+        table = pa.Table.from_batches(method.own_table(rows))
         tuning = TuningConfig(Tuning.full, 1, 1, 0.1, 2, schedule=Schedule.constant, warmup_ratio=0.0)
-        MaskedDataModule(given_mask(table).table, tuning, seed=0).prepare(small_model("qwen2", 1000))
+        mask = method.mask(table, ThresholdConfig(), (), 0)
+        MaskedDataModule(mask.table, tuning, seed=0).prepare(small_model("qwen2", 1000))
 
 
 @pytest.mark.parametrize("name", GRADERS)

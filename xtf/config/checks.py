@@ -546,8 +546,7 @@ def check_plant(plant: PlantConfig) -> None:
 def check_files(config: Config) -> None:
     """Refuse a file of ids, or of the method, that is not there."""
     for key, path in side_files(config).items():
-        if not path.is_file():
-            raise ConfigError(f"{key}={path}: there is no such file (working folder: {Path.cwd()})")
+        _check_there(key, str(path), Path.is_file, f" (working folder: {Path.cwd()})")
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
