@@ -95,7 +95,14 @@ def test_a_run_leaves_every_artifact_of_the_contract(whole):
         assert (run / name).exists(), name
     assert not list(folder.rglob("*.tmp"))
     assert len(list((folder / "outputs/base").iterdir())) == 1
-    for word in ("accuracy", "by any", "metrics.json", "report.html", "95 %"):
+    for word in (
+        "accuracy",
+        "by any",
+        "metrics.json",
+        "report.html",
+        "95 %",
+        "judged before it is trained with: python",
+    ):
         assert word in log, word
 
     got = read_json(run / "metrics.json")

@@ -26,7 +26,7 @@ from xtf.reporting.explorer import compared_mask, explore_run, show_preview, sho
 from xtf.reporting.published import note_published, publish_stages
 from xtf.reporting.record import write_record
 from xtf.reporting.run_report import mask_table, run_report, show_report
-from xtf.reporting.runs import check_together
+from xtf.reporting.runs import advised, beside, check_together, named
 from xtf.runtime.artifacts import intact, locked, read_json, sha256
 from xtf.runtime.loggers import wandb_mode, whole_run
 from xtf.runtime.models import check_folder, device
@@ -188,7 +188,8 @@ class Pipeline:
         stats = self.manifest.stages["mask"]["stats"]
         found = judge_file(self.folder.mask, self.config.threshold, stats)
         if found is not None:
-            show_verdict(found, self.inputs.tokenizer)
+            more = advised(named(self.config, self.changed), found, **beside(self.config))
+            show_verdict(found, self.inputs.tokenizer, more)
             stats |= {"verdict": found.level.words, "verdict_reason": found.reason}
             self.manifest.save()
 

@@ -205,7 +205,7 @@ def test_all_mbpp_solutions_pass_their_own_tests_and_returning_none_fails() -> N
     assert [example.example_id for example, grade in zip(examples, grades, strict=True) if not grade.correct] == []
     nothing = [
         (example, "".join(f"def {name}(*args, **kwargs):\n    return None\n" for name in suite(example.row).names))
-        for example in examples
+        for example in examples[::4]
     ]
     grades = task.grade(nothing)
-    assert [example.example_id for example, grade in zip(examples, grades, strict=True) if grade.correct] == []
+    assert not any(grade.correct for grade in grades)

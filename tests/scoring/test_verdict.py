@@ -136,6 +136,12 @@ def test_what_a_soft_or_moving_mask_drops_is_taught_all_the_same():
         assert found.lines(str)[1].endswith("the form of the answer is taught with less weight.")
 
 
+def test_what_is_advised_first_is_a_setting_or_none():
+    assert judge([mask(ROWS, [7])], PAPER).setting == {"scorer": "ri_kn"}
+    assert judge([mask(ROWS, [7], by="ri")], PAPER).setting == {"threshold": "safe"}
+    assert judge([mask(ROWS, [])], PAPER).setting == {}
+
+
 def test_what_is_set_already_is_not_advised():
     found = judge([mask(ROWS, [7])], ThresholdConfig(protect=Protect.answer))
     assert not any("protect" in text for text in found.advice)

@@ -204,7 +204,7 @@ def explore_run(
     tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> Path:
     """The explorer of a run's mask, beside its report; made anew only when the mask or what is shown has changed."""
-    from xtf.reporting.runs import beside, command_line
+    from xtf.reporting.runs import beside, command_line, named
 
     other = None if config.preview.against is None else compared_mask(config.preview.against)
     path = folder.reports / ("preview.html" if other is None else f"preview-against-{digest(str(other))}.html")
@@ -213,8 +213,6 @@ def explore_run(
     noted: dict[str, str] = manifest.content.setdefault("explorers", {})
     if path.exists() and noted.get(path.name) == key:
         return path
-    names = {key: value for key, value in plain(config).items() if isinstance(value, dict) and "name" in value}
-    record = {key: value["name"] for key, value in names.items()}
     made = datetime.fromtimestamp(folder.mask.stat().st_mtime, UTC)
     train = manifest.data.get("train", {})
     masked = pq.read_table(folder.mask)
@@ -224,7 +222,7 @@ def explore_run(
         path,
         threshold=threshold_of(masked, config.threshold),
         examples=config.preview.examples or MOST_EXAMPLES,
-        command=command_line({**record, "seed": config.seed, "overrides": plain(dict(changed))}, **beside(config)),
+        command=command_line(named(config, changed), **beside(config)),
         title=_run_title(config, changed, other),
         facts={
             "model": f"{config.model.name} ({config.model.path})",
@@ -349,10 +347,13 @@ def summary(
     return Lines(in_lines(verdict, tokenizer))
 
 
-def show_verdict(found: Verdict, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The verdict on a run's mask on the console: as soon as there is one, so before anything is trained with it."""
+def show_verdict(found: Verdict, tokenizer: PreTrainedTokenizerBase, more: Sequence[str] = ()) -> None:
+    """The verdict on a run's mask on the console: as soon as there is one, so before anything is trained with it.
+    `more` lines follow where its reasons are not those of a run before."""
     text = in_lines(found, tokenizer, console.width)
-    say_once(text, f"this mask: {found.level.words}, for the same reasons as above")
+    if say_once(text, f"this mask: {found.level.words}, for the same reasons as above"):
+        for line in more:
+            say(line)
 
 
 def in_lines(verdict: Verdict, tokenizer: PreTrainedTokenizerBase, width: int | None = None) -> str:

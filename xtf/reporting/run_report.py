@@ -33,6 +33,7 @@ from xtf.reporting.pages import (
 from xtf.reporting.runs import (
     LOSS,
     Run,
+    advised,
     arm_mean,
     base_mean,
     beside,
@@ -207,6 +208,7 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
     drawn = _pictures(run, arm, tokens, Path(out_dir))
     decode, unnamed = _decoder(run)
     advice = judge_file(checked_mask(folder), recorded_threshold(folder), run.record["mask"])
+    around = beside(recorded_config(folder))
     context = {
         "run": run.record,
         "title": _title(run),
@@ -218,14 +220,14 @@ def run_report(run_dir: Path, out_dir: Path) -> list[Path]:
         "regime": str(Regime(**found)) if (found := run.record.get("regime")) else None,
         "mask": _mask_rows(run.record["mask"]),
         "notes": notes(run.record["mask"]),
-        "advice": advice.lines(decode) if advice else [],
+        "advice": [*advice.lines(decode), *advised(run.record, advice, **around)] if advice else [],
         "level": advice.level.name if advice else "",
         "figures": drawn,
         "most_dropped": {name: most_dropped(tokens, name, decode) for name in tokens.dropped},
         "unnamed": unnamed,
         "generations": paired_generations(run.base_generations(), read_lines(folder.generations)),
         "printed": PRINTED_GENERATIONS,
-        "command": command_line(run.record, **beside(recorded_config(folder))),
+        "command": command_line(run.record, **around),
         "settings": [
             (key.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else _number(value))
             for key, value in run.record["training"].items()

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from xtf.config.checks import MASK_SETTINGS
 from xtf.config.compose import load_config, override_value
 from xtf.config.home import COMMAND
+from xtf.config.identity import plain
 from xtf.config.schema import Config, ThresholdConfig
 from xtf.data.rows import read_file
 from xtf.graders.metrics import pass_at_k
@@ -24,7 +25,7 @@ from xtf.runtime.artifacts import check, known_sha256, read_json
 from xtf.runtime.run_folder import MADE_AGAIN, RunFolder, checked_mask
 from xtf.scoring.masks import threshold_of
 from xtf.scoring.methods import METHODS
-from xtf.scoring.verdict import judge_file
+from xtf.scoring.verdict import Verdict, judge_file
 
 MASK_KEYS = {f"threshold.{name}" for name in MASK_SETTINGS}  # which methods without a mask refuse
 # Figures that a run has only if asked for (evaluate.losses), so that runs compare without them.
@@ -220,6 +221,14 @@ def _base_figures(run: Run) -> Any:
     return base and {name: metric for name, metric in base.items() if name not in TEACHER_FORCED}
 
 
+def named(config: Config, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of how a run is set, of a run that has none yet."""
+    choices = {
+        key: value["name"] for key, value in plain(config).items() if isinstance(value, dict) and "name" in value
+    }
+    return {**choices, "seed": config.seed, "overrides": plain(dict(changed))}
+
+
 def command_line(record: Mapping[str, Any], **changes: Any) -> str:
     """The command that makes the run of a record, or with `changes` one like it; quoted for a shell.
 
@@ -232,6 +241,14 @@ def command_line(record: Mapping[str, Any], **changes: Any) -> str:
         kept = {k: v for k, v in kept.items() if k not in MASK_KEYS}
     settings = {key: record[key] for key in keys} | kept | changes
     return shlex.join([*COMMAND.split(), *(f"{key}={override_value(value)}" for key, value in settings.items())])
+
+
+def advised(record: Mapping[str, Any], verdict: Verdict, **changes: Any) -> list[str]:
+    """The line with the command that judges, before any training, what a verdict on the record's mask advises first."""
+    if not verdict.setting:
+        return []
+    command = command_line(record, **changes, **verdict.setting, stage="preview")
+    return [f"To see that mask judged before it is trained with: {command}"]
 
 
 def settings_of(overridden: Mapping[str, Any]) -> list[str]:

@@ -110,10 +110,12 @@ def item(text: str, width: int | None) -> str:
     )
 
 
-def say_once(text: str, again: str) -> None:
-    """Says a long text, and `again` where it stands above already, as of another seed in a sweep."""
-    say(again if text in _Console.told else text)
+def say_once(text: str, again: str) -> bool:
+    """Says a long text, and `again` where it stands above already, as of another seed in a sweep; whether it is new."""
+    new = text not in _Console.told
+    say(text if new else again)
     _Console.told.add(text)
+    return new
 
 
 @contextlib.contextmanager

@@ -116,6 +116,13 @@ class Verdict:
         """The first of the reasons that decide; of a fine mask what was looked at."""
         return next((text for level, text in self.reasons if level == self.level), "")
 
+    @property
+    def setting(self) -> dict[str, str]:
+        """What is advised first, as a key and its value; empty where nothing is, or no one setting."""
+        first = next(iter(self.advice), "").partition(" ")[0].rstrip(",:")
+        key, equals, value = first.partition("=")
+        return {key: value} if equals else {}
+
     def lines(self, name: Callable[[int], str]) -> list[str]:
         """In sentences, the judgement first; `name` gives the text of a token id."""
         found = [self.level.words + ("" if self.level else ", nothing in it speaks against training")]
