@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from made_runs import generations, scored_table, write_run
 from test_explorer import HOSTILE, byte_tokenizer, encode
 from test_mask_report import masked_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from xtf.config.schema import PRESETS, Attribute, PlantKind, ThresholdEnd
+import xtf
+from xtf.config.schema import PRESETS, Attribute, PlantKind, ScorerConfig, ThresholdEnd
 from xtf.data.planting import CODES
 from xtf.data.ragged import with_ends, with_row_weights
 from xtf.data.tokens import Pieces, visible
@@ -31,6 +34,7 @@ from xtf.reporting.sweep_report import jobs_report, sweep_report
 from xtf.scoring.masks import MaskedTokens, build_mask, row_weighted
 from xtf.study.detection import Detector, PlantedTokens, _write_report, findings
 from xtf.study.probe import PILOT, PROFIT, _agreement_section, _pilot_section, _shares_section, compare
+from xtf.tiny import MODEL_DIR
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: test)")
 CHROMIUM = next(
@@ -614,6 +618,28 @@ def test_alternatives_and_attention_are_shown_at_the_token(browser: Any, masked:
     assert f"{first}\t0.75\n{second}\t0.13" in said
     assert "who attends to it" in said and "\t-3 later\t0.500" in said
     assert page.evaluate("[...document.querySelectorAll('.t.from')].map((span) => span.dataset.k)") == ["0"]
+
+
+def test_what_a_token_shows_is_what_a_direct_pass_of_the_model_gives(browser: Any, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    row = {"prompt": "Tom has 3 apples and buys 4. How many?", "response": "He has 3 + 4 = 7 apples.\n#### 7"}
+    config = ScorerConfig(name="xtf", attributes=list(Attribute), top=3, attenders=3)
+    scored = xtf.score(model, tokenizer, [row] * 2, scorer=config, progress=False)
+    path = preview(xtf.mask(scored), tokenizer, tmp_path / "preview.html")
+    token, start, ids = 4, scored[0]["prompt_length"], torch.tensor([scored[0]["input_ids"]])
+    with torch.no_grad():
+        output = model(input_ids=ids, output_attentions=True)
+    likely = output.logits[0, start + token - 1].softmax(-1).topk(3)
+    attention = output.attentions[-1][0].mean(0)[start + token :, start + token].topk(3)
+    said = Page(browser, path, f"#example=0&token={token}").page.inner_text("#tip")
+    alone = Pieces(tokenizer).alone
+    shown = {visible(alone(token)): p for token, p in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)}
+    places = zip(attention.indices.tolist(), attention.values.tolist(), strict=True)
+    shown |= {f"{later} later" if later else "itself": share for later, share in places}
+    for name, value in shown.items():
+        found = re.search(rf"(?:^|\t){re.escape(name)}\t(0\.\d+)", said, re.MULTILINE)
+        assert found and float(found[1]) == pytest.approx(value, abs=0.5 * 10 ** (2 - len(found[1])) + 1e-4)
 
 
 def test_on_a_phone_the_verdict_leaves_room_for_the_examples(browser: Any, explorer: Path) -> None:
