@@ -129,6 +129,8 @@ def test_every_turn_of_a_conversation_can_be_scored(model, tokenizer):
     talk = [{"messages": [asked, answered | {"weight": 2.0}, asked, answered]}]
     scored = api.score(model, tokenizer, talk, scorer="kn", turns="all", progress=False)
     assert scored["example_id"][:] == ["1#1", "1#2"] and scored[0]["row_weights"][0] == 2.0
+    assert scored["source_id"][:] == ["1", "1"]  # so that a validation split does not part them
+    assert api.mask(scored, attributes=["kn"])["source_id"][:] == ["1", "1"]
     with pytest.raises(ValueError, match=r"turns='every'.*known are last, all"):
         api.score(model, tokenizer, talk, turns="every")
     with pytest.raises(ValueError, match="turns='all' is for conversations"):

@@ -48,7 +48,7 @@ from xtf.config.schema import (
 from xtf.data.encode import encode, pad_id
 from xtf.data.examples import Example
 from xtf.data.provenance import COLUMN, check_tokenizer, provenance, recorded, records, tokenizer_digest
-from xtf.data.ragged import Sequences, check_dataset, with_ends, with_row_weights
+from xtf.data.ragged import Sequences, check_dataset, with_ends, with_row_weights, with_sources
 from xtf.data.rows import Rows, is_tokenized
 from xtf.data.templates import Chat
 from xtf.data.tokenized import encode_tokenized
@@ -229,6 +229,7 @@ def score(
         centre = context_centre(lambda: (hidden_states(shard) for shard in shards))
         shards = [with_context_tr(shard, centre) for shard in shards]
     scored = with_ends(pa.concat_tables(shards), (row.end_tokens for row in rows))
+    scored = with_sources(scored, [row.source or row.example_id for row in rows])
     return recorded(with_row_weights(scored, [row.weights for row in rows]), said)
 
 
