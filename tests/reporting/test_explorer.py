@@ -343,7 +343,7 @@ def test_a_page_of_the_library_says_what_the_rows_say_and_no_command(tmp_path: P
     assert title == "base · paper, kn.pcp=0.9 · against theirs · XTF explorer"
     assert facts.startswith(
         "model org/base · commit abc · tokenizer org/other · scored RI, KN, TR, torch.bfloat16, at most 2,048 tokens · "
-        "mask threshold paper, kn.pcp=0.9 · by XTF 0.1.0 · tokens "
+        "mask threshold paper, kn.pcp=0.9 · by XTF 0.1.0 · shown 20"
     )
     page = path.read_text(encoding="utf-8")
     assert "run.py" not in page and 'id="command"' not in page and payload(path)[0]["command"] is None

@@ -144,6 +144,7 @@ def _facts(said: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, config: 
         "method": said.get("method"),
         "mask": f"threshold {', '.join([config.name, *_changed(config)])}",
         "by": f"XTF {said['versions']['xtf']}" if "versions" in said else "",
+        "shown": f"{datetime.now(UTC):%Y-%m-%d}",
     }
     return {name: str(value) for name, value in found.items() if value}
 
