@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from xtf.config.schema import TaskConfig, TemplateChecks, Think
-from xtf.data.encode import decode_response, encode, encode_prompt, response_offsets
+from xtf.data.encode import decode_response, encode, encode_prompt, encode_prompts, response_offsets
 from xtf.data.templates import DEFAULT, Chat, template_of, turn_end
 from xtf.tasks import as_examples
 from xtf.training.device_process import stop_at_turn_end
@@ -462,7 +462,8 @@ def test_a_template_that_cannot_be_tried_says_so(tokenizer: Any) -> None:
 
 
 def test_a_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xtf.data.templates.TRIAL_SECONDS", 0.2)
+    monkeypatch.setattr("xtf.data.templates.LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr("xtf.data.templates.LOOK_SECONDS", 0.1)
     loop = "{% for i in range(90000) %}"
     own = tokenizer("plain")
     own.chat_template = loop * 3 + "{% endfor %}" * 3
@@ -470,26 +471,32 @@ def test_a_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: py
         template_of(own)
 
 
+SAID = [{"role": "assistant", "content": "So."}]
+
+
 @pytest.mark.parametrize(
-    ("condition", "row", "roles"),
+    ("condition", "row"),
     [
-        ("messages[0].role == 'system'", {"messages": [{"role": "system", "content": "Short."}]}, "system, user"),
-        ("tools", {"messages": [], "tools": [{"name": "look"}]}, "user"),
-        ("messages | length > 3", {"messages": [], "more": 3}, "user, assistant"),
+        ("messages[0].role == 'system'", {"messages": [{"role": "system", "content": "Short."}]}),
+        ("tools", {"messages": [], "tools": [{"name": "look"}]}),
+        ("messages | length > 3", {"messages": [], "more": 3}),
+        ("'odd' in messages[0].content", {"messages": [{"role": "user", "content": "odd"}, *SAID], "more": 0}),
     ],
 )
-def test_a_template_that_does_not_end_for_the_turns_of_a_row_is_refused(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, condition: str, row: dict[str, Any], roles: str
+def test_a_template_that_does_not_end_for_one_row_is_refused_with_the_row(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, condition: str, row: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("xtf.data.templates.TRIAL_SECONDS", 0.5)
+    monkeypatch.setattr("xtf.data.templates.LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr("xtf.data.templates.LOOK_SECONDS", 0.1)
     own = tokenizer("plain")
     busy = "{% for i in range(90000) %}{% for j in range(400) %}{% endfor %}{% endfor %}"  # for some seconds
     own.chat_template = "{% if " + condition + " %}" + busy + "{% endif %}" + LOOP + CUE
-    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    examples = as_examples([row | {"messages": row["messages"] + turns * row.pop("more", 1)}])
+    turns = [{"role": "user", "content": "Why?"}, *SAID]
+    row = {"id": "endless", **row, "messages": row["messages"] + turns * row.get("more", 1)}
+    examples = as_examples([{"id": "usual", "messages": turns}, row])
     template_of(own)
-    with pytest.raises(ValueError, match=f"does not end: turns of {roles} take it more than 0.5 s"):
-        encode(own, examples, 99)
+    with pytest.raises(ValueError, match=r"does not end: example endless takes it more than 0.5 s; give another"):
+        encode(own, examples, 99) if condition == "tools" else encode_prompts(own, examples)
 
 
 def test_a_template_that_writes_at_random_is_refused(tokenizer: Any) -> None:

@@ -27,6 +27,7 @@ from xtf.data.templates import (
     OPENS,
     Chat,
     Template,
+    each_in_time,
     first_marker,
     name_of,
     render,
@@ -113,18 +114,21 @@ class Encoder:
     def _encoded(self, batch: Sequence[Example]) -> list[Encoded]:
         tokenizer, template, chat, max_length = self.tokenizer, self.template, self.chat, self.max_length
         special, encoded = special_text(tokenizer), []
-        heads = [render_prompt(tokenizer, example, chat) for example in batch]
+
+        def written_by_template(example: Example) -> tuple[str, str, int]:
+            head = render_prompt(tokenizer, example, chat)
+            return head, _response(tokenizer, example, head, template, chat), _end(tokenizer, example, template, chat)
+
+        heads, texts, ends = zip(*each_in_time(tokenizer, written_by_template, _named(batch)), strict=True)
         prompts = _prompt_ids(tokenizer, heads)
-        texts = [_response(tokenizer, *pair, template, chat) for pair in zip(batch, heads, strict=True)]
         written = {place for place, example in enumerate(batch) if example.answer is not None}
         responses = _response_ids(tokenizer, texts, written)
-        for example, prompt, response, text in zip(batch, prompts, responses, texts, strict=True):
+        for example, prompt, response, text, end in zip(batch, prompts, responses, texts, ends, strict=True):
             if special and example.answer is None and special.search(text):
                 self.spelt.append(example.example_id)
             if len(prompt) >= max_length:
                 self.no_room.append(example.example_id)
                 continue
-            end = _end(tokenizer, example, template, chat)
             input_ids = [*prompt, *response, end]
             if len(input_ids) > max_length:
                 self.truncated.append(example.example_id)
@@ -178,7 +182,12 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], chat: Chat = DEFAULT
 ) -> list[list[int]]:
     """Token ids of every prompt, with the cue for the assistant's turn."""
-    return _prompt_ids(tokenizer, [render_prompt(tokenizer, example, chat) for example in examples])
+    heads = each_in_time(tokenizer, lambda example: render_prompt(tokenizer, example, chat), _named(examples))
+    return _prompt_ids(tokenizer, heads)
+
+
+def _named(examples: Sequence[Example]) -> list[tuple[str, Example]]:
+    return [(f"example {example.example_id}", example) for example in examples]
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -21,9 +21,9 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
@@ -33,6 +33,9 @@ from xtf.config.schema import TaskConfig, TemplateChecks, Think
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 TODAY = re.compile(r"""\bstrftime_now\s*\(\s*(["'])((?:(?!\1).)*)\1\s*\)""")  # a template's call for today's date
 OTHER_DAY = re.compile(r"\bstrftime_now\b(?!\s+is\s+(?:not\s+)?defined\b)")  # beside it: another use of the day
 CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # of Jinja
@@ -40,7 +43,8 @@ TAG = "think|thinking|thought|reasoning"  # of a thought
 THOUGHT = re.compile(rf"</?(?:{TAG})>")
 OPENED, CLOSED = re.compile(rf"<({TAG})>\s*\Z"), re.compile(rf"</(?:{TAG})>\s*\Z")  # at a generation prompt's end
 OPENS, CLOSES = re.compile(rf"\s*<({TAG})>\n?"), re.compile(rf"</(?:{TAG})>")  # at a response's start; anywhere
-TRIAL_SECONDS = 10.0  # a template that takes longer for one conversation will not end
+LIMIT_SECONDS = 10.0  # a template that takes longer for one row, or to be tried out, will not end
+LOOK_SECONDS = 0.5  # between looks at whether it has gone on
 USER, ANSWER, NEXT = "question 7351", "answer 7352", "question 7353"  # of the conversation that is tried
 
 
@@ -112,34 +116,12 @@ def render(
     *,
     cue: bool = True,
 ) -> str:
-    """The turns as the template writes them, with its generation prompt if `cue`.
-
-    The first conversation of each shape (its roles, their fields, tools) has a time limit: a thread costs more than a
-    render.
+    """The turns as the template writes them, with its generation prompt if `cue`; for as long as it likes, so within
+    `each_in_time`.
 
     Raises:
         TemplateError: it refuses them.
-        ValueError: it does not end.
     """
-    shape = (str(tokenizer.chat_template), chat, cue, bool(tools), *((turn["role"], *turn) for turn in turns))
-    ended = _ended.setdefault(tokenizer, set())
-    if shape in ended:
-        return _rendered(tokenizer, turns, chat, tools, cue)
-    text = _in_time(lambda: _rendered(tokenizer, turns, chat, tools, cue), tokenizer, [turn["role"] for turn in turns])
-    ended.add(shape)
-    return text
-
-
-_ended: WeakKeyDictionary[PreTrainedTokenizerBase, set[Hashable]] = WeakKeyDictionary()
-
-
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase,
-    turns: Sequence[Mapping[str, Any]],
-    chat: Chat,
-    tools: Sequence[Mapping[str, Any]],
-    cue: bool,
-) -> str:
     settings: dict[str, Any] = {"enable_thinking": False} if chat.think is Think.close else {}
     day = datetime.datetime.fromisoformat(chat.date)
     try:
@@ -174,11 +156,19 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     user, answer, following = (
         {"role": role, "content": text} for role, text in (("user", USER), ("assistant", ANSWER), ("user", NEXT))
     )
+    trials = [
+        ([user], chat, True),
+        ([user], chat, False),
+        ([user, answer], chat, False),
+        ([user, answer, following], chat, False),
+        ([user], Chat(chat.think, "2001-02-03"), True),
+    ]
     try:
-        prompt, bare = (render(tokenizer, [user], chat, cue=cue) for cue in (True, False))
-        whole = render(tokenizer, [user, answer], chat, cue=False)
-        more = render(tokenizer, [user, answer, following], chat, cue=False)
-        other_day = render(tokenizer, [user], Chat(chat.think, "2001-02-03"))
+        prompt, bare, whole, more, other_day = each_in_time(
+            tokenizer,
+            lambda trial: render(tokenizer, trial[0], trial[1], cue=trial[2]),
+            [("a made-up conversation", trial) for trial in trials],
+        )
     except TemplateError as error:
         return Template(eos, findings=(f"it could not be tried out ({error}); responses end with EOS",))
     findings: list[str] = []
@@ -234,31 +224,42 @@ def _tried(tokenizer: PreTrainedTokenizerBase, source: str, chat: Chat) -> Templ
     return Template(eos if end is None else end, cue, closing, tuple(findings), markers)
 
 
-def _in_time(trial: Callable[[], str], tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> str:
-    """What `trial` returns or raises; ValueError if it does not within `TRIAL_SECONDS`.
+def each_in_time(
+    tokenizer: PreTrainedTokenizerBase, function: Callable[[Item], Result], items: Sequence[tuple[str, Item]]
+) -> list[Result]:
+    """`function`, which renders, of each item in order; `items` come with their names in a message.
 
-    In a thread of its own, which nothing can stop: it ends with the program.
+    In a thread of its own, which nothing can stop: it ends with the program. One for all of them, since a thread costs
+    more than a render.
+
+    Raises:
+        Exception: what `function` raises.
+        ValueError: one of them takes more than `LIMIT_SECONDS`.
     """
-    done: list[str | Exception] = []
+    done: list[Result] = []
+    failed: list[Exception] = []
 
     def run() -> None:
         try:
-            done.append(trial())
+            for _, item in items:
+                done.append(function(item))
         except Exception as error:
-            done.append(error)
+            failed.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(TRIAL_SECONDS)
-    if not done:
-        turns = ", ".join(dict.fromkeys(roles))
-        raise ValueError(
-            f"the chat template of {name_of(tokenizer)} does not end: turns of {turns} take it more than "
-            f"{TRIAL_SECONDS:g} s; give another tokenizer (model.tokenizer) or mend its template"
-        )
-    if isinstance(done[0], Exception):
-        raise done[0]
-    return done[0]
+    before, looks = 0, 0  # counted, since the clock goes on while the whole process is stopped (Ctrl-Z)
+    while thread.is_alive():
+        thread.join(LOOK_SECONDS)
+        before, looks = len(done), looks + 1 if len(done) == before else 0
+        if looks * LOOK_SECONDS > LIMIT_SECONDS and thread.is_alive():
+            raise ValueError(
+                f"the chat template of {name_of(tokenizer)} does not end: {items[before][0]} takes it more than "
+                f"{LIMIT_SECONDS:g} s; give another tokenizer (model.tokenizer) or mend its template"
+            )
+    if failed:
+        raise failed[0]
+    return done
 
 
 def first_marker(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
