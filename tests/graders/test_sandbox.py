@@ -157,6 +157,8 @@ def test_the_tests_cannot_be_found_in_the_memory_of_the_program(box: Sandbox) ->
 def test_a_test_that_catches_everything_cannot_save_a_program_that_ended(box: Sandbox) -> None:
     tests = "try:\n    f(1)\nexcept BaseException:\n    pass"
     assert not run(box, "def f(x):\n    import os; os._exit(0)", tests).passed
+    real_time = run(box, "def f(x):\n    import os; os.kill(os.getpid(), 40)", tests)
+    assert (real_time.passed, real_time.reason) == (False, "the program was ended by signal 40")
     assert run(box, "def f(x): raise ValueError", tests).passed
 
 
@@ -330,6 +332,74 @@ def test_a_stand_in_answers_no_special_name_of_the_programs(box: Sandbox, progra
 def test_a_stand_in_is_not_taken_apart(box: Sandbox, action: str) -> None:
     outcome = run(box, "class F: pass\nf = F()", f"import copy, pickle\n{action}")
     assert not outcome.passed and "of the program cannot be" in outcome.reason
+
+
+LIAR = """
+class F:
+    def __len__(self): return {length}
+    def __iter__(self): return iter([1, 2])
+    def __getitem__(self, key): return F()
+    def __length_hint__(self): return {length}
+f = F()
+"""
+
+
+@contained
+@pytest.mark.parametrize("length", [0, 1, 10**6])
+def test_what_is_written_in_c_reads_no_more_than_the_program_gives_whatever_length_it_says(
+    box: Sandbox, length: int
+) -> None:
+    tests = """
+import array, itertools, numpy as np
+assert [list(f), tuple(f), sorted(f), [*f], list(itertools.chain(f, f))] == [[1, 2], (1, 2), [1, 2], [1, 2], [1, 2] * 2]
+assert (bytes(f), bytearray(f), array.array("q", f).tolist(), set(f)) == (b"\\1\\2", b"\\1\\2", [1, 2], {1, 2})
+assert ",".join(map(str, f)) == "1,2" and b"".join(bytes([x]) for x in f) == b"\\1\\2" and max(f) == sum(f) - 1
+assert np.array(f).tolist() == [1, 2] and np.fromiter(f, int).tolist() == [1, 2]
+first, second = f
+"""
+    assert run(box, LIAR.format(length=length), tests) == module.Outcome(True, "all tests passed")
+
+
+@contained
+@pytest.mark.parametrize("length", ["-1", "2**63", "2**5000", "True", "2.0", "'2'", "None"])
+def test_a_length_that_is_none_fails_even_tests_that_catch_everything(box: Sandbox, length: str) -> None:
+    program = f"{HIJACK}\nharness['OPERATIONS']['len'] = lambda target: {length}\nclass F: pass\nf = F()"
+    outcome = run(box, program, "try:\n    len(f)\nexcept BaseException:\n    pass")
+    assert not outcome.passed and outcome.reason.startswith("the program answers len with")
+
+
+@contained
+@pytest.mark.parametrize("take", ["list(f)", "np.array(f)"])
+def test_what_does_not_end_is_ended_whatever_the_tests_catch(take: str) -> None:
+    program = (
+        "class F:\n    def __len__(self): return 2\n    def __iter__(self):\n        while True: yield F()\nf = F()"
+    )
+    with Sandbox(replace(CONFIG, wall_seconds=0.5, workers=1)) as box:
+        outcome = run(box, program, f"import numpy as np\ntry:\n    {take}\nexcept BaseException:\n    pass")
+    assert (outcome.passed, outcome.reason) == (False, "timeout: 0.5 s of wall time")
+
+
+def test_the_watch_over_memory_keeps_no_descriptor_of_a_process_that_ends_as_it_looks(tmp_path: Path) -> None:
+    (tmp_path / "7" / "statm").mkdir(parents=True)  # it can be opened, and not read
+    ours, theirs = socket.socketpair()
+    output, _ = os.pipe()
+    processes = os.open(tmp_path, os.O_RDONLY)
+    limits = {"wall_seconds": 5.0, "memory_mb": 512, "output_kb": 64}
+    with ours, theirs:
+        checker = sandbox_child.Checker(0, ours, output, processes, None, limits)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        checker.watch_memory()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_fault_while_asking_the_program_is_its_failure_and_no_error_that_a_test_expects() -> None:
+    ours, theirs = socket.socketpair()
+    output, _ = os.pipe()
+    with ours, theirs:
+        checker = sandbox_child.Checker(0, ours, output, 10**6, None, {"wall_seconds": 5.0, "memory_mb": 1})
+        checker.next_look = 0.0  # at memory, of which there is no list: a descriptor that is none
+        with pytest.raises(sandbox_child.FailureError, match="cannot be asked: OSError"):
+            checker.operate("len", 0, (), {})
 
 
 @contained

@@ -293,7 +293,10 @@ class Remote:
         return bool(ask(self, "bool", kind=bool))
 
     def __len__(self) -> int:
-        return int(ask(self, "len", kind=int))
+        length = int(ask(self, "len", kind=int))
+        if not 0 <= length <= sys.maxsize:  # which no `len` of the program's Python gives
+            object.__getattribute__(self, "_checker").fail(f"the program answers len with {length:#x}")
+        return length
 
     def __iter__(self) -> Remote:
         iterator: Remote = ask(self, "iter", kind=Remote)
@@ -424,9 +427,11 @@ class Checker:
             with contextlib.suppress(OSError):  # it has just ended
                 fd = os.open(f"{name}/statm", os.O_RDONLY, dir_fd=self.processes) if name.isdigit() else -1
                 if fd >= 0:
-                    _, resident, shared = os.read(fd, 200).split()[:3]
+                    try:
+                        _, resident, shared = os.read(fd, 200).split()[:3]
+                    finally:  # also of one that ends just now, or a program of many would use up all descriptors
+                        os.close(fd)
                     pages += int(resident) - int(shared)
-                    os.close(fd)
         if pages * resource.getpagesize() + self.shared > self.memory_limit():
             self.fail(f"the program's processes hold more than {self.settings['memory_mb']} MB")
 
@@ -457,10 +462,18 @@ class Checker:
         raise self.failure
 
     def request(self, message: Value) -> Value:
-        """Sends a message and waits for the answer, draining what the candidate prints."""
+        """Sends a message and waits for the answer."""
         if self.failure:
             raise self.failure
-        unsent, received = memoryview(frame(message)), bytearray()
+        content = frame(message)
+        try:
+            return self.exchange(content)
+        except Exception as error:  # which no test may take for one that it expects of the program
+            self.fail(f"the program cannot be asked: {error!r}")
+
+    def exchange(self, content: bytes) -> Value:
+        """The answer to a message, draining what the candidate prints."""
+        unsent, received = memoryview(content), bytearray()
         while True:
             if len(received) >= 4:
                 (length,) = struct.unpack_from("!I", received)
@@ -527,7 +540,9 @@ class Checker:
             return f"the program ended by itself with status {os.WEXITSTATUS(status)}"
         if os.WTERMSIG(status) == signal.SIGXCPU:
             return f"timeout: {self.settings['cpu_seconds']} s of CPU time"
-        return f"the program was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        number = os.WTERMSIG(status)
+        known = number in set(signal.Signals)  # which holds the first and the last real-time signal alone
+        return f"the program was ended by {signal.Signals(number).name if known else f'signal {number}'}"
 
     def value(self, reply: Value) -> Any:
         """The JSON value in a reply; raises what the program raised, if it is a built-in kind of exception."""
