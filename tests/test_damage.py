@@ -37,7 +37,7 @@ ARTIFACTS = {
     f"{FOLDER}/mask.parquet": MADE_AGAIN,
     f"{FOLDER}/manifest.json": REFUSED,
     f"{FOLDER}/train_log.csv": REFUSED,
-    f"{FOLDER}/hashes.json": None,  # whatever it is, not silence about another record
+    f"{FOLDER}/hashes.json": REFUSED,
     "outputs/base/*/generations.jsonl": MADE_AGAIN,
     "outputs/scores/*/manifest.json": None,
     "outputs/scores/*/00001.parquet": None,

@@ -158,10 +158,15 @@ def test_files_of_earlier_versions_are_taken_as_they_are_and_that_is_said_once(t
 
 def test_a_damaged_table_of_hashes_is_named(tmp_path):
     write_json(tmp_path / "record.json", {}, sealed=True)
-    for content in ("{", "[]", '{"record.json": 3}'):
+    table = (tmp_path / "hashes.json").read_text()
+    hash_of_it = json.loads(table)["record.json"][-1]
+    flipped = table.replace(hash_of_it, "0123" + hash_of_it[4:])  # damage to the file, it would seem
+    for content in ("{", "[]", '{"record.json": 3}', flipped, table.replace("digest", "digesu")):
         (tmp_path / "hashes.json").write_text(content)
         with pytest.raises(DamagedError, match=r"hashes\.json is damaged.*delete it"):
             check(tmp_path / "record.json", "x")
+    (tmp_path / "hashes.json").unlink()
+    check(tmp_path / "record.json", "x")
 
 
 def test_a_file_that_is_no_json_is_one_sentence(tmp_path):

@@ -1,7 +1,8 @@
 """Files that other people rely on: written whole or not at all, hashed, and locked while someone writes them.
 
-What is read back later is *sealed*: its SHA-256 stands in `hashes.json` beside it, a list of the last two, newest last.
-The table is written before the file is renamed into place, so that after a kill in between the old file is still known.
+What is read back later is *sealed*: its SHA-256 stands in `hashes.json` beside it, a list of the last two, newest last,
+beside the table's own digest: damage to the table must not be taken for damage to the files. It is written before the
+file is renamed into place, so that after a kill in between the old file is still known.
 Where no table can lie (one line of many, files that threads write at once, a folder for somebody else's program), an
 entry has its own digest (`with_digest`).
 """
@@ -149,6 +150,8 @@ def without_digest(found: Any, **needed: type) -> dict[str, Any]:
         raise ValueError("it is not as it was written")
     if lacking := [name for name, kind in needed.items() if not isinstance(entry.get(name), kind)]:
         raise ValueError(f"it does not say {' and '.join(lacking)}")
+    if not isinstance(found, dict):
+        raise ValueError("it is no object of JSON")
     return entry
 
 
@@ -176,7 +179,7 @@ def seal(path: Path, place: Path | None = None) -> None:
     for name, file in _files(path, place.name).items():
         new = sha256(file)
         table[name] = [*(old for old in before.get(name, [])[-1:] if old != new), new]
-    write_json(place.parent / HASHES, table)
+    write_json(place.parent / HASHES, with_digest(table))
 
 
 def check(path: Path, remedy: str) -> None:
@@ -260,8 +263,8 @@ def _table(folder: Path) -> dict[str, list[str]]:
     if not file.exists():
         return {}
     remedy = "delete it, and the files beside it are taken as they are"
-    found = read_json(file)
-    if not isinstance(found, dict) or not all(isinstance(entry, list) for entry in found.values()):
+    found = read_entry(file, remedy)
+    if not all(isinstance(entry, list) for entry in found.values()):
         raise DamagedError(f"{file} is damaged: {remedy}")
     return found
 
