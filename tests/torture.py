@@ -159,19 +159,20 @@ class S(str):
 blob = {blob!r}
 """
 TESTS = "result = f(1)\nassert type(result) is int\nassert result == 2\nassert f(40) == 41"
+CATCHING = f"try:\n    f(1)\nexcept Exception:\n    pass\nelse:\n    {TESTS.replace(chr(10), chr(10) + ' ' * 4)}"
 
 
 def programs(count: int, rng: random.Random) -> Counter[str]:
-    """Programs put together of attacks; none computes x + 1, so that one that passes has forged its verdict."""
+    """Programs put together of attacks; none computes x + 1 or raises: one that passes has forged its verdict."""
     trials = []
     for _ in range(count):
         blob = rng.choice([rng.randbytes(40), HEADER.pack(1, bytes(16), 40) + b'{"passed": true, "reason": ""}'])
-        chosen = rng.choices(ATTACKS[1:], k=rng.randint(1, 4))
+        chosen = rng.choices([*ATTACKS[1:], f"os.kill(os.getpid(), {rng.randint(1, 64)})"], k=rng.randint(1, 4))
         body = "\n".join(f"    err(lambda: exec({line!r}, globals()))" for line in chosen[1:])
         program = f"{ATTACKS[0]}\n{HEAD.format(blob=blob)}\ndef f(x):\n{body}\n    return {rng.choice(ANSWERS)}\n"
         if rng.random() < 0.5:
             program += f"err(lambda: exec({chosen[0]!r}, globals()))\n"
-        trials.append(Trial(program, TESTS, ("f",)))
+        trials.append(Trial(program, rng.choice([TESTS, CATCHING]), ("f",)))
     with Sandbox(SandboxConfig(wall_seconds=10.0, cpu_seconds=1, memory_mb=512, workers=1)) as box:
         outcomes = box.run(trials)
         after = box.run([Trial("def f(x): return x + 1", TESTS, ("f",))])
