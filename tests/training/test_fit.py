@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -46,7 +47,7 @@ from xtf.runtime.train_log import read_log
 from xtf.scoring.methods import METHODS, Method, SelfEvolving
 from xtf.training import datamodule
 from xtf.training import fit as train_file
-from xtf.training.fit import _cleaned, fit
+from xtf.training.fit import _cleaned, _save, fit
 from xtf.training.module import NonFiniteLoss
 from xtf.training.packed import PackedLM
 
@@ -723,3 +724,14 @@ def test_a_token_id_that_the_model_does_not_have_is_refused_before_training(tmp_
     with pytest.raises(ValueError, match=f"example {name}: token id 99999 lies outside the model's vocabulary"):
         train(tmp_path, table=strange)
     assert not (tmp_path / "model").exists()
+
+
+def test_of_a_model_that_a_full_disk_cuts_short_nothing_is_left(
+    tmp_path: Path, full_disk: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=9, hidden_size=64, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with full_disk(), pytest.raises(OSError, match=rf"{re.escape(str(tmp_path / 'model'))}'$"):
+        _save(model, model.state_dict(), tmp_path / "model", {}, None)
+    assert not list(tmp_path.iterdir())

@@ -356,10 +356,13 @@ def _save(
     # A tied weight has two names in a state; the model's own list has it once.
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     weights = {name: value for name, value in weights.items() if name in names}
-    with naming(folder):
-        model.save_pretrained(str(temporary), state_dict=weights)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-    write_json(temporary / RECORD, record)
-    seal(temporary, folder)
-    temporary.rename(folder)
+    try:
+        with naming(folder):
+            model.save_pretrained(str(temporary), state_dict=weights)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+        write_json(temporary / RECORD, record)
+        seal(temporary, folder)
+        temporary.rename(folder)
+    finally:  # half of a model would keep a full disk full
+        shutil.rmtree(temporary, ignore_errors=True)
