@@ -28,7 +28,7 @@ from xtf.config.schema import Config, Optimizer, PretrainConfig, PretrainText, S
 from xtf.data.encode import Encoded
 from xtf.evaluation.teacher_forced import mean_loss, predict
 from xtf.pretraining import broad, corpus
-from xtf.runtime.artifacts import intact, locked, seal, write_atomic, write_json
+from xtf.runtime.artifacts import intact, locked, naming, seal, write_atomic, write_json
 from xtf.runtime.models import device
 from xtf.runtime.progress import say
 from xtf.runtime.run_folder import OutputDir
@@ -195,8 +195,9 @@ def _pretrain(config: Config, folder: Path) -> dict[str, Any]:
     trained.generation_config.eos_token_id = tokenizer.eos_token_id
     trained.generation_config.pad_token_id = pad_id
     shutil.rmtree(folder / "model", ignore_errors=True)
-    trained.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    with naming(folder / "model"):
+        trained.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
     seal(folder / "model")
     steady = log[len(log) // 10 :]  # without the start, when memory is allocated and kernels are chosen
     rate = sum(row["tokens"] for row in steady) / sum(row["tokens"] / row["tokens_per_second"] for row in steady)
