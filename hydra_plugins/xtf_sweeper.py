@@ -12,6 +12,8 @@ from hydra.core.override_parser.types import Override
 class CheckedSweeper(BasicSweeper):
     """Runs the jobs that are not finished yet; refuses the whole sweep if one of its jobs is wrong."""
 
+    queue: Any = None  # Slurm's, where the jobs go there
+
     def split_arguments(  # type: ignore[override]  # a static method there; the base class calls it on self
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
@@ -27,11 +29,15 @@ class CheckedSweeper(BasicSweeper):
         self.jobs = share_scoring(compose_jobs(every))
         assert self.config is not None and self.launcher is not None, "Hydra has set the sweeper up"
         if settings := launcher_settings(self.jobs, self.config.hydra.launcher):
+            from xtf.sweeps.slurm import watched
+
             slurm: Any = self.launcher
             slurm.params |= settings
+            self.queue = watched()
         say_what_runs(self.jobs)
         list_jobs(self.jobs)
-        batch = [list(job.overrides) for job in unfinished(self.jobs)]
+        self.sent = unfinished(self.jobs)
+        batch = [list(job.overrides) for job in self.sent]
         return list(self.split_overrides_to_chunks(batch, max_batch_size)) if batch else []
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -42,6 +48,7 @@ class CheckedSweeper(BasicSweeper):
 
         from xtf.sweeps.jobs import raise_failures, without_given
         from xtf.sweeps.reports import write_reports
+        from xtf.sweeps.slurm import settle
 
         self.jobs = []
         assert self.config is not None, "Hydra has set the sweeper up"
@@ -50,9 +57,11 @@ class CheckedSweeper(BasicSweeper):
         try:
             returns = super().sweep(arguments)
         except Exception as error:
-            if self.jobs:  # a launcher that broke down: say what became of the jobs
+            if self.jobs:  # a launcher that broke down, or a job of Slurm's that is lost: say what became of the jobs
+                launcher: Any = self.launcher
+                told = self.queue is not None and settle(self.queue, self.sent, launcher.params["submitit_folder"])
                 write_reports(self.jobs)
-                raise_failures(self.jobs, error)
+                raise_failures(self.jobs, None if told else error)
             raise
         write_reports(self.jobs)
         raise_failures(self.jobs)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import hydra
@@ -23,7 +24,7 @@ from xtf.config.identity import overrides
 from xtf.config.schema import ConfigError
 from xtf.runtime.artifacts import read_json
 from xtf.runtime.run_folder import RunFolder
-from xtf.sweeps import jobs, reports
+from xtf.sweeps import jobs, reports, slurm
 
 ROOT = Path(__file__).parents[2]
 FEW = [
@@ -261,6 +262,68 @@ def test_slurm_is_asked_for_the_machines_and_devices_of_the_trainer(composing):
         jobs.launcher_settings(jobs.compose_jobs(several), SLURM)
     with pytest.raises(ConfigError, match=r"trainer\.nodes=2: a sweep over several machines needs"):
         asked(*fsdp, _target_="hydra._internal.core_plugins.basic_launcher.BasicLauncher")
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """Slurm's queue, which lists what `listed` holds."""
+    job_class = SimpleNamespace(watcher=None)
+    monkeypatch.setitem(sys.modules, "submitit.slurm.slurm", SimpleNamespace(SlurmJob=job_class))
+    monkeypatch.setitem(sys.modules, "submitit.slurm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
+    found = slurm.watched()
+    assert job_class.watcher is found
+    found.listed, found.status = [], 0
+    monkeypatch.setattr(
+        slurm.subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, found.status, "\n".join(found.listed), "no contact"),
+    )
+    return found
+
+
+def test_slurm_jobs_are_looked_for_in_the_queue_which_is_told_as_it_changes(queue, capsys):
+    def say():
+        assert not queue.is_done("7_0", "force")
+        return " ".join(capsys.readouterr().out.split())
+
+    for number in ("7", "7_0", "7_1"):  # submitit registers the array, too
+        queue.register_job(number)
+    queue.listed = ["6|RUNNING|None", "7_0|PENDING|Resources", "7_1|RUNNING|None"]
+    assert say() == "Slurm: 1 pending, 1 running (Resources)"
+    assert say() == ""
+    queue.status = 1
+    assert say() == "Slurm's queue cannot be read, and is tried again: no contact"
+    queue.status = 0
+    assert not queue.is_done("7_1", "force"), "a queue that cannot be read ends no job"
+    capsys.readouterr()
+    queue.listed = ["7_0|COMPLETING|None", "7_1|CANCELLED|None"]  # the first has met its time limit
+    assert say() == "Slurm: 1 completing"
+    assert queue.is_done("7_1", "cache")
+    queue.listed = ["7_0|PENDING|PartitionConfig"]
+    assert "1 pending (PartitionConfig). No machine has what hydra.launcher asks for" in say()
+    queue.listed = []
+    assert queue.is_done("7_0", "force") and queue.get_state("7_0", "cache") == slurm.GONE
+    assert queue.get_state("7_1") == "CANCELLED"
+
+
+def test_a_slurm_job_that_ends_without_a_word_leaves_an_error_once_the_others_have_ended(composing, queue, tmp_path):
+    line = [f"output_dir={tmp_path}", "stage=score"]
+    sent = jobs.compose_jobs([[*line, f"seed={seed}"] for seed in (0, 1, 2)])
+    for number in ("7", "7_0", "7_1"):  # the third was not sent
+        queue.register_job(number)
+    queue.listed = ["7_0|CANCELLED|None", "7_1|FAILED|None"]
+    sent[1].folder.record_error(ValueError("its own"))
+    log = tmp_path / "logs/7_0/7_0_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("a\nslurmstepd: error: *** JOB 7 ON vm CANCELLED AT 10:00 ***\n\n")
+    assert slurm.settle(queue, sent, f"{tmp_path}/logs/%j")
+    with pytest.raises(jobs.JobsFailedError, match="2 failed; the same command runs what is missing") as raised:
+        jobs.raise_failures(sent)
+    assert "LostError: Slurm's job 7_0 ended without a result (CANCELLED): slurmstepd: error: ***" in str(raised.value)
+    assert f"({log})" in str(raised.value) and "ValueError: its own" in str(raised.value)
+    assert sent[2].folder.failure() is None
+    assert not slurm.settle(queue, sent, f"{tmp_path}/logs/%j")
 
 
 def test_a_job_by_another_version_of_the_program_is_refused(monkeypatch):
