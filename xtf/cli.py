@@ -210,6 +210,7 @@ def run_job(node: Any) -> None:
     from xtf.runtime.progress import say
     from xtf.runtime.run_folder import OutputDir, RunFolder
     from xtf.sweeps.jobs import Planned, check_program, claim_device, keys_of
+    from xtf.sweeps.slurm import sent_again
 
     hydra_node = HydraConfig.get()
     sweep = hydra_node.mode == RunMode.MULTIRUN
@@ -270,6 +271,8 @@ def run_job(node: Any) -> None:
     except Exception as error:
         if not sweep:
             raise
+        if sent_again(error):  # the attempt has not failed, and there is no result to wait for yet
+            raise SystemExit(255) from error
         if not isinstance(error, StoppedError):
             folder.record_error(error)
         print(f"error: {folder.path}: {error}", file=sys.stderr)

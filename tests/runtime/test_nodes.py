@@ -75,6 +75,7 @@ def test_torchrun_slurm_or_three_variables_say_which_node_this_is(monkeypatch: p
         (torchrun | {"WORLD_SIZE": "3"}, "trainer.nodes=2, and torchrun has started 3"),
         (slurm | {"SLURM_NNODES": "4"}, "trainer.nodes=2, and Slurm has given 4"),
         (slurm | {"SLURM_LOCALID": "3"}, "start one task on each node"),
+        ({name: slurm[name] for name in slurm if "PER_NODE" not in name}, "say --ntasks-per-node=1"),
     ):
         with pytest.raises(ConfigError, match=problem):
             here(**change)

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from xtf import tiny
 from xtf.config.checks import check_engine
 from xtf.config.home import HOME
 from xtf.config.schema import Attribute, Config, ConfigError, Engine, RayConfig, ScorerConfig, TaskConfig
-from xtf.runtime.artifacts import read_json
+from xtf.runtime.artifacts import DamagedError, read_json
 from xtf.runtime.models import load_model
 from xtf.scoring import on_ray
 from xtf.scoring import store as score_store
@@ -215,3 +216,24 @@ def test_a_shard_that_ends_every_worker_is_given_up(tmp_path: Path) -> None:
         RuntimeError, match=r"5 workers were lost over the shard 00000.parquet, on .*tokens_per_score_batch"
     ):
         actor._count(tmp_path / "00000.parquet")
+
+
+def test_a_block_that_cannot_be_read_and_a_full_disk_are_named(
+    rows: Any,  # noqa: F811
+    tmp_path: Path,
+    full_disk: Callable[[], AbstractContextManager[None]],
+) -> None:
+    waiting, parts = tmp_path / on_ray.WAITING, {"00000.parquet": range(len(rows))}
+    on_ray._write_rows(waiting, rows, parts)
+    file = waiting / "00000.parquet"
+    assert on_ray._read_rows(file) == list(rows)
+    whole = file.read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with pytest.raises(DamagedError, match=rf"{file} cannot be read on .*the same command writes it anew"):
+            on_ray._read_rows(file)
+    file.unlink()
+    with pytest.raises(DamagedError, match=rf"{file} cannot be read on .*No such file"):
+        on_ray._read_rows(file)
+    with full_disk(), pytest.raises(OSError, match=rf"'{file}'"):
+        on_ray._write_rows(waiting, list(rows) * 50, {"00000.parquet": range(50 * len(rows))})

@@ -326,6 +326,16 @@ def test_a_slurm_job_that_ends_without_a_word_leaves_an_error_once_the_others_ha
     assert not slurm.settle(queue, sent, f"{tmp_path}/logs/%j")
 
 
+def test_a_job_that_slurm_runs_again_has_not_failed():
+    asked = subprocess.CalledProcessError(-signal.SIGTERM, ["scontrol", "requeue", "7_0"])
+    try:
+        raise ValueError("around it") from asked
+    except ValueError as error:
+        assert slurm.sent_again(error)
+    assert not slurm.sent_again(subprocess.CalledProcessError(1, asked.cmd)), "Slurm has refused to"
+    assert not slurm.sent_again(subprocess.CalledProcessError(-signal.SIGTERM, ["git"]))
+
+
 def test_a_job_by_another_version_of_the_program_is_refused(monkeypatch):
     monkeypatch.setenv("XTF_PROGRAM", jobs.program())
     jobs.check_program()

@@ -456,6 +456,22 @@ def test_a_part_whose_log_is_damaged_is_trained_again(
     assert ("parts/0/train_log.csv is damaged" in "".join(capsys.readouterr().out.split("\n"))) == (damage == "flipped")
 
 
+def test_under_slurm_tasks_are_no_concern_of_a_training_and_what_ends_a_job_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning refuses 8 tasks for one device; submitit ends a job at its time limit by SystemExit, in a handler."""
+    for name, value in {"NTASKS": "8", "NTASKS_PER_NODE": "8", "JOB_NAME": "mine", "JOB_ID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    def end(*_: Any) -> None:
+        raise SystemExit(255)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="255"):
+        patch.setattr(train_file.Progress, "on_train_batch_end", end)
+        train(tmp_path)
+    assert train(tmp_path)["steps"] == 8
+
+
 # -- killed and resumed --------------------------------------------------------------------------------------
 
 PROCESSES = multiprocessing.get_context("forkserver")

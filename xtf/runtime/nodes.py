@@ -102,6 +102,8 @@ class Place:
             started = f"torchrun has started {there}"
             agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         elif not set_by_hand and SLURMEnvironment.detect():
+            if "SLURM_NTASKS_PER_NODE" not in os.environ and os.environ["SLURM_NTASKS"] != "1":
+                raise ConfigError("Slurm: say --ntasks-per-node=1 in the place of --ntasks: one task on each node")
             slurm = SLURMEnvironment()
             there, rank, agent = int(os.environ["SLURM_NNODES"]), slurm.node_rank(), False
             started = f"Slurm has given {there}"

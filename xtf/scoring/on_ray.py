@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xtf.config.schema import Accelerator, Config
-from xtf.runtime.artifacts import sha256
+from xtf.runtime.artifacts import DamagedError, naming, sha256
 from xtf.runtime.nodes import POLL, SHOWN_WITHIN, Introduction, introduce, unlike
 from xtf.runtime.progress import say
 
@@ -55,22 +55,17 @@ class ShardActor:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Score the shard of a batch of one."""
-        import pyarrow as pa
-
-        from xtf.data.stored import StoredRows
-
         name = str(batch["shard"][0])
         rows = self.folder / WAITING / name
         self._count(rows)
-        with pa.ipc.open_file(pa.memory_map(str(rows))) as file:
-            part = list(StoredRows(file.read_all()))
+        part = _read_rows(rows)
         _, peak = self.writer.write(name, part)
         return {"shard": [name], "sha256": [sha256(self.folder / name)], "peak_mb": [peak]}
 
     def _count(self, rows: Path) -> None:
         """Ray begins a shard again for as long as its worker dies, be it out of memory, each time."""
         begun = rows.with_suffix(".begun")
-        with begun.open("a", encoding="utf-8") as file:
+        with naming(begun), begun.open("a", encoding="utf-8") as file:
             file.write(f"{platform.node()}\n")
         hosts = begun.read_text(encoding="utf-8").split()[:-1]
         if len(hosts) >= DEATHS:
@@ -271,8 +266,28 @@ def _write_rows(folder: Path, rows: Sequence[Encoded], parts: Mapping[str, range
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, part in parts.items():
-        with pa.ipc.new_file(str(folder / name), SCHEMA) as file:
+        with naming(folder / name), pa.ipc.new_file(str(folder / name), SCHEMA) as file:
             file.write_batch(record_batch(rows[part.start : part.stop]))
+
+
+def _read_rows(file: Path) -> list[Encoded]:
+    """What `_write_rows` has written.
+
+    Raises:
+        DamagedError: it is gone, or not as it was written.
+    """
+    import pyarrow as pa
+
+    from xtf.data.stored import StoredRows
+
+    try:
+        with pa.ipc.open_file(pa.memory_map(str(file))) as opened:
+            return list(StoredRows(opened.read_all()))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DamagedError(
+            f"{file} cannot be read on {platform.node()} ({str(error).splitlines()[0]}): the same command writes it "
+            "anew; if it happens again, the shared folder loses what is written to it"
+        ) from error
 
 
 def _await(shard: Path, digest: str) -> None:

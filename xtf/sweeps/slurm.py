@@ -95,6 +95,16 @@ class Queue:
         self.said = text
 
 
+def sent_again(error: BaseException | None) -> bool:
+    """Whether an error in a job says that Slurm runs it again: to ask for that, submitit calls scontrol, which Slurm may
+    end together with the job before it returns."""
+    while error is not None:
+        if isinstance(error, subprocess.CalledProcessError) and error.returncode < 0:
+            return list(error.cmd)[:2] == ["scontrol", "requeue"]
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def watched() -> Queue:
     """The queue that submitit asks from now on."""
     from submitit.slurm.slurm import SlurmJob

@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -112,8 +113,10 @@ def fit(
         except SIGTERMException as error:  # Lightning's exit status for it is 0
             say("stopped by SIGTERM; the same command goes on from the last checkpoint")
             raise SystemExit(128 + signal.SIGTERM) from error
-        except SystemExit as error:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from error
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from error
+            raise  # submitit's, whose job is sent again
     if trainer.is_global_zero:
         write_log(run_dir / LOG, progress.lines, sealed=True)
     if tuning.checkpoint is CheckpointChoice.best:
@@ -212,6 +215,9 @@ def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTr
 
 
 def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress: Callback) -> pl.Trainer:
+    # Several processes are torch's launcher's; one alone asks no other cluster: Lightning refuses a job of Slurm that
+    # has more tasks than devices, and warns on a machine with Slurm that srun was not used.
+    environment = TorchElasticEnvironment if TorchElasticEnvironment.detect() else LightningEnvironment
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -222,7 +228,7 @@ def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress:
         logger=list(loggers) or False,
         log_every_n_steps=config.logger.every,
         callbacks=[progress],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), environment()],
         default_root_dir=run_dir,
         enable_checkpointing=False,
         limit_val_batches=0,  # the module validates itself: after each pass over the rows, and at the end
