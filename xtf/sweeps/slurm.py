@@ -96,7 +96,7 @@ class Queue:
 
 
 def sent_again(error: BaseException | None) -> bool:
-    """Whether an error in a job says that Slurm runs it again: to ask for that, submitit calls scontrol, which Slurm may
+    """Whether an error in a job says that Slurm runs it again: submitit asks for that by scontrol, which Slurm may
     end together with the job before it returns."""
     while error is not None:
         if isinstance(error, subprocess.CalledProcessError) and error.returncode < 0:
