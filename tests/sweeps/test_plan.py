@@ -123,6 +123,13 @@ def test_a_sweep_counts_its_cases_its_shared_passes_and_its_reference_models(com
     assert found.references == 10
 
 
+def test_a_second_model_that_scores_is_refused_in_a_sweep_as_in_one_run(compose):
+    line = ["model=llama_1b", "scorer.model=smollm2_135m"]
+    for planned in (jobs.compose_jobs([line]), [jobs.Planned((), compose(*line, "stage=plan"), {})]):
+        with pytest.raises(ConfigError, match=r"^scorer\.model=smollm2_135m is not counted by stage=plan: unset it"):
+            plan.show_plan(planned)
+
+
 def test_rows_with_other_planted_noise_have_a_reference_model_of_their_own(compose):
     shares = {"seed": ["0", "1"], "method": ["slm"], "plant.share": ["0", "0.15", "0.3"]}
     assert plan.make_plan(jobs.compose_jobs(batch("study_methods", **shares))).references == 3

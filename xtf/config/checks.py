@@ -297,8 +297,6 @@ def fill_in_scorer(config: Config) -> ScorerConfig:
         )
     if others := sorted(set(method.needs) & {"ref_logp", "logp_unconditional"}):
         raise ConfigError(f"{key}: method={method.name} compares its log p with {', '.join(others)} of model: unset it")
-    if config.stage is Stage.plan:
-        raise ConfigError(f"{key} is not counted by stage=plan: unset it")
     return dataclasses.replace(scorer, model=fill_in_path(scorer.model))
 
 

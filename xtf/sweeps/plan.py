@@ -267,7 +267,7 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
     """Adds up what the jobs that are to do would take; what several of them share counts once.
 
     Raises:
-        ConfigError: the shape of a model is not known.
+        ConfigError: the shape of a model is not known; a job has a pass that is not counted.
     """
     cases: dict[tuple[str, str, str], CasePlan] = {}
     seen: dict[str, set[Any]] = defaultdict(set)
@@ -276,6 +276,8 @@ def make_plan(jobs: Sequence[Planned]) -> Plan:
         if not job.is_case:
             continue
         config = job.config
+        if config.scorer.model is not None:
+            raise ConfigError(f"scorer.model={config.scorer.model.name} is not counted by stage=plan: unset it")
         case = (config.task.name, config.model.name, config.tuning.name.value)
         plan = cases.setdefault(case, CasePlan(case))
         plan.jobs += 1
