@@ -156,13 +156,14 @@ def _main(typed: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from xtf.config.compose import explain, register
+    from xtf.config.compose import explain, number_too_long, register, with_home
     from xtf.config.schema import ConfigError
     from xtf.runtime.artifacts import program
     from xtf.sweeps.jobs import JobsFailedError
 
     try:
         register()
+        arguments = with_home(arguments)
         sweep = any(flag in arguments for flag in ("-m", "--multirun"))
         plain = [a for a in arguments if not a.startswith("-") and "=" in a]
         check_arguments(plain, sweep)
@@ -184,7 +185,12 @@ def _main(typed: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}\n({COMMAND} --help lists groups and keys)", file=sys.stderr)
         return 2
-    except (JobsFailedError, ValueError, OSError) as error:  # a wrong value, a missing or broken file
+    except (JobsFailedError, ValueError, OSError, OverflowError) as error:  # a wrong value, a missing or broken file
+        if said := number_too_long(error, typed):
+            print(f"error: {said}", file=sys.stderr)
+            return 2
+        if isinstance(error, OverflowError):
+            raise
         if TRACEBACKS and not isinstance(error, JobsFailedError):
             raise
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)

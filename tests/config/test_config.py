@@ -20,8 +20,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xtf import cli
 from xtf.config.checks import check_threshold, resolve
-from xtf.config.compose import check_texts, explain, load_config, override_value, parse_overrides, register, to_config
-from xtf.config.identity import _NEUTRAL, built_in_methods, differing_keys, identity, overrides, plain
+from xtf.config.compose import (
+    check_texts,
+    explain,
+    load_config,
+    override_value,
+    parse_overrides,
+    register,
+    to_config,
+    with_home,
+)
+from xtf.config.identity import (
+    _NEUTRAL,
+    built_in_methods,
+    differing_keys,
+    identity,
+    leaves,
+    overrides,
+    plain,
+    side_files,
+)
 from xtf.config.schema import (
     GROUPS,
     PRESETS,
@@ -394,6 +412,37 @@ def test_a_number_that_no_float_holds_is_refused_by_its_key(argument, key):
         cli.check_arguments([argument], sweep=True)
     with pytest.raises(ConfigError, match=r"^threshold\.ri\.c=10* is out of range"):
         check_threshold(ThresholdConfig(name="mine", ri=RIThreshold(c=10**400)))
+
+
+@pytest.mark.parametrize(("digits", "arguments"), [(400, ["-m", "tuning=full,mine"]), (5000, ["tuning=mine"])])
+def test_a_number_in_a_file_that_no_float_holds_is_refused_by_file_and_line(tmp_path, capsys, digits, arguments):
+    (tmp_path / "tuning").mkdir()
+    file = tmp_path / "tuning" / "mine.yaml"
+    file.write_text(f"defaults: [full]\nname: full\nlearning_rate: {'9' * digits}\n")
+    assert cli.main(["--config-dir", str(tmp_path), f"output_dir={tmp_path}/out", *arguments]) == 2
+    assert f"error: {file}, line 3: a number of {digits} digits is larger than any float" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_written_out_in_every_path(compose, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "items.txt").write_text("")
+    paths = ["method.path", "model.path", "model.tokenizer", "output_dir", "task.judge.cache"]
+    paths += [f"task.{which}.{key}" for which in ("train", "eval") for key in ("path", "ids", "exclude_ids")]
+    values = dict.fromkeys(paths, '"~/rows.jsonl"') | {"output_dir": '"~/out"'}
+    general = "evaluate.general=['hellaswag:~/items.txt']"
+    lines = [f"{key}={value}" for key, value in values.items()]
+    config = resolve(to_config(compose("method=data_augmentation", general, *lines)))
+    found = dict(leaves(plain(config)))
+    assert {key for key in paths if found[key] != str(tmp_path / values[key].strip('"~/'))} == set()
+    assert side_files(config)["evaluate.general[0]"] == tmp_path / "items.txt"
+
+
+def test_an_argument_needs_no_quotes_for_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    typed = ["task.train.path=~/a.jsonl,~/b.jsonl", 'output_dir="~/out"', "task.response=~/a", "model.path=a~/b", "-m"]
+    wanted = ["task.train.path=/home/me/a.jsonl,/home/me/b.jsonl", 'output_dir="/home/me/out"', *typed[2:]]
+    assert with_home(typed) == wanted
 
 
 def test_a_text_of_many_digits_is_a_text():

@@ -99,11 +99,17 @@ def test_other_rows_or_another_grader_leave_a_run_to_do(recorded: Path) -> None:
 
 
 @pytest.mark.usefixtures("composing")
-@pytest.mark.parametrize("key", ["task.train.ids", "task.eval.exclude_ids", "method.path"])
-def test_a_file_beside_the_rows_that_has_changed_is_noticed(recorded: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "argument"),
+    [
+        *((key, f"{key}=side.json") for key in ("task.train.ids", "task.eval.exclude_ids", "method.path")),
+        (r"evaluate\.general\[1\]", "evaluate.general=[piqa,'hellaswag:side.json']"),
+    ],
+)
+def test_a_file_beside_the_rows_that_has_changed_is_noticed(recorded: Path, key: str, argument: str) -> None:
     file = Path("side.json")
     file.write_text('["1"]')
-    config, changed = composed("method=data_augmentation", f"{key}=side.json")
+    config, changed = composed("method=data_augmentation", argument)
     folder = RunFolder.of(config, changed)
     Manifest(folder).begin(config)
     assert Manifest(folder).changed_data(config) == []
@@ -112,7 +118,7 @@ def test_a_file_beside_the_rows_that_has_changed_is_noticed(recorded: Path, key:
         Manifest(folder).begin(config)
     file.unlink()
     with pytest.raises(ConfigError, match=rf"{key}=side\.json: there is no such file"):
-        composed("method=data_augmentation", f"{key}=side.json")
+        composed("method=data_augmentation", argument)
 
 
 @pytest.mark.usefixtures("composing")

@@ -11,12 +11,13 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from xtf.config.home import HOME
+from xtf.config.home import HOME, expanded
 from xtf.config.identity import before_keys, built_in_methods, leaves, nearest
 from xtf.config.schema import GROUPS, METHODS, Config, ConfigError, ModelConfig, attribute_names, threshold_type
 
@@ -75,7 +76,25 @@ def typed(node: DictConfig) -> DictConfig:
             values["scorer"]["model"] = _model_named(named)
     merged = OmegaConf.merge(schema, values)
     assert isinstance(merged, DictConfig)
+    for key in place_keys(*(OmegaConf.get_type(OmegaConf.select(merged, key)) for key in ("method", "scorer.model"))):
+        if isinstance(path := OmegaConf.select(merged, key), str):
+            OmegaConf.update(merged, key, expanded(path))
     return merged
+
+
+@functools.cache
+def place_keys(method: type | None = None, scoring_model: type | None = None) -> list[str]:
+    """The dotted keys whose values are files or folders (`xtf.config.schema.place`); of a method, and of the model in
+    `scorer.model`, where their classes are given."""
+    found, left = list[str](), [("", Config), ("method.", method), ("scorer.model.", scoring_model)]
+    while left:
+        prefix, kind = left.pop()
+        if not dataclasses.is_dataclass(kind):
+            continue
+        hints = get_type_hints(kind)
+        found += [f"{prefix}{item.name}" for item in dataclasses.fields(kind) if "place" in item.metadata]
+        left += [(f"{prefix}{name}.", hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint)]
+    return found
 
 
 def _model_named(name: Any) -> Any:
@@ -203,6 +222,21 @@ def explain(error: BaseException) -> str:
     return f"{where}{key}: {_one_line(inner)}"
 
 
+def number_too_long(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """One sentence for what OmegaConf and Python raise of a number in a YAML file that no float holds: the file and the
+    line, where they are below a folder that the arguments name; None for any other error."""
+    text = str(error)
+    if "int_max_str_digits" not in text and not (isinstance(error, OverflowError) and "full_key" in text):
+        return None
+    flags = r"(?:--config-dir|-cd|--config-path|-cp)[ =](\S+)|file://([^],'\"]+)"
+    folders = [Path(one or other) for one, other in re.findall(flags, " ".join(arguments))]
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if found := re.search(r"\d{309,}", line):
+                return f"{file}, line {number}: a number of {len(found[0])} digits is larger than any float"
+    return "a YAML file holds a number that is larger than any float"
+
+
 def _where(error: BaseException) -> str:
     """'conf file: ' if Hydra says that the error is in one, but not of config.yaml: that is what overrides go into."""
     found = re.match(r"In '([^']+)'", str(error))
@@ -284,6 +318,19 @@ def parse_overrides(arguments: Sequence[str]) -> list[Any]:
             raise ConfigError(f"{key} is out of range: Python reads no whole number of so many digits") from error
         overrides.append(override)
     return overrides
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Arguments whose files and folders begin with the home folder where `~/` was typed: shells do not write it out
+    behind `key=`, Hydra's grammar does not know it, and Hydra itself makes folders below output_dir."""
+    keys = {key for method in built_in_methods().values() for key in place_keys(method, ModelConfig)}
+    home, found = expanded("~"), []
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if key.lstrip("+") in keys:
+            value = re.sub(r"""(?<![^,["'])~(?=/)""", lambda _: home, value)
+        found.append(f"{key}{sign}{value}")
+    return found
 
 
 TEXTS = (str, str | None, list[str])  # types of a key that takes texts

@@ -26,6 +26,11 @@ def in_repository(path: str) -> str:
     return f"{path} in the repository" if HOME == PACKAGE else path
 
 
+def expanded(path: str) -> str:
+    """A path with the home folder in the place of `~` at its beginning; anything else, ids on the hub too, as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111  # Path would write ./model as model, and fail on ~nobody
+
+
 COMMAND = _command()  # as messages and pages name it
 EXPERIMENTS = HOME / "experiments"
 CONF = HOME / "conf"

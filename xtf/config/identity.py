@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from xtf.config.home import expanded
 from xtf.config.schema import (
     GRADER_VERSION,
     METHODS,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 T = TypeVar("T")
+LOCAL = "hellaswag:"  # how an entry of evaluate.general begins that names a file
 
 
 def plain(value: Any) -> Any:
@@ -166,11 +168,19 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def side_files(config: Config) -> dict[str, Path]:
-    """The files beside the rows' own that say which rows are read and what the method makes of them, by key."""
+    """The files beside the rows' own that say which rows are read, what the method makes of them and what general
+    ability is measured on, by key."""
     named = {"method.path": getattr(config.method, "path", None)}
+    for place, task in enumerate(config.evaluate.general):
+        named[f"evaluate.general[{place}]"] = general_file(task)
     for which, source in (("train", config.task.train), ("eval", config.task.eval)):
         named |= {f"task.{which}.ids": source.ids, f"task.{which}.exclude_ids": source.exclude_ids}
-    return {key: Path(path).expanduser() for key, path in named.items() if isinstance(path, str)}
+    return {key: Path(path) for key, path in named.items() if isinstance(path, str)}
+
+
+def general_file(task: str) -> str | None:
+    """The file that an entry of `evaluate.general` names; None for a task that lm-eval knows."""
+    return expanded(task.removeprefix(LOCAL)) if task.startswith(LOCAL) else None
 
 
 # What versions that did not know a key did, where that is not the key's default now.

@@ -40,6 +40,11 @@ def within(default: Any, low: float, high: float = math.inf, *, excluding: tuple
     return field(default=default, metadata=metadata)
 
 
+def place(default: str | None = None) -> Any:
+    """A field that names a file or a folder: `~` at its beginning is the home folder (`place_keys`)."""
+    return field(default=default, metadata={"place": True})
+
+
 class Stage(Enum):
     """What `python run.py` does; each stage reuses the artifacts of the ones before it."""
 
@@ -335,12 +340,12 @@ class ModelConfig:
     name: str = MISSING
     # A folder, an id on the Hugging Face hub, FILE.gguf, or PACKAGE:PATTERN.gguf for a file of an installed package.
     # Empty: as `source` says.
-    path: str = ""
+    path: str = place("")
     revision: str | None = None  # of the model on the hub: a branch, a tag or a commit
     source: ModelSource | None = None  # which of the two below; None: the package where there is one
     package: str | None = None  # PACKAGE:PATTERN.gguf
     hub: str | None = None  # an id on the hub
-    tokenizer: str | None = None  # a folder or an id on the hub; None: the model's own
+    tokenizer: str | None = place()  # a folder or an id on the hub; None: the model's own
     bundled_data: bool = False  # true for the tiny model alone: tasks without a path use the bundled sample
     max_length: int = within(2048, 8, 10**8)  # longest prompt + response, in tokens
     max_new_tokens: int | None = within(None, 1, NEW_TOKENS)  # a cap on the task's
@@ -353,14 +358,14 @@ class ModelConfig:
 class SourceConfig:
     """Where rows come from. `path` wins over `hub`."""
 
-    path: str | None = None  # .jsonl .json .csv .parquet, optionally .gz
+    path: str | None = place()  # .jsonl .json .csv .parquet, optionally .gz
     hub: str | None = None  # id of a dataset on the hub
     subset: str | None = None  # its configuration name
     split: str = "train"  # of a dataset on the hub, or of a folder that save_to_disk wrote
     revision: str | None = None  # of the dataset on the hub
     limit: int | None = within(None, 1, MANY)  # the first n rows, in file order
-    ids: str | None = None  # JSON file with a list of ids, or an object keyed by id: keep only these rows
-    exclude_ids: str | None = None  # the same, to leave rows out
+    ids: str | None = place()  # JSON file with a list of ids, or an object keyed by id: keep only these rows
+    exclude_ids: str | None = place()  # the same, to leave rows out
 
 
 @dataclass
@@ -394,7 +399,7 @@ class JudgeConfig:
     retries: int = within(4, 0, 100)  # of a request that fails
     timeout_seconds: float = within(60.0, 0, DAY, excluding=(0,))  # of one request
     max_requests: int = within(20000, 1, MANY)  # of a run; more are refused before the first is sent
-    cache: str | None = None  # folder of verdicts; default: <output_dir>/judge
+    cache: str | None = place()  # folder of verdicts; default: <output_dir>/judge
 
 
 @dataclass
@@ -656,7 +661,7 @@ class EvaluateConfig:
     general_limit: int | None = within(None, 1, MANY)  # only the first items of each
     losses: bool = False  # also loss, calibration and forgetting, on given texts (xtf/evaluation/teacher_forced.py)
     # JSON lines with `text` like that of pre-training, for forgetting_loss; the tiny model brings its own
-    forgetting: str | None = None
+    forgetting: str | None = place()
 
 
 @dataclass
@@ -686,7 +691,7 @@ class PreviewConfig:
 
     format: PreviewFormat = PreviewFormat.html
     examples: int | None = within(None, 1, MANY)  # None: 2,000 in HTML, 5 as text
-    against: str | None = None  # a second mask of the same rows to show: its run's folder, or its mask.parquet
+    against: str | None = place()  # a second mask of the same rows to show: its run's folder, or its mask.parquet
 
 
 @dataclass
@@ -744,7 +749,7 @@ class Config:
 
     stage: Stage = Stage.all
     seed: int = within(0, 0, LARGEST_SEED)  # of the training's order, of dropout and of random masks
-    output_dir: str = "outputs"  # every artifact is written below it
+    output_dir: str = place("outputs")  # every artifact is written below it
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     scorer: ScorerConfig = MISSING
@@ -764,7 +769,7 @@ class Config:
     plant: PlantConfig = field(default_factory=PlantConfig)
     experiment: str | None = None  # set by the files in experiments/
     # With stage=report experiments=NAME: read stored runs (xtf/study/archive.py), not outputs.
-    archive: str | None = None
+    archive: str | None = place()
     cases: list[str] = field(default_factory=list)  # model/tuning pairs that a sweep runs; empty: all
 
 

@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from xtf.config.identity import general_file
 from xtf.config.schema import Config
 from xtf.graders.metrics import Metric, wilson
-from xtf.runtime.artifacts import check_model, intact, read_json, write_json
+from xtf.runtime.artifacts import check_model, intact, known_sha256, read_json, write_json
 from xtf.runtime.models import device, location
 
-LOCAL = "hellaswag:"
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 PROPORTIONS = ("acc", "acc_norm", "exact_match")
 
@@ -33,10 +33,12 @@ def check_general(tasks: Sequence[str]) -> None:
         return
     if find_spec("lm_eval") is None:
         raise ValueError("evaluate.general needs the extra `general`: pip install 'xtf[general]'")
-    for task in tasks:
-        if task.startswith(LOCAL):
-            hellaswag_items(Path(task.removeprefix(LOCAL)))
-    named = [task for task in tasks if not task.startswith(LOCAL)]
+    files = [file for task in tasks if (file := general_file(task)) is not None]
+    for file in files:
+        hellaswag_items(Path(file))
+    if len(files) > 1:
+        raise ValueError(f"evaluate.general names {len(files)} files, whose figures would have one name: give one")
+    named = [task for task in tasks if general_file(task) is None]
     if named:
         from lm_eval.tasks import TaskManager
 
@@ -90,8 +92,7 @@ def evaluate_general(
         arguments = {"pretrained": base, "peft": model, "revision": revision}
     with tempfile.TemporaryDirectory() as folder:
         chosen = [
-            _local_task(Path(task.removeprefix(LOCAL)), Path(folder)) if task.startswith(LOCAL) else task
-            for task in tasks
+            task if (file := general_file(task)) is None else _local_task(Path(file), Path(folder)) for task in tasks
         ]
         results = simple_evaluate(
             model="hf",
@@ -119,7 +120,10 @@ def general_figures(config: Config, tuned: Path | None, folder: Path) -> dict[st
     """
     model, limit, file = config.model, config.evaluate.general_limit, folder / "general.json"
     figures: dict[str, Any] = read_json(file) if intact(file) else {}
-    names = {task: f"{task}[:{limit or ''}]" for task in config.evaluate.general}
+    named = {task: general_file(task) for task in config.evaluate.general}
+    # A file counts by its content, for the base model's figures outlast the run's.
+    what = {task: f"{task}@{known_sha256(Path(file))}" if file else task for task, file in named.items()}
+    names = {task: f"{what[task]}[:{limit or ''}]" for task in named}
     for task, name in names.items():
         if name not in figures:
             if tuned is not None:
