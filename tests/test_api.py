@@ -135,6 +135,11 @@ def test_every_turn_of_a_conversation_can_be_scored(model, tokenizer):
         api.score(model, tokenizer, talk, turns="every")
     with pytest.raises(ValueError, match="turns='all' is for conversations"):
         api.score(model, tokenizer, [{"input_ids": [1, 2], "labels": [-100, 2]}], turns="all")
+    for name, value in {"think": "close", "date": "2026-01-31", "template_checks": "refuse"}.items():
+        with pytest.raises(
+            ValueError, match=f"^{name}={value} is for a chat template, and rows of token ids go through"
+        ):
+            api.score(model, tokenizer, [{"input_ids": [1, 2], "labels": [-100, 2]}], **{name: value})
 
 
 def test_only_scored_attributes_drop_by_default(model, tokenizer):
@@ -385,7 +390,7 @@ def test_a_model_by_its_name_is_loaded_and_let_go(monkeypatch):
     assert [one() for one in known] == [None]
     model = AutoModelForCausalLM.from_pretrained(tiny.MODEL_DIR, dtype=torch.float32)
     assert api.score(model, None, rows)["logp"][:] == scored["logp"][:]
-    with pytest.raises(ValueError, match="are neither in the cache"):
+    with pytest.raises(ValueError, match=r"model\.path=/no/such/model cannot be loaded: there is no such folder"):
         api.score("/no/such/model", None, rows)
     nameless = AutoModelForCausalLM.from_config(model.config)
     nameless.name_or_path = ""

@@ -58,7 +58,7 @@ from xtf.exports.write import export_table, read_export
 from xtf.graders import grade
 from xtf.runtime.artifacts import versions
 from xtf.runtime.heads import base_of, is_quantised, unwrapped
-from xtf.runtime.models import inference_dtype, load_model, load_tokenizer, named_tokenizer
+from xtf.runtime.models import inference_dtype, load_model, load_tokenizer, location, named_tokenizer
 from xtf.runtime.progress import bar
 from xtf.scoring.attributes import ATTRIBUTES, PAPER, Brought, brought, computed, pick
 from xtf.scoring.masks import MaskedTokens, build_mask, notes, row_weighted
@@ -168,6 +168,11 @@ def score(
     if given and all(isinstance(row, Mapping) and is_tokenized(row) for row in given):
         if kept is Turns.all:
             raise ValueError("turns='all' is for conversations: the labels of these rows say which turns are trained")
+        if asked := chat.asked():
+            raise ValueError(
+                f"{', '.join(asked)} is for a chat template, and rows of token ids go through none: leave it out, or "
+                "give the texts"
+            )
         known = Rows([dict(row) for row in given], list(range(1, len(given) + 1)), "the examples given", "")  # type: ignore[arg-type]  # mappings all
         rows, report = encode_tokenized(tokenizer, known, max_length)
     else:
@@ -356,7 +361,7 @@ def export(
         to: hf, trl, axolotl, llamafactory, ms_swift or megatron.
         folder: a new one, an empty one, or one that holds this very export.
         model: what the configuration names, a folder or an id on the hub; by default the model that scored, where it
-            was loaded from one.
+            was loaded from one. Of a GGUF file the folder that it is unpacked into is named.
         tokenizer: checked to be the one that the rows were scored with; by default that of `model`. Another one than
             that is saved with the export and named in the configuration, or README.md says that it cannot be.
         empty_rows: "drop" leaves out rows without any label, "keep" keeps them; both are counted.
@@ -375,6 +380,7 @@ def export(
     named = str(getattr(model, "name_or_path", model) or said.get("model") or "")
     if not named:
         raise ValueError("the configuration has to name a model: give model=, a folder or an id on the hub")
+    named = location(ModelConfig(name="given", path=named))
     own = tokenizer is None
     if tokenizer is None:
         remedy = ": give model=, a folder or an id on the hub"
@@ -399,7 +405,7 @@ def export(
     place = export_table(
         _bare(masked),
         settings,
-        Path(folder),
+        Path(folder).expanduser(),
         tokenizer=tokenizer,
         own_tokenizer=own,
         model=base,

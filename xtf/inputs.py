@@ -102,6 +102,8 @@ class Inputs:
             self._refuse_what_needs_texts()
             found, report = encode_tokenized(self.tokenizer, self.train_rows, limit)
             rows = StoredRows.write([found], folder)
+            if asked := Chat.of(config.task).asked():
+                say(f"task.{', task.'.join(asked)}: not for tokenised training rows, which no chat template writes")
             for what, ids in (
                 (f"cut to model.max_length={limit}", report.truncated),
                 (f"left out, without room within model.max_length={limit}", report.no_room),

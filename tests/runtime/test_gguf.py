@@ -8,13 +8,16 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import datasets
 import hydra
 import numpy as np
 import pytest
 import torch
+import yaml
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import xtf
 from xtf.config.checks import resolve
 from xtf.config.compose import to_config
 from xtf.config.schema import Config, ModelConfig, TrainerConfig
@@ -214,6 +217,13 @@ def test_without_the_package_the_command_is_named(tmp_path, source, monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package gguf, which is not installed: pip install gguf"):
         location(config_of(file))
+
+
+def test_an_export_names_the_folder_that_a_file_is_unpacked_into(tmp_path, source):
+    file = write(tmp_path / "m.gguf", source)
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]], "prompt_length": [1]})
+    folder = xtf.export(rows, "axolotl", tmp_path / "export", model=str(file))
+    assert yaml.safe_load((folder / "axolotl.yaml").read_text())["base_model"] == location(config_of(file))
 
 
 def test_a_named_tokenizer_must_have_the_files_tokens(tmp_path, source):

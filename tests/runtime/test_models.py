@@ -182,6 +182,24 @@ def test_a_folder_without_a_configuration_is_named(tmp_path):
         check_folder(model_in(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["/no/such/model", "./here", "~/mine", "runs/seed0/model", "my model"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    model = ModelConfig(name="mine", path=name, tokenizer=None)
+    for load_any in (load_tokenizer, load_config, lambda model: load_model(model, TRAINER, torch.float32)):
+        with pytest.raises(
+            ValueError, match=rf"^the \w+ of model\.path={name} cannot be loaded: there is no such folder"
+        ):
+            load_any(model)
+    with pytest.raises(ValueError, match=rf"model\.tokenizer={name} cannot be loaded \(there is no such folder"):
+        load_tokenizer(dataclasses.replace(model, path="xtf.tiny", tokenizer=name))
+
+
+def test_a_file_in_the_place_of_a_models_folder_is_named(folder):
+    file = folder / "model.safetensors"
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be loaded: it is a file, not a model's folder"):
+        load_config(model_in(file))
+
+
 def test_an_attention_kernel_that_cannot_be_imported_is_one_sentence(folder):
     from xtf.config.schema import AttentionKernel
 

@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 from jinja2 import TemplateError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from xtf.config.identity import plain
 from xtf.config.schema import TaskConfig, TemplateChecks, Think
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,12 @@ class Chat:
     def of(cls, task: TaskConfig) -> Chat:
         """Those of a task."""
         return cls(task.think, task.date, task.template_checks)
+
+    def asked(self) -> list[str]:
+        """The settings that are not their defaults, as key=value without `task.`."""
+        every = {"think": self.think, "date": self.date, "template_checks": self.checks}
+        usual = (Chat.think, Chat.date, Chat.checks)
+        return [f"{key}={plain(value)}" for (key, value), was in zip(every.items(), usual, strict=True) if value != was]
 
 
 @dataclass(frozen=True)

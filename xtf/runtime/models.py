@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtf.config.home import expanded
 from xtf.config.schema import Accelerator, AttentionKernel, ModelConfig, Precision, TrainerConfig
 from xtf.runtime import gguf
 from xtf.runtime.artifacts import check_model, sha256
@@ -39,7 +40,7 @@ def location(model: ModelConfig) -> str:
         return str(MODEL_DIR)
     if gguf.is_gguf(model.path):
         return str(gguf.unpacked(model.path))
-    return model.path
+    return expanded(model.path)
 
 
 def check_folder(model: ModelConfig) -> None:
@@ -266,9 +267,7 @@ def named_tokenizer(
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:  # a tokenizer.json with unusual values makes its library raise almost anything
-        gone = Path(name).is_absolute() and not Path(name).exists()
-        why = "there is no such folder" if gone else _short(error)
-        raise ValueError(f"{what or name} cannot be loaded ({why}){remedy}") from error
+        raise ValueError(f"{what or name} cannot be loaded ({not_there(name) or _short(error)}){remedy}") from error
     return found
 
 
@@ -365,6 +364,22 @@ def _check_complete(report: Mapping[str, Any], name: str) -> None:
             )
 
 
+def not_there(name: str) -> str | None:
+    """Why a name is neither a folder nor an id on the hub; None where it is, or may be, one of them."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if Path(name).is_dir() or name == BUNDLED or gguf.is_gguf(name):
+        return None
+    if Path(name).exists():
+        return "it is a file, not a model's folder"
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return f"there is no such folder (working folder: {Path.cwd()})"
+    return None
+
+
 def _broken(source: str, error: Exception) -> ValueError:
     """For a folder that this program wrote."""
     return ValueError(f"the model in {source} cannot be loaded ({_short(error)}): delete that folder to make it again")
@@ -378,6 +393,8 @@ def _short(error: BaseException) -> str:
 def _unreachable(model: ModelConfig, what: str, error: Exception) -> ValueError:
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    if why := not_there(model.path):
+        return ValueError(f"the {what} of model.path={model.path} cannot be loaded: {why}")
     if Path(location(model)).is_dir():
         return ValueError(f"the {what} in {model.path} cannot be loaded ({_short(error)})")
     if isinstance(error, ImportError):  # of an attention kernel, or of a quantisation's package
