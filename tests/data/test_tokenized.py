@@ -54,6 +54,11 @@ def test_the_response_is_what_lies_between_the_first_and_the_last_label(tokenize
     assert lined.end_tokens == 2
 
 
+def test_an_id_that_two_rows_have_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"^here: 1 ids occur more than once: 'a'$"):
+        encoded(tokenizer, row([7, 8], {1}, id="a"), row([7, 9], {1}, id="a"))
+
+
 def test_padding_goes_and_packed_documents_are_examples_of_their_own(tokenizer):
     padded = row([5, 5, 7, 8, 9], {3, 4}, attention_mask=[0, 0, 1, 1, 1])
     (found,), _ = encoded(tokenizer, padded)

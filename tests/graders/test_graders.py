@@ -112,6 +112,20 @@ class One(Grader):
     def verdict(self, item):
         return Grade(int(item.completion == item.reference), item.completion, "")
 
+class Fails(Grader):
+    def reference(self, example, text):
+        return {"four": text}[text]
+
+    def verdict(self, item):
+        return Grade([True][len(item.completion) - 4], "", "")
+
+    def answer_spans(self, example):
+        return 1 / 0
+
+class Together(Fails):
+    def grade(self, items):
+        return [{"four": Grade(True, "", "")}[item.completion] for item in items]
+
 class Half:
     def grade(self, items):
         return []
@@ -140,6 +154,24 @@ def test_a_grader_of_ones_own_is_one_file_and_gets_the_task_and_the_output_folde
     assert task.metrics([example, example], [[grade] for grade in grades])["accuracy"].value == 0.5
     assert task.system_info() == {"grader": "toy_grader.SameLength"}
     assert xtf.grade("toy_grader.SameLength", "three", "seven").correct is True
+
+
+@pytest.mark.usefixtures("toy")
+def test_what_a_grader_of_ones_own_raises_is_a_sentence_that_names_it_and_the_row() -> None:
+    first, second = (
+        Example(name, ({"role": "user", "content": "q"},), "four", {"question": "q", "answer": "four"}) for name in "ab"
+    )
+    answers = [(first, "four"), (second, "fourteen")]
+    with pytest.raises(
+        ValueError, match=r"^task\.grader=toy_grader\.Fails failed on example 'b': IndexError: list index"
+    ):
+        own(grader="toy_grader.Fails").grade(answers)
+    with pytest.raises(ValueError, match=r"Together failed on one of 2 examples, the first 'a': KeyError: 'fourteen'$"):
+        own(grader="toy_grader.Together").grade(answers)
+    with pytest.raises(ValueError, match=r"^task\.grader=toy_grader\.Fails failed in answer_spans: ZeroDivisionError"):
+        own(grader="toy_grader.Fails").answer_spans(first)
+    with pytest.raises(ValueError, match=r"^task\.grader=toy_grader\.Fails failed in reference: KeyError: 'five'$"):
+        xtf.grade("toy_grader.Fails", "four", "five")
 
 
 @pytest.mark.usefixtures("toy")

@@ -360,6 +360,12 @@ def test_given_refuses_by_file_and_row_what_training_would_not_heed(
         given(tmp_path, BASE, row)
 
 
+def test_given_refuses_an_id_that_two_rows_have(tmp_path: Path) -> None:
+    rows = [BASE | {"id": name} for name in ("a", "b", "a")]
+    with pytest.raises(ValueError, match=r"mine\.jsonl: 1 ids occur more than once: 'a'$"):
+        given(tmp_path, *rows)
+
+
 def test_given_takes_the_rows_that_the_manual_shows(tmp_path: Path) -> None:
     manual = (Path(__file__).parents[2] / "docs/my-data.md").read_text()
     mask = given(tmp_path, *manual.partition("```json\n")[2].partition("\n```")[0].splitlines())

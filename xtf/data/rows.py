@@ -16,7 +16,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from xtf.runtime.artifacts import naming
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from xtf.data.batches import Hashes
 
 ID_FIELDS = ("id", "example_id", "task_id", "unique_id", "pubid")
 TRAINED = ("completion_mask", "assistant_masks")  # TRL's in the place of labels; both count
@@ -778,6 +780,22 @@ def _drop_ids(found: Source, places: Places, path: str, name: str) -> np.ndarray
 def _ids(found: Source, places: Places) -> list[str]:
     numbers = _at(found.numbers, places)
     return [row_id(row, int(number)) for row, number in zip(found.at(places), numbers, strict=True)]
+
+
+def refuse_repeated(source: str, hashes: Hashes, again: Callable[[], Iterable[str]]) -> None:
+    """Refuse ids that several rows have.
+
+    Args:
+        hashes: of all ids.
+        again: gives all ids once more; it is called only where hashes agree.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if suspects := hashes.repeated():
+        counts = Counter(name for name in again() if hash(name) in suspects)
+        if doubled := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"{source}: {len(doubled)} ids occur more than once: {first_few(doubled)}")
 
 
 def first_few(values: Iterable[str], count: int = 5) -> str:

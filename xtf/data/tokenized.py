@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xtf.data.batches import Hashes
 from xtf.data.encode import Encoded, EncodeReport
 from xtf.data.ragged import IGNORED
-from xtf.data.rows import TRAINED, Rows, ids_of, row_id
+from xtf.data.rows import TRAINED, Rows, ids_of, refuse_repeated, row_id
 from xtf.data.templates import turn_end
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ def encode_tokenized(
     """
     vocabulary, ends = len(tokenizer), {turn_end(tokenizer), tokenizer.eos_token_id}
     found: list[Encoded] = []
-    truncated, no_room, unlabelled, bad = [], [], [], []
+    truncated, no_room, unlabelled, bad, names = [], [], [], [], Hashes()
     for row, number in zip(rows.rows, rows.numbers, strict=True):
         name = row_id(row, number)
+        names.extend([hash(name)])
         try:
             documents = list(_documents(row, vocabulary))
         except ValueError as error:
@@ -68,6 +70,7 @@ def encode_tokenized(
         more = f"\n  ... and {len(bad) - 10} more" if len(bad) > 10 else ""
         listing = "\n".join(bad[:10])
         raise ValueError(f"{rows.source}: {len(bad)} of {len(rows)} rows cannot be used:\n{listing}{more}")
+    refuse_repeated(rows.source, names, lambda: map(row_id, rows.rows, rows.numbers))
     if not found:
         raise ValueError(f"{rows.source}: no row has a label within the first {max_length} tokens")
     tokens = sum(len(row.input_ids) for row in found)

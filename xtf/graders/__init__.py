@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from xtf.config.identity import nearest
 from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example
-from xtf.graders.base import Grade, Grader, Item, checked
+from xtf.graders.base import EXAMPLE, Grade, Grader, Item, checked
 from xtf.runtime.imports import import_named, installed
 
 # Each is imported when it is asked for: some bring libraries that take seconds to load.
@@ -58,8 +59,48 @@ def load_grader(config: TaskConfig, output_dir: Path) -> Grader:
             f"task.grader={name} has no {', '.join(missing)}: derive it from xtf.graders.base.Grader, which has them "
             "(a plain function is named python:module.function)"
         )
-    grader: Grader = found.of(config, output_dir)
+    with asking(name, "of"):
+        grader: Grader = found.of(config, output_dir)
     return grader
+
+
+def graded(name: str, grader: Grader, items: Sequence[Item]) -> list[Grade]:
+    """The grades that the grader called `name` gives, one for each item.
+
+    Raises:
+        ValueError: a grader of the user's own failed, on which example, or gave something else.
+    """
+    try:
+        grades: Any = grader.grade(items)
+        grades = list(grades) if isinstance(grades, Iterable) else grades
+    except Exception as error:  # somebody else's code can raise anything
+        if name in GRADERS:
+            raise
+        several = f"one of {len(items)} examples, the first " if len(items) > 1 else EXAMPLE
+        named = [note for note in getattr(error, "__notes__", ()) if note.startswith(EXAMPLE)]
+        where = named[0] if named else f"{several}{items[0].example.example_id!r}"
+        raise ValueError(f"task.grader={name} failed on {where}: {_said(error)}") from error
+    return checked(name, grades, items)
+
+
+@contextmanager
+def asking(name: str, method: str) -> Iterator[None]:
+    """Around any other method of a grader: what one of the user's own raises is a sentence, as its ValueErrors are.
+
+    Raises:
+        ValueError: naming the grader and the method.
+    """
+    try:
+        yield
+    except Exception as error:
+        if name in GRADERS or isinstance(error, ValueError):
+            raise
+        raise ValueError(f"task.grader={name} failed in {method}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"
 
 
 def version(name: str) -> int:
@@ -85,8 +126,8 @@ def grade(
     (`code`, whose tests are there, and own ones). `correct` is True, False, or None without a verdict.
 
     Raises:
-        ValueError: an unknown grader, a reference that the grader cannot read, or an own grader's result that is no
-            Grade.
+        ValueError: an unknown grader, a reference that the grader cannot read, an own grader that fails, or whose
+            result is no Grade.
     """
     for what, value in (("completion", completion), ("reference", reference)):
         if not isinstance(value, str):
@@ -94,6 +135,9 @@ def grade(
     if isinstance(choices, str):
         raise ValueError(f"choices must be a list of answers, not the text {choices!r}")
     found = load_grader(TaskConfig(name="custom", grader=grader, choices=list(choices or ())), Path("outputs"))
-    found.check()
+    with asking(grader, "check"):
+        found.check()
     example = Example("1", (), reference, row or {})
-    return checked(grader, found.grade([Item(example, completion, found.reference(example, reference))]), 1)[0]
+    with asking(grader, "reference"):
+        key = found.reference(example, reference)
+    return graded(grader, found, [Item(example, completion, key)])[0]

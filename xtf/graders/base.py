@@ -28,6 +28,8 @@ from xtf.config.schema import TaskConfig
 from xtf.data.examples import Example, RowError
 from xtf.graders.metrics import Metric, bootstrap, wilson
 
+EXAMPLE = "example "  # how a note begins that says on which one a grader failed
+
 
 @dataclass(frozen=True)
 class Grade:
@@ -38,23 +40,24 @@ class Grade:
     reason: str
 
 
-def checked(grader: str, grades: Any, items: int) -> list[Grade]:
-    """What a grader gave for so many items, with NumPy's True and False as Python's.
+def checked(grader: str, grades: Any, items: Sequence[Item]) -> list[Grade]:
+    """What a grader gave for the items, with NumPy's True and False as Python's.
 
     Raises:
         ValueError: it is not one `Grade` for each, right, wrong or without a verdict.
     """
+    wanted = f"task.grader={grader} must return one Grade for each item, whose `correct` is True, False or None, not"
+    if not isinstance(grades, list) or len(grades) != len(items):
+        raise ValueError(f"{wanted} {f'{len(grades)} for {len(items)}' if isinstance(grades, list) else repr(grades)}")
     plain = [
         replace(grade, correct=bool(grade.correct))
         if isinstance(grade, Grade) and isinstance(grade.correct, np.bool_)
         else grade
         for grade in grades
     ]
-    if len(plain) != items or not all(isinstance(one, Grade) and isinstance(one.correct, bool | None) for one in plain):
-        raise ValueError(
-            f"task.grader={grader} must return one Grade for each item, whose `correct` is True, False or None, not "
-            f"{plain!r}"
-        )
+    for item, one in zip(items, plain, strict=True):
+        if not isinstance(one, Grade) or not isinstance(one.correct, bool | None):
+            raise ValueError(f"{wanted} {one!r} ({EXAMPLE}{item.example.example_id!r})")
     return plain
 
 
@@ -103,8 +106,15 @@ class Grader:
         raise NotImplementedError(f"{type(self).__name__} needs verdict(item), or grade(items)")
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """One grade per item, in order."""
-        return [self.verdict(item) for item in items]
+        """One grade per item, in order; what `verdict` raises has a note that names the example."""
+        grades = []
+        for item in items:
+            try:
+                grades.append(self.verdict(item))
+            except Exception as error:
+                error.add_note(f"{EXAMPLE}{item.example.example_id!r}")
+                raise
+        return grades
 
     def names_answers(self) -> bool:
         """Whether `answer_spans` says what `grade` reads, so that `threshold.protect=answer` can keep it."""

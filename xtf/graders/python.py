@@ -41,10 +41,7 @@ class PythonGrader(Grader):
         return [(int(start), int(end)) for start, end in spans]
 
     def verdict(self, item: Item) -> Grade:
-        try:
-            verdict = self.function(item.completion, item.reference, dict(item.example.row))
-        except Exception as error:
-            raise ValueError(f"{self.path} failed on example {item.example.example_id!r}: {error!r}") from error
+        verdict = self.function(item.completion, item.reference, dict(item.example.row))
         if not isinstance(verdict, bool | np.bool_ | Grade | None):
             raise ValueError(f"{self.path} must return True, False, None or a Grade, not {verdict!r}")
         return verdict if isinstance(verdict, Grade) else Grade(verdict, item.completion, self.path)  # type: ignore[arg-type]

@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from xtf.config.checks import check_ranges
-from xtf.config.schema import Config, ConfigError, Protect, ThresholdConfig, ThresholdEnd, within
+from xtf.config.schema import Config, ConfigError, Protect, ThresholdConfig, ThresholdEnd, place, within
 from xtf.data.augment import augment
-from xtf.data.batches import ROWS_AT_ONCE, Batches
+from xtf.data.batches import ROWS_AT_ONCE, Batches, Hashes
 from xtf.data.provenance import COLUMN
 from xtf.data.ragged import IGNORED, PROMPT_TR, ROW_WEIGHTS, SOURCE, Responses
-from xtf.data.rows import ID_FIELDS, Rows, ids_of, row_id
+from xtf.data.rows import ID_FIELDS, Rows, ids_of, refuse_repeated, row_id
 from xtf.runtime.imports import installed_classes
 from xtf.scoring.attributes import ATTRIBUTES, LOOKS, register_installed
 from xtf.scoring.masks import Mask, StreamedMask, WeighedMask, build_mask, weights_to_labels
@@ -357,7 +357,7 @@ class DataAugmentation(Method):
     """
 
     name: str = "data_augmentation"
-    path: str | None = None  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
+    path: str | None = place()  # JSON lines with `example_id` and `prompt`; None: a few fixed rewordings
     factor: int = within(2, 1, 1000)  # examples afterwards per example before, at most
 
     def examples(self, examples: Sequence[Example]) -> list[Example]:
@@ -372,7 +372,7 @@ class Referenced(Method):
     """A method that compares the loss with a reference model's (`ref_logp`), an artifact of its own."""
 
     keep: float = within(0.6, 0, 1, excluding=(0,))  # share of the tokens
-    reference: str | None = None  # a model's folder or id; None: the base model, fine-tuned on a warm-up subset
+    reference: str | None = place()  # a model's folder or id; None: the base model, fine-tuned on a warm-up subset
     warmup: float = within(0.2, 0, 1, excluding=(0,))  # share of the training examples in that subset
 
     def warmup_rows(self, rows: int) -> np.ndarray:
@@ -611,7 +611,8 @@ def given_table(rows: Rows) -> Iterator[pa.RecordBatch]:
 
     Raises:
         ValueError: with file and row: a field that would not be heeded, lists that are none of numbers or of other
-            lengths, a label within the prompt or another than the token that it stands at, padding, several documents.
+            lengths, an id that another row has, a label within the prompt or another than the token that it stands at,
+            padding, several documents.
     """
     first = rows.rows[0]
     scores = list(
@@ -628,7 +629,7 @@ def given_table(rows: Rows) -> Iterator[pa.RecordBatch]:
             **{name: pa.list_(pa.float32()) for name in scores},
         }
     )
-    numbered = zip(rows.rows, rows.numbers, strict=True)
+    numbered, ids = zip(rows.rows, rows.numbers, strict=True), Hashes()
     while some := list(itertools.islice(numbered, ROWS_AT_ONCE)):
         read = []
         for row, number in some:
@@ -637,7 +638,9 @@ def given_table(rows: Rows) -> Iterator[pa.RecordBatch]:
             except ValueError as error:
                 raise ValueError(f"{rows.source}: row {number}: {error}") from error
             read[-1][SOURCE] = str(row.get(SOURCE) or read[-1]["example_id"])
+        ids.extend(hash(row["example_id"]) for row in read)
         yield pa.RecordBatch.from_pylist(read, schema)
+    refuse_repeated(rows.source, ids, lambda: map(row_id, rows.rows, rows.numbers))
 
 
 def _given(row: Mapping[str, Any], scores: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import pkgutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +34,9 @@ from xtf.data.examples import (
     whole,
     with_system,
 )
-from xtf.data.rows import NESTED, Rows, first_few, frame_rows, plain_row, plain_rows, row_id
-from xtf.graders import GRADERS, load_grader
-from xtf.graders.base import Grade, Grader, Item, checked
+from xtf.data.rows import NESTED, Rows, frame_rows, plain_row, plain_rows, refuse_repeated, row_id
+from xtf.graders import GRADERS, asking, graded, load_grader
+from xtf.graders.base import Grade, Grader, Item
 from xtf.graders.metrics import Metric
 from xtf.runtime.imports import import_named, installed
 
@@ -64,18 +63,19 @@ class Task:
         Raises:
             ValueError: what is missing, or what the user's grader did.
         """
-        self.grader.check()
+        with asking(self.config.grader, "check"):
+            self.grader.check()
         if not examples or self.config.grader in GRADERS:
             return
         example, right = examples[0], self._answer(examples[0])
         wrong = next((said for other in examples if (said := self._answer(other)) != right), WRONG)
         verdicts = {}
-        for what, completion in {"": right, "a wrong answer to ": wrong, "an empty answer to ": ""}.items():
+        for what, completion in {"its own": right, "a wrong": wrong, "an empty": ""}.items():
             try:
                 verdicts[what] = self.grade([(example, completion)])[0].correct
-            except Exception as error:  # somebody else's code can raise anything
+            except ValueError as error:
                 raise ValueError(
-                    f"task.grader={self.config.grader} cannot grade {what}the first row: {error}"
+                    f"{error} (the first row, tried with {what} answer before anything is trained)"
                 ) from error
         if list(verdicts.values()) == [True, None, None]:
             raise ValueError(
@@ -120,20 +120,12 @@ class Task:
                 "Mend them, or leave them out"
                 + (" by id (task.train.exclude_ids, task.eval.exclude_ids)." if rows.sha256 else ".")
             )
-        if doubled := self._doubled(rows, training, ids.repeated()):
-            raise ValueError(f"{rows.source}: {len(doubled)} ids occur more than once: {first_few(doubled)}")
 
-    def _doubled(self, rows: Rows, training: bool, suspects: set[int]) -> list[str]:
-        """The ids that several examples have; the rows are read again only where there are `suspects`, hashes of ids
-        that agree."""
-        if not suspects:
-            return []
-        names: Counter[str] = Counter()
-        for row, number in zip(rows.rows, rows.numbers, strict=True):
-            for example in self._examples_of(row, number, training):
-                if hash(example.example_id) in suspects:
-                    names[example.example_id] += 1
-        return [name for name, count in names.items() if count > 1]
+        def again() -> Iterator[str]:
+            for row, number in zip(rows.rows, rows.numbers, strict=True):
+                yield from (example.example_id for example in self._examples_of(row, number, training))
+
+        refuse_repeated(rows.source, ids, again)
 
     def _examples_of(self, row: Mapping[str, Any], number: int, training: bool) -> list[Example]:
         reading = self._reading(row, training)
@@ -178,16 +170,17 @@ class Task:
         else:
             stated = self._reading(example.row, training=False).reference
             text = example.response if stated is None else stated
-        return self.grader.reference(example, text)
+        with asking(self.config.grader, "reference"):
+            return self.grader.reference(example, text)
 
     def grade(self, items: Sequence[tuple[Example, str]]) -> list[Grade]:
         """One grade per (example, completion), in order.
 
         Raises:
-            ValueError: a grader of the user's own gave something else.
+            ValueError: a grader of the user's own failed, or gave something else.
         """
-        grades = self.grader.grade([Item(example, text, self.reference(example)) for example, text in items])
-        return checked(self.config.grader, grades, len(items))
+        known = [Item(example, text, self.reference(example)) for example, text in items]
+        return graded(self.config.grader, self.grader, known)
 
     @property
     def names_answers(self) -> bool:
@@ -209,15 +202,19 @@ class Task:
 
     def answer_spans(self, example: Example) -> list[tuple[int, int]]:
         """Characters [start, end) of an example's response that the grader reads; see `Grader.answer_spans`."""
-        return self.grader.answer_spans(example)
+        with asking(self.config.grader, "answer_spans"):
+            return self.grader.answer_spans(example)
 
     def metrics(self, examples: Sequence[Example], grades: Sequence[Sequence[Grade]]) -> dict[str, Metric]:
         """Figures over all examples; `grades[i]` are the grades of the samples for `examples[i]`."""
-        return self.grader.metrics([self.reference(example) for example in examples], grades)
+        references = [self.reference(example) for example in examples]
+        with asking(self.config.grader, "metrics"):
+            return self.grader.metrics(references, grades)
 
     def system_info(self) -> dict[str, Any]:
         """What the run's record says about how grading was done."""
-        return {"grader": self.config.grader, **self.grader.system_info()}
+        with asking(self.config.grader, "system_info"):
+            return {"grader": self.config.grader, **self.grader.system_info()}
 
 
 def load_task(config: TaskConfig, output_dir: str = "outputs") -> Task:
