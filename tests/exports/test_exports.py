@@ -7,8 +7,11 @@ import importlib.util
 import json
 import platform
 import runpy
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import hydra
@@ -181,11 +184,11 @@ def test_another_tokenizer_than_the_models_own_goes_with_the_rows(masked, tokeni
     folder = export(masked, tmp_path / to, to, tokenizer=given)
     saved = AutoTokenizer.from_pretrained(folder / "tokenizer")
     assert tokenizer_state(saved) == tokenizer_state(given) != tokenizer_state(tokenizer)
-    files = {"hf": "train.py", "trl": "train.py", "axolotl": "axolotl.yaml"}
+    files = {"hf": "train.py", "trl": "train.py", "axolotl": "axolotl.yaml", "megatron": "finetune.py"}
+    named = ("from_pretrained('tokenizer')", "tokenizer_config: tokenizer\n", "tokenizer_model=str(HERE / 'tokenizer')")
     told = "the tokenizer that made the rows: the configuration names none beside the model's own"
     if to in files:
-        settings = (folder / files[to]).read_text()
-        assert "from_pretrained('tokenizer')" in settings or yaml.safe_load(settings)["tokenizer_config"] == "tokenizer"
+        assert any(words in (folder / files[to]).read_text() for words in named)
     assert (told in (folder / "README.md").read_text()) == (told in caplog.text) == (to not in files)
 
 
@@ -241,6 +244,7 @@ def test_ms_swift_gets_a_scale_for_every_token(masked, tmp_path):
     plain = export(masked, tmp_path / "plain", "ms_swift")
     command = (plain / "train.sh").read_text()
     assert "--is_binary_loss_scale true" in command
+    assert "--fp16 false" in command  # else ms-swift 4.6.0 turns it on beside torch_dtype float32
     assert "--truncation_strategy delete" in command  # ms-swift 4.6.0 knows delete, left, right and split
 
 
@@ -280,6 +284,40 @@ def test_rows_that_are_no_dataset_of_lists_are_refused_in_a_sentence(masked, tmp
     floats = masked.cast_column("labels", datasets.List(datasets.Value("float32")))
     wanted = pq.read_table(export(masked, tmp_path / "d") / "train.parquet")
     assert pq.read_table(export(floats, tmp_path / "e") / "train.parquet").equals(wanted)
+
+
+def test_megatrons_script_has_the_runs_settings_and_a_step_of_about_as_many_rows(masked, tmp_path, monkeypatch):
+    """The names that it imports are stood in for by what keeps its arguments."""
+    lora = TuningConfig(name=Tuning.lora, batch_size=4, lora=LoraSettings(r=4, alpha=9), **SETTINGS | {"epochs": 2})
+    folder = export(masked, tmp_path / "megatron", "megatron", tuning=lora, max_length=40)
+    assert "torchrun --nproc-per-node=1 finetune.py" in (folder / "README.md").read_text()
+
+    class Kept(SimpleNamespace):
+        from_hf_pretrained = staticmethod(lambda path: Kept(path=path))
+
+        def to_megatron_provider(self, load_weights):
+            return self
+
+    class Stand(types.ModuleType):
+        __path__ = ()
+
+        def __getattr__(self, name):
+            return Kept
+
+    for line in (folder / "finetune.py").read_text().splitlines():
+        if line.startswith("from megatron"):
+            monkeypatch.setitem(sys.modules, line.split()[1], Stand(line.split()[1]))
+    for name in ("megatron.bridge.data", "megatron.bridge.data.builders", "megatron.bridge.data.packing"):
+        monkeypatch.setitem(sys.modules, name, Stand(name))
+    monkeypatch.syspath_prepend(str(folder))
+    found = runpy.run_path(str(folder / "finetune.py"))["config"]
+    monkeypatch.delitem(sys.modules, "dataset")
+    packs = pq.read_metadata(folder / "train.idx.parquet").num_rows
+    assert (found.model.path, found.model.seq_length, found.model.calculate_per_token_loss) == (MODEL, 40, True)
+    assert (found.train.num_epochs, found.train.global_batch_size) == (2, round(4 * packs / 7))
+    assert (found.optimizer.lr, found.scheduler.lr_decay_style) == (1e-4, "constant")
+    assert found.checkpoint.pretrained_checkpoint == found.tokenizer.tokenizer_model == MODEL
+    assert (found.peft.target_modules, found.peft.dim, found.peft.alpha) == (["linear_q", "linear_v"], 4, 9)
 
 
 def test_megatron_is_given_no_name_that_makes_a_folder_beside_the_model(masked, tmp_path):

@@ -76,7 +76,8 @@ def typed(node: DictConfig) -> DictConfig:
             values["scorer"]["model"] = _model_named(named)
     merged = OmegaConf.merge(schema, values)
     assert isinstance(merged, DictConfig)
-    for key in place_keys(*(OmegaConf.get_type(OmegaConf.select(merged, key)) for key in ("method", "scorer.model"))):
+    method, scoring = (OmegaConf.get_type(OmegaConf.select(merged, key)) for key in ("method", "scorer.model"))
+    for key in place_keys(method, scoring):
         if isinstance(path := OmegaConf.select(merged, key), str):
             OmegaConf.update(merged, key, expanded(path))
     return merged
@@ -86,7 +87,8 @@ def typed(node: DictConfig) -> DictConfig:
 def place_keys(method: type | None = None, scoring_model: type | None = None) -> list[str]:
     """The dotted keys whose values are files or folders (`xtf.config.schema.place`); of a method, and of the model in
     `scorer.model`, where their classes are given."""
-    found, left = list[str](), [("", Config), ("method.", method), ("scorer.model.", scoring_model)]
+    found = list[str]()
+    left: list[tuple[str, Any]] = [("", Config), ("method.", method), ("scorer.model.", scoring_model)]
     while left:
         prefix, kind = left.pop()
         if not dataclasses.is_dataclass(kind):

@@ -108,6 +108,7 @@ def _arguments(recipe: TrainingRecipe, *, binary: bool) -> dict[str, str]:
         "warmup_ratio": tuning.warmup_ratio,
         "gradient_checkpointing": tuning.gradient_checkpointing,
         "torch_dtype": "float32",
+        "fp16": False,  # ms-swift sets it beside weights in float32, and then refuses bf16
     }
     if recipe.lora:
         arguments |= {"lora_rank": tuning.lora.r, "lora_alpha": tuning.lora.alpha, "lora_dropout": tuning.lora.dropout}
