@@ -76,8 +76,8 @@ def typed(node: DictConfig) -> DictConfig:
             values["scorer"]["model"] = _model_named(named)
     merged = OmegaConf.merge(schema, values)
     assert isinstance(merged, DictConfig)
-    method, scoring = (OmegaConf.get_type(OmegaConf.select(merged, key)) for key in ("method", "scorer.model"))
-    for key in place_keys(method, scoring):
+    kinds: list[Any] = [OmegaConf.get_type(OmegaConf.select(merged, key)) for key in ("method", "scorer.model")]
+    for key in place_keys(*kinds):
         if isinstance(path := OmegaConf.select(merged, key), str):
             OmegaConf.update(merged, key, expanded(path))
     return merged
