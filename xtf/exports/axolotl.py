@@ -26,7 +26,10 @@ class Axolotl(Trainer):
         "accumulation, tokens of rows that keep few weigh more than in the run."
     )
     tried_with: ClassVar = {"axolotl": "0.19.0", "transformers": "5.16.1"}
-    tried = "2026-11-26: the first loss is the one computed by hand, 2.61965 (`make interop`, on a CPU)"
+    tried = (
+        "2026-11-27: the first loss is the one computed by hand, 2.61965 (`make interop`, on a CPU), also with "
+        "`tokenizer_config` and `special_tokens`"
+    )
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
         """train.parquet, axolotl.yaml."""

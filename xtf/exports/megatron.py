@@ -57,7 +57,9 @@ class Megatron(Trainer):
     tried = (
         "2026-11-26: its data set and collator read, learn and count "
         "every document as masked, and the first loss is the one computed by hand, 2.61965 (`make interop`, on a CPU, "
-        "so with Megatron-Core's own attention instead of Transformer Engine's)"
+        "so with Megatron-Core's own attention instead of Transformer Engine's). `finetune.py` is not run to its end: "
+        "its loop needs a GPU. What is run (2026-11-27): its configuration is built by Megatron-Bridge's classes and "
+        "passes their checks, with stand-ins for Transformer Engine"
     )
 
     def write(self, rows: MaskedRows, recipe: TrainingRecipe, folder: Path) -> None:
