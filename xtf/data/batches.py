@@ -57,6 +57,17 @@ class Batches(Again[pa.RecordBatch]):
 
         return Batches(batches)
 
+    def where(self, which: np.ndarray) -> Batches:
+        """The rows that `which`, bool (R,), names."""
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in self:
+                yield batch.filter(pa.array(which[start : start + batch.num_rows]))
+                start += batch.num_rows
+
+        return Batches(batches)
+
     def table(self) -> pa.Table:
         """All of it in memory.
 
@@ -144,6 +155,34 @@ class Hashes:
             part = every[start : start + HASHES_HELD + 1]
             found.update(part[1:][part[1:] == part[:-1]].tolist())
         return found
+
+
+class Growing:
+    """Values of one type, end to end in a file in `folder` that has no name; by default in that of `TMPDIR`.
+
+    Raises:
+        OSError: the disk is full; with the folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or Path(tempfile.gettempdir())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # goes with the object
+        self.type = np.dtype(np.int64)
+
+    def extend(self, values: np.ndarray) -> None:
+        """Add some, (N,)."""
+        self.type = values.dtype
+        with naming(self.folder):
+            self.file.write(np.ascontiguousarray(values).data)
+
+    def whole(self) -> np.ndarray:
+        """All of them, mapped into memory; there are no more to come."""
+        with naming(self.folder), self.file:
+            self.file.flush()
+            if not self.file.tell():
+                return np.zeros(0, self.type)
+            return np.frombuffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ), self.type)
 
 
 def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:
