@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import tracemalloc
@@ -228,6 +229,38 @@ def test_many_batches_make_fewer_row_groups_but_few_are_written_as_they_come(sco
     assert groups[20][:20] == [1] * 20 and min(groups[20][20:-1]) >= 2 and len(groups[20]) < 45
 
 
+def test_of_many_batches_several_are_mapped_as_one(scored, tmp_path, monkeypatch):
+    written = in_batches(scored, 1)
+    monkeypatch.setattr(batches, "GROUPS", 20)
+    monkeypatch.setattr(batches, "MAPPED_BYTES", 4000)
+    found = spooled(written, tmp_path)
+    sizes = [len(chunk) for chunk in found["input_ids"].chunks]
+    assert sizes[:20] == [1] * 20 and min(sizes[20:-1]) >= 2 and found == scored
+
+
+def test_batches_are_put_into_a_row_group_without_being_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "GROUPS", 0)
+    monkeypatch.setattr(batches, "GROUP_BYTES", 2**30)
+    values = np.random.default_rng(0).integers(0, 2**62, (8, 8, 10_000))
+    parts = [pa.RecordBatch.from_pydict({str(n): column for n, column in enumerate(part)}) for part in values]
+    with counted_pool() as counted:
+        write_parquet(parts, tmp_path / "rows.parquet")
+    assert pq.read_metadata(tmp_path / "rows.parquet").num_row_groups == 1
+    assert counted.max_memory() < values.nbytes
+
+
+@contextlib.contextmanager
+def counted_pool():
+    """A memory pool that counts what Arrow allocates meanwhile."""
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        yield counted
+    finally:
+        pa.set_memory_pool(usual)
+
+
 def test_a_parquet_file_is_read_without_keeping_what_was_read(tmp_path):
     def most(groups):
         values = pa.array(np.random.default_rng(0).random(100_000))
@@ -313,10 +346,6 @@ def test_packs_are_made_without_copying_all_rows(tmp_path):
 
     table = spooled((part() for _ in range(100)), tmp_path)
     assert all(Lists(table["labels"])[row].tolist() == table["labels"][row].as_py() for row in (0, 299, 300, 29_999))
-    usual, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
-    pa.set_memory_pool(counted)
-    try:
+    with counted_pool() as counted:
         next(packed(MaskedRows(table, 1, 0), 64))
-    finally:
-        pa.set_memory_pool(usual)
     assert counted.max_memory() < table["labels"].nbytes / 4
