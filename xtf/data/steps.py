@@ -92,8 +92,8 @@ class TrainingRows:
         """The arrays of some rows' tokens, (L,) each, and how many tokens of each row the model reads, int64 (R,)."""
         names, in_response, position = rows.table.schema.names, rows.in_response, positions(rows.lengths)
 
-        def of_tokens(values: np.ndarray, otherwise: float, kind: type = np.float32) -> np.ndarray:
-            found = np.full(len(rows.ids), otherwise, kind)
+        def of_tokens(values: np.ndarray | np.float32, otherwise: float, kind: type = np.float32) -> np.ndarray:
+            found: np.ndarray = np.full(len(rows.ids), otherwise, kind)
             found[in_response] = values
             return found
 
