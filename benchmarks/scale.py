@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+import xtf.cli  # noqa: F401  # chooses Arrow's allocator, as for every command
 from benchmarks.measure import Claim, console, report
 
 

@@ -133,6 +133,15 @@ def test_a_wheels_help_says_of_what_it_does_not_hold_where_that_is(monkeypatch):
     assert home.in_repository("docs/extending.md") == "docs/extending.md in the repository"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other wheels of Arrow need not bring jemalloc")
+def test_arrow_is_given_an_allocator_that_it_has():
+    import pyarrow as pa
+
+    import xtf.cli  # noqa: F401
+
+    assert os.environ["ARROW_DEFAULT_MEMORY_POOL"] in pa.supported_memory_backends()
+
+
 def test_a_stated_configuration_can_be_looked_at_without_running_it(tmp_path):
     done = run("--cfg", "job", "model=qwen", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

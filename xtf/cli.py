@@ -18,6 +18,10 @@ from xtf.runtime.interrupt import interruptible
 # `main` can word its errors for users.
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 os.environ["HYDRA_FULL_ERROR"] = "1"
+# Of mimalloc, Arrow's default, a process that writes Parquet keeps three to four times what Arrow uses. It is read
+# when Arrow is loaded; only the wheels for Linux are sure to bring jemalloc.
+if sys.platform == "linux":
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 # conf/hydra/launcher/joblib.yaml has the name of the plugin's own schema, and is meant to be checked against it.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/joblib' is validated", UserWarning)
 # What the extra `run` brings, as it is imported.

@@ -382,9 +382,18 @@ def loader(**changes: Any) -> StepLoader:
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
-    assert epoch_order(10, 0, 0).tolist() == epoch_order(10, 0, 0).tolist()
+    first, other = epoch_order(10, 0, 0).tolist(), epoch_order(10, 1, 0).tolist()
+    assert epoch_order(10, 0, 0).tolist() == first != other
     orders = {tuple(epoch_order(10, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
     assert len(orders) == 4
+
+
+def test_the_rows_of_an_epoch_are_put_in_order_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    generator = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or generator(seed))
+    assert loader(seed=77).tokens(5) == 54
+    assert made == [[77, 1]]
 
 
 def test_every_epoch_visits_every_row_once() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +15,20 @@ import pytest
 from transformers import AutoTokenizer
 
 from xtf import tiny
-from xtf.config.schema import PRESETS, Attribute, Protect, SourceConfig, TaskConfig, ThresholdConfig
+from xtf.config.schema import PRESETS, Attribute, Protect, SourceConfig, TaskConfig, ThresholdConfig, TuningConfig
 from xtf.data import batches
-from xtf.data.batches import Batches, Hashes, parquet_batches, spooled, write_parquet
+from xtf.data.batches import Batches, Growing, Hashes, parquet_batches, spooled, write_parquet
 from xtf.data.encode import Encoder, encode
-from xtf.data.ragged import as_lists
+from xtf.data.ragged import Lists, as_lists
 from xtf.data.rows import load_rows, plain_rows, read_file
+from xtf.data.steps import TrainingRows
 from xtf.data.stored import StoredRows, tokens_in
+from xtf.exports.base import MaskedRows
+from xtf.exports.megatron import packed
 from xtf.scoring.masks import StreamedMask, build_mask
 from xtf.scoring.methods import METHODS
 from xtf.tasks import load_task
+from xtf.training.datamodule import MaskedDataModule
 
 # --- rows ---------------------------------------------------------------------------------------------------
 
@@ -199,6 +205,16 @@ def test_batches_are_written_and_mapped_as_they_are(scored, tmp_path):
         write_parquet(iter(()), tmp_path / "none.parquet")
 
 
+def test_values_grow_in_a_file_and_are_mapped_from_it(tmp_path):
+    file = Growing(tmp_path / "here")
+    for part in ([1, 2], [], [3]):
+        file.extend(np.array(part, np.int16))
+    found = file.whole()
+    assert found.tolist() == [1, 2, 3] and found.dtype == np.int16
+    assert not list((tmp_path / "here").iterdir()), "the file has no name"
+    assert Growing().whole().tolist() == []
+
+
 def test_many_batches_make_fewer_row_groups_but_few_are_written_as_they_come(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "GROUP_BYTES", 4000)
     written = in_batches(scored, 1)
@@ -211,6 +227,38 @@ def test_many_batches_make_fewer_row_groups_but_few_are_written_as_they_come(sco
             assert file.read().to_pydict() == scored.to_pydict() and file.schema_arrow.metadata == {b"said": b"so"}
     assert groups[60] == [1] * 60
     assert groups[20][:20] == [1] * 20 and min(groups[20][20:-1]) >= 2 and len(groups[20]) < 45
+
+
+def test_of_many_batches_several_are_mapped_as_one(scored, tmp_path, monkeypatch):
+    written = in_batches(scored, 1)
+    monkeypatch.setattr(batches, "GROUPS", 20)
+    monkeypatch.setattr(batches, "MAPPED_BYTES", 4000)
+    found = spooled(written, tmp_path)
+    sizes = [len(chunk) for chunk in found["input_ids"].chunks]
+    assert sizes[:20] == [1] * 20 and min(sizes[20:-1]) >= 2 and found == scored
+
+
+def test_batches_are_put_into_a_row_group_without_being_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "GROUPS", 0)
+    monkeypatch.setattr(batches, "GROUP_BYTES", 2**30)
+    values = np.random.default_rng(0).integers(0, 2**62, (8, 8, 10_000))
+    parts = [pa.RecordBatch.from_pydict({str(n): column for n, column in enumerate(part)}) for part in values]
+    with counted_pool() as counted:
+        write_parquet(parts, tmp_path / "rows.parquet")
+    assert pq.read_metadata(tmp_path / "rows.parquet").num_row_groups == 1
+    assert counted.max_memory() < values.nbytes
+
+
+@contextlib.contextmanager
+def counted_pool():
+    """A memory pool that counts what Arrow allocates meanwhile."""
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        yield counted
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def test_a_parquet_file_is_read_without_keeping_what_was_read(tmp_path):
@@ -235,3 +283,69 @@ def test_a_full_disk_is_told_with_the_folder_of_a_file_without_a_name(scored, tm
         rows.writelines('{"a": 1}\n' for _ in range(10_000))
     with full_disk(), pytest.raises(ValueError, match=rf"rows\.jsonl\.gz: cannot be read: .*'{tmp_path / 'tmp'}'$"):
         read_file(tmp_path / "rows.jsonl.gz")
+
+
+# --- training and packs -------------------------------------------------------------------------------------
+
+
+ARRAYS = [
+    "input_ids",
+    "labels",
+    "weights",
+    "in_response",
+    "kept",
+    "idle",
+    "offsets",
+    "lengths",
+    "prompt_lengths",
+    "needed",
+]
+
+
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("name", ["paper", *SOFT])
+def test_training_rows_in_batches_are_those_of_the_whole(scored, name, size, tmp_path):
+    threshold = replace(PRESETS["paper"], **SOFT.get(name, {}))
+    masked = build_mask(scored, threshold, list(Attribute)).table
+    whole = TrainingRows(masked.combine_chunks(), ["logp"])
+    parts = TrainingRows(in_batches(masked, size), ["logp"], folder=tmp_path)
+    for one, other in ((whole, parts), (whole.in_epoch(3, 1), parts.in_epoch(3, 1))):
+        assert all(np.array_equal(getattr(one, array), getattr(other, array)) for array in ARRAYS)
+        assert np.array_equal(one.columns["logp"], other.columns["logp"]) and one.example_ids == other.example_ids
+    assert whole.moving is (name == "moving") and not list(tmp_path.iterdir())
+
+
+def test_training_holds_no_tokens_of_a_mask_in_memory(scored, tmp_path):
+    masked = build_mask(scored, PRESETS["paper"], list(Attribute)).table
+
+    def most(times):
+        path = tmp_path / f"{times}.parquet"
+        write_parquet((batch for _ in range(times) for batch in masked.to_batches()), path)
+        recipe = {"batch_size": 8, "epochs": 1, "learning_rate": 1e-4, "schedule": "constant", "warmup_ratio": 0}
+        tracemalloc.start()
+        data = MaskedDataModule(path, TuningConfig("t", validation_fraction=0.3, **recipe), seed=0, folder=tmp_path)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found, data.training.lengths.sum()
+
+    (few, _), (many, tokens) = most(10), most(30)
+    assert many - few < 6 * tokens, "bytes a token, and 19 tokens a row"
+
+
+def test_packs_are_made_without_copying_all_rows(tmp_path):
+    generator = np.random.default_rng(0)
+
+    def part():
+        lengths = generator.integers(20, 60, 300)
+        return pa.RecordBatch.from_pydict(
+            {
+                name: as_lists(generator.integers(0, 99, lengths.sum()).astype(np.int32), lengths)
+                for name in ("input_ids", "labels")
+            }
+        )
+
+    table = spooled((part() for _ in range(100)), tmp_path)
+    assert all(Lists(table["labels"])[row].tolist() == table["labels"][row].as_py() for row in (0, 299, 300, 29_999))
+    with counted_pool() as counted:
+        next(packed(MaskedRows(table, 1, 0), 64))
+    assert counted.max_memory() < table["labels"].nbytes / 4

@@ -39,6 +39,7 @@ from xtf.config.schema import (
     Tuning,
     TuningConfig,
 )
+from xtf.data.batches import Batches
 from xtf.data.ragged import SOURCE, with_ends
 from xtf.data.steps import TrainingRows, collate, epoch_order
 from xtf.runtime import train_log
@@ -339,7 +340,7 @@ def test_the_validation_split_never_parts_rows_of_one_source(tmp_path: Path) -> 
     sources = [f"s{row // 3}" for row in range(20)]
     for seed in range(5):
         training, validation = datamodule._split(
-            source.append_column(SOURCE, pa.array(sources)),
+            Batches.of(source.append_column(SOURCE, pa.array(sources))),
             dataclasses.replace(TUNING, validation_fraction=0.2),
             seed,
             (),
@@ -348,7 +349,7 @@ def test_the_validation_split_never_parts_rows_of_one_source(tmp_path: Path) -> 
         names = [{sources[int(name[1:])] for name in rows.example_ids} for rows in (training, validation)]
         assert not names[0] & names[1]
         assert 4 <= len(validation) <= 6
-    plain = datamodule._split(source, dataclasses.replace(TUNING, validation_fraction=0.2), 3, ())[1]
+    plain = datamodule._split(Batches.of(source), dataclasses.replace(TUNING, validation_fraction=0.2), 3, ())[1]
     assert plain is not None
     order = np.random.default_rng([3, datamodule.VALIDATION_STREAM]).permutation(20)
     assert plain.example_ids == [f"e{row}" for row in sorted(order[:4])]
@@ -433,7 +434,6 @@ def test_a_part_whose_log_is_damaged_is_trained_again(
     def whole_run() -> None:
         chosen = dataclasses.replace(config(), method=SelfEvolving(subsets=1, warmup=0.4, keep=0.6))
         parts = chosen.method.parts([str(row) for row in range(20)])
-        assert parts is not None
         model: Any = Model()
         train_file._fit_parts(model, table(), parts, chosen, tmp_path, pad_id=0)
 

@@ -588,7 +588,7 @@ def check_export(config: Config) -> None:
             f"threshold.dropped_weight={config.threshold.dropped_weight} gives fractional weights, which "
             f"{trainers[to].title} does not read: export to one that does ({reading}), or set it to 0"
         )
-    if method.parts([""]) is not None:
+    if method.in_parts:
         raise ConfigError(
             f"method={method.name} cleans each part of the rows with the model that the parts before have left, which "
             "no file can hold: train it here (stage=all), or export another method"

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from xtf.runtime.artifacts import naming
 
 ROWS_AT_ONCE = 1024  # of a Parquet file
-GROUPS = 128  # row groups of a Parquet file that are written as they come
-GROUP_BYTES = 4 * 2**20  # of later ones, in memory
+GROUPS = 128  # batches of a file that are written as they come
+GROUP_BYTES = 4 * 2**20  # in memory, of later row groups of a Parquet file
+MAPPED_BYTES = 2**20  # of later batches of a mapped file
 HASHES_HELD = 8192  # 8 bytes each
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Batches(Again[pa.RecordBatch]):
     @classmethod
     def of(cls, table: pa.Table) -> Batches:
         """A table that is in memory, or mapped into it."""
-        return cls(table.to_batches)
+        return cls(table.to_reader)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return (batch for batch in super().__iter__() if batch.num_rows)
@@ -53,6 +54,17 @@ class Batches(Again[pa.RecordBatch]):
             start = 0
             for batch in self:
                 yield batch.append_column(name, column.slice(start, batch.num_rows))
+                start += batch.num_rows
+
+        return Batches(batches)
+
+    def where(self, which: np.ndarray) -> Batches:
+        """The rows that `which`, bool (R,), names."""
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in self:
+                yield batch.filter(pa.array(which[start : start + batch.num_rows]))
                 start += batch.num_rows
 
         return Batches(batches)
@@ -86,7 +98,7 @@ def write_parquet(batches: Iterable[pa.RecordBatch], path: Path, metadata: Mappi
     """Write batches of one schema as they come; `metadata` of the table are kept in the file.
 
     Each is a row group, but for those beyond `GROUPS`, of which several make one of at least `GROUP_BYTES`: what the
-    writer holds of each group until the end, some 20 KB for a mask, would add up.
+    writer holds of each group until the end, some 11 KB for a mask, would add up.
 
     Raises:
         ValueError: there is none.
@@ -97,20 +109,21 @@ def write_parquet(batches: Iterable[pa.RecordBatch], path: Path, metadata: Mappi
         raise ValueError(f"{path}: there are no rows to write")
     schema = first.schema.with_metadata({**(first.schema.metadata or {}), **(metadata or {})})
     with pq.ParquetWriter(path, schema) as writer:
-        for batch in _groups(itertools.chain([first], rest)):
-            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+        for table in _groups(itertools.chain([first], rest), GROUP_BYTES):
+            writer.write_table(table, table.num_rows)
+    pa.default_memory_pool().release_unused()
 
 
-def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield from itertools.islice(batches, GROUPS)
+def _groups(batches: Iterator[pa.RecordBatch], least: int) -> Iterator[pa.Table]:
+    """The first `GROUPS` batches one by one, later ones together until they have `least` bytes."""
     held: list[pa.RecordBatch] = []
-    for batch in batches:
+    for number, batch in enumerate(batches):
         held.append(batch)
-        if sum(one.nbytes for one in held) >= GROUP_BYTES:
-            yield pa.concat_batches(held)
+        if number < GROUPS or sum(one.nbytes for one in held) >= least:
+            yield pa.Table.from_batches(held)
             held = []
     if held:
-        yield pa.concat_batches(held)
+        yield pa.Table.from_batches(held)
 
 
 class Hashes:
@@ -146,10 +159,39 @@ class Hashes:
         return found
 
 
+class Growing:
+    """Values of one type, end to end in a file in `folder` that has no name; by default in that of `TMPDIR`.
+
+    Raises:
+        OSError: the disk is full; with the folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or Path(tempfile.gettempdir())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # goes with the object
+        self.type = np.dtype(np.int64)
+
+    def extend(self, values: np.ndarray) -> None:
+        """Add some, (N,)."""
+        self.type = values.dtype
+        with naming(self.folder):
+            self.file.write(np.ascontiguousarray(values).data)
+
+    def whole(self) -> np.ndarray:
+        """All of them, mapped into memory; there are no more to come."""
+        with naming(self.folder), self.file:
+            self.file.flush()
+            if not self.file.tell():
+                return np.zeros(0, self.type)
+            return np.frombuffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ), self.type)
+
+
 def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:
     """The batches, of one schema, as a table mapped from a file in `folder` that has no name: it goes with the table.
 
-    What is mapped are pages of a file, which the system takes back when it needs memory.
+    What is mapped are pages of a file, which the system takes back when it needs memory. Of each batch Arrow holds some
+    3 KB, so that those beyond `GROUPS` are put together, to at least `MAPPED_BYTES`.
 
     Raises:
         OSError: the disk is full; with the folder.
@@ -162,9 +204,9 @@ def spooled(batches: Iterable[pa.RecordBatch], folder: Path) -> pa.Table:
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
         with pa.ipc.new_file(file, first.schema) as writer:
-            writer.write_batch(first)
-            for batch in rest:
-                writer.write_batch(batch)
+            for table in _groups(itertools.chain([first], rest), MAPPED_BYTES):
+                writer.write_table(table.combine_chunks())
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    pa.default_memory_pool().release_unused()
     return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()

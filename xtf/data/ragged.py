@@ -10,9 +10,10 @@ Shapes, as suffixes of names where several meet: R rows, L tokens of whole seque
 from __future__ import annotations
 
 import functools
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -147,6 +148,21 @@ def as_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+class Lists:
+    """The lists of a column of many chunks, each where it lies: `take` copies the column first, whatever is taken."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in column.chunks]
+        self.starts = list(accumulate((len(chunk) for chunk in column.chunks), initial=0))
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        chunk = bisect_right(self.starts, row) - 1
+        offsets, values = self.chunks[chunk]
+        place = row - self.starts[chunk]
+        found: np.ndarray = values[offsets[place] : offsets[place + 1]]
+        return found
 
 
 # --- response tokens ----------------------------------------------------------------------------------------

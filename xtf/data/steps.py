@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from xtf.data.batches import Batches, Growing
 from xtf.data.ragged import IGNORED, ROW_WEIGHTS, Sequences, positions
 
 DRAWS = 2**31 + 2  # keeps these draws apart from the order of rows, whose streams are epochs, and from other streams
@@ -26,6 +29,9 @@ class TrainingRows:
     `extra` ones, as long as the response, that an online method reads. `own_queries`: the model reads every target,
     also the last one.
 
+    The table is gone through a record batch at a time, and what is as long as its tokens lies in files in `folder`
+    without a name (`Growing`), mapped into memory: some 15 bytes a token there, and 50 bytes a row in memory.
+
     A mask whose holes move has two columns more, `drop_probability` (a number for each row) and `dropped` (bool, as
     long as the response): with that probability a dropped token has its stored weight in an epoch, else its row's. Here
     stands what it has on average; `in_epoch` draws.
@@ -34,49 +40,94 @@ class TrainingRows:
         ValueError: a column is missing or as long as neither the sequence nor the response.
     """
 
-    def __init__(self, table: pa.Table, extra: Iterable[str] = (), *, own_queries: bool = False) -> None:
-        wanted = ["example_id", "input_ids", "prompt_length", "labels", *extra]
-        if missing := [name for name in wanted if name not in table.column_names]:
-            raise ValueError(f"the training table lacks the columns {missing}; it has {table.column_names}")
-        rows = Sequences(table)
-        self.example_ids: list[str] = table["example_id"].to_pylist()
-        self.input_ids, self.offsets, self.lengths = rows.ids, rows.offsets, rows.lengths
-        self.labels = rows.of_sequences("labels")
-        self.prompt_lengths = rows.prompts
-        self.own_queries = own_queries
-        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
-        self.position = positions(self.lengths)
-        self.in_response = self.position >= np.repeat(self.prompt_lengths, self.lengths)
-        self.untrained = np.zeros(len(self.input_ids), dtype=bool)  # by the rows themselves, whatever the mask
-        self.untrained[self.in_response] = rows.untrained
-        self.columns: dict[str, np.ndarray] = {}
-        for name in ["weights", *extra] if "weights" in table.column_names else list(extra):
-            self.columns[name] = np.ones(len(self.input_ids), np.float32)
-            self.columns[name][self.in_response] = rows.of_responses(name)
-        weights = self.columns.pop("weights", np.ones(len(self.input_ids), np.float32))
-        self.moving = "drop_probability" in table.column_names
-        if self.moving:
-            self.when_dropped = weights
-            self.chance = np.zeros(len(self.input_ids), np.float32)  # of being dropped in an epoch
-            self.chance[self.in_response] = rows.of_responses("dropped")
-            self.chance *= np.repeat(table["drop_probability"].to_numpy().astype(np.float32), self.lengths)
-            self.when_kept = np.ones(len(self.input_ids), np.float32)
-            if ROW_WEIGHTS in table.column_names:
-                self.when_kept[self.in_response] = rows.of_responses(ROW_WEIGHTS)
-            weights = np.where(self.chance > 0, self.when_kept - self.chance * (self.when_kept - weights), weights)
-        self._weigh(weights)
+    READ = ("example_id", "input_ids", "prompt_length", "labels", "weights", "drop_probability", "dropped", ROW_WEIGHTS)
 
-    def _weigh(self, weights: np.ndarray) -> None:
-        self.weights = weights
+    def __init__(
+        self,
+        table: pa.Table | Batches,
+        extra: Iterable[str] = (),
+        *,
+        own_queries: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        self.batches = Batches.of(table) if isinstance(table, pa.Table) else table
+        self.extra, self.own_queries, self.folder = tuple(extra), own_queries, folder
+        self.apart: int | None = None  # tokens; longer documents share no row with others (longrope)
+        self.moving = False
+        self._read(None)
+
+    def _read(self, drawn: tuple[int, int] | None) -> None:
+        """Fill the arrays, with the weights of the epoch that is `drawn`: (seed, epoch)."""
+        files: dict[str, Growing] = {}
+        names: list[pa.Array] = []
+        of_rows: list[tuple[np.ndarray, ...]] = []
+        for batch in self.batches:
+            rows = self._sequences(batch)
+            names.append(batch.column("example_id"))
+            arrays, needed = self._tokens(rows, drawn)
+            of_rows.append((rows.lengths, rows.prompts, needed))
+            for name, values in arrays.items():
+                if name not in files:
+                    files[name] = Growing(self.folder)
+                files[name].extend(values)
+        if not names:
+            raise ValueError("there are no rows to train on")
+        self._names = pa.chunked_array(names)
+        self.lengths, self.prompt_lengths, self.needed = map(np.concatenate, zip(*of_rows, strict=True))
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+        whole = {name: file.whole() for name, file in files.items()}
+        self.input_ids, self.labels, self.weights = whole["input_ids"], whole["labels"], whole["weights"]
+        self.in_response, self.kept, self.idle = whole["in_response"], whole["kept"], whole["idle"]
+        self.columns = {name: whole[f"column {name}"] for name in self.extra}
+
+    def _sequences(self, batch: pa.RecordBatch) -> Sequences:
+        names = batch.schema.names
+        wanted = ["example_id", "input_ids", "prompt_length", "labels", *self.extra]
+        if missing := [name for name in wanted if name not in names]:
+            raise ValueError(f"the training table lacks the columns {missing}; it has {names}")
+        self.moving = "drop_probability" in names
+        return Sequences(batch)
+
+    def _tokens(self, rows: Sequences, drawn: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The arrays of some rows' tokens, (L,) each, and how many tokens of each row the model reads, int64 (R,)."""
+        names, in_response, position = rows.table.schema.names, rows.in_response, positions(rows.lengths)
+
+        def of_tokens(values: np.ndarray | np.float32, otherwise: float, kind: type = np.float32) -> np.ndarray:
+            found: np.ndarray = np.full(len(rows.ids), otherwise, kind)
+            found[in_response] = values
+            return found
+
+        labels = rows.of_sequences("labels")
+        untrained = of_tokens(rows.untrained, False, np.bool_)  # by the rows themselves, whatever the mask
+        weights = of_tokens(rows.of_responses("weights") if "weights" in names else np.float32(1), 1)
+        arrays = {f"column {name}": of_tokens(rows.of_responses(name), 1) for name in self.extra}
+        if self.moving:
+            chance = of_tokens(rows.of_responses("dropped"), 0)  # of being dropped in an epoch
+            chance *= np.repeat(rows.table.column("drop_probability").to_numpy().astype(np.float32), rows.lengths)
+            when_kept = of_tokens(rows.of_responses(ROW_WEIGHTS) if ROW_WEIGHTS in names else np.float32(1), 1)
+            if drawn is None:
+                weights = np.where(chance > 0, when_kept - chance * (when_kept - weights), weights)
+            else:
+                ids = rows.table.column("example_id").to_pylist()
+                draws = [_draws(*drawn, name, length) for name, length in zip(ids, rows.lengths, strict=True)]
+                weights = np.where((chance > 0) & (np.concatenate(draws) >= chance), when_kept, weights)
         # A document's first token is never a target: nothing precedes it.
-        self.kept = (self.labels != IGNORED) & (self.weights != 0) & (self.position > 0)
+        kept = (labels != IGNORED) & (weights != 0) & (position > 0)
         # Tokens from the last kept one on are targets at most, so the model need not read them; it reads that one too
         # where a rule asks what the kept tokens themselves attend to.
-        reach = np.where(self.kept, self.position + self.own_queries, 0)
-        self.needed = np.maximum.reduceat(reach, self.offsets[:-1])
+        reach = np.where(kept, position + self.own_queries, 0)
+        needed = np.maximum.reduceat(np.append(reach, 0), rows.offsets[:-1])
         # Response tokens that predict one which the mask dropped. The end of a document predicts nothing.
-        dropped = self.in_response & ~self.kept & ~self.untrained & (self.position > 0)
-        self.idle = self.in_response & np.append(dropped[1:], False)
+        dropped = in_response & ~kept & ~untrained & (position > 0)
+        arrays |= {"input_ids": rows.ids, "labels": labels, "weights": weights, "kept": kept}
+        arrays |= {"in_response": in_response, "idle": in_response & np.append(dropped[1:], False)}
+        return arrays, needed
+
+    @property
+    def example_ids(self) -> list[str]:
+        """The id of each row."""
+        found: list[str] = self._names.to_pylist()
+        return found
 
     def in_epoch(self, seed: int, epoch: int) -> TrainingRows:
         """The rows with the weights of an epoch; themselves where these are the same in all.
@@ -86,15 +137,12 @@ class TrainingRows:
         """
         if not self.moving:
             return self
-        draws = np.concatenate(
-            [_draws(seed, epoch, name, length) for name, length in zip(self.example_ids, self.lengths, strict=True)]
-        )
         found = copy.copy(self)
-        found._weigh(np.where((self.chance > 0) & (draws >= self.chance), self.when_kept, self.when_dropped))
+        found._read((seed, epoch))
         return found
 
     def __len__(self) -> int:
-        return len(self.example_ids)
+        return len(self.lengths)
 
 
 def _draws(seed: int, epoch: int, example_id: str, tokens: int) -> np.ndarray:
@@ -103,6 +151,7 @@ def _draws(seed: int, epoch: int, example_id: str, tokens: int) -> np.ndarray:
     return np.random.default_rng([seed, DRAWS, epoch, *words]).random(tokens)
 
 
+@functools.lru_cache(1)  # each step asks for it
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the rows in an epoch, a function of (seed, epoch) alone."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
@@ -114,17 +163,19 @@ def pack(lengths: Sequence[int], budget: int, multiple: int = 1) -> list[list[in
     Best fit, longest first. With `multiple` devices the number of bins is a multiple of it and the load is
     spread evenly; a bin is then empty if there are fewer documents than devices.
     """
-    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, bin), ascending
+    room: list[tuple[int, int]] = []  # (tokens left, bin), ascending; without those in which no document has room
+    shortest = min(lengths, default=0)
     for index in longest_first:
         slot = bisect_left(room, (lengths[index], 0))
         if slot == len(room):
-            bins.append([index])
-            insort(room, (budget - lengths[index], len(bins) - 1))
+            left, chosen = budget, len(bins)
+            bins.append([])
         else:
             left, chosen = room.pop(slot)
-            bins[chosen].append(index)
+        bins[chosen].append(index)
+        if left - lengths[index] >= shortest:
             insort(room, (left - lengths[index], chosen))
     if multiple == 1:
         return bins

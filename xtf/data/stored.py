@@ -39,7 +39,7 @@ class StoredRows(Sequence[Encoded]):
         return int(self.table.num_rows)
 
     def __iter__(self) -> Iterator[Encoded]:
-        for batch in self.table.to_batches():
+        for batch in self.table.to_reader():
             yield from _rows(batch)
 
     @overload

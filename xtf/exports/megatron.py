@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xtf.data.batches import write_parquet
-from xtf.data.ragged import IGNORED
+from xtf.data.ragged import IGNORED, Lists, as_lists
 from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler
 
 PACKS_AT_ONCE = 256  # that are in memory
@@ -79,22 +79,20 @@ def packed(rows: MaskedRows, length: int) -> Iterator[pa.RecordBatch]:
     """Rows packed into at most `length` tokens, longest first; the mask moved to the predicting token."""
     from xtf.data.steps import pack
 
-    types = {"input_ids": pa.int32(), "loss_mask": pa.int8(), "seq_start_id": pa.int32()}
-    schema = pa.schema({name: pa.list_(kind) for name, kind in types.items()})
-    groups = pack(rows.lengths.tolist(), length)
+    every_ids, every_labels = (Lists(rows.table[name]) for name in ("input_ids", "labels"))
+    groups = pack(array("q", rows.lengths.tobytes()), length)
     for first in range(0, len(groups), PACKS_AT_ONCE):
         some = groups[first : first + PACKS_AT_ONCE]
-        table = rows.table.take(pa.array([index for group in some for index in group]))
-        documents = iter(zip(*(table[name].to_pylist() for name in ("input_ids", "labels")), strict=True))
-        columns: dict[str, list[list[int]]] = {name: [] for name in types}
-        for group in some:
-            ids, labels = zip(*islice(documents, len(group)), strict=True)
-            columns["input_ids"].append([token for document in ids for token in document])
-            masks = ([int(label != IGNORED) for label in document[1:]] + [0] for document in labels)
-            columns["loss_mask"].append([value for mask in masks for value in mask])
-            ends = np.cumsum([len(document) for document in ids])
-            columns["seq_start_id"].append([0, *ends[:-1].tolist()])
-        yield pa.RecordBatch.from_pydict(columns, schema)
+        ids = [[every_ids[index] for index in group] for group in some]
+        masks = [np.append(every_labels[index][1:] != IGNORED, False) for group in some for index in group]
+        starts = [np.cumsum([0, *map(len, group)])[:-1] for group in ids]
+        tokens = np.array([sum(map(len, group)) for group in ids])
+        columns = {
+            "input_ids": as_lists(np.concatenate([document for group in ids for document in group]), tokens),
+            "loss_mask": as_lists(np.concatenate(masks).astype(np.int8), tokens),
+            "seq_start_id": as_lists(np.concatenate(starts).astype(np.int32), np.array([len(group) for group in some])),
+        }
+        yield pa.RecordBatch.from_pydict(columns)
 
 
 def _script(recipe: TrainingRecipe) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import pyarrow.compute as pc
 
+from xtf.data.ragged import flat
 from xtf.exports.base import MaskedRows, Trainer, TrainingRecipe, scheduler, training_settings
 
 PLUGIN = '''\
@@ -83,8 +83,7 @@ class MsSwift(Trainer):
 
 
 def _binary(rows: MaskedRows) -> bool:
-    values = pc.list_flatten(rows.table["loss_weights"]).to_numpy()
-    return bool(np.isin(values, (0, 1)).all())
+    return all(np.isin(flat(chunk)[0], (0, 1)).all() for chunk in rows.table["loss_weights"].chunks)
 
 
 def _arguments(recipe: TrainingRecipe, *, binary: bool) -> dict[str, str]:

@@ -69,6 +69,7 @@ class Method:
     divided_by_all: ClassVar[bool] = False  # divisor=kept counts the tokens to which the online rule gives 0 as well
     entropy_top: ClassVar[int] = 0
     prompt_attention: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = False  # trains on one part of the rows after the other (`parts`)
     own_rows: ClassVar[bool] = False  # the training rows are tokens with their weights: `own_table` reads them
     epochs_factor: ClassVar[int] = 1
     version: ClassVar[int] = 1  # raised when the rule changes, so that runs of the old one are told from new ones
@@ -135,10 +136,10 @@ class Method:
             return StreamedMask(rows, ThresholdConfig(end=ThresholdEnd.scored), ())
         return self.mask(rows.table(), threshold, attributes, seed)
 
-    def parts(self, sources: Sequence[str]) -> list[np.ndarray] | None:
+    def parts(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Rows of the parts that are trained one after the other, each cleaned (`clean`) by the model as the parts
-        before left it; None: all rows at once. `sources`: of each row, the example that it was made of."""
-        return None
+        before left it. `sources`: of each row, the example that it was made of."""
+        raise NotImplementedError(f"{self.name} does not train in parts")
 
     def clean(self, scores: Responses) -> np.ndarray:
         """w_t of the response tokens of a part behind the first, given `logp` and the trained model's `ref_logp`."""
@@ -431,8 +432,9 @@ class SelfEvolving(Method):
     subsets: int = within(5, 1, 1000)  # parts that are cleaned, behind the warm-up
     version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"logp"})
+    in_parts: ClassVar[bool] = True
 
-    def parts(self, sources: Sequence[str]) -> list[np.ndarray] | None:
+    def parts(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Rows of the warm-up part and of each subset, in training order; the same for every seed of a run.
 
         They are drawn by source, so that a part is not cleaned by a model that has been trained on its rows' siblings.

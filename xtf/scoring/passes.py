@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xtf.config.checks import by_id, fitted_to_prompts
 from xtf.config.schema import Attribute, Config
-from xtf.data.batches import Batches, write_parquet
+from xtf.data.batches import ROWS_AT_ONCE, Batches, write_parquet
 from xtf.data.provenance import in_schema
 from xtf.data.ragged import PROMPT_TR, ROW_WEIGHTS, SOURCE, row_weights, with_ends
 from xtf.runtime.artifacts import write_atomic
@@ -132,7 +132,7 @@ def _training_batches(rows: StoredRows, passes: Mapping[Pass, Path]) -> Iterator
         names = [name for name in pass_columns(passes[Pass.base]) if name not in (*LOOKS, PROMPT_TR)]
         tables: Iterator[pa.RecordBatch] = pass_batches(passes[Pass.base], names)
     else:
-        tables = iter(rows.table.select(["example_id", "input_ids", "prompt_length"]).to_batches())
+        tables = iter(rows.table.select(["example_id", "input_ids", "prompt_length"]).to_batches(ROWS_AT_ONCE))
     others = {
         name: _Parts(pass_batches(passes[source[0]], [source[1]]))
         for name, source in COLUMNS.items()

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytorch_lightning as pl
 from transformers import PreTrainedModel
 
 from xtf.config.checks import check_backward
 from xtf.config.schema import Backward, CheckpointChoice, TuningConfig
-from xtf.data.ragged import as_arrow, sources_of
+from xtf.data.batches import Batches, parquet_batches
+from xtf.data.ragged import SOURCE, as_arrow
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import Method
 from xtf.training.packed import PACKED, check_positions, enable_packing
@@ -44,6 +46,7 @@ class MaskedDataModule(pl.LightningDataModule):
         tokens_per_microbatch: of a packed row; a longer document has one to itself. Any number gives the same sums.
         fill_with: a token id; every packed row is filled up to `tokens_per_microbatch`, for a compiled model.
         shuffle: each epoch anew.
+        folder: where `TrainingRows` keeps what is as long as the tokens; by default that of `TMPDIR`.
 
     Raises:
         ValueError: nothing to train on; columns are missing; a setting that a recipe would have given is not set.
@@ -59,6 +62,7 @@ class MaskedDataModule(pl.LightningDataModule):
         tokens_per_microbatch: int = 8192,
         fill_with: int | None = None,
         shuffle: bool = True,
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
         if missing := [name for name in NEEDED if getattr(tuning, name) is None]:
@@ -67,8 +71,9 @@ class MaskedDataModule(pl.LightningDataModule):
         check_backward(tuning, self.method)
         self.tokens_per_microbatch, self.fill_with, self.shuffle = tokens_per_microbatch, fill_with, shuffle
         extra = sorted(self.method.needs) if self.method.online else ()
-        table = pq.read_table(masked) if isinstance(masked, str | Path) else as_arrow(masked)
-        self.training, self.validation = _split(table, tuning, seed, extra, own_queries=self.method.prompt_attention)
+        self.training, self.validation = _split(
+            _batches(masked, extra), tuning, seed, extra, own_queries=self.method.prompt_attention, folder=folder
+        )
         self.longest = max(int(rows.needed.max()) for rows in self._parts())  # tokens of the longest document
         self.attention: str | None = None  # the model's implementation, once `prepare` has chosen it
         self.loader: StepLoader | None = None  # that the Trainer goes through
@@ -157,38 +162,58 @@ class ValidationLoader:
             yield collate(self.rows, part, self.tokens_per_microbatch, number, self.rank, self.devices)
 
 
+def _batches(masked: datasets.Dataset | pa.Table | str | Path, extra: Sequence[str]) -> Batches:
+    """The rows; those of a file are read a batch at a time, and no column of it that training does not need."""
+    if not isinstance(masked, str | Path):
+        return Batches.of(as_arrow(masked))
+    file = Path(masked)
+    names = [name for name in pq.read_schema(file).names if name in (*TrainingRows.READ, SOURCE, *extra)]
+    return Batches(lambda: parquet_batches([file], names))
+
+
 def _split(
-    table: pa.Table, tuning: TuningConfig, seed: int, extra: Sequence[str], *, own_queries: bool = False
+    rows: Batches,
+    tuning: TuningConfig,
+    seed: int,
+    extra: Sequence[str],
+    *,
+    own_queries: bool = False,
+    folder: Path | None = None,
 ) -> tuple[TrainingRows, TrainingRows | None]:
     """Training rows, and validation rows if `tuning.validation_fraction` asks for them (at least one then).
 
-    Rows of one source example (`sources_of`), its turns and its augmented copies, stay together.
+    Rows of one source example, its turns and its augmented copies, stay together.
     """
-    wanted = 0
     if tuning.validation_fraction > 0:
-        wanted = max(1, round(tuning.validation_fraction * table.num_rows))
+        held_out = _held_out(rows, tuning.validation_fraction, seed)
+        training, validation = (
+            TrainingRows(rows.where(which), extra, own_queries=own_queries, folder=folder)
+            for which in (~held_out, held_out)
+        )
     elif tuning.checkpoint is CheckpointChoice.best:
         raise ValueError("tuning.checkpoint=best needs tuning.validation_fraction above 0")
-    sources = sources_of(table).to_numpy(zero_copy_only=False)
-    _, first, source, sizes = np.unique(sources, return_index=True, return_inverse=True, return_counts=True)
-    place = np.empty(len(first), np.int64)  # of each source, in the order in which they come
-    place[np.argsort(first)] = np.arange(len(first))
-    source, sizes = place[source], sizes[np.argsort(first)]
-    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(len(sizes))
-    held_out = np.isin(source, order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1]) & (wanted > 0)
-    if held_out.all():
-        raise ValueError(
-            f"{wanted} of {table.num_rows} rows for validation, with the other rows of their source examples, leave "
-            "nothing to train on"
-        )
-    training, validation = (
-        TrainingRows(table.filter(pa.array(which)), extra, own_queries=own_queries) if which.any() else None
-        for which in (~held_out, held_out)
-    )
-    assert training is not None
+    else:
+        training, validation = TrainingRows(rows, extra, own_queries=own_queries, folder=folder), None
     if not training.kept.any():
         raise ValueError("no response token of the training rows carries loss; there is nothing to train on")
     return training, validation
+
+
+def _held_out(rows: Batches, share: float, seed: int) -> np.ndarray:
+    """Which rows are for validation, bool (R,): about `share` of them."""
+    names = pa.chunked_array([batch.column(SOURCE if SOURCE in batch.schema.names else "example_id") for batch in rows])
+    wanted = max(1, round(share * len(names)))
+    # Each source's number, in the order in which they come.
+    source = pc.dictionary_encode(names).combine_chunks().indices.to_numpy()
+    sizes = np.bincount(source)
+    order = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(len(sizes))
+    held_out = np.isin(source, order[: int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1])
+    if held_out.all():
+        raise ValueError(
+            f"{wanted} of {len(names)} rows for validation, with the other rows of their source examples, leave "
+            "nothing to train on"
+        )
+    return held_out
 
 
 def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:
@@ -198,9 +223,8 @@ def _check_ids(rows: TrainingRows, model: PreTrainedModel) -> None:
         ValueError: naming the example.
     """
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-    outside = (rows.input_ids < 0) | (rows.input_ids >= vocabulary)
-    if outside.any():
-        at = int(np.argmax(outside))
+    if rows.input_ids.min() < 0 or rows.input_ids.max() >= vocabulary:
+        at = int(np.argmax((rows.input_ids < 0) | (rows.input_ids >= vocabulary)))
         example = rows.example_ids[int(np.searchsorted(rows.offsets, at, "right")) - 1]
         raise ValueError(
             f"example {example}: token id {rows.input_ids[at]} lies outside the model's vocabulary of {vocabulary}; "

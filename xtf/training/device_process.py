@@ -90,21 +90,21 @@ def _start(config: Config, folder: Path, *how: str) -> subprocess.Popen[bytes]:
 
 def announce_training(config: Config, folder: RunFolder) -> None:
     """Say how many tokens are ahead, prompts included, and about how long they take."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    from xtf.data.batches import parquet_batches
 
     tuning = config.tuning
-    lengths = pc.list_value_length(pq.read_table(folder.mask, columns=["input_ids"])["input_ids"])
-    rows = len(lengths) * (tuning.epochs or 1) * config.method.epochs_factor
+    count, every = 0, 0
+    for batch in parquet_batches([folder.mask], ["input_ids"]):
+        count, every = count + batch.num_rows, every + len(batch.column(0).flatten())
+    rows = count * (tuning.epochs or 1) * config.method.epochs_factor
     if tuning.max_steps is not None:
         rows = min(rows, tuning.max_steps * (tuning.batch_size or 1))
-    tokens = round(pc.mean(lengths).as_py() * rows)
+    tokens = round(every / count * rows)
     announce(config, "training", tokens, tokens)
 
 
 def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     """The same in this process, which is one of several under ddp and fsdp."""
-    import pyarrow.parquet as pq
     import torch
 
     from xtf.data.encode import pad_id
@@ -117,9 +117,10 @@ def train_here(config: Config, folder: RunFolder) -> dict[str, Any]:
     place = "cpu" if config.trainer.world_size > 1 else None
     model = load_model(config.model, config.trainer, dtype, place=place)
     stop_at_turn_end(model, tokenizer)
-    table = pq.read_table(folder.mask)
     with training_loggers(config, folder) as loggers:
-        return fit(model, table, config, folder.path, pad_id=pad_id(tokenizer), loggers=loggers, tokenizer=tokenizer)
+        return fit(
+            model, folder.mask, config, folder.path, pad_id=pad_id(tokenizer), loggers=loggers, tokenizer=tokenizer
+        )
 
 
 def stop_at_turn_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

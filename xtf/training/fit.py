@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytorch_lightning as pl
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -52,7 +53,7 @@ RECORD = "training.json"  # in the model's folder, which is complete when it is 
 
 def fit(
     model: PreTrainedModel,
-    table: pa.Table,
+    table: pa.Table | Path,
     config: Config,
     run_dir: Path,
     *,
@@ -68,7 +69,7 @@ def fit(
     returns its record at once. `run_dir`/train_log.csv has a line per optimizer step.
 
     Args:
-        table: what `xtf.data.steps.TrainingRows` describes.
+        table: what `xtf.data.steps.TrainingRows` describes, or a mask.parquet of it, which need not fit into memory.
         config: resolved (`xtf.config.checks.resolve`): what tuning leaves to the model's recipe is filled in.
         pad_id: fills packed rows up where `config.trainer.compile` wants one shape; nothing attends to it.
         tokenizer: saved beside the weights, so that the folder loads by itself.
@@ -82,10 +83,12 @@ def fit(
     if finished.exists() and intact(finished.parent):
         record: dict[str, Any] = read_json(finished)
         return record
-    if (parts := config.method.parts(sources_of(table).to_pylist())) is not None:
+    if config.method.in_parts:
+        table = pq.read_table(table) if isinstance(table, Path) else table
+        parts = config.method.parts(sources_of(table).to_pylist())
         return _fit_parts(model, table, parts, config, run_dir, pad_id=pad_id, loggers=loggers, tokenizer=tokenizer)
     tuning, method = config.tuning, config.method
-    data = MaskedDataModule(table, tuning, seed=config.seed, method=method, shuffle=shuffle)
+    data = MaskedDataModule(table, tuning, seed=config.seed, method=method, shuffle=shuffle, folder=run_dir)
     original = model.config._attn_implementation
     packs = data.prepare(model, config.trainer.compile)
     if not packs:

@@ -201,8 +201,11 @@ class TokenFilteredLM(pl.LightningModule):
             loss_sum += total.detach()
             kept += (weights > 0).sum()
             if not torch.isfinite(total.detach()):
-                rows = micro.rows[~torch.isfinite(losses * weights)].unique().tolist()
-                suspects += [self.loader.data.example_ids[row] for row in rows]
+                rows, ids = (
+                    micro.rows[~torch.isfinite(losses * weights)].unique().tolist(),
+                    self.loader.data.example_ids,
+                )
+                suspects += [ids[row] for row in rows]
         return {"record": self._update(step, loss_sum, kept, suspects)}
 
     def _decide(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
@@ -286,7 +289,8 @@ class TokenFilteredLM(pl.LightningModule):
         total_norm = torch.nn.utils.get_total_norm(gradients)
         norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm) * scale
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            ids = suspects or [self.loader.data.example_ids[row] for row in step.rows]
+            names = self.loader.data.example_ids
+            ids = suspects or [names[row] for row in step.rows]
             raise NonFiniteLoss(
                 f"step {step.index + 1}: the loss is {loss} and its gradient's norm {norm}; the weights "
                 f"are as they were before the step. Examples: {', '.join(ids)}. "
