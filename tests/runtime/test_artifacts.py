@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from xtf.runtime import artifacts
 from xtf.runtime.artifacts import (
     DamagedError,
     check,
+    check_model,
     git_commit,
     intact,
     locked,
@@ -156,7 +158,7 @@ def test_files_of_earlier_versions_are_taken_as_they_are_and_that_is_said_once(t
     assert capsys.readouterr().out.count("no stored hash") == 1
 
 
-def test_a_damaged_table_of_hashes_is_named(tmp_path):
+def test_a_damaged_table_of_hashes_is_named(tmp_path, capsys):
     write_json(tmp_path / "record.json", {}, sealed=True)
     table = (tmp_path / "hashes.json").read_text()
     hash_of_it = json.loads(table)["record.json"][-1]
@@ -165,6 +167,8 @@ def test_a_damaged_table_of_hashes_is_named(tmp_path):
         (tmp_path / "hashes.json").write_text(content)
         with pytest.raises(DamagedError, match=r"hashes\.json is damaged.*delete it"):
             check(tmp_path / "record.json", "x")
+        check_model(tmp_path / "model")  # of somebody else's, perhaps
+        assert re.search(r"model is not checked, for .*hashes\.json is damaged", capsys.readouterr().out)
     (tmp_path / "hashes.json").unlink()
     check(tmp_path / "record.json", "x")
 

@@ -37,7 +37,7 @@ SOFT = "xtf threshold.dropped_weight=0.3"  # what threshold=safe is
 
 
 def test_a_token_of_every_response_that_is_dropped_wherever_it_stands_stops():
-    found = judge([mask(ROWS, [7])], PAPER)
+    found = judge([mask(ROWS, [7])], PAPER, {"answers": {"responses": 12, "tokens": 10, "dropped": 4}})
     assert found.level is Level.stop
     assert [(item.id, item.times, item.responses, item.by) for item in found.always] == [(7, 12, 12, ("tr",))]
     lines = found.lines({7: "Dec"}.__getitem__)
@@ -142,16 +142,21 @@ def test_what_is_advised_first_is_a_setting_or_none():
     assert judge([mask(ROWS, [])], PAPER).setting == {}
 
 
-def test_what_is_set_already_is_not_advised():
-    found = judge([mask(ROWS, [7])], ThresholdConfig(protect=Protect.answer))
-    assert not any("protect" in text for text in found.advice)
+def test_what_is_set_already_or_would_be_refused_is_not_advised():
+    answers = {"answers": {"responses": 12, "tokens": 10, "dropped": 4}}
+    for threshold, stats in (
+        (ThresholdConfig(protect=Protect.answer), answers),
+        (PAPER, {}),
+    ):  # no grader reads the rows
+        found = judge([mask(ROWS, [7])], threshold, stats)
+        assert found.advice and not any("protect" in text for text in found.advice)
 
 
 def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     """EVIDENCE and SAFE name differences in nats: those of experiments/results, not of someone's memory."""
     stored = json.loads(gzip.decompress((RESULTS / "study_real.json.gz").read_bytes()))
     loss, kept, unreadable = {}, {}, defaultdict(list)
-    for record in (run["record"] for run in stored["runs"]):
+    for record in (run["record"] for run in stored["runs"] if run["record"]["model"] == "smollm2_135m"):
         variant = [f"{k}={v}" for k, v in record["overrides"].items() if k.startswith(("threshold.", "scorer."))]
         variant = [SOFT.removeprefix("xtf ")] * (record["threshold"] == "safe") + variant
         method = record["scorer"] if record["method"] == "xtf" else record["method"]

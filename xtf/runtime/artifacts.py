@@ -224,7 +224,8 @@ def check_model(folder: Path) -> None:
     """
     try:
         ours = bool(_sealed_names(_table(folder.parent), folder.name))
-    except DamagedError:  # a file of that name, of somebody else's
+    except DamagedError as error:  # perhaps a file of that name of somebody else's, so no reason to refuse the model
+        say(f"{folder} is not checked, for {error}")
         return
     if ours:
         check(

@@ -277,7 +277,7 @@ def _advice(
         yield SAFE
         if not without:
             yield f"a mask without {' and '.join(sorted(blamed)).upper()}, or threshold.drop_probability=0.5"
-    if (form or _answers_go(stats)) and threshold.protect is Protect.none:
+    if "answers" in stats and (form or _answers_go(stats)) and threshold.protect is Protect.none:  # else it is refused
         yield PROTECT
     if threshold.end is ThresholdEnd.scored:
         yield "threshold.end=kept: the end of a response is not judged"
