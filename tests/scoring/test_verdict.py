@@ -156,12 +156,13 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     """EVIDENCE and SAFE name differences in nats: those of experiments/results, not of someone's memory."""
     stored = json.loads(gzip.decompress((RESULTS / "study_real.json.gz").read_bytes()))
     loss, kept, unreadable = {}, {}, defaultdict(list)
-    for record in (run["record"] for run in stored["runs"] if run["record"]["model"] == "smollm2_135m"):
+    for record in (run["record"] for run in stored["runs"]):
         variant = [f"{k}={v}" for k, v in record["overrides"].items() if k.startswith(("threshold.", "scorer."))]
         variant = [SOFT.removeprefix("xtf ")] * (record["threshold"] == "safe") + variant
         method = record["scorer"] if record["method"] == "xtf" else record["method"]
         variant += [record["scorer"]] * (method == "random" and record["scorer"] != "xtf")  # as large as its mask
-        arm = record["task"], " ".join([method, *variant])
+        other = ["qwen"] * (record["model"] != "smollm2_135m")
+        arm = " ".join([record["task"], *other]), " ".join([method, *variant])
         loss[*arm, record["seed"]] = record["metrics"]["loss"]["value"]
         kept[arm] = record["mask"]["kept_share"]
         unreadable[arm].append(record["metrics"]["unreadable"]["value"])
@@ -178,7 +179,10 @@ def test_the_evidence_that_is_quoted_is_that_of_the_stored_runs():
     shares = [f"{100 * (1 - kept[task, 'ri_kn']):.0f}" for task in tasks]
     for name, before, after in zip(("GSM8K", "PubMedQA", "MBPP"), xtf, without, strict=True):
         assert re.search(rf"from {before} to {after} (nats a token )?\({name}\)", WITHOUT_TR)
-    assert WITHOUT_TR.endswith("with {}, {} and {} % dropped".format(*shares))
+    assert "with {}, {} and {} % dropped".format(*shares) in WITHOUT_TR
+    qwen = [cost("code qwen", arm) for arm in ("xtf", "ri_kn")]
+    share = f"{100 * (1 - kept['code qwen', 'ri_kn']):.0f}"
+    assert WITHOUT_TR.endswith("Qwen2.5-Coder-0.5B's from {} to {} (MBPP), with {} % dropped".format(*qwen, share))
     assert f"from {xtf[0]} to {soft[0]} (GSM8K) and from {xtf[1]} to {soft[1]} nats a token" in SAFE
     both = f"{SOFT} threshold.protect=answer"
     shares = [f"{100 * np.mean(unreadable['medical', arm]):.0f} %" for arm in (SOFT, both)]
