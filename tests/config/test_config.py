@@ -415,7 +415,10 @@ def test_a_number_that_no_float_holds_is_refused_by_its_key(argument, key):
 
 
 @pytest.mark.parametrize(("digits", "arguments"), [(400, ["-m", "tuning=full,mine"]), (5000, ["tuning=mine"])])
-def test_a_number_in_a_file_that_no_float_holds_is_refused_by_file_and_line(tmp_path, capsys, digits, arguments):
+def test_a_number_in_a_file_that_no_float_holds_is_refused_by_file_and_line(
+    tmp_path, capsys, monkeypatch, digits, arguments
+):
+    monkeypatch.setenv("XTF_COMMAND", "")  # a sweep sets it for its jobs
     (tmp_path / "tuning").mkdir()
     file = tmp_path / "tuning" / "mine.yaml"
     file.write_text(f"defaults: [full]\nname: full\nlearning_rate: {'9' * digits}\n")

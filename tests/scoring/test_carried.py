@@ -122,12 +122,8 @@ def test_another_model_scores_for_the_one_that_is_trained(spaced, tmp_path):
 
 @pytest.mark.usefixtures("composing")
 def test_a_scorer_that_nothing_asks_for_is_refused():
-    for more, message in (
-        (["scorer=none"], "has none"),
-        (["method=normal"], "has none"),
-        (["stage=plan"], "not counted"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            resolve(to_config(compose(["scorer.model=tiny", *more])))
+    for more in ("scorer=none", "method=normal"):
+        with pytest.raises(ConfigError, match="has none"):
+            resolve(to_config(compose(["scorer.model=tiny", more])))
     with pytest.raises(ConfigError, match=r"scorer\.model=tinny"):
         to_config(compose(["scorer.model=tinny"]))
