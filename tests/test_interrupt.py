@@ -146,10 +146,9 @@ def until(what: Callable[[], object], seconds: float) -> bool:
     return bool(what())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("to_all", [False, True])
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)])
 def test_one_sentence_ends_the_training_on_every_device(tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
-    """A signal to the program alone, or as a batch system sends it, to every process of the job."""
+    """A signal to the program alone, or as a terminal or a batch system sends it, to every process of the job."""
     run = started(
         tmp_path,
         At("xtf.pipeline", "train"),

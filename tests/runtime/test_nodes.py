@@ -231,7 +231,7 @@ def test_a_node_that_does_not_see_what_it_shall_train_on_says_so(
 
 SMALL = (
     "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2", "task.train.limit=24",
-    "tuning.batch_size=4", "tuning.epochs=4", "trainer.checkpoint_every=3", "trainer.node_timeout_seconds=120",
+    "tuning.batch_size=4", "tuning.epochs=3", "trainer.checkpoint_every=3", "trainer.node_timeout_seconds=120",
     "stage=train",
 )  # fmt: skip
 
@@ -299,7 +299,7 @@ def test_two_nodes_train_like_one_also_when_one_of_them_is_killed(tmp_path: Path
     assert "error: node 1" in said and "has gone" in said and "goes on from the last checkpoint" in said
     (run,) = (path.parent for path in folder.rglob("mask.parquet"))
     before = read_log(run / "train_log.csv")
-    assert 3 <= len(before) < 24 and not (run / "model").exists()
+    assert 3 <= len(before) < 18 and not (run / "model").exists()
 
     port = free_port()
     started += [Started(folder, rank, port) for rank in (0, 1)]
@@ -308,6 +308,6 @@ def test_two_nodes_train_like_one_also_when_one_of_them_is_killed(tmp_path: Path
     assert [row["kept_tokens"] for row in found] == [row["kept_tokens"] for row in expected]
     losses, wanted = ([row["loss"] for row in log] for log in (found, expected))
     assert losses[:12] == pytest.approx(wanted[:12], abs=1e-6)
-    assert losses == pytest.approx(wanted, abs=1e-5)  # what rounding has become after 24 steps, 1e-6 where it was seen
+    assert losses == pytest.approx(wanted, abs=1e-5)  # what rounding has become after 18 steps, 1e-6 where it was seen
     two, alone_ = weights(folder), weights(one)
     assert float((two - alone_).norm() / alone_.norm()) < 1e-5
