@@ -50,7 +50,7 @@ class CheckedSweeper(BasicSweeper):
         from xtf.sweeps.reports import write_reports
         from xtf.sweeps.slurm import settle
 
-        self.jobs = []
+        self.jobs, self.sent = [], []
         assert self.config is not None, "Hydra has set the sweeper up"
         HydraConfig.instance().set_config(self.config)  # `compose` reads the search path there
         self.params = without_given(self.params or {}, arguments)

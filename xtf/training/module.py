@@ -201,10 +201,8 @@ class TokenFilteredLM(pl.LightningModule):
             loss_sum += total.detach()
             kept += (weights > 0).sum()
             if not torch.isfinite(total.detach()):
-                rows, ids = (
-                    micro.rows[~torch.isfinite(losses * weights)].unique().tolist(),
-                    self.loader.data.example_ids,
-                )
+                rows = micro.rows[~torch.isfinite(losses * weights)].unique().tolist()
+                ids = self.loader.data.example_ids
                 suspects += [ids[row] for row in rows]
         return {"record": self._update(step, loss_sum, kept, suspects)}
 
