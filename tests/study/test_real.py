@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,17 @@ from xtf.reporting.pages import Section
 from xtf.reporting.runs import Run
 from xtf.study.archive import write_archive
 from xtf.study.arms import Arm, Study
-from xtf.study.real import _verdict_section, arm_rows, hypotheses, rates_run, study_report
+from xtf.study.real import (
+    Judged,
+    _rule_section,
+    _verdict_section,
+    arm_rows,
+    fitted_limit,
+    hypotheses,
+    judged_masks,
+    rates_run,
+    study_report,
+)
 
 ROOT = Path(__file__).parents[2]
 SHIFTS = {"normal": 0.0, "random": 0.02, "xtf": 0.5, "protected": 0.05}
@@ -135,7 +146,7 @@ def test_the_verdict_is_put_to_the_test_by_masks_that_its_limits_do_not_know(tmp
         arms = {Arm("math", 0.0, name): level for name, level in (said | test).items()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Run, "mask_verdict", lambda run: {"level": arms.get(by_run[run.folder]), "untaught": 0.25})
-            return _verdict_section("tiny", study, rows)
+            return _verdict_section("tiny", judged_masks("tiny", study, rows))
 
     by_run = {run.folder: arm for arm, runs in study.runs.items() for run in runs.values()}
     found = section()
@@ -143,9 +154,37 @@ def test_the_verdict_is_put_to_the_test_by_masks_that_its_limits_do_not_know(tmp
     assert [*lines] == ["random", "answer tokens kept", "xtf"], "normal has no mask, so nothing to compare"
     assert lines["xtf"][:2] == ["do not train on this", "0.25"] and lines["xtf"][-2:] == ["harm", "set with it"]
     assert lines["random"][-2:] == ["no harm", "test"]
-    assert "1 were called 'fine' or 'do not train on this'; that was right of 1: 100.0 % [20.7, 100.0]" in found.text[1]
-    assert "right of 0: 0.0 % [0.0, 79.3]" in section(random="do not train on this").text[1]
+    assert (
+        "1 were called 'fine' or 'do not train on this'; that was right of 1 of 1: 100.0 % [20.7, 100.0]"
+        in found.text[1]
+    )
+    assert "right of 0 of 1: 0.0 % [0.0, 79.3]" in section(random="do not train on this").text[1]
     assert len(section(random="look closer").text) == 1
+
+
+def test_a_limit_is_fitted_on_one_half_of_the_masks_and_tested_on_the_other(tmp_path: Path) -> None:
+    """The limit lies in the widest gap of those that are wrong least often; what the halves are, their names decide."""
+    made(tmp_path, tasks=("math",))
+    row = arm_rows(Study(find_cells("study_real", tmp_path / "runs")), "math")[0]
+
+    def mask(name: str, untaught: float | None, harm: bool) -> Judged:
+        return Judged("math", row, name, "fine", untaught, 0.0, harm, tests=True)
+
+    fit = [mask("", 0.0, False), mask("", 0.1, False), mask("", 0.3, True), mask("", 0.9, True), mask("", 0.35, False)]
+    assert fitted_limit(fit) == pytest.approx(0.625), "above 0.35 or 0.1, one is wrong: 0.55 wide and 0.2"
+    assert fitted_limit([*fit, mask("", 0.31, True)]) == pytest.approx(0.2), "now two would be wrong above 0.35"
+    halves: tuple[list[str], list[str]] = ([], [])
+    for name in map(str, range(12)):
+        halves[sha256(name.encode()).digest()[0] >= 128].append(name)
+    (a, b, *_), (c, d, *_) = halves
+    masks = [mask(a, 0.0, False), mask(b, 0.4, True), mask(c, 0.1, False), mask(d, 0.1, True), mask("none", None, True)]
+    found = _rule_section(masks)
+    assert found is not None
+    assert [line[:2] for line in found.rows] == [["fit", b], ["fit", a], ["test", c], ["test", d]]
+    assert "0.20 nats a token, right of 2 of 2: 100.0 % [34.2, 100.0]" in found.text[0]
+    assert "right of 1 of 2: 50.0 % [9.5, 90.5]: of those that harm 0 of 1" in found.text[0]
+    assert _rule_section(masks[:2]) is None, "nothing to test it on"
+    assert _rule_section([masks[0], *masks[2:]]) is None, "nothing to set it between"
 
 
 DIFFERENCE = re.compile(r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]")

@@ -10,9 +10,11 @@ levels within a hypothesis. What has not been run is named.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
         by_model[cell.case[1]].append(cell)
     sections: list[Section] = []
     lines = []
+    masks: list[Judged] = []
     for model, found in by_model.items():
         study = Study(found)
         rates = Study([*found, *(cell for cell in more if cell.case[1] == model)])
@@ -231,9 +234,12 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             if len(rates_run(rates, task)) > 1:
                 sections.append(_rates_section(model, task, rates))
             lines += [_csv_line(model, study, row) for row in rows[task]]
-        sections.append(_verdict_section(model, study, rows))
+        masks += (own := judged_masks(model, study, rows))
+        sections.append(_verdict_section(model, own))
         if study.unfinished:
             sections.append(Section(f"{model}: not finished", study.unfinished))
+    if rule := _rule_section(masks):
+        sections.append(rule)
     written = [write_csv(out_dir / "arms.csv", COLUMNS, lines)]
     count = sum(len(cell.runs) for cell in (*cells, *more))
     title = f"The study on models that were really pre-trained: {count} finished runs"
@@ -315,9 +321,28 @@ def _rates_section(model: str, task: str, rates: Study) -> Section:
     return Section(f"{model}, {task}: normal and xtf at several learning rates", [TEXT], columns, lines)
 
 
-def _verdict_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]]) -> Section:
-    """What is said of each mask before training beside what became of it, and how often that was right."""
-    lines, right = [], list[bool]()
+@dataclass(frozen=True)
+class Judged:
+    """A mask, what was said of it before any training, and what became of it.
+
+    name: of model, data and arm; untaught: the base model's nats a token in ids that are dropped wherever they stand,
+    or nearly so, None where log p is not scored; minus: loss over normal's, nats a token; tests: the limits of the verdict
+    were set without it.
+    """
+
+    task: str
+    row: Row
+    name: str
+    level: str
+    untaught: float | None
+    minus: float
+    harm: bool
+    tests: bool
+
+
+def judged_masks(model: str, study: Study, rows: Mapping[str, Sequence[Row]]) -> list[Judged]:
+    """The masks of a model that have something said of them and a normal training beside them."""
+    masks = []
     for task, found in rows.items():
         unreadable = {row.arm.name: row.unreadable for row in found}
         for row in found:
@@ -326,12 +351,21 @@ def _verdict_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]]
                 continue
             harm = minus.value >= HARM or row.unreadable - unreadable["normal"] >= UNREADABLE
             tests = task not in LIMITS_SET_ON or row.arm.name not in LIMITS_SET_WITH
-            level = said["level"]
-            if tests and level != Level.look.words:
-                right.append(harm == (level == Level.stop.words))
-            untaught = "-" if said["untaught"] is None else f"{said['untaught']:.2f}"
-            became = [f"{minus.value:+.3f}", percent(row.unreadable), "harm" if harm else "no harm"]
-            lines.append([task, called(row.arm.name), level, untaught, *became, "test" if tests else "set with it"])
+            name = f"{model} {DATA.get(task, task)} {row.arm.name}"
+            masks.append(Judged(task, row, name, said["level"], said["untaught"], minus.value, harm, tests))
+    return masks
+
+
+def _verdict_section(model: str, masks: Sequence[Judged]) -> Section:
+    """What is said of each mask before training beside what became of it, and how often that was right."""
+    lines, right = [], list[bool]()
+    for mask in masks:
+        if mask.tests and mask.level != Level.look.words:
+            right.append(mask.harm == (mask.level == Level.stop.words))
+        untaught = "-" if mask.untaught is None else f"{mask.untaught:.2f}"
+        became = [f"{mask.minus:+.3f}", percent(mask.row.unreadable), _became(mask.harm)]
+        known = "test" if mask.tests else "set with it"
+        lines.append([mask.task, called(mask.row.arm.name), mask.level, untaught, *became, known])
     text = [
         "What is said of a mask before any training, from the mask alone, beside what came of it. Untaught: the base "
         "model's nats a token in ids that are dropped wherever they stand, or nearly so. Harm: a loss that is "
@@ -339,13 +373,68 @@ def _verdict_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]]
         "limits were set with what became of some masks; the others test them."
     ]
     if right:
-        share = with_interval(vars(wilson(sum(right), len(right))))
         text.append(
             f"Of the masks of the test, {len(right)} were called '{Level.fine.words}' or '{Level.stop.words}'; that "
-            f"was right of {sum(right)}: {share}. '{Level.look.words.capitalize()}' says neither."
+            f"was right of {_share(right)}. '{Level.look.words.capitalize()}' says neither."
         )
     columns = ["task", "mask", "said before training", "untaught", "minus normal", "unreadable", "became", ""]
     return Section(f"{model}: the verdict put to the test", text, columns, lines)
+
+
+def fitted_limit(masks: Sequence[Judged]) -> float:
+    """The limit of `untaught` from which on a mask is said to harm that is wrong of the fewest of `masks`: the middle
+    of the widest gap of those between two masks that are."""
+    there = sorted((mask.untaught, mask.harm) for mask in masks if mask.untaught is not None)
+    values = sorted({value for value, _ in there})
+
+    def score(gap: tuple[float, float]) -> tuple[int, float]:
+        wrong = sum(harm != (value >= gap[1]) for value, harm in there)
+        return -wrong, gap[1] - gap[0]
+
+    below, above = max(itertools.pairwise(values), key=score)
+    return (below + above) / 2
+
+
+def _rule_section(masks: Sequence[Judged]) -> Section | None:
+    """One limit, fitted on the half of the masks that their names draw and tested on the other half; None where a
+    half has not both kinds of mask to set a limit between."""
+    drawn = [mask for mask in masks if mask.untaught is not None]
+    halves: tuple[list[Judged], list[Judged]] = ([], [])
+    for mask in drawn:
+        halves[sha256(mask.name.encode()).digest()[0] >> 7].append(mask)
+    fit, test = halves
+    if not test or len({mask.untaught for mask in fit}) < 2 or len({mask.harm for mask in fit}) < 2:
+        return None
+    limit = fitted_limit(fit)
+    lines, right = [], defaultdict[str, list[bool]](list)
+    for half, found in (("fit", fit), ("test", test)):
+        for mask in sorted(found, key=lambda mask: -(mask.untaught or 0.0)):
+            says = (mask.untaught or 0.0) >= limit
+            for count in (half, f"{half}, {_became(mask.harm)}"):
+                right[count].append(says == mask.harm)
+            said = [f"{mask.untaught:.2f}", _became(says)]
+            lines.append([half, mask.name, *said, f"{mask.minus:+.3f}", _became(mask.harm)])
+    text = [
+        "The verdict has several limits, set by hand; here is one, found by a rule. The masks of all models and data "
+        "sets are halved by the first bit of the SHA-256 of their names. The one half fits the limit on what is "
+        "untaught with the fewest wrong calls of harm: "
+        f"{limit:.2f} nats a token, right of {_share(right['fit'])}. On the other half it is "
+        f"right of {_share(right['test'])}: of those that harm {_share(right['test, harm'])}, of those that do not "
+        f"{_share(right['test, no harm'])}."
+    ]
+    columns = ["half", "mask", "untaught", "said", "minus normal", "became"]
+    return Section("A limit fitted on one half of the masks, tested on the other", text, columns, lines)
+
+
+def _became(harm: bool) -> str:
+    return "harm" if harm else "no harm"
+
+
+def _share(right: Sequence[bool]) -> str:
+    """`7 of 9: 78 % [45, 94]`, by Wilson."""
+    if not right:
+        return "none of none"
+    return f"{sum(right)} of {len(right)}: {with_interval(vars(wilson(sum(right), len(right))))}"
 
 
 def _minus_texts(found: Comparison | None) -> tuple[str, str]:
