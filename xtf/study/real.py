@@ -326,8 +326,8 @@ class Judged:
     """A mask, what was said of it before any training, and what became of it.
 
     name: of model, data and arm; untaught: the base model's nats a token in ids that are dropped wherever they stand,
-    or nearly so, None where log p is not scored; minus: loss over normal's, nats a token; tests: the limits of the verdict
-    were set without it.
+    or nearly so, None where log p is not scored; minus: loss over normal's, nats a token; tests: the limits of the
+    verdict were set without it.
     """
 
     task: str
