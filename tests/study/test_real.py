@@ -6,6 +6,7 @@ import csv
 import re
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -135,6 +136,7 @@ def test_the_archive_gives_the_pages_of_the_runs(tmp_path: Path) -> None:
     page = (tmp_path / "one" / "study_real.md").read_text()
     assert "tiny, medical: the hypotheses" in page
     assert "| answer tokens kept |" in page
+    assert {file.name for file in (tmp_path / "one/figures").glob("*.png")} >= {"tiny-losses.png", "tiny-answers.png"}
 
 
 def test_the_verdict_is_put_to_the_test_by_masks_that_its_limits_do_not_know(tmp_path: Path) -> None:
@@ -164,12 +166,13 @@ def test_the_verdict_is_put_to_the_test_by_masks_that_its_limits_do_not_know(tmp
     assert len(section(random="look closer").text) == 1
 
 
-def test_a_limit_is_fitted_on_one_half_of_the_masks_and_tested_on_the_other() -> None:
+def test_a_limit_is_fitted_on_one_half_of_the_masks_and_tested_on_the_other(tmp_path: Path) -> None:
     """The limit lies in the widest gap of those that are wrong least often; what the halves are, their names decide."""
-    row = cast(Row, None)  # which nothing of this looks at
+    minus = {"normal": SimpleNamespace(student=(0.0, 0.1))}
+    row = cast(Row, SimpleNamespace(arm=Arm("math", 0.0, "xtf"), minus=minus))  # what the picture looks at
 
     def mask(name: str, untaught: float | None, harm: bool) -> Judged:
-        return Judged("math", row, name, "fine", untaught, 0.0, harm, tests=True)
+        return Judged("tiny", "math", row, name, "fine", untaught, 0.0, harm, tests=True)
 
     fit = [mask("", 0.0, False), mask("", 0.1, False), mask("", 0.3, True), mask("", 0.9, True), mask("", 0.35, False)]
     assert fitted_limit(fit) == pytest.approx(0.625), "above 0.35 or 0.1, one is wrong: 0.55 wide and 0.2"
@@ -179,13 +182,13 @@ def test_a_limit_is_fitted_on_one_half_of_the_masks_and_tested_on_the_other() ->
         halves[sha256(name.encode()).digest()[0] >= 128].append(name)
     (a, b, *_), (c, d, *_) = halves
     masks = [mask(a, 0.0, False), mask(b, 0.4, True), mask(c, 0.1, False), mask(d, 0.1, True), mask("none", None, True)]
-    found = _rule_section(masks)
+    found = _rule_section(masks, tmp_path)
     assert found is not None
     assert [line[:2] for line in found.rows] == [["fit", b], ["fit", a], ["test", c], ["test", d]]
     assert "0.20 nats a token, right of 2 of 2: 100.0 % [34.2, 100.0]" in found.text[0]
     assert "right of 1 of 2: 50.0 % [9.5, 90.5]: of those that harm 0 of 1" in found.text[0]
-    assert _rule_section(masks[:2]) is None, "nothing to test it on"
-    assert _rule_section([masks[0], *masks[2:]]) is None, "nothing to set it between"
+    assert _rule_section(masks[:2], tmp_path) is None, "nothing to test it on"
+    assert _rule_section([masks[0], *masks[2:]], tmp_path) is None, "nothing to set it between"
 
 
 DIFFERENCE = re.compile(r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]")

@@ -182,14 +182,92 @@ def effects(
             place = scale * untrained[title]
             axis.axvline(place, color=BLUE, linestyle=":", linewidth=1.5, label="untrained")
         for label in sorted(labels - {row[0] for row in rows}, key=places.__getitem__, reverse=True):
-            across = axis.get_yaxis_transform()
-            axis.text(0.5, places[label], "not run", transform=across, ha="center", va="center", fontsize=7.5)
+            _not_run(axis, places[label])
         axis.set_xlabel(f"{unit} minus {control}")
         axis.set_title(title, fontsize=10)
     axes[0].set_yticks(range(len(places)), list(places))
     axes[0].set_ylim(-0.6, len(places) - 0.4)
     keys = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(keys.values(), keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
+    figure.legend(keys.values(), keys, loc="outside upper center", ncols=len(keys), frameon=False, fontsize=8)
+    return figure
+
+
+def answers(
+    panels: Mapping[str, Sequence[tuple[str, float, float, float, float]]], untrained: Mapping[str, tuple[float, float]]
+) -> Figure:
+    """What became of the answers, a panel each; a row is (label, right, low, high, unreadable), as shares, drawn from
+    the top. What is right has an interval; unreadable is a hollow dot. `untrained`: right and unreadable, by panel."""
+    labels = [*dict.fromkeys(row[0] for rows in panels.values() for row in rows), "untrained"]
+    figure, axes = _panels(len(panels), height=1.5 + 0.3 * len(labels), sharey=True)
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        base = (
+            [("untrained", right, right, right, bad) for right, bad in [untrained[title]]] if title in untrained else []
+        )
+        for label, *shares in (*rows, *base):
+            right, low, high, unreadable = (100 * share for share in shares)
+            place = len(labels) - 1 - labels.index(label)
+            axis.plot(unreadable, place, "o", color=VERMILION, markersize=7, fillstyle="none")
+            bars = _whiskers(right, low, high)
+            axis.errorbar(right, place, xerr=bars, fmt="o", color="black", linewidth=2, markersize=4)
+        for label in (label for label in labels if label not in {row[0] for row in (*rows, *base)}):
+            _not_run(axis, len(labels) - 1 - labels.index(label))
+        axis.set_xlim(-3, 103)
+        axis.set_xlabel("% of the answers")
+        axis.set_title(title, fontsize=10)
+    axes[0].set_yticks(range(len(labels)), labels[::-1])
+    axes[0].set_ylim(-0.6, len(labels) - 0.4)
+    keys = [
+        Line2D([], [], marker="o", color="black", linewidth=2, markersize=4, label="right, 95 % interval"),
+        Line2D([], [], marker="o", color=VERMILION, linestyle="none", fillstyle="none", label="unreadable"),
+    ]
+    figure.legend(handles=keys, loc="outside upper center", ncols=len(keys), frameon=False, fontsize=8)
+    return figure
+
+
+def foretold(
+    groups: Mapping[str, Sequence[tuple[str, float, float, float, float, bool]]],
+    limit: float,
+    harm: float,
+    axis_name: str,
+) -> Figure:
+    """What became of masks against what was known before.
+
+    A dot is (label, before, nats over normal, low, high, harmed). The dashed line is the `limit` from which on harm is
+    said, the shaded band what counts as harm. Dots on the wrong side of the line have their labels.
+    """
+    figure, (axis,) = _panels(1, height=4.6)
+    figure.set_figwidth(8.5)
+    axis.axhspan(harm, 10, color=VERMILION, alpha=0.08, linewidth=0, label=f"harm: {harm} nats or more")
+    axis.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"limit: {limit:.2f}")
+    axis.axhline(0, color=OTHER, linewidth=0.8)
+    top, wrong = harm, list[tuple[float, float, str, str]]()
+    for place, (name, dots) in enumerate(groups.items()):
+        for label, before, value, low, high, harmed in dots:
+            bars = _whiskers(value, low, high)
+            marker = MARKERS[place % len(MARKERS)]
+            axis.errorbar(before, value, yerr=bars, fmt=marker, color=f"C{place}", markersize=5, linewidth=1, alpha=0.8)
+            top = max(top, high)
+            if (before >= limit) != harmed:
+                wrong.append((before, value, label, f"C{place}"))
+        axis.plot([], [], MARKERS[place % len(MARKERS)], color=f"C{place}", label=name)
+    for right_side in (False, True):  # labels point into the panel, and make room for each other
+        beside, below = "right" if right_side else "left", 10.0
+        for before, value, label, colour in sorted(wrong, key=lambda dot: -dot[1]):
+            if (before >= limit) == right_side:
+                below = min(value, below - 0.04 * top)
+                shift = -0.008 if right_side else 0.008
+                axis.annotate(label, (before + shift, below), fontsize=7, ha=beside, va="center", color=colour)
+    axis.set_ylim(-0.06 * top, 1.05 * top)
+    axis.set_xlabel(axis_name)
+    axis.set_ylabel("nats a token minus normal")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def captioned(figure: Figure, text: str) -> Figure:
+    """The figure with a caption below it, so that it explains itself where it is shown alone."""
+    lines = textwrap.fill(text, int(15 * figure.get_figwidth()))
+    figure.supxlabel(lines, x=0.01, ha="left", fontsize=8, color="#444444", linespacing=1.4)
     return figure
 
 
@@ -291,6 +369,10 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> Figure:
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss per kept token (nats)")
     return figure
+
+
+def _not_run(axis: Axes, place: int) -> None:
+    axis.text(0.5, place, "not run", transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=7.5)
 
 
 def _whiskers(value: Any, low: Any, high: Any) -> np.ndarray:

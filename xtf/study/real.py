@@ -56,11 +56,28 @@ LIMITS_SET_WITH = ("xtf", "xtf threshold.protect=answer", "xtf scorer.tr.variant
 LIMITS_SET_ON = ("math", "medical")
 HARM = 0.05  # nats a token over normal, or
 UNREADABLE = 0.1  # as much more of the answers: written down before the test's cells came
+NAMES = {"smollm2_135m": "SmolLM2-135M", "qwen2_5_coder_0_5b": "Qwen2.5-Coder-0.5B"}  # in figures
 DATA = {"math": "GSM8K", "medical": "PubMedQA", "code": "MBPP"}  # what study_real_rows.py makes rows of, by task
 TEXT = (
     "Nats a token on the reference responses of the evaluation rows, so that less is better; differences are paired by "
     "seed and row. The reading goes by Student's t, seeds and rows both drawn at random; the interval of the effect is "
     "the bootstrap's. Both are at Holm's levels within a hypothesis."
+)
+
+CAPTION = (
+    "What the reference responses of the test rows cost, minus plain fine-tuning on all labels: dots to the right "
+    "learnt less. Thick bars: 95 % intervals (Student's t, seeds and rows both drawn, Holm's levels within a panel). "
+    "Dashed: plain fine-tuning; dotted: the untrained model. Each panel has its own scale."
+)
+ANSWERS_CAPTION = (
+    "The answers to the test rows, means over seeds. Black dots: right, thick bars their 95 % intervals (bootstrap "
+    "over seeds and rows; none for the untrained model). Hollow dots: answers that the grader cannot read."
+)
+RULE_CAPTION = (
+    "Each dot is a mask. To the right: what is known before training, how much the base model would have had to learn "
+    "in token ids that are dropped in 90 % of their places. Upwards: what the mask cost over plain fine-tuning; thin "
+    "bars are 95 % intervals. Shaded: harm. Dashed: the limit that a rule set on one half of the masks; masks that it "
+    "is wrong of are named."
 )
 
 
@@ -238,7 +255,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
         sections.append(_verdict_section(model, own))
         if study.unfinished:
             sections.append(Section(f"{model}: not finished", study.unfinished))
-    if rule := _rule_section(masks):
+    if rule := _rule_section(masks, out_dir):
         sections.append(rule)
     written = [write_csv(out_dir / "arms.csv", COLUMNS, lines)]
     count = sum(len(cell.runs) for cell in (*cells, *more))
@@ -266,13 +283,29 @@ def _model_section(model: str, study: Study, rows: Mapping[str, Sequence[Row]], 
         "both drawn at random, at Holm's levels within a task; panels have scales of their own."
     )
     short = f"{model}: loss minus normal fine-tuning's, by method, for {', '.join(there)}"
-    seeds = sorted({len(runs) for runs in study.runs.values()})
+    counts = sorted({len(runs) for runs in study.runs.values()})
+    seeds = f"Seeds per method: {', '.join(map(str, counts))}."
     alone = " With one seed an interval is over rows alone and says nothing of other orders of the training rows."
-    return Section(
-        f"{model}: each method minus normal",
-        [text, f"Seeds per method: {', '.join(map(str, seeds))}." + alone * (1 in seeds)],
-        pictures=[picture(drawn, out_dir, f"{model}-losses", short)] if any(panels.values()) else [],
-    )
+    pictures = []
+    if there:
+        caption = f"{NAMES.get(model, model)}. {CAPTION} {seeds}"
+        pictures.append(picture(figures.captioned(drawn, caption), out_dir, f"{model}-losses", short))
+        bases = {named[task]: base for task in panels if (base := study.base(task))}
+        shares = figures.answers(
+            {named[task]: _answers(rows[task]) for task in panels if panels[task]},
+            {name: (base["headline"], base["unreadable"]) for name, base in bases.items()},
+        )
+        short = f"{model}: answers that are right and unreadable, by method, for {', '.join(there)}"
+        caption = f"{NAMES.get(model, model)}. {ANSWERS_CAPTION}"
+        pictures.append(picture(figures.captioned(shares, caption), out_dir, f"{model}-answers", short))
+    return Section(f"{model}: each method minus normal", [text, seeds + alone * (1 in counts)], pictures=pictures)
+
+
+def _answers(rows: Sequence[Row]) -> list[tuple[str, float, float, float, float]]:
+    """Of each arm what is right, with its interval, and unreadable."""
+    return [
+        (called(row.arm.name), row.accuracy.value, row.accuracy.low, row.accuracy.high, row.unreadable) for row in rows
+    ]
 
 
 def _arms_section(model: str, task: str, study: Study, rows: Sequence[Row]) -> Section:
@@ -330,6 +363,7 @@ class Judged:
     verdict were set without it.
     """
 
+    model: str
     task: str
     row: Row
     name: str
@@ -352,7 +386,7 @@ def judged_masks(model: str, study: Study, rows: Mapping[str, Sequence[Row]]) ->
             harm = minus.value >= HARM or row.unreadable - unreadable["normal"] >= UNREADABLE
             tests = task not in LIMITS_SET_ON or row.arm.name not in LIMITS_SET_WITH
             name = f"{model} {DATA.get(task, task)} {row.arm.name}"
-            masks.append(Judged(task, row, name, said["level"], said["untaught"], minus.value, harm, tests))
+            masks.append(Judged(model, task, row, name, said["level"], said["untaught"], minus.value, harm, tests))
     return masks
 
 
@@ -395,7 +429,7 @@ def fitted_limit(masks: Sequence[Judged]) -> float:
     return (below + above) / 2
 
 
-def _rule_section(masks: Sequence[Judged]) -> Section | None:
+def _rule_section(masks: Sequence[Judged], out_dir: Path) -> Section | None:
     """One limit, fitted on the half of the masks that their names draw and tested on the other half; None where a
     half has not both kinds of mask to set a limit between."""
     drawn = [mask for mask in masks if mask.untaught is not None]
@@ -423,7 +457,17 @@ def _rule_section(masks: Sequence[Judged]) -> Section | None:
         f"{_share(right['test, no harm'])}."
     ]
     columns = ["half", "mask", "untaught", "said", "minus normal", "became"]
-    return Section("A limit fitted on one half of the masks, tested on the other", text, columns, lines)
+    dots = defaultdict[str, list[Any]](list)
+    for mask in drawn:
+        data, arm = DATA.get(mask.task, mask.task), called(mask.row.arm.name)
+        of = f"{NAMES.get(mask.model, mask.model)}, {data}"
+        dots[of].append((arm, mask.untaught, mask.minus, *mask.row.minus["normal"].student, mask.harm))
+    figure = figures.foretold(dots, limit, HARM, "the base's nats a token in ids dropped wherever they stand")
+    title = "What became of masks against what was known of them before training"
+    drawing = picture(figures.captioned(figure, RULE_CAPTION), out_dir, "foretold", title)
+    return Section(
+        "A limit fitted on one half of the masks, tested on the other", text, columns, lines, pictures=[drawing]
+    )
 
 
 def _became(harm: bool) -> str:
