@@ -220,6 +220,17 @@ def test_a_comparison_that_cannot_start_says_what_to_install(monkeypatch: pytest
         Equivalence(workers=1).compare([("1/2", "0.5")])
 
 
+def test_a_comparison_that_something_else_than_its_time_ended_says_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho ready\nkill -KILL $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    found = Equivalence(workers=1).compare([("1/2", "0.5")])
+    assert found == [(False, "its process was ended by SIGKILL (out of memory?)")]
+
+
 def test_an_answer_as_long_as_an_essay_is_no_answer() -> None:
     assert xtf.grade("math", rf"\boxed{{{'7+' * 2000}0}}", "7").reason == "longer than 2000 characters"
 

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from xtf.data.examples import Example, RowError
 from xtf.data.numbers import BLANKS, DASHES, SCALES, SUPERSCRIPTS, TEN, TIMES, show
 from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
 from xtf.graders.number import HASHES, boxed, final_number, located_number, marked_answer, stated_answer
+from xtf.runtime.interrupt import ended
 
 EQUIVALENCE_SECONDS = 10  # of CPU time per pair of expressions: a busy machine must not change a verdict
 EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing process
@@ -91,7 +93,9 @@ class Equivalence:
                 )
             verdicts += [(verdict, reason) for verdict, reason in map(json.loads, lines)]
             if process.returncode:  # ended over the pair after the last answer; go on with the next one
-                verdicts.append((False, f"not shown equal within {self.seconds} s"))
+                late = process.returncode == -signal.SIGXCPU
+                why = f"not shown equal within {self.seconds} s" if late else f"its process {ended(process.returncode)}"
+                verdicts.append((False, why))
         return verdicts
 
 

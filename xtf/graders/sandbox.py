@@ -34,6 +34,7 @@ from typing import Any
 
 from xtf.config.checks import check_ranges
 from xtf.config.schema import SandboxConfig
+from xtf.runtime.interrupt import ended
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 HEADER = struct.Struct("!Q16sI")  # number of the job, nonce, length of the JSON that follows
@@ -138,9 +139,11 @@ class Worker:
         """Raises NoNamespacesError with the kernel's reason."""
         try:
             ready = self._receive(time.monotonic() + START_SECONDS, bytes(16))
-        except (OSError, EOFError, IrregularError) as error:
+        except TimeoutError as error:
             self.stop()
-            raise ChildProcessError("the sandbox's server did not start (its error is above)") from error
+            raise ChildProcessError(f"the sandbox's server was not ready within {START_SECONDS:g} s") from error
+        except (OSError, EOFError, IrregularError) as error:
+            raise ChildProcessError(f"the sandbox's server {ended(self.stop())} before it was ready") from error
         if ready["problem"] is not None:
             self.stop()
             raise NoNamespacesError(ready["problem"])
@@ -155,6 +158,7 @@ class Worker:
         nonce = secrets.token_bytes(16)
         self.number += 1
         deadline = time.monotonic() + self.config.wall_seconds + GRACE_SECONDS
+        reason: str | None
         try:
             self.channel.settimeout(max(0.001, deadline - time.monotonic()))
             self.channel.sendall(HEADER.pack(self.number, nonce, len(content)) + content)
@@ -169,11 +173,11 @@ class Worker:
         except IrregularError:
             reason = "the tests' process sent something other than its verdict"
         except (ConnectionError, EOFError):
-            reason = "the tests' process died (memory limit?)"
-        # ends everything in its namespaces, too; the next trial starts another
-        if self.stop() == IRREGULAR:
+            reason = None
+        status = self.stop()  # ends everything in its namespaces, too; the next trial starts another
+        if status == IRREGULAR:
             reason = "the tests' process sent something other than its verdict"
-        return Outcome(False, reason)
+        return Outcome(False, reason or f"the sandbox's server {ended(status)}")
 
     def _has_something_to_say(self) -> bool:
         """Whether there is something on the channel that was not asked for, or nothing will ever be."""
@@ -217,9 +221,9 @@ class Worker:
             content += part
         return content
 
-    def stop(self) -> int | None:
-        """How the server ended: one that had ended by itself keeps its status. None if there was none."""
-        status = None
+    def stop(self) -> int:
+        """How the server ended: one that had ended by itself keeps its status. 0 if there was none."""
+        status = 0
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):  # it has ended, and been waited for
                 os.killpg(self.process.pid, signal.SIGKILL)  # server, keepers, checkers; the rest dies with these

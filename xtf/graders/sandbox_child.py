@@ -38,6 +38,7 @@ import socket
 import struct
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections import deque
@@ -54,9 +55,9 @@ PROGRAM_CHANNEL = 3  # the candidate's, to the checker
 MAX_FRAME = 64 * 2**20  # bytes of one message between checker and candidate
 MAX_REASON = 2000  # characters
 MAX_VERDICT = HEADER.size + 64 * 2**10  # bytes
-END_OF_JOBS, IRREGULAR, DIED = 3, 4, 5  # how a keeper ends, 0 after a verdict; `sandbox.py` knows them too
+END_OF_JOBS, IRREGULAR = 3, 4  # how a keeper ends, 0 after a verdict; `sandbox.py` knows the latter too
 WATCH_SECONDS = 0.05  # between looks at the memory of all of a job's processes
-END_SECONDS = 1.0  # for a candidate that has closed its channel to end
+END_SECONDS = 1.0  # for a process that has closed its channel to end
 MUTABLE = (list, dict, set, deque, bytearray)
 BUILTIN_ERRORS = {  # what a program raises and tests see under the same name, made from one string
     name: kind
@@ -259,11 +260,11 @@ def is_special(name: str) -> bool:
 
 
 class Remote:
-    """The checker's stand-in for an object of the candidate; equality is identity.
+    """The checker's stand-in for an object of the candidate: it can be called and has attributes; equality is identity.
 
-    What it answers itself is written out here. Any other special name (`__array_interface__`, `__index__`,
-    `__float__`, `__name__`) is not passed on: C code that asks for one trusts what it gets, and NumPy would follow an
-    address of the program's choice.
+    No special name is passed on, neither those of syntax (`__iter__`, `__len__`, `__getitem__`) nor others
+    (`__array_interface__`, `__index__`, `__name__`): C code that asks for one trusts what it gets, and NumPy would
+    follow an address of the program's choice. Python says in its own words what such an object cannot do.
     """
 
     __slots__ = ("_checker", "_handle")
@@ -286,46 +287,25 @@ class Remote:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return ask(self, "call", *args, keywords=kwargs)
 
-    def __getitem__(self, key: Any) -> Any:
-        return ask(self, "getitem", key)
-
-    def __bool__(self) -> bool:
-        return bool(ask(self, "bool", kind=bool))
-
-    def __len__(self) -> int:
-        length = int(ask(self, "len", kind=int))
-        if not 0 <= length <= sys.maxsize:  # which no `len` of the program's Python gives
-            object.__getattribute__(self, "_checker").fail(f"the program answers len with {length:#x}")
-        return length
-
-    def __iter__(self) -> Remote:
-        iterator: Remote = ask(self, "iter", kind=Remote)
-        return iterator
-
-    def __next__(self) -> Any:
-        return ask(self, "next")
+    def __bool__(self) -> NoReturn:
+        # else it were true, whatever the program's `__bool__` or `__len__` would say
+        checker: Checker = object.__getattribute__(self, "_checker")
+        checker.fail("the tests ask whether an object of the program is true: only plain data is")
 
 
-def ask(
-    remote: Remote, operation: str, *args: Any, keywords: dict[str, Any] | None = None, kind: type | None = None
-) -> Any:
-    """What the candidate answers to an operation on one of its objects; of exactly this `kind`, if one is given."""
+Remote.__name__ = "object of the program"  # in messages: "'object of the program' object is not iterable"
+
+
+def ask(remote: Remote, operation: str, *args: Any, keywords: dict[str, Any] | None = None) -> Any:
+    """What the candidate answers to an operation on one of its objects."""
     checker: Checker = object.__getattribute__(remote, "_checker")
-    result = checker.operate(operation, object.__getattribute__(remote, "_handle"), args, keywords or {})
-    if kind is not None and type(result) is not kind:
-        checker.fail(f"the program answers {operation} with a {type(result).__name__}")
-    return result
+    return checker.operate(operation, object.__getattribute__(remote, "_handle"), args, keywords or {})
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, *args, **kwargs: target(*args, **kwargs),
     "getattr": getattr,
     "setattr": setattr,
-    "getitem": lambda target, key: target[key],
-    "bool": bool,
-    "len": len,
-    "iter": iter,
-    "next": next,
 }
 
 
@@ -355,12 +335,7 @@ def serve(values: ProgramValues, message: Value) -> Value:
         args = [values.decode(part) for part in message["args"]]
         kwargs = {name: values.decode(part) for name, part in message["kwargs"].items()}
         target = values.objects[message["handle"]]
-        try:
-            result = OPERATIONS[message["operation"]](target, *args, **kwargs)
-        except StopIteration:
-            if message["operation"] != "next":
-                raise
-            return {"end": True}
+        result = OPERATIONS[message["operation"]](target, *args, **kwargs)
         given = {**dict(enumerate(args)), **kwargs}
         sent = {**dict(enumerate(message["args"])), **message["kwargs"]}
         changed = [
@@ -408,6 +383,7 @@ class Checker:
         self.next_look = time.monotonic() + WATCH_SECONDS
         self.printed = 0
         self.failure: FailureError | None = None
+        self.turn = threading.Lock()  # to ask the program
         self.values = TestValues(self)
         self.poller = select.poll()
         self.poller.register(output, select.POLLIN)
@@ -462,14 +438,17 @@ class Checker:
         raise self.failure
 
     def request(self, message: Value) -> Value:
-        """Sends a message and waits for the answer."""
-        if self.failure:
-            raise self.failure
+        """Sends a message and waits for the answer; for one thread of the tests after the other."""
         content = frame(message)
-        try:
-            return self.exchange(content)
-        except Exception as error:  # which no test may take for one that it expects of the program
-            self.fail(f"the program cannot be asked: {error!r}")
+        with self.turn:
+            if self.failure:
+                raise self.failure
+            try:
+                return self.exchange(content)
+            # which no test may take for one that it expects of the program; after an alarm of the tests, the answer
+            # that was waited for would be taken for the next one
+            except BaseException as error:
+                self.fail(f"the program cannot be asked: {error!r}")
 
     def exchange(self, content: bytes) -> Value:
         """The answer to a message, draining what the candidate prints."""
@@ -529,20 +508,7 @@ class Checker:
 
     def how_it_ended(self) -> str:
         """Why the candidate's process is gone, or only its end of the channel: the checker may not signal it."""
-        deadline = time.monotonic() + END_SECONDS
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        while not pid and time.monotonic() < deadline:
-            time.sleep(0.002)
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if not pid:
-            return "the program closed its channel to the tests"
-        if os.WIFEXITED(status):
-            return f"the program ended by itself with status {os.WEXITSTATUS(status)}"
-        if os.WTERMSIG(status) == signal.SIGXCPU:
-            return f"timeout: {self.settings['cpu_seconds']} s of CPU time"
-        number = os.WTERMSIG(status)
-        known = number in set(signal.Signals)  # which holds the first and the last real-time signal alone
-        return f"the program was ended by {signal.Signals(number).name if known else f'signal {number}'}"
+        return how_it_ended(self.pid, "the program", self.settings["cpu_seconds"])
 
     def value(self, reply: Value) -> Any:
         """The JSON value in a reply; raises what the program raised, if it is a built-in kind of exception."""
@@ -569,8 +535,6 @@ class Checker:
             "kwargs": {name: self.values.encode(arg) for name, arg in kwargs.items()},
         }
         reply = self.request(message)
-        if operation == "next" and reply == {"end": True}:
-            raise StopIteration
         result = self.value(reply)
         try:
             for place, now in reply.get("changed", []):
@@ -593,6 +557,26 @@ class Checker:
         exec(compile(job["tests"], "<tests>", "exec"), space)
         if self.failure:
             raise self.failure
+
+
+def how_it_ended(pid: int, who: str, cpu_seconds: int) -> str:
+    """Why a child of this process is gone, or only its end of the channel between them."""
+    deadline = time.monotonic() + END_SECONDS
+    ended, status, used = os.wait4(pid, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.002)
+        ended, status, used = os.wait4(pid, os.WNOHANG)
+    if not ended:
+        return f"{who} closed its channel"
+    if os.WIFEXITED(status):
+        return f"{who} ended by itself with status {os.WEXITSTATUS(status)}"
+    number = os.WTERMSIG(status)
+    # by SIGKILL alone if it does not listen to the other, as the first process of a namespace does not
+    if number == signal.SIGXCPU or (number == signal.SIGKILL and used.ru_utime + used.ru_stime >= cpu_seconds):
+        return f"timeout: {cpu_seconds} s of CPU time"
+    known = number in set(signal.Signals)  # which holds the first and the last real-time signal alone
+    name = signal.Signals(number).name if known else f"signal {number}"
+    return f"{who} was ended by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
 
 
 def replace_content(old: Any, new: Any) -> None:
@@ -1027,18 +1011,18 @@ def run_keeper(settings: dict[str, Any], user: int, turn: int) -> NoReturn:
         finally:
             os._exit(1)
     theirs.close()
-    status = relay(ours) if os.read(turn, 1) else END_OF_JOBS
-    with contextlib.suppress(ProcessLookupError):
-        if status:
+    status = relay(ours, pid, settings["cpu_seconds"]) if os.read(turn, 1) else END_OF_JOBS
+    with contextlib.suppress(ChildProcessError):  # it has been waited for
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):  # also if it closed its channel and goes on
             os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+            os.waitpid(pid, 0)
     if not settings["isolate"]:
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(status)
 
 
-def relay(checker: socket.socket) -> int:
-    """Hands one job to the checker and its one verdict to the parent; how the keeper is to end."""
+def relay(checker: socket.socket, pid: int, cpu_seconds: int) -> int:
+    """Hands one job to the checker and its verdict, or why there is none, to the parent; how the keeper is to end."""
     job = read_job(CHANNEL)
     if job is None:
         return END_OF_JOBS
@@ -1058,7 +1042,7 @@ def relay(checker: socket.socket) -> int:
             break
         reply += part
     if not reply:
-        return DIED
+        reply = answer(header, {"passed": False, "reason": how_it_ended(pid, "the tests' process", cpu_seconds)})
     if not is_verdict(reply, header):
         return IRREGULAR
     write_all(CHANNEL, reply)
@@ -1127,7 +1111,7 @@ def main() -> int:
             break
         pid, turn = following
     code = os.waitstatus_to_exitcode(status)
-    return 0 if code == END_OF_JOBS else code & 0xFF
+    return 0 if code == END_OF_JOBS else code if code > 0 else 128 - code  # by a signal, as shells say it
 
 
 if __name__ == "__main__":

@@ -113,6 +113,16 @@ def end_with(program: int) -> None:
         threading.Thread(target=thread, daemon=True).start()
 
 
+def ended(status: int) -> str:
+    """How a process ended, by its exit status: above 128, as shells say it, or below 0 a signal ended it."""
+    number = -status if status < 0 else status - 128
+    if number <= 0:
+        return f"ended by itself with status {status}" + (" (its error is above)" if status else "")
+    known = number in set(signal.Signals)
+    name = signal.Signals(number).name if known else f"signal {number}"
+    return f"was ended by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+
+
 class Farewell:
     """The last words, once; from either thread, so not through Python's buffers."""
 
