@@ -11,9 +11,10 @@ xtf.grade("number", "The answer is 1,000.", reference="1000")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # to import typing takes longer than all that is before `__main__.main` hears Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from xtf.api import export, mask, score
     from xtf.data.provenance import provenance
     from xtf.graders import grade

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -229,6 +231,18 @@ def test_a_comparison_that_something_else_than_its_time_ended_says_what(
     monkeypatch.setattr("sys.executable", str(python))
     found = Equivalence(workers=1).compare([("1/2", "0.5")])
     assert found == [(False, "its process was ended by SIGKILL (out of memory?)")]
+
+
+def test_the_comparing_process_does_not_hear_the_ctrl_c_of_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    says = "import json, signal\nprint('ready')\nprint(json.dumps([True, sorted(signal.pthread_sigmask(0, ()))]))\n"
+    python.write_text(f"#!{sys.executable}\n{says}")  # dash would unblock them
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    ((_, blocked),) = Equivalence(workers=1).compare([("1/2", "0.5")])
+    assert signal.SIGINT in blocked
 
 
 def test_an_answer_as_long_as_an_essay_is_no_answer() -> None:

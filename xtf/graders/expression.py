@@ -25,7 +25,7 @@ from xtf.data.examples import Example, RowError
 from xtf.data.numbers import BLANKS, DASHES, SCALES, SUPERSCRIPTS, TEN, TIMES, show
 from xtf.graders.base import Grade, Grader, Item, answer_parts, final_offset
 from xtf.graders.number import HASHES, boxed, final_number, located_number, marked_answer, stated_answer
-from xtf.runtime.interrupt import ended
+from xtf.runtime.interrupt import deaf_children, ended
 
 EQUIVALENCE_SECONDS = 10  # of CPU time per pair of expressions: a busy machine must not change a verdict
 EQUIVALENCE_MEMORY = 4 * 2**30  # bytes of address space for the comparing process
@@ -77,14 +77,15 @@ class Equivalence:
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[bool, str]]:
         verdicts: list[tuple[bool, str]] = []
         while len(verdicts) < len(pairs):
-            process = subprocess.run(
-                [sys.executable, "-m", "xtf.graders.expression", str(self.seconds)],
-                input="".join(json.dumps(pair) + "\n" for pair in pairs[len(verdicts) :]),
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-                text=True,
-                check=False,
-            )
+            with deaf_children():  # Ctrl-C reaches all of a terminal's processes: these end with their input
+                process = subprocess.run(
+                    [sys.executable, "-m", "xtf.graders.expression", str(self.seconds)],
+                    input="".join(json.dumps(pair) + "\n" for pair in pairs[len(verdicts) :]),
+                    stdout=subprocess.PIPE,
+                    env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                    text=True,
+                    check=False,
+                )
             ready, *lines = process.stdout.splitlines() or [""]
             if ready != "ready":
                 raise ValueError(
