@@ -180,6 +180,9 @@ def test_a_tokenizer_that_is_none_is_one_sentence(folder):
 def test_a_folder_without_a_configuration_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no model: it has no config\.json"):
         check_folder(model_in(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no model: it is an adapter; merge it"):
+        check_folder(model_in(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["/no/such/model", "./here", "~/mine", "runs/seed0/model", "my model"])
@@ -223,6 +226,9 @@ def test_a_context_that_is_no_length_is_refused_by_its_key(folder, values):
     config = load_config(model_in(folder))
     config.rope_parameters = {"rope_type": "yarn", "factor": 4.0} | values
     with pytest.raises(ValueError, match=f"config.json of .* says {next(iter(values))}=.*, which is no length"):
+        context_of(config)
+    config.max_position_embeddings = 0
+    with pytest.raises(ValueError, match="says max_position_embeddings=0, which is no length"):
         context_of(config)
 
 

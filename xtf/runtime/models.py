@@ -56,7 +56,10 @@ def check_folder(model: ModelConfig) -> None:
         return
     config = folder / "config.json"
     if not config.is_file():
-        raise ValueError(f"model.path={model.path} holds no model: it has no config.json")
+        what = "it has no config.json"
+        if (folder / "adapter_config.json").is_file():
+            what = "it is an adapter; merge it into its model (peft's merge_and_unload), and give the merged folder"
+        raise ValueError(f"model.path={model.path} holds no model: {what}")
     check_model(folder)
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt"):
@@ -138,16 +141,22 @@ def context_of(config: Any) -> int | None:
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    if limit is None or not isinstance(rope, Mapping):
+    if limit is None:
+        return None
+    if not isinstance(limit, int) or limit < 1:
+        raise ValueError(
+            f"config.json of {config.name_or_path} says max_position_embeddings={limit!r}, which is no length: mend it"
+        )
+    if not isinstance(rope, Mapping):
         return limit
     scale = rope.get("factor")  # YaRN and its like, which some state beside the length before them
     if not isinstance(scale, int | float):
-        return int(limit)
+        return limit
     before = rope.get("original_max_position_embeddings") or limit
     for name, value in (("factor", scale), ("original_max_position_embeddings", before)):
         if not isinstance(value, int | float) or not 0 < value < 2**40:
             raise ValueError(f"config.json of {config.name_or_path} says {name}={value!r}, which is no length: mend it")
-    return max(int(limit), round(scale * before))
+    return max(limit, round(scale * before))
 
 
 def load_config(model: ModelConfig) -> Any:
