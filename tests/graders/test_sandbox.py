@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -1149,13 +1150,28 @@ def test_the_record_names_the_namespaces_and_the_limits() -> None:
     [
         ("os._exit(7)", "the tests' process ended by itself with status 7"),
         ("os.close(3); time.sleep(60)", "the tests' process closed its channel"),
-        ("while True: pass", "timeout: 1 s of CPU time"),
     ],
 )
 def test_how_the_tests_process_ended_is_said(box: Sandbox, tests: str, reason: str) -> None:
     outcome = run(box, "def f(x): return 2", f"import os, time\n{tests}")
     assert not outcome.passed and reason in outcome.reason
     assert run(box, "def f(x): return 2").passed
+
+
+@pytest.mark.parametrize(
+    ("number", "cpu_seconds", "reason"),
+    [
+        (signal.SIGTERM, 60, "it was ended by SIGTERM"),
+        (signal.SIGKILL, 60, "it was ended by SIGKILL (out of memory?)"),
+        (signal.SIGKILL, 0, "timeout: 0 s of CPU time"),  # used up: the kernel's second limit
+        (signal.SIGXCPU, 60, "timeout: 60 s of CPU time"),
+    ],
+)
+def test_a_process_that_a_signal_ended_is_told_by_it(number: signal.Signals, cpu_seconds: int, reason: str) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    process.send_signal(number)
+    assert sandbox_child.how_it_ended(process.pid, "it", cpu_seconds) == reason
+    process.wait()  # of which nothing is left
 
 
 @pytest.mark.parametrize(
