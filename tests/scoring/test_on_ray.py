@@ -25,11 +25,10 @@ from xtf import tiny
 from xtf.config.checks import check_engine
 from xtf.config.home import HOME
 from xtf.config.schema import Attribute, Config, ConfigError, Engine, RayConfig, ScorerConfig, TaskConfig
-from xtf.runtime.artifacts import DamagedError, read_json
+from xtf.runtime.artifacts import DamagedError
 from xtf.runtime.models import load_model
 from xtf.scoring import on_ray
-from xtf.scoring import store as score_store
-from xtf.scoring.store import scoring_pass
+from xtf.scoring.store import Written, scoring_pass
 
 introduce = on_ray.introduce
 ON_RAY = dataclasses.replace(ALONE, engine=Engine.ray, shard_examples=1)
@@ -105,10 +104,10 @@ def test_a_killed_worker_and_a_lost_node_lose_nothing(
         node.node_id: node for node in (cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in "ab")
     }
     done: list[str] = []
-    write_json = score_store.write_json
+    note = Written.note
 
-    def watched(file: Path, manifest: dict[str, Any], **how: Any) -> None:
-        write_json(file, manifest, **how)
+    def watched(written: Written, manifest: dict[str, Any], name: str) -> None:
+        note(written, manifest, name)
         if len(manifest["shards"]) == 3 and not done:
             first = next(iter(workers.iterdir()))
             os.kill(int(first.name), signal.SIGKILL)
@@ -118,7 +117,7 @@ def test_a_killed_worker_and_a_lost_node_lose_nothing(
             cluster.remove_node(nodes.pop(last.read_text()), allow_graceful=False)
             done.append("node lost")
 
-    monkeypatch.setattr(score_store, "write_json", watched)
+    monkeypatch.setattr(Written, "note", watched)
     folder = on_cluster(tmp_path / "ray", cluster, rows, functools.partial(slow, workers))
     assert done == ["worker killed", "node lost"]
     assert shards(folder) == expected
@@ -139,7 +138,7 @@ def test_a_pass_resumes_from_the_shards_that_are_there_and_a_failing_one_ends_it
     with pytest.raises(ValueError, match=r"scoring on Ray failed: .*no such luck.*Shards that are written are kept"):
         on_cluster(tmp_path / "ray", cluster, rows, functools.partial(unlucky, tmp_path / "ray"))
     (file,) = (tmp_path / "ray").glob("*/manifest.json")
-    begun = read_json(file)["shards"]
+    begun = Written(file.parent).load()["shards"]
     assert 4 <= len(begun) < len(rows)
     times = {name: (file.parent / name).stat().st_mtime_ns for name in begun}
     folder = on_cluster(tmp_path / "ray", cluster, rows, functools.partial(load_model, MODEL, ALONE, torch.float32))
@@ -149,12 +148,12 @@ def test_a_pass_resumes_from_the_shards_that_are_there_and_a_failing_one_ends_it
 
 
 def unlucky(folder: Path, place: str | None = None) -> Any:
-    """The model, which fails once four shards are noted in the manifest of a pass below the folder."""
+    """The model, which fails once four shards are noted of a pass below the folder."""
     model = load_model(MODEL, ALONE, torch.float32, place=place)
 
     def fail(*_: Any) -> None:
         time.sleep(0.3)
-        if any(len(read_json(file)["shards"]) >= 4 for file in folder.glob("*/manifest.json")):
+        if any(len(Written(file.parent).load()["shards"]) >= 4 for file in folder.glob("*/manifest.json")):
             raise OSError("no such luck")
 
     model.base_model.layers[0].register_forward_pre_hook(fail)

@@ -33,7 +33,7 @@ from xtf.scoring.methods import XTF
 from xtf.scoring.passes import Pass, Scorer, training_rows
 from xtf.scoring.passes import score as passes_to_score
 from xtf.scoring.scorers import context_centre, hidden_states, score_rows, with_context_tr
-from xtf.scoring.store import read_pass, scoring_pass
+from xtf.scoring.store import Written, read_pass, scoring_pass
 
 ALONE = TrainerConfig(name="cpu", shard_examples=4, tokens_per_score_batch=200)
 TOGETHER = dataclasses.replace(ALONE, name="ddp", strategy="ddp", devices=2)
@@ -65,26 +65,97 @@ def shards(folder):
     return {name: (folder / name).read_bytes() for name in manifest["shards"]}
 
 
-def test_two_processes_write_the_bytes_of_one_and_their_kill_loses_no_shard(rows, tmp_path, monkeypatch):
+class Killed(Exception):
+    """In the place of a kill."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Ends a pass once so many shards are noted, for the next one to go on."""
+
+    def wait_for(many):
+        def note(written, manifest, name):
+            original(written, manifest, name)
+            if len(manifest["shards"]) == many:
+                monkeypatch.setattr(Written, "note", original)
+                raise Killed
+
+        original = Written.note
+        monkeypatch.setattr(Written, "note", note)
+
+    return wait_for
+
+
+def test_two_processes_write_the_bytes_of_one_and_their_kill_loses_no_shard(rows, tmp_path, killed_after):
     expected = shards(score(tmp_path / "alone", rows, ALONE))
     assert len(expected) == 5
-
-    class Killed(Exception):
-        pass
-
-    def killed(manifest_file, manifest, **how):
-        write_json(manifest_file, manifest, **how)
-        if len(manifest["shards"]) == 4:
-            raise Killed
-
-    write_json = score_store.write_json
-    monkeypatch.setattr(score_store, "write_json", killed)
+    killed_after(4)
     with pytest.raises(Killed):
         score(tmp_path / "together", rows, TOGETHER)
-    monkeypatch.setattr(score_store, "write_json", write_json)
-    (manifest,) = (tmp_path / "together").glob("*/manifest.json")
-    assert not read_json(manifest)["complete"] and len(read_json(manifest)["shards"]) == 4
+    (folder,) = (tmp_path / "together").iterdir()
+    begun = Written(folder).load()
+    assert not begun["complete"] and len(begun["shards"]) == 4
+    times = {name: (folder / name).stat().st_mtime_ns for name in begun["shards"]}
     assert shards(score(tmp_path / "together", rows, ALONE)) == expected, "one process may go on"
+    assert {name: (folder / name).stat().st_mtime_ns for name in times} == times, "not scored again"
+
+
+def test_the_manifest_is_written_as_often_for_many_shards_as_for_few(rows, tmp_path, monkeypatch):
+    def lengths(trainer):
+        writes = []
+
+        def counted(file, value, **how):
+            write_json(file, value, **how)
+            writes.append(file.stat().st_size)
+
+        monkeypatch.setattr(score_store, "write_json", counted)
+        scorer = ScorerConfig("xtf", list(Attribute), tr=TRConfig(TRVariant.contextual))
+        folder = score(tmp_path / str(trainer.shard_examples), rows, trainer, scorer)
+        assert sorted(file.name for file in folder.iterdir() if file.suffix.startswith(".json")) == [
+            "hashes.json",
+            "manifest.json",
+        ]
+        return len(writes)
+
+    write_json = score_store.write_json
+    assert lengths(dataclasses.replace(ALONE, shard_examples=2)) == lengths(ALONE)
+
+
+def test_lines_of_shards_that_are_damaged_or_of_another_manifest_cost_their_shards_alone(
+    rows, tmp_path, killed_after, capsys
+):
+    expected = shards(score(tmp_path / "alone", rows, ALONE))
+    killed_after(4)
+    with pytest.raises(Killed):
+        score(tmp_path / "killed", rows, ALONE)
+    (folder,) = (tmp_path / "killed").iterdir()
+    lines = (folder / "manifest.partial.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    other = lines[1].replace(Written(folder).load()["shards"]["00001.parquet"]["sha256"].encode(), b"0" * 64)
+    (folder / "manifest.partial.jsonl").write_bytes(lines[0] + other + lines[2] + lines[3][:40])  # no whole last line
+    begun = Written(folder).load()
+    assert list(begun["shards"]) == ["00000.parquet", "00002.parquet"]
+    assert "2 of its lines are not as they were written" in " ".join(capsys.readouterr().out.split())
+    first = (folder / "00000.parquet").stat().st_mtime_ns
+    assert shards(score(tmp_path / "killed", rows, ALONE)) == expected
+    assert (folder / "00000.parquet").stat().st_mtime_ns == first
+    # As if an earlier version had gone on with other shards, or the kill had come before the lines were taken away.
+    manifest = read_json(folder / "manifest.json")
+    (folder / "manifest.partial.jsonl").write_bytes(b"".join(lines))
+    assert Written(folder).load() == manifest
+
+
+def test_a_complete_pass_whose_broken_shards_are_scored_again_is_complete_when_all_of_them_are(
+    rows, tmp_path, killed_after
+):
+    folder = score(tmp_path, rows, ALONE)
+    expected = shards(folder)
+    for name in ("00001.parquet", "00003.parquet"):
+        (folder / name).unlink()
+    killed_after(4)
+    with pytest.raises(Killed):
+        score(tmp_path, rows, ALONE)
+    assert shards(score(tmp_path, rows, ALONE)) == expected
 
 
 def test_contextual_tr_is_of_the_whole_pass_and_a_kill_while_it_is_worked_out_changes_nothing(
@@ -101,9 +172,6 @@ def test_contextual_tr_is_of_the_whole_pass_and_a_kill_while_it_is_worked_out_ch
     at_once = score_rows(model, rows, scorer, tokens_per_batch=200)
     at_once = with_context_tr(at_once, context_centre(lambda: iter([hidden_states(at_once)])))
     np.testing.assert_allclose(values, np.concatenate(at_once["tr"].to_numpy()), atol=2e-3)
-
-    class Killed(Exception):
-        pass
 
     done = []
 

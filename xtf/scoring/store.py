@@ -23,7 +23,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xtf.config.identity import digest, plain
 from xtf.config.schema import Accelerator, Config, Engine, ScorerConfig, TRVariant
 from xtf.data.ragged import PROMPT_TR
-from xtf.runtime.artifacts import DamagedError, intact, locked, read_json, sha256, versions, write_atomic, write_json
+from xtf.runtime.artifacts import (
+    DamagedError,
+    intact,
+    locked,
+    naming,
+    read_json,
+    sha256,
+    versions,
+    with_digest,
+    without_digest,
+    write_atomic,
+    write_json,
+)
 from xtf.runtime.memory import peak_memory, reset_peak_memory
 from xtf.runtime.models import inference_dtype
 from xtf.runtime.pace import announce, measured
@@ -97,8 +109,8 @@ def _write_shards(
     from xtf.data.stored import tokens_in
     from xtf.scoring.scorers import count_tokens
 
-    manifest_file, size = folder / "manifest.json", config.trainer.shard_examples
-    manifest: dict[str, Any] = read_json(manifest_file) if intact(manifest_file) else {}
+    written, size = Written(folder), config.trainer.shard_examples
+    manifest = written.load()
     if manifest.get("shard_examples") != size:
         manifest = {
             "complete": False,
@@ -116,6 +128,10 @@ def _write_shards(
         say(f"{folder}: {', '.join(broken)} missing or not as it was written; scoring again")
     manifest["shards"] = {name: entry for name, entry in shards.items() if name not in broken}
     missing = {name: part for name, part in parts.items() if name not in manifest["shards"]}
+    if manifest["complete"] and not missing:  # another run has made it while this one waited
+        return
+    manifest["complete"] = False  # until the shards that were broken are there again
+    written.save(manifest)
     if missing:
         attributes = [attribute for attribute in ATTRIBUTES.values() if attribute.source in columns]
         needs, prompts = brought(attributes, config.scorer), PROMPT_TR in columns
@@ -133,17 +149,68 @@ def _write_shards(
                 manifest["peak_memory_mb"] = max(manifest.get("peak_memory_mb", 0.0), peak)
                 manifest["device"] = config.trainer.accelerator
                 manifest["shards"][name] = {"sha256": sha256(folder / name), "examples": len(parts[name])}
-                write_json(manifest_file, manifest, sealed=True)
+                written.note(manifest, name)
         measured(config, cost, manifest["seconds"] - before)
     manifest["shards"] = {name: manifest["shards"][name] for name in parts}
     if "tr" in columns and config.scorer.tr.variant is TRVariant.contextual:
-        _finish_tr(folder, manifest)
+        _finish_tr(written, manifest)
     manifest["complete"] = True
     manifest["tokens"] = sum(tokens_in(rows, part) for part in parts.values())
-    write_json(manifest_file, manifest, sealed=True)
+    written.save(manifest)
 
 
-def _finish_tr(folder: Path, manifest: dict[str, Any]) -> None:
+class Written:
+    """What of a pass is written: its manifest and, while it is being made, a line for each shard since that.
+
+    The manifest is as long as there are shards, so writing it after each would take time quadratic in them. A line
+    belongs to the manifest whose hash it has: beside another one, which says the same already or is of other shards, it
+    is passed over. Where it is damaged its shard is scored again. Earlier versions do not know the lines, and score
+    those shards again.
+    """
+
+    TOTALS = "seconds", "peak_memory_mb", "device"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest, self.lines = folder / "manifest.json", folder / "manifest.partial.jsonl"
+        self.own = ""  # hash of the manifest as it was last saved
+
+    def load(self) -> dict[str, Any]:
+        """The manifest with what its lines add; empty where it is not there or not as it was written."""
+        if not intact(self.manifest):
+            return {}
+        found: dict[str, Any] = read_json(self.manifest)
+        own, damaged = sha256(self.manifest), 0
+        for line in self.lines.read_bytes().splitlines() if self.lines.exists() else []:
+            try:
+                entry = without_digest(json.loads(line), manifest=str, shard=str, entry=dict, totals=dict)
+            except (ValueError, RecursionError):
+                damaged += 1
+                continue
+            if entry["manifest"] == own:
+                found["shards"][entry["shard"]] = entry["entry"]
+                found |= entry["totals"]
+        if damaged:
+            say(f"{self.lines}: {damaged} of its lines are not as they were written; their shards are scored again")
+        return found
+
+    def save(self, manifest: Mapping[str, Any]) -> None:
+        """Write the whole manifest."""
+        write_json(self.manifest, manifest, sealed=True)
+        self.lines.unlink(missing_ok=True)
+        self.own = sha256(self.manifest)
+
+    def note(self, manifest: Mapping[str, Any], name: str) -> None:
+        """Write what the manifest says of the shard `name`, which has just been written, and its totals."""
+        totals = {key: manifest[key] for key in self.TOTALS if key in manifest}
+        line = {"manifest": self.own, "shard": name, "entry": manifest["shards"][name], "totals": totals}
+        with naming(self.lines), self.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(with_digest(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _finish_tr(written: Written, manifest: dict[str, Any]) -> None:
     """Put `tr` in the place of the hidden states in every shard that still has them.
 
     What it takes of the whole pass is noted before the first shard is changed: after a kill the rest follows, and a
@@ -154,6 +221,7 @@ def _finish_tr(folder: Path, manifest: dict[str, Any]) -> None:
 
     from xtf.scoring.scorers import HIDDEN, Centre, context_centre, hidden_states, with_context_tr
 
+    folder = written.folder
     waiting = [name for name in manifest["shards"] if HIDDEN in pq.read_schema(folder / name).names]
     if waiting and "tr" not in manifest:
         found = context_centre(
@@ -163,13 +231,13 @@ def _finish_tr(folder: Path, manifest: dict[str, Any]) -> None:
             )
         )
         manifest["tr"] = {"mean": found.mean.tolist(), "nearest": found.nearest, "farthest": found.farthest}
-        write_json(folder / "manifest.json", manifest, sealed=True)
+        written.save(manifest)
     for name in waiting:
         centre = Centre(np.array(manifest["tr"]["mean"]), manifest["tr"]["nearest"], manifest["tr"]["farthest"])
         table = with_context_tr(pq.read_table(folder / name), centre)
         write_atomic(folder / name, functools.partial(pq.write_table, table))
         manifest["shards"][name]["sha256"] = sha256(folder / name)
-        write_json(folder / "manifest.json", manifest, sealed=True)
+        written.note(manifest, name)
 
 
 @dataclass
