@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -470,6 +471,16 @@ def test_under_slurm_tasks_are_no_concern_of_a_training_and_what_ends_a_job_ends
         patch.setattr(train_file.Progress, "on_train_batch_end", end)
         train(tmp_path)
     assert train(tmp_path)["steps"] == 8
+
+
+def test_a_machine_that_has_slurm_is_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    srun = tmp_path / "bin/srun"
+    srun.parent.mkdir()
+    srun.touch(0o755)
+    monkeypatch.setenv("PATH", str(srun.parent), prepend=os.pathsep)
+    with warnings.catch_warnings(record=True) as told:
+        train(tmp_path / "run")
+    assert not [str(one.message) for one in told if "srun" in str(one.message)]
 
 
 # -- killed and resumed --------------------------------------------------------------------------------------

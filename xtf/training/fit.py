@@ -219,7 +219,7 @@ def _trainable(model: PreTrainedModel, tuning: TuningConfig, seed: int) -> PreTr
 
 def _trainer(config: Config, run_dir: Path, loggers: Sequence[Logger], progress: Callback) -> pl.Trainer:
     # Several processes are torch's launcher's; one alone asks no other cluster: Lightning refuses a job of Slurm that
-    # has more tasks than devices, and warns on a machine with Slurm that srun was not used.
+    # has more tasks than devices.
     environment = TorchElasticEnvironment if TorchElasticEnvironment.detect() else LightningEnvironment
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
@@ -256,6 +256,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with PyTorch 2.13
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*`srun` command.*")  # it looks for a checkpoint of Slurm's as well
         try:
             yield
         finally:
