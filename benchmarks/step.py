@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.step ROWS.jsonl [--model smollm2_135m] [--train 50]
 
 ROWS are JSONL with `question` and `answer` (GSM8K's train.jsonl) or what else `xtf.score` takes. The first of them are
-scored and masked by the paper's thresholds (`--drop 0.36`: by chance instead). Then the same optimizer steps are done in turn: on all response tokens, with the mask, and with the mask and a
-filtered backward pass; forward, backward, clipping, AdamW, in seconds of the process's CPU time. `--train` also trains
-anew each way for so many steps, and tells the loss of rows that were not trained on.
+scored and masked by the paper's thresholds (`--drop 0.36`: by chance instead). Then the same optimizer steps are done
+in turn: on all response tokens, with the mask, and with the mask and a filtered backward pass; forward, backward,
+clipping, AdamW, in seconds of the process's CPU time. `--train` also trains anew each way for so many steps, and tells
+the loss of rows that were not trained on.
 """
 
 from __future__ import annotations
@@ -141,18 +142,20 @@ def trained(model: PreTrainedModel, table: pa.Table, backward: Backward, batch: 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path)
+    parser.add_argument("file", type=Path, metavar="ROWS.jsonl")
     parser.add_argument("--model", default="smollm2_135m")
     parser.add_argument("--batch", type=int, default=8, help="rows per optimizer step")
     parser.add_argument("--steps", type=int, default=4, help="different steps, each done in turn by all subjects")
     parser.add_argument("--repeats", type=int, default=2, help="times that each is done, after one to warm up")
     parser.add_argument("--drop", type=float, help="drop this share of the response tokens by chance")
     parser.add_argument("--train", type=int, default=0, help="steps of a training in each way")
+    parser.add_argument("--rows", type=int, help="that are trained on; else as many as these steps go through")
+    parser.add_argument("--held-out", type=int, default=64, help="rows whose loss is told after --train")
     arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
     register()
     with hydra.initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
-        said = [f"model={arguments.model}", "task=custom", f"task.train.path={arguments.rows}", "stage=mask"]
+        said = [f"model={arguments.model}", "task=custom", f"task.train.path={arguments.file}", "stage=mask"]
         config = resolve(to_config(compose(said)))
 
     def fresh() -> PreTrainedModel:
@@ -163,11 +166,11 @@ def main() -> int:
         return loss(model, table)
 
     tokenizer, model = load_tokenizer(config.model), fresh()
-    timed, held_out = arguments.batch * arguments.steps, 64 if arguments.train else 0
-    learnt = max(timed, arguments.batch * arguments.train)
-    rows = read(arguments.rows, learnt + held_out)
+    timed, held_out = arguments.batch * arguments.steps, arguments.held_out if arguments.train else 0
+    learnt = max(timed, arguments.rows or arguments.batch * arguments.train)
+    rows = read(arguments.file, learnt + held_out)
     if len(rows) < learnt + held_out:
-        parser.error(f"{arguments.rows} has {len(rows)} rows, and {learnt + held_out} are needed")
+        parser.error(f"{arguments.file} has {len(rows)} rows, and {learnt + held_out} are needed")
     started = time.process_time()
     scored = xtf.score(model, tokenizer, rows)
     scoring = (time.process_time() - started) / len(rows)
@@ -218,7 +221,7 @@ def main() -> int:
         found
         | {
             "scoring seconds a row": scoring,
-            "settings": vars(arguments) | {"rows": arguments.rows.name},
+            "settings": vars(arguments) | {"file": arguments.file.name},
             "seconds": seconds,
         },
     )

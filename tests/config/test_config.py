@@ -719,6 +719,7 @@ UNREAD = [
     (["model.revision=main"], "model.revision (model.path is on this machine)"),
     (["tuning.lora.r=4"], "tuning.lora.r (tuning=full trains no adapter)"),
     (["method=normal", "tuning.backward=kept"], "tuning.backward (method=normal drops no token)"),
+    (["method=normal", "tuning.backward=labelled"], None),
     (["evaluate.general_limit=5"], "evaluate.general_limit (evaluate.general is empty)"),
     (["evaluate.vllm_memory=0.5"], "evaluate.vllm_memory (evaluate.backend=hf)"),
     (["plant.seed=5"], "plant.seed (plant.share=0)"),

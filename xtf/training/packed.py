@@ -121,18 +121,23 @@ class _Apart:
 
     def __init__(self, learnt: Tensor, constant: Tensor) -> None:
         self.learnt, self.constant = learnt, constant
-        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # states, and their rows: several projections read them
+        # States, and their rows apart: what was read last, for several projections read it, and what was made last, for
+        # projections and MLP read what a norm makes.
+        self.known: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(self, forward: Callable[[Tensor], Tensor], states_1TD: Tensor) -> Tensor:
         """`forward`, which takes [1, n, D] to [1, n, E], of [1, T, D]."""
-        if self.last is None or self.last[0] is not states_1TD:
+        read = next((states for states in self.known if states[0] is states_1TD), None)
+        if read is None:
             rest = states_1TD.detach().index_select(1, self.constant)
-            self.last = states_1TD, _Rows.apply(states_1TD, self.learnt), rest
-        own = forward(self.last[1])
+            read = states_1TD, _Rows.apply(states_1TD, self.learnt), rest
+        own = forward(read[1])
         with torch.no_grad():
-            rest = forward(self.last[2])
+            rest = forward(read[2])
             whole = own.new_empty(1, states_1TD.shape[1], own.shape[-1]).index_copy_(1, self.constant, rest)
-        return whole.index_copy_(1, self.learnt, own)
+        whole = whole.index_copy_(1, self.learnt, own)
+        self.known = [read, (whole, own, rest)]
+        return whole
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
