@@ -55,7 +55,7 @@ from benchmarks.step import drawn, unmasked
 from xtf.config.checks import resolve
 from xtf.config.compose import compose, register, to_config
 from xtf.config.home import HOME
-from xtf.config.schema import Backward, Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
+from xtf.config.schema import Accelerator, Backward, Config, LoggerConfig, Schedule, TrainerConfig, Tuning, TuningConfig
 from xtf.data.ragged import as_arrow
 from xtf.data.rows import load_rows
 from xtf.runtime.memory import peak_memory, reset_peak_memory
@@ -116,7 +116,7 @@ class Bench:
             warmup_ratio=0.0,
             backward=backward,
         )
-        accelerator = "gpu" if self.device == "cuda" else "cpu"
+        accelerator = Accelerator.gpu if self.device == "cuda" else Accelerator.cpu
         config = Config(
             method=METHODS["xtf"](),
             tuning=tuning,
