@@ -569,7 +569,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("backward", Backward)
+@pytest.mark.parametrize("backward", [Backward.exact, Backward.kept])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy: str, backward: Backward) -> None:
     """20 rows in steps of 19 and 1: in the second, one process has no document and still takes part."""
@@ -578,7 +578,7 @@ def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy:
         port, two = free_port(), tmp_path / "two"
         finished(train_rank, *((two, strategy, rank, port, killed_at, "xtf", backward) for rank in (0, 1)))
         assert (tmp_path / "two/checkpoints/last.ckpt").exists() == (killed_at is not None)
-    if backward is Backward.kept:
+    if backward is not Backward.exact:
         found = json.loads((tmp_path / "two/model/training.json").read_text())["gradient_cosine"]
         assert found == pytest.approx(record["gradient_cosine"], rel=1e-5)
     one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
@@ -665,24 +665,26 @@ def test_gradient_checkpointing_does_not_change_the_result(tmp_path: Path) -> No
         torch.testing.assert_close(plain[name], checkpointed[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_filtered_backward_pass_is_stated_with_its_cosine(tmp_path: Path) -> None:
-    exact, kept = (train(tmp_path / name, config(backward=Backward[name])) for name in ("exact", "kept"))
-    assert (exact["backward"], kept["backward"]) == ("exact", "kept") and "gradient_cosine" not in exact
+@pytest.mark.parametrize("backward", [Backward.kept, Backward.labelled])
+def test_a_filtered_backward_pass_is_stated_with_its_cosine(tmp_path: Path, backward: Backward) -> None:
+    ways = (Backward.exact, backward)
+    exact, other = (train(tmp_path / way.value, config(backward=way)) for way in ways)
+    assert (exact["backward"], other["backward"]) == ("exact", backward.value) and "gradient_cosine" not in exact
     # The first step's gradients by hand, document by document, as the loss of a step is a sum over its documents.
     rows, found = TrainingRows(table()), []
     step = collate(rows, epoch_order(len(rows), 0, 0)[:6], 0, 0)
-    for filtered in (False, True):
+    for way in ways:
         model = build().train()
         model.set_attn_implementation("packed_sdpa")
         packed = PackedLM(model, Method())
         for micro in step.micro_batches:
-            with packed.kept_only(micro) if filtered else contextlib.nullcontext():
+            with packed.filtered(micro, way):
                 packed(micro)[0].backward()
         found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     cosine = float(F.cosine_similarity(*found, dim=0))
     assert 0.5 < cosine < 0.9999
-    assert kept["gradient_cosine"] == pytest.approx(cosine, rel=1e-5)
-    first, second = (read_log(tmp_path / name / "train_log.csv")[0] for name in ("exact", "kept"))
+    assert other["gradient_cosine"] == pytest.approx(cosine, rel=1e-5)
+    first, second = (read_log(tmp_path / way.value / "train_log.csv")[0] for way in ways)
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
     assert first["grad_norm"] != pytest.approx(second["grad_norm"], rel=1e-5)
 
@@ -692,8 +694,9 @@ def test_a_filtered_backward_pass_needs_the_mask_before_the_step_and_packed_atte
         train(tmp_path, config("slm", backward=Backward.kept))
     eager = build()
     eager.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="LlamaForCausalLM is trained with eager attention here"):
-        train(tmp_path, config(backward=Backward.kept), eager)
+    for backward in (Backward.kept, Backward.labelled):
+        with pytest.raises(ValueError, match=f"{backward.value} filters .* LlamaForCausalLM is trained with eager"):
+            train(tmp_path, config(backward=backward), eager)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -28,7 +27,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from xtf.config.schema import Schedule
+from xtf.config.schema import Backward, Schedule
 from xtf.data.ragged import ROW_WEIGHTS
 from xtf.data.steps import Step, StepLoader, TrainingRows, collate
 from xtf.scoring.methods import METHODS, Method
@@ -380,20 +379,25 @@ def test_schedules_warm_up_and_decay() -> None:
     assert learning_rate_factor(Schedule.linear, 0, 10, 0.0) == 1
 
 
-# -- tuning.backward=kept ------------------------------------------------------------------------------------
+# -- tuning.backward ------------------------------------------------------------------------------------
 
 NORMED_KEYS = (Qwen3ForCausalLM, Qwen3Config(**SHAPE))  # a norm stands between projection and attention
 
 
-def hand_masked_gradients(model: PreTrainedModel, source: pa.Table) -> dict[str, torch.Tensor]:
+FILTERED = [Backward.kept, Backward.labelled]
+
+
+def hand_masked_gradients(
+    model: PreTrainedModel, source: pa.Table, backward: Backward = Backward.kept
+) -> dict[str, torch.Tensor]:
     """transformers' own loss, document by document, with hooks that take the gradient from keys and values of response
-    tokens that predict a dropped one."""
+    tokens that predict a dropped one; `labelled`: of the prompt too."""
     kept = sum(label != -100 for row in source["labels"].to_pylist() for label in row)
     for ids, prompt, labels in zip(
         *(source[name].to_pylist() for name in ("input_ids", "prompt_length", "labels")), strict=True
     ):
         learnt = torch.ones(len(ids), 1)
-        for place in range(prompt, len(ids) - 1):
+        for place in range(prompt if backward is Backward.kept else 0, len(ids) - 1):
             learnt[place] = float(labels[place + 1] != -100)
 
         def masked(module: Any, args: Any, output: torch.Tensor, learnt: torch.Tensor = learnt) -> None:
@@ -413,11 +417,13 @@ def hand_masked_gradients(model: PreTrainedModel, source: pa.Table) -> dict[str,
     return found
 
 
-def filtered_gradients(model: Any, source: pa.Table, budget: int = 64) -> tuple[float, dict[str, torch.Tensor]]:
+def filtered_gradients(
+    model: Any, source: pa.Table, backward: Backward = Backward.kept, budget: int = 64
+) -> tuple[float, dict[str, torch.Tensor]]:
     step, total = whole_step(TrainingRows(source), budget), 0.0
     packed = PackedLM(model, Method())
     for micro in step.micro_batches:
-        with packed.kept_only(micro):
+        with packed.filtered(micro, backward):
             loss = packed(micro)[0] / step.kept_tokens
             loss.backward()
         total += float(loss.detach())
@@ -426,18 +432,21 @@ def filtered_gradients(model: Any, source: pa.Table, budget: int = 64) -> tuple[
     return total, found
 
 
+@pytest.mark.parametrize("backward", FILTERED)
 @pytest.mark.parametrize("name", [*MODELS, "qwen3", "unknown_parts", "computed_again"])
-def test_kept_places_alone_are_gone_through_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_places_alone_are_gone_through_backward(
+    name: str, backward: Backward, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(MODELS, "qwen3", NORMED_KEYS)
     model, source = build(name if name in MODELS else "qwen2"), table()
-    theirs = hand_masked_gradients(model, source)
+    theirs = hand_masked_gradients(model, source, backward)
     exact_loss, exact = plain_gradients(model, source)
     model.set_attn_implementation(PACKED)
     if name == "unknown_parts":
         monkeypatch.setattr(module_file, "ROW_WISE", ())
     if name == "computed_again":
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    loss, ours = filtered_gradients(model, source)
+    loss, ours = filtered_gradients(model, source, backward)
     assert loss == pytest.approx(exact_loss, rel=1e-6), "the forward pass is what it was"
     assert relative_difference(ours, theirs) < 1e-6
     assert relative_difference(ours, exact) > 0.01
@@ -446,14 +455,15 @@ def test_kept_places_alone_are_gone_through_backward(name: str, monkeypatch: pyt
     assert relative_difference(packed_gradients(model, source)[1], exact) < 1e-6
 
 
-def test_kept_places_alone_with_an_adapter() -> None:
+@pytest.mark.parametrize("backward", FILTERED)
+def test_some_places_alone_with_an_adapter(backward: Backward) -> None:
     source = table()
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "init_lora_weights": False}
     model = get_peft_model(build("llama"), LoraConfig(**settings))
-    theirs = hand_masked_gradients(model, source)
+    theirs = hand_masked_gradients(model, source, backward)
     assert all("lora" in name for name in theirs)
     model.get_base_model().set_attn_implementation(PACKED)
-    assert relative_difference(filtered_gradients(model, source)[1], theirs) < 1e-6
+    assert relative_difference(filtered_gradients(model, source, backward)[1], theirs) < 1e-6
 
 
 def test_kept_places_alone_in_mixed_precision() -> None:
@@ -465,7 +475,7 @@ def test_kept_places_alone_in_mixed_precision() -> None:
     assert relative_difference(ours, theirs) < 0.05
 
 
-def test_the_backward_pass_holds_and_computes_the_kept_places_only() -> None:
+def test_the_backward_pass_holds_and_computes_the_chosen_places_only() -> None:
     model, source = build("llama"), table(keep=0.3)
     model.set_attn_implementation(PACKED)
     (micro,) = whole_step(TrainingRows(source), 10_000).micro_batches
@@ -475,7 +485,7 @@ def test_the_backward_pass_holds_and_computes_the_kept_places_only() -> None:
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     activation = model.get_decoder().layers[0].mlp.act_fn
     activation.register_full_backward_hook(lambda module, into, out: rows.append(out[0].shape[1]))
-    for block in (contextlib.nullcontext(), packed.kept_only(micro)):
+    for backward in Backward:
         seen: dict[int, int] = {}
 
         def note(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
@@ -483,13 +493,13 @@ def test_the_backward_pass_holds_and_computes_the_kept_places_only() -> None:
                 seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with block:
+        with packed.filtered(micro, backward):
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 hidden = packed.hidden(micro)
             held.append(sum(seen.values()))
             hidden.sum().backward()
-    assert rows == [tokens, tokens - idle]
-    assert held[1] < 0.95 * held[0]
+    assert rows == [tokens, tokens - idle, len(micro.predictors)]
+    assert held[1] < 0.95 * held[0] and held[2] < 0.9 * held[1]
 
 
 def test_what_counts_as_dropped() -> None:

@@ -389,19 +389,19 @@ def check_tuning(tuning: TuningConfig, trainer: TrainerConfig) -> None:
         raise ConfigError(f"tuning.betas={tuning.betas} must be two numbers, e.g. [0.9,0.999]")
     if tuning.optimizer is Optimizer.muon and (tuning.name is Tuning.lora or trainer.strategy is Strategy.fsdp):
         raise ConfigError("tuning.optimizer=muon works on whole matrices: use tuning=full, and not trainer=fsdp")
-    if tuning.backward is Backward.kept and trainer.compile:
+    if tuning.backward is not Backward.exact and trainer.compile:
         raise ConfigError(
-            "tuning.backward=kept filters within the packed attention, which trainer.compile=true replaces: use one of "
-            "the two"
+            f"tuning.backward={tuning.backward.value} filters within the packed attention, which trainer.compile=true "
+            "replaces: use one of the two"
         )
 
 
 def check_backward(tuning: TuningConfig, method: Any) -> None:
     """Refuse a filtered backward pass where no mask is known before the step."""
-    if tuning.backward is Backward.kept and method.online:
+    if tuning.backward is not Backward.exact and method.online:
         raise ConfigError(
-            f"tuning.backward=kept needs a mask that is there before the step, and method={method.name} weighs tokens "
-            "within it: use tuning.backward=exact"
+            f"tuning.backward={tuning.backward.value} needs a mask that is there before the step, and "
+            f"method={method.name} weighs tokens within it: use tuning.backward=exact"
         )
 
 

@@ -185,7 +185,9 @@ class Backward(Enum):
     """Which places of a document the gradient flows through."""
 
     exact = "exact"  # all that it depends on
-    kept = "kept"  # not those whose prediction the mask dropped: an approximation, for less work and memory
+    # Approximations, for less work and memory:
+    kept = "kept"  # not those whose prediction the mask dropped
+    labelled = "labelled"  # those alone whose prediction carries loss: no prompt either
 
 
 class PlantKind(Enum):

@@ -100,11 +100,11 @@ class MaskedDataModule(pl.LightningDataModule):
                 f"method={self.method.name} reads attention in the training step, which {self.attention} attention "
                 "does not show; use model.attention=sdpa, trainer.compile=false and documents within the sliding window"
             )
-        if self.tuning.backward is Backward.kept and self.attention != PACKED:
+        if self.tuning.backward is not Backward.exact and self.attention != PACKED:
             raise ValueError(
-                f"tuning.backward=kept filters within the packed attention, and {type(model).__name__} is trained with "
-                f"{self.attention} attention here: use tuning.backward=exact, or model.attention=sdpa, "
-                "trainer.compile=false and documents within the sliding window"
+                f"tuning.backward={self.tuning.backward.value} filters within the packed attention, and "
+                f"{type(model).__name__} is trained with {self.attention} attention here: use tuning.backward=exact, "
+                "or model.attention=sdpa, trainer.compile=false and documents within the sliding window"
             )
         if not packs:
             self.tokens_per_microbatch = 0

@@ -82,7 +82,7 @@ class TokenFilteredLM(pl.LightningModule):
         self.packed = PackedLM(model, method)
         self.method, self.tuning, self.seed = method, tuning, seed
         self.best_loss, self.best_step = math.inf, 0
-        # tuning.backward=kept: of the first step's gradient to the exact one
+        # tuning.backward=kept, labelled: of the first step's gradient to the exact one
         self.gradient_cosine: float | None = None
         self._clock = time.perf_counter()
         self._attention_before: str | None = None
@@ -190,12 +190,12 @@ class TokenFilteredLM(pl.LightningModule):
         decided = self.method.over_step and several  # one micro-batch is the step, whose rule the forward pass follows
         if decided:
             step.micro_batches = self._decide(step.micro_batches)
-        filtered = self.tuning.backward is Backward.kept
-        if filtered and step.index == 0:
+        backward = self.tuning.backward
+        if backward is not Backward.exact and step.index == 0:
             self.gradient_cosine = self._cosine(step)
             torch.manual_seed(int(state[0]))
         for number, micro in enumerate(step.micro_batches):
-            with self._backward(micro, filtered, last=number == len(step.micro_batches) - 1):
+            with self._backward(micro, backward, last=number == len(step.micro_batches) - 1):
                 total, losses, weights = self.packed(micro, decided)
                 self.manual_backward(total)
             loss_sum += total.detach()
@@ -240,37 +240,36 @@ class TokenFilteredLM(pl.LightningModule):
         return [share[:, :length] for share, length in zip(gather(padded), lengths, strict=True)]
 
     @contextlib.contextmanager
-    def _backward(self, micro: MicroBatch, filtered: bool, last: bool) -> Iterator[None]:
+    def _backward(self, micro: MicroBatch, backward: Backward, last: bool) -> Iterator[None]:
         """Within, a micro-batch goes forward and backward. Under ddp, gradients are exchanged in the last one only."""
         wrapper = self.trainer.model
         with contextlib.ExitStack() as stack:
             if isinstance(wrapper, DistributedDataParallel) and not last:
                 stack.enter_context(wrapper.no_sync())
-            if filtered:
-                stack.enter_context(self.packed.kept_only(micro))
+            stack.enter_context(self.packed.filtered(micro, backward))
             yield
 
     def _cosine(self, step: Step) -> float:
-        """Of the angle between the step's gradient with `tuning.backward=kept` and the exact one, without dropout."""
+        """Of the angle between the step's gradient with `tuning.backward` and the exact one, without dropout."""
         dropouts = [part for part in self.modules() if isinstance(part, nn.Dropout) and part.training]
         found = []
         for dropout in dropouts:
             dropout.eval()
-        for filtered in (False, True):
+        for backward in (Backward.exact, self.tuning.backward):
             for number, micro in enumerate(step.micro_batches):
-                with self._backward(micro, filtered, last=number == len(step.micro_batches) - 1):
+                with self._backward(micro, backward, last=number == len(step.micro_batches) - 1):
                     self.manual_backward(self.packed(micro)[0])
             found.append([p.grad for p in self.parameters() if p.grad is not None])
             self.zero_grad(set_to_none=True)
         for dropout in dropouts:
             dropout.train()
-        exact, kept = found
+        exact, filtered = found
 
         def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
             products = (torch.sum(a * b) for a, b in zip(left, right, strict=True))
             return sum(float(one.full_tensor() if isinstance(one, DTensor) else one) for one in products)
 
-        return dot(exact, kept) / max(math.sqrt(dot(exact, exact) * dot(kept, kept)), sys.float_info.min)
+        return dot(exact, filtered) / max(math.sqrt(dot(exact, exact) * dot(filtered, filtered)), sys.float_info.min)
 
     def _update(self, step: Step, loss_sum: Tensor, kept: Tensor, suspects: Sequence[str]) -> dict[str, Any]:
         found = self.optimizers()

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
+from xtf.config.schema import Backward
 from xtf.data.rows import first_few
 from xtf.data.steps import MicroBatch, TrainingRows, pack_documents
 from xtf.runtime.heads import decoder_of, logits_of, position_table, rope_limit
@@ -120,18 +121,23 @@ class _Apart:
 
     def __init__(self, learnt: Tensor, constant: Tensor) -> None:
         self.learnt, self.constant = learnt, constant
-        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # states, and their rows: several projections read them
+        # States, and their rows apart: what was read last, for several projections read it, and what was made last, for
+        # projections and MLP read what a norm makes.
+        self.known: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(self, forward: Callable[[Tensor], Tensor], states_1TD: Tensor) -> Tensor:
         """`forward`, which takes [1, n, D] to [1, n, E], of [1, T, D]."""
-        if self.last is None or self.last[0] is not states_1TD:
+        read = next((states for states in self.known if states[0] is states_1TD), None)
+        if read is None:
             rest = states_1TD.detach().index_select(1, self.constant)
-            self.last = states_1TD, _Rows.apply(states_1TD, self.learnt), rest
-        own = forward(self.last[1])
+            read = states_1TD, _Rows.apply(states_1TD, self.learnt), rest
+        own = forward(read[1])
         with torch.no_grad():
-            rest = forward(self.last[2])
+            rest = forward(read[2])
             whole = own.new_empty(1, states_1TD.shape[1], own.shape[-1]).index_copy_(1, self.constant, rest)
-        return whole.index_copy_(1, self.learnt, own)
+        whole = whole.index_copy_(1, self.learnt, own)
+        self.known = [read, (whole, own, rest)]
+        return whole
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
@@ -280,25 +286,33 @@ class PackedLM(nn.Module):
         return hidden_ND
 
     @contextlib.contextmanager
-    def kept_only(self, micro: MicroBatch) -> Iterator[None]:
-        """Within, for the forward and the backward pass of `micro`: states at its `idle` places are constants.
+    def filtered(self, micro: MicroBatch, backward: Backward) -> Iterator[None]:
+        """Within, for the forward and the backward pass of `micro`: states at some places are constants.
 
-        Nothing is predicted there that is trained on, so the loss reaches those places through their keys and values
-        alone. That way is cut, in `packed_sdpa`, which is all that is approximated; then their gradient is zero in all
-        layers, and what treats every token by itself computes and keeps nothing for it. The forward pass gives what it
-        gives without, and prompts have their whole gradient.
+        With `kept` at its `idle` places, where prompts have their whole gradient; with `labelled` wherever no token is
+        predicted that carries loss, prompts too. The loss reaches those places through their keys and values alone.
+        That way is cut, in `packed_sdpa`, which is all that is approximated; then their gradient is zero in all layers,
+        and what treats every token by itself computes and keeps nothing for it. The forward pass gives what it gives
+        without.
         """
-        assert self._parts[0].config._attn_implementation == PACKED
-        if not len(micro.idle):
+        if backward is Backward.exact:
             yield
             return
-        everywhere = torch.ones(micro.input_ids.shape[1], dtype=torch.bool, device=micro.idle.device)
-        learnt = everywhere.index_fill(0, micro.idle, False).nonzero()[:, 0]
-        # Where the last layer is computed at the predictors alone, it leaves out more than the idle places.
+        learnt_T = torch.full_like(micro.input_ids[0], backward is Backward.kept, dtype=torch.bool)
+        if backward is Backward.kept:
+            learnt_T[micro.idle] = False
+        else:
+            learnt_T[micro.predictors] = True
+        learnt, constant = learnt_T.nonzero()[:, 0], (~learnt_T).nonzero()[:, 0]
+        if not len(constant):
+            yield
+            return
+        assert self._parts[0].config._attn_implementation == PACKED
+        # Where the last layer is computed at the predictors alone, it leaves out those places and more.
         parts = [part for part in self.row_wise if part not in self._behind_attention]
         own = {part: part.__dict__["forward"] for part in parts if "forward" in part.__dict__}
-        self._constant = micro.idle
-        apart = _Apart(learnt, micro.idle)
+        self._constant = constant
+        apart = _Apart(learnt, constant)
         for part in parts:
             part.forward = functools.partial(apart, part.forward)
         try:
