@@ -569,7 +569,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("backward", [Backward.exact, Backward.kept])
+@pytest.mark.parametrize("backward", Backward)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_train_like_one_also_when_killed(tmp_path: Path, strategy: str, backward: Backward) -> None:
     """20 rows in steps of 19 and 1: in the second, one process has no document and still takes part."""
