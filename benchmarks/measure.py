@@ -118,7 +118,8 @@ def report(name: str, claims: Sequence[Claim], details: Mapping[str, Any]) -> in
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
     record = {"machine": machine(), "claims": [claim.to_dict() for claim in claims], **details}
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    # of a file that was given its name, and no folder of this machine
+    file.write_text(json.dumps(record, indent=1, default=lambda path: path.name) + "\n", encoding="utf-8")
     console.print(f"written to {file}")
     return int(any(claim.broken() for claim in claims))
 

@@ -216,14 +216,7 @@ def main() -> int:
             console.print(f"{name}: {found['held-out loss'][name]:.4f}")
         console.print(f"after {arguments.train} steps: {found['held-out loss']}")
     return report(
-        "step",
-        claims,
-        found
-        | {
-            "scoring seconds a row": scoring,
-            "settings": vars(arguments) | {"file": arguments.file.name},
-            "seconds": seconds,
-        },
+        "step", claims, found | {"scoring seconds a row": scoring, "settings": vars(arguments), "seconds": seconds}
     )
 
 

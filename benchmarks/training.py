@@ -345,13 +345,14 @@ def main() -> int:
     memory = dict(zip((OURS, *others), measured, strict=True))
     best = min(repeated, key=lambda name: float(np.median(times[name])))
     promised = 1.2 if arguments.device == "cuda" else 1.7
+    masked = 1.05 if arguments.model is None else None  # real rows may be nearly all prompt
     once = {f"{name}, first round": np.array([first[name] / first[OURS]]) for name in others if name not in times}
     against = {name: times[name] / times[OURS] for name in repeated} | once
     claims = [Claim(f"tokens/s against {name}", ratios, at_least=True) for name, ratios in against.items()]
     claims += [
         Claim(f"tokens/s against the faster ({best})", times[best] / times[OURS], promised, at_least=True),
         Claim(f"tokens/s with backward=labelled against {best}", times[best] / times[LABELLED], at_least=True),
-        Claim("tokens/s with the mask against without", times[UNMASKED] / times[OURS], 1.05, at_least=True),
+        Claim("tokens/s with the mask against without", times[UNMASKED] / times[OURS], masked, at_least=True),
         Claim(
             "peak memory that training adds, against the lower of the others",
             np.array([memory[OURS] / min(memory[name] for name in others)]),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from made_runs import scored_table
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks import evaluation, pretraining
+from benchmarks import evaluation, measure, pretraining, training
 from benchmarks.agreement import agreement
+from benchmarks.step import drawn, unmasked
 from xtf import tiny
-from xtf.config.schema import PRESETS, Attribute
+from xtf.config.schema import PRESETS, Attribute, Backward
+from xtf.runtime.models import device
 from xtf.scoring.masks import MaskedTokens, build_mask
 
 
@@ -65,3 +71,29 @@ def test_two_masks_of_the_same_tokens_are_compared_and_others_refused() -> None:
     assert lines["KN"][:3] == tuple(f"{100 * share:.1f} %" for share in (np.mean(p > 0.95), np.mean(p > 0.5), alike))
     with pytest.raises(ValueError, match="of different tokens"):
         agreement(first, MaskedTokens.from_mask(build_mask(scored_table(11), paper, list(Attribute)).table))
+
+
+def test_a_share_is_dropped_by_chance_and_never_the_end_or_the_prompt() -> None:
+    rows = 200
+    labels = pa.array([[-100] * 10] * rows, pa.list_(pa.int64()))
+    table = pa.table({"input_ids": [list(range(1, 11))] * rows, "prompt_length": [3] * rows, "labels": labels})
+    assert unmasked(table)["labels"].to_pylist() == [[-100, -100, -100, *range(4, 11)]] * rows
+    found = np.array(drawn(table, 0.36)["labels"].to_pylist())
+    assert (found[:, :3] == -100).all() and (found[:, -1] == 10).all()
+    assert (found[:, 3:-1] == -100).mean() == pytest.approx(0.36, abs=0.04)
+
+
+def test_the_training_benchmark_asks_for_the_processor_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(training, "fit", lambda model, table, config, *rest, **more: seen.append(config))
+    bench = object.__new__(training.Bench)
+    bench.model, bench.device, bench.rows = torch.nn.Linear(1, 1), "cpu", 4
+    monkeypatch.setattr(bench, "timed", lambda train: train(), raising=False)
+    bench.ours(pa.table({}), Backward.labelled)
+    assert device(seen[0].trainer) == torch.device("cpu") and seen[0].tuning.backward is Backward.labelled
+
+
+def test_a_report_names_files_without_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    measure.report("x", [], {"settings": {"data": Path("/home/me/rows.jsonl")}})
+    assert json.loads((tmp_path / "x.json").read_text())["settings"] == {"data": "rows.jsonl"}
