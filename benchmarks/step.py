@@ -55,14 +55,21 @@ def read(path: Path, number: int) -> list[dict[str, Any]]:
     ]
 
 
-def unmasked(table: pa.Table) -> pa.Table:
-    """The table with a label for every response token."""
-    labels = [
-        [-100] * prompt + ids[prompt:]
-        for ids, prompt in zip(table["input_ids"].to_pylist(), table["prompt_length"].to_pylist(), strict=True)
-    ]
+def with_labels(table: pa.Table, labels: list[list[int]]) -> pa.Table:
+    """The table with these labels in the place of its own."""
     at = table.schema.get_field_index("labels")
     return table.set_column(at, "labels", pa.array(labels, table.schema.field("labels").type))
+
+
+def unmasked(table: pa.Table) -> pa.Table:
+    """The table with a label for every response token."""
+    return with_labels(
+        table,
+        [
+            [-100] * prompt + ids[prompt:]
+            for ids, prompt in zip(table["input_ids"].to_pylist(), table["prompt_length"].to_pylist(), strict=True)
+        ],
+    )
 
 
 def drawn(table: pa.Table, share: float) -> pa.Table:
@@ -72,8 +79,7 @@ def drawn(table: pa.Table, share: float) -> pa.Table:
         [-100 if random.random() < share else label for label in row[:-1]] + row[-1:]
         for row in whole["labels"].to_pylist()
     ]
-    at = whole.schema.get_field_index("labels")
-    return whole.set_column(at, "labels", pa.array(labels, whole.schema.field("labels").type))
+    return with_labels(whole, labels)
 
 
 class Steps:

@@ -23,9 +23,9 @@ from xtf.scoring.methods import Method
 from xtf.training.packed import PackedLM
 
 LARGEST = 8192  # tokens; a GPU is no faster with more
-# On a CPU activations take no more than this where rows allow. A pass writes a gradient for each weight, whatever its
-# tokens: with 512 MiB that was 9 % of the time of SmolLM2-135M's.
-CPU_ACTIVATIONS = 2**30
+# On a CPU a pass is nearly as fast with few tokens as with many (one of three took 7 % off a step of SmolLM2-135M), so
+# activations take no more than this where rows allow.
+CPU_ACTIVATIONS = 512 * 2**20
 MARGIN = 1.15  # of what is counted: the backward pass holds a layer's gradients beside the activations
 RESERVE = 256 * 2**20  # bytes left to others
 SAMPLES = 32, 96  # tokens of the passes in which activations are counted
