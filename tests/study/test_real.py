@@ -36,7 +36,9 @@ SHIFTS = {"normal": 0.0, "random": 0.02, "xtf": 0.5, "protected": 0.05}
 PROTECTED = {"threshold.protect": "answer"}
 
 
-def made(root: Path, tasks: tuple[str, ...] = ("math", "medical"), rows: int = 40) -> None:
+def made(
+    root: Path, tasks: tuple[str, ...] = ("math", "medical"), rows: int = 40, experiment: str = "study_real"
+) -> None:
     generator = np.random.default_rng(0)
     for task in tasks:
         tokens = generator.integers(20, 60, size=rows)
@@ -53,9 +55,26 @@ def made(root: Path, tasks: tuple[str, ...] = ("math", "medical"), rows: int = 4
                     method="xtf" if arm == "protected" else arm,
                     overrides=PROTECTED if arm == "protected" else {},
                     seed=seed,
-                    experiment="study_real",
+                    experiment=experiment,
                     losses=losses,
                 )
+
+
+def test_the_papers_recipe_has_a_table_of_its_own(tmp_path: Path) -> None:
+    made(tmp_path, tasks=("math",))
+    study_report(tmp_path, tmp_path / "without")
+    assert "the paper's recipe" not in (tmp_path / "without/study_real.md").read_text()
+    made(tmp_path, tasks=("medical",), experiment="study_real_paper")
+    study_report(tmp_path, tmp_path / "with")
+    page = (tmp_path / "with/study_real.md").read_text()
+    assert page.splitlines()[0].endswith(": 24 finished runs")
+    table = page[page.index("## tiny, medical, the paper's recipe: every method") :].split("\n## ")[0]
+    assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")] == [
+        "| method",
+        *("| normal", "| random", "| answer tokens kept", "| xtf"),
+    ]
+    with (tmp_path / "with/arms.csv").open() as file:
+        assert {line["task"] for line in csv.DictReader(file)} == {"math"}
 
 
 def test_hypotheses_are_read_from_losses_row_by_row(tmp_path: Path) -> None:

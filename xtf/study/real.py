@@ -30,6 +30,7 @@ from xtf.study.arms import Answer, Arm, Study, answer, hypotheses_section, inter
 
 EXPERIMENT = "study_real"
 RATES = "study_real_rates"  # normal and xtf at other learning rates
+PAPER = "study_real_paper"  # with the paper's rate, epochs and schedule
 RATE = "tuning.learning_rate"
 # Settings of xtf that hypotheses S4 and S5 name -> what they are called on the page.
 SAFER = {
@@ -230,10 +231,14 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
     """
     stored = None if (source / "runs").is_dir() else source
     cells = find_cells(EXPERIMENT, source / "runs", stored)
-    try:
-        more = find_cells(RATES, source / "runs", stored)
-    except NoRuns:  # S6 is then said not to have been run
-        more = []
+
+    def beside(experiment: str) -> list[Cell]:
+        try:
+            return find_cells(experiment, source / "runs", stored)
+        except NoRuns:  # the page then has no section of it, or says that it was not run
+            return []
+
+    more, recipe = beside(RATES), beside(PAPER)
     by_model: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         by_model[cell.case[1]].append(cell)
@@ -251,6 +256,9 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
             if len(rates_run(rates, task)) > 1:
                 sections.append(_rates_section(model, task, rates))
             lines += [_csv_line(model, study, row) for row in rows[task]]
+        paper = Study([cell for cell in recipe if cell.case[1] == model])
+        for task in paper.tasks:
+            sections.append(_arms_section(model, f"{task}, the paper's recipe", paper, arm_rows(paper, task)))
         masks += (own := judged_masks(model, study, rows))
         sections.append(_verdict_section(model, own))
         if study.unfinished:
@@ -258,7 +266,7 @@ def study_report(source: Path, out_dir: Path) -> list[Path]:
     if rule := _rule_section(masks, out_dir):
         sections.append(rule)
     written = [write_csv(out_dir / "arms.csv", COLUMNS, lines)]
-    count = sum(len(cell.runs) for cell in (*cells, *more))
+    count = sum(len(cell.runs) for cell in (*cells, *more, *recipe))
     title = f"The study on models that were really pre-trained: {count} finished runs"
     return written + render_sections(title, sections, out_dir, EXPERIMENT)
 
@@ -308,8 +316,8 @@ def _answers(rows: Sequence[Row]) -> list[tuple[str, float, float, float, float]
     ]
 
 
-def _arms_section(model: str, task: str, study: Study, rows: Sequence[Row]) -> Section:
-    base = study.base(task)
+def _arms_section(model: str, where: str, study: Study, rows: Sequence[Row]) -> Section:
+    base = study.base(rows[0].arm.task)
     lines = [
         [
             called(row.arm.name),
@@ -330,7 +338,7 @@ def _arms_section(model: str, task: str, study: Study, rows: Sequence[Row]) -> S
         lines.append([*untrained, percent(base["unreadable"]), forgetting, "", "", ""])
     columns = ["method", "loss", "minus normal", "Student's t", "minus random", "Student's t"]
     columns += ["accuracy", "unreadable", "forgetting loss", "kept", "training", "seeds"]
-    return Section(f"{model}, {task}: every method", [TEXT], columns, lines)
+    return Section(f"{model}, {where}: every method", [TEXT], columns, lines)
 
 
 def _rates_section(model: str, task: str, rates: Study) -> Section:
