@@ -173,7 +173,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
         grads, ctx.grads = ctx.grads, None
-        return None, None, *(grad.mul_(outer[0].to(grad.dtype)) for grad in grads)
+        # `data` is no view: autograd adds another gradient of the same weights to it in place.
+        return None, None, *(grad.data.mul_(outer[0].to(grad.dtype)) for grad in grads)
 
 
 def _chunks(length: int, size: int) -> Iterable[slice]:
