@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -189,6 +190,37 @@ def test_filling_a_row_up_to_a_fixed_length_leaves_the_gradient_as_it_is(packing
         assert micro.input_ids.shape == (1, 64)
         (PackedLM(model, Method())(micro)[0] / step.kept_tokens).backward()
     assert relative_difference(gradients(model), theirs) < 1e-6
+
+
+def with_padding_ids(source: pa.Table) -> pa.Table:
+    """The rows with the padding's id as their second token: an embedding does not learn it, an LM head does."""
+    ids = [[row[0], 0, *row[2:]] for row in source["input_ids"].to_pylist()]
+    labels = [[*row[:1], 0, *row[2:]] for row in source["labels"].to_pylist()]
+    return source.set_column(1, "input_ids", pa.array(ids)).set_column(3, "labels", pa.array(labels))
+
+
+def test_an_embedding_that_is_the_head_too_keeps_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, source = build("qwen2_tied"), with_padding_ids(table())
+    assert model.get_input_embeddings().padding_idx == 0
+    _, theirs = plain_gradients(model, source)
+    model.set_attn_implementation(PACKED)
+    dense = torch.ops.aten.embedding_dense_backward
+    monkeypatch.setattr(torch.ops.aten, "embedding_dense_backward", None)  # the head's gradient takes it in
+    _, ours = packed_gradients(model, source)
+    assert relative_difference(ours, theirs) < 1e-6
+    # States that are not used for the loss have a gradient of their own.
+    monkeypatch.setattr(torch.ops.aten, "embedding_dense_backward", dense)
+    found = []
+    for tied in (True, False):
+        if not tied:
+            monkeypatch.setattr(PackedLM, "_with_tied_embedding", lambda self: contextlib.nullcontext())
+        packed = PackedLM(model, Method())
+        for micro in whole_step(TrainingRows(source)).micro_batches:
+            packed.hidden(micro).square().sum().backward()
+        found.append(gradients(model))
+        model.zero_grad()
+    assert relative_difference(*found) < 1e-6
+    assert "forward" not in vars(model.get_input_embeddings())
 
 
 def test_gradient_checkpointing_leaves_the_gradient_as_it_is() -> None:

@@ -143,6 +143,39 @@ class _Apart:
 # -- the loss ------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Tied:
+    """Weights, [V, D], that are the embedding's and the LM head's, in one backward pass."""
+
+    weight: nn.Parameter
+    head_grad: Tensor | None = None
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    """Tokens' rows of tied weights, [1, T] -> [1, T, D], whose gradient is added to the head's.
+
+    One of its own would be a fresh [V, D] of zeros for each micro-batch, to be added to the head's: 5 % of a step of
+    SmolLM2 on a CPU. Autograd holds the head's until all gradients of the weights are there; nothing has read it yet.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tied: _Tied, weight: Tensor, ids_1T: Tensor, padding: int | None) -> Tensor:
+        ctx.tied, ctx.padding = tied, -1 if padding is None else padding
+        ctx.save_for_backward(ids_1T)
+        return F.embedding(ids_1T, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        (ids_1T,) = ctx.saved_tensors
+        grad_VD, ctx.tied.head_grad = ctx.tied.head_grad, None
+        if grad_VD is None:  # the states were used otherwise than for the loss
+            own = torch.ops.aten.embedding_dense_backward(outer[0], ids_1T, len(ctx.tied.weight), ctx.padding, False)
+            return None, own, None, None
+        learnt_1T = ids_1T != ctx.padding
+        grad_VD.index_add_(0, ids_1T[learnt_1T], outer[0][learnt_1T].to(grad_VD.dtype))
+        return None, None, None, None
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """A sum of losses over chunks of tokens, each chunk's gradients taken as soon as its loss is known.
 
@@ -151,7 +184,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, chunk_loss: Callable[[Tensor, slice], Tensor], size: int, hidden_ND: Tensor, *parameters: Tensor
+        ctx: Any,
+        chunk_loss: Callable[[Tensor, slice], Tensor],
+        size: int,
+        tied: _Tied | None,
+        hidden_ND: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_ND = torch.empty_like(hidden_ND)
@@ -164,6 +202,8 @@ class _ChunkedLoss(torch.autograd.Function):
             grad_ND[part] = found[0]
             grads = [new if old is None else old.add_(new) for old, new in zip(grads, found[1:], strict=True)]
             total += loss.detach()
+        ctx.tied = tied
+        ctx.at = None if tied is None else next(i for i, p in enumerate(parameters) if p is tied.weight)
         ctx.grads = (
             grad_ND,
             *(torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)),
@@ -174,7 +214,10 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> Any:
         grads, ctx.grads = ctx.grads, None
         # `data` is no view: autograd adds another gradient of the same weights to it in place.
-        return None, None, *(grad.data.mul_(outer[0].to(grad.dtype)) for grad in grads)
+        grads = [grad.data.mul_(outer[0].to(grad.dtype)) for grad in grads]
+        if ctx.tied is not None:
+            ctx.tied.head_grad = grads[1 + ctx.at]
+        return None, None, None, *grads
 
 
 def _chunks(length: int, size: int) -> Iterable[slice]:
@@ -196,6 +239,7 @@ class PackedLM(nn.Module):
         self._behind_attention = behind_last_attention(base)
         self.row_wise = row_wise_parts(base)
         self._constant: Tensor | None = None
+        self._tied: _Tied | None = None  # of the last forward pass
         self.progress = 0.0  # share of the training steps done
 
     def forward(self, micro: MicroBatch, decided: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,7 +288,7 @@ class PackedLM(nn.Module):
 
         if torch.is_grad_enabled():
             head = [parameter for parameter in self._parts[2].parameters() if parameter.requires_grad]
-            total = _ChunkedLoss.apply(chunk_loss, self.chunk, hidden_ND, *head)
+            total = _ChunkedLoss.apply(chunk_loss, self.chunk, self._tied, hidden_ND, *head)
         else:
             parts = [chunk_loss(hidden_ND[where], where) for where in _chunks(len(hidden_ND), self.chunk)]
             total = torch.stack(parts).sum()
@@ -281,7 +325,7 @@ class PackedLM(nn.Module):
             packed["constant"] = self._constant
         if len(micro.document_lengths) > 1 or packed:  # a single document has the positions that a model counts itself
             packed["position_ids"] = micro.position_ids
-        with self._on_predictors(micro.predictors, micro.input_ids.shape[1]):
+        with self._on_predictors(micro.predictors, micro.input_ids.shape[1]), self._with_tied_embedding():
             output = decoder(input_ids=micro.input_ids, use_cache=False, **packed)
         hidden_ND: Tensor = output.last_hidden_state[0, micro.predictors]
         return hidden_ND
@@ -340,10 +384,8 @@ class PackedLM(nn.Module):
             return whole_1TD.index_copy(1, predictors, output_1ND)
 
         handles: list[Any] = []
-        base = self._parts[0]
-        compiled = base.get_decoder()._compiled_call_impl is not None
-        again = any(getattr(part, "gradient_checkpointing", False) for part in base.modules())
-        if len(predictors) < tokens and not (again or compiled):
+        again = any(getattr(part, "gradient_checkpointing", False) for part in self._parts[0].modules())
+        if len(predictors) < tokens and not (again or self._compiled):
             for part in self._behind_attention:
                 handles += [part.register_forward_pre_hook(gather), part.register_forward_hook(scatter)]
         try:
@@ -352,9 +394,42 @@ class PackedLM(nn.Module):
             for handle in handles:
                 handle.remove()
 
+    @contextlib.contextmanager
+    def _with_tied_embedding(self) -> Iterator[None]:
+        """Within, the embedding's gradient is added to the head's where both have the same weights and learn.
+
+        On a CPU alone: on a GPU the order of such sums is not fixed, and fresh memory costs next to nothing. Not in a
+        compiled model, whose graph has its own.
+        """
+        base, _, head = self._parts
+        embedding: Any = base.get_input_embeddings()
+        self._tied = None
+        if (
+            type(embedding) is not nn.Embedding
+            or (weight := embedding.weight) is not getattr(head, "weight", None)
+            or not (torch.is_grad_enabled() and weight.requires_grad and weight.device.type == "cpu")
+            or self._compiled
+            or "forward" in vars(embedding)
+            or embedding.max_norm is not None
+            or embedding.scale_grad_by_freq
+            or embedding.sparse
+        ):
+            yield
+            return
+        self._tied = tied = _Tied(weight)
+        vars(embedding)["forward"] = lambda ids_1T: _TiedEmbedding.apply(tied, weight, ids_1T, embedding.padding_idx)
+        try:
+            yield
+        finally:
+            del vars(embedding)["forward"]
+
     def logits(self, hidden_nD: Tensor) -> Tensor:
         """Logits from last hidden states, [n, D] -> [n, V]."""
         return logits_of(self._parts[0], hidden_nD)
+
+    @property
+    def _compiled(self) -> bool:
+        return self._parts[0].get_decoder()._compiled_call_impl is not None
 
     @property
     def base(self) -> PreTrainedModel:
