@@ -95,6 +95,7 @@ def test_the_chunk_size_changes_nothing(small_model, random_rows, monkeypatch):
     model = small_model("mistral")
     whole = score_rows(model, random_rows, scorer(RI, KN))
     monkeypatch.setattr(scorers, "LOGITS_ON_CPU", 1)  # one position at a time
+    monkeypatch.setattr(scorers, "LEAST_ON_CPU", 1)
     monkeypatch.setattr(scorers, "WEIGHTS_ON_CPU", 1)  # one query at a time
     for name in ("ri", "logp"):
         pieces = score_rows(model, random_rows, scorer(RI, KN))[name].combine_chunks().flatten()

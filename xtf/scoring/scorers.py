@@ -41,8 +41,10 @@ HIDDEN = "hidden"  # the column of unit vectors that stands for `tr` until that 
 ATTENTION = "xtf_scoring"  # the name under which the pass registers its attention with transformers
 TINY = torch.finfo(torch.float32).tiny  # floor under the logarithm of an attention that rounds to 0
 # Sizes of temporaries in float32 elements. On a CPU a chunk of logits must stay below 32 MiB, above which the
-# allocator maps fresh pages each time (4 times slower), and attention weights near the cache's size (2 times).
+# allocator maps fresh pages each time (4 times slower), and attention weights near the cache's size (2 times). With a
+# vocabulary so large that those are few tokens, the head's product with them takes longer than the pages do.
 LOGITS_ON_CPU, WEIGHTS_ON_CPU, ON_GPU = 7 * 2**20, 2**20, 2**26
+LEAST_ON_CPU = 192  # tokens
 ROWS_AT_ONCE = 10_000  # whose tokens are counted at once
 
 
@@ -311,14 +313,18 @@ def _log_p(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """log p of each target under the LM head, float32 (N,), and the ids of the `top` likeliest tokens, int32 (N, top),
     with their p, float32 (N, top): a chunk of N by V logits at a time."""
-    elements = LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else ON_GPU
-    chunk = max(1, elements // model.config.get_text_config().vocab_size)
+    on_cpu, vocabulary = hidden_NE.device.type == "cpu", model.config.get_text_config().vocab_size
+    chunk = max(LEAST_ON_CPU, LOGITS_ON_CPU // vocabulary) if on_cpu else max(1, ON_GPU // vocabulary)
     parts = []
     for part_NE, part_N in zip(hidden_NE.split(chunk), targets_N.to(hidden_NE.device).split(chunk), strict=True):
         logits_NV = logits_of(model, part_NE).float()
         best = logits_NV.topk(top)
         p_NK = (best.values - logits_NV.logsumexp(-1, keepdim=True)).exp() if top else best.values
-        parts.append((-F.cross_entropy(logits_NV, part_N, reduction="none"), best.indices.int(), p_NK))
+        if on_cpu:  # in place: a second N by V takes up to 8 % of the LM head's time, most of it for fresh pages
+            logp_N = torch.log_softmax(logits_NV, -1, out=logits_NV).gather(1, part_N[:, None])[:, 0]
+        else:
+            logp_N = -F.cross_entropy(logits_NV, part_N, reduction="none")
+        parts.append((logp_N, best.indices.int(), p_NK))
     logp, ids, p = zip(*parts, strict=True)
     return torch.cat(logp), torch.cat(ids), torch.cat(p)
 
