@@ -97,6 +97,7 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(folder, cha
         ("model.safetensors.index.json", b'{"weight_map": null}', "has no weight_map"),
         ("model.safetensors.index.json", b'{"weight_map": []}', "has no weight_map"),
         ("model.safetensors.index.json", b"{}", "has no weight_map"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "model.safetensors"}}', "has no metadata"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": ["x"]}}', "names .*x.*, which is not in the folder"),
     ],
 )
@@ -230,6 +231,13 @@ def test_a_context_that_is_no_length_is_refused_by_its_key(folder, values):
     config.max_position_embeddings = 0
     with pytest.raises(ValueError, match="says max_position_embeddings=0, which is no length"):
         context_of(config)
+
+
+@pytest.mark.parametrize("values", [{"vocab_size": "many"}, {"dtype": "float99"}, {"hidden_size": 8.5}])
+def test_a_fault_of_the_configuration_is_not_told_as_one_of_the_tokenizer(folder, values):
+    change_config(folder, **values)
+    with pytest.raises(ValueError, match=r"^the configuration in"):
+        load_tokenizer(model_in(folder))
 
 
 def test_a_model_of_no_heads_is_refused_where_its_configuration_is_read(folder):

@@ -82,12 +82,15 @@ def check_folder(model: ModelConfig) -> None:
 def _check_index(folder: Path) -> None:
     """The files of weights are those that the index names; transformers passes over others without a word."""
     index = folder / "model.safetensors.index.json"
-    named: Any = json_object(index).get("weight_map") if index.is_file() else {}
+    content = json_object(index) if index.is_file() else {"metadata": {}}
+    named: Any = content.get("weight_map") if index.is_file() else {}
     if not isinstance(named, dict) or (index.is_file() and not named):
         raise ValueError(f"{index} has no weight_map, which says where each tensor is: fetch it again")
     for name in named.values():
         if not isinstance(name, str) or not (folder / name).is_file():
             raise ValueError(f"{index} names {name}, which is not in the folder: fetch it, or the model again")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f'{index} has no metadata, without which transformers does not read it: add "metadata": {{}}')
     files = set(named.values())
     for file in sorted(folder.glob("model*.safetensors")):
         if file.name not in files and (SHARD.fullmatch(file.name) or (named and file.name == WEIGHTS)):
@@ -259,6 +262,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         found: PreTrainedTokenizerBase = load(location(model), revision=model.revision)
     except Exception as error:  # a tokenizer.json with unusual values makes its library raise almost anything
+        if Path(model.path).is_dir():
+            load_config(model)  # which is read for the tokenizer's class: the fault may be there
         raise _unreachable(model, "tokenizer", error) from error
     return found
 
