@@ -36,7 +36,7 @@ from xtf.data.ragged import as_arrow
 from xtf.data.steps import Step, TrainingRows, collate
 from xtf.runtime.models import load_model, load_tokenizer
 from xtf.scoring.methods import METHODS, Method
-from xtf.training.budget import CPU_ACTIVATIONS, LARGEST, activation_bytes
+from xtf.training.budget import activation_bytes, tokens_on_cpu
 from xtf.training.fit import fit
 from xtf.training.packed import PackedLM, enable_packing
 
@@ -89,7 +89,7 @@ class Steps:
         self.packed = PackedLM(model.train(), Method())
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-7, fused=True)
-        budget = min(LARGEST, int(CPU_ACTIVATIONS / activation_bytes(self.packed)[0]))
+        budget = tokens_on_cpu(sum(p.numel() for p in self.parameters), activation_bytes(self.packed)[0])
         self.steps: dict[str, list[Step]] = {}
         for name in WAYS:
             rows = TrainingRows(unmasked(table) if name == ALL else table)

@@ -54,6 +54,9 @@ def test_a_small_model_takes_large_micro_batches_and_a_large_one_no_more_than_it
     monkeypatch.setattr(budgets, "CPU_ACTIVATIONS", 1000 * per_token)
     assert microbatch(model, config_of(), 30, tmp_path / "large").tokens == 1000
     assert microbatch(model, config_of(), 1500, tmp_path / "long").tokens == 1500
+    monkeypatch.setattr(budgets, "CPU_ACTIVATIONS", 0)  # a share that is less than a gradient
+    gradient = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert microbatch(model, config_of(), 2, tmp_path / "gradient").tokens == int(gradient / per_token) > 2
 
 
 def test_scarce_memory_makes_them_smaller_and_is_said(model, tmp_path, monkeypatch, capsys):

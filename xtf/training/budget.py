@@ -23,8 +23,9 @@ from xtf.scoring.methods import Method
 from xtf.training.packed import PackedLM
 
 LARGEST = 8192  # tokens; a GPU is no faster with more
-# On a CPU a pass is nearly as fast with few tokens as with many (one of three took 7 % off a step of SmolLM2-135M), so
-# activations take no more than this where rows allow.
+# On a CPU a pass is as fast with few tokens as with many but for the gradient, which each one writes for every weight:
+# activations take no more than this, or than a gradient does, where rows allow. (One pass in the place of three takes
+# 7 % off a step of SmolLM2-135M, in the place of four a quarter off one of a model of 0.5B.)
 CPU_ACTIVATIONS = 512 * 2**20
 MARGIN = 1.15  # of what is counted: the backward pass holds a layer's gradients beside the activations
 RESERVE = 256 * 2**20  # bytes left to others
@@ -81,7 +82,7 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
             f"tokens), and {free / 1e9:.1f} GB are free: use tuning=lora or tuning.gradient_checkpointing=true, or "
             "lower model.max_length"
         )
-    tokens = LARGEST if device.type == "cuda" else min(LARGEST, int(CPU_ACTIVATIONS / per_token))
+    tokens = LARGEST if device.type == "cuda" else tokens_on_cpu(trained, per_token)
     while tokens > longest and need(tokens) > free:
         tokens = tokens * 3 // 4
     budget = Budget(max(tokens, longest), "chosen", round(free / 1e9, 2), round(per_token / 1e6, 3))
@@ -91,6 +92,12 @@ def microbatch(model: PreTrainedModel | PeftModel, config: Config, longest: int,
     )
     write_json(file, asdict(budget), sealed=True)
     return budget
+
+
+def tokens_on_cpu(trained: int, per_token: float) -> int:
+    """Tokens of a micro-batch where memory is not short: of a model with `trained` weights, of whose activations a
+    token takes `per_token` bytes."""
+    return min(LARGEST, int(max(CPU_ACTIVATIONS, 4 * trained) / per_token))
 
 
 def activation_bytes(packed: PackedLM, autocast: bool = False) -> tuple[float, float]:
